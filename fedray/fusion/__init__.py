@@ -1,0 +1,1 @@
+"""Fusers, the operators concat and mix, gates, and the registry that keeps them."""

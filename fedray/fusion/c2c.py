@@ -1,0 +1,125 @@
+"""Cache-to-Cache as published (arXiv 2510.03215, section 3.3): one projector per receiver layer, K and V apart.
+
+Parameter names follow the published checkpoints, so that a state dict of theirs loads strictly.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedray.fusion.fuser import Fuser, FuserConfig
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Block(nn.Module):
+    """x + Dropout(W2 GELU(W1 RMSNorm(x)))."""
+
+    def __init__(self, hidden: int, intermediate: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(hidden)
+        self.w1 = nn.Linear(hidden, intermediate, bias=False)
+        self.w2 = nn.Linear(intermediate, hidden, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.w2(F.gelu(self.w1(self.norm(x)))))
+
+
+class Blocks(nn.Module):
+    def __init__(self, count: int, hidden: int, intermediate: int, dropout: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(hidden, intermediate, dropout) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class C2CProjector(nn.Module):
+    """One receiver layer's projector: reads both caches, returns the change to the receiver's keys and values."""
+
+    def __init__(self, source: int, heads: int, head_dim: int, config: FuserConfig, dropout: float = 0.1) -> None:
+        super().__init__()
+        hidden, intermediate, target = config.hidden, config.intermediate, heads * head_dim
+        for x in ("key", "value"):
+            setattr(self, f"{x}_gate_logit", nn.Parameter(torch.zeros(())))
+            setattr(self, f"{x}_in", nn.Linear(source + target, hidden))
+            setattr(self, f"{x}_mlp1", Blocks(1, hidden, intermediate, dropout))
+            setattr(self, f"{x}_scalar_mlp2", Blocks(1, hidden, hidden, dropout))
+            setattr(self, f"{x}_scalar_head", nn.Linear(hidden, heads))
+            setattr(self, f"{x}_proj_mlp2", Blocks(config.num_layers - 2, hidden, intermediate, dropout))
+            setattr(self, f"{x}_proj_out", nn.Linear(hidden, target))
+        self.gate_temperature = nn.Buffer(torch.tensor(1.0))
+
+    def forward(
+        self, sent_key: Tensor, sent_value: Tensor, own_key: Tensor, own_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All (B, N, T, H); returns the changes to (own_key, own_value)."""
+        return self._change("key", sent_key, own_key), self._change("value", sent_value, own_value)
+
+    def _change(self, x: str, sent_BNTH: Tensor, own_BNTH: Tensor) -> Tensor:
+        heads = own_BNTH.shape[1]
+        # 1. features of both caches, heads flattened per token
+        features = torch.cat([_flat(sent_BNTH), _flat(own_BNTH)], dim=-1)
+        # 2. shared trunk
+        trunk = getattr(self, f"{x}_mlp1")(getattr(self, f"{x}_in")(features))
+        # 3. projection into the receiver's space
+        projected = getattr(self, f"{x}_proj_out")(getattr(self, f"{x}_proj_mlp2")(trunk))
+        projected = projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+        # 4. dynamic weight per token and head
+        weight = torch.sigmoid(getattr(self, f"{x}_scalar_head")(getattr(self, f"{x}_scalar_mlp2")(trunk)))
+        weight_BNT1 = weight.transpose(1, 2)[..., None]
+        # 5. gate, one logit per layer: Gumbel-sigmoid in training, hard at inference
+        gate = self._gate(getattr(self, f"{x}_gate_logit"), weight_BNT1)
+        return gate * weight_BNT1 * projected
+
+    def _gate(self, logit: Tensor, like_BNT1: Tensor) -> Tensor:
+        if not self.training:
+            return (logit > 0).to(like_BNT1.dtype)
+        uniform = torch.rand_like(like_BNT1).clamp(1e-8, 1 - 1e-8)
+        gumbel = -torch.log(-torch.log(uniform))
+        return torch.sigmoid((logit + gumbel) / self.gate_temperature)
+
+
+class C2CFuser(Fuser):
+    """The published fuser over all receiver layers. Fresh from its initialization it is the identity at inference."""
+
+    def __init__(self, config: FuserConfig) -> None:
+        super().__init__(config)
+        if config.operator != "mix":
+            raise ValueError("fuser c2c is published for fusion=mix; use fuser=mlp for fusion=concat")
+        source = config.sender.kv_heads * config.sender.head_dim
+        spec = config.receiver
+        self.projectors = nn.ModuleList(
+            C2CProjector(source, spec.kv_heads, spec.head_dim, config) for _ in range(spec.layers)
+        )
+
+    def mix(
+        self, own: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], sent: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        changes = [
+            projector(sent[0][s], sent[1][s], own[0][t], own[1][t])
+            for t, (s, projector) in enumerate(zip(self.layers, self.projectors, strict=True))
+        ]
+        return tuple(k for k, _ in changes), tuple(v for _, v in changes)
+
+    def anneal(self, progress: float, start: float = 1.0, end: float = 0.001) -> None:
+        """Set the gates' temperature T0 (T1/T0)^progress, progress in [0, 1]."""
+        for projector in self.projectors:
+            projector.gate_temperature.fill_(start * (end / start) ** min(progress, 1.0))  # pyright: ignore
+
+
+def _flat(tensor_BNTH: Tensor) -> Tensor:
+    return tensor_BNTH.transpose(1, 2).flatten(2)

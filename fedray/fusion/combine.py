@@ -1,0 +1,120 @@
+"""The operator "∘": what the receiver's last prompt token and its answer see.
+
+`concat` (FedRefine Eq. 1-4) puts every sender's projected cache in front of the receiver's own; `mix` (the case study)
+changes the receiver's own cache token by token. In both, the last prompt token is read on top of the result, so it and
+the answer are the receiver's own. A sender's gate weight w adds log w to the attention scores of its segment (concat)
+or scales its change (mix); with w = 0 nothing of it is left, and the answer is the receiver's alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from fedray.fusion.fuser import Fuser
+from fedray.llm.alignment import align_tokens
+from fedray.llm.cache import KVCache
+from fedray.llm.decoding import Context
+from fedray.llm.model import TAIL, Span
+from fedray.types import FedrayError
+
+ORDERS = ("parallel", "sequential")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sender's share in a fusion.
+
+    cache: B rows in the sender's space; rows it did not send have length 0. weight_B: gate weights in [0, 1].
+    spans: per row the place of each sender token in the text (mix only).
+    """
+
+    sender: str
+    fuser: Fuser
+    cache: KVCache
+    weight_B: Tensor
+    spans: tuple[tuple[Span, ...], ...] = ()
+
+    def check(self, receiver: KVCache) -> None:
+        config = self.fuser.config
+        for side, want, got in (
+            ("sender", config.sender, self.cache.spec),
+            ("receiver", config.receiver, receiver.spec),
+        ):
+            if want != got:
+                raise FedrayError(
+                    f"fuser of {self.sender}: expected a {side} cache of {want} (layers x heads x dim), got {got}"
+                )
+
+
+def concat(own: KVCache, parts: list[Part]) -> Context:
+    """Senders' projected caches, then the receiver's own: C(F_j1i, M_j1) ∘ ... ∘ C(M_i)  (Eq. 4).
+
+    `own` holds the prompt without its last token. The receiver's own positions start at 0, as they do alone.
+    """
+    keys, values = [list(own.keys)], [list(own.values)]
+    visible, biases = [], []
+    for part in parts:
+        part.check(own)
+        projection = part.fuser.project(part.cache.keys, part.cache.values)
+        keys.append(list(projection.keys))
+        values.append(list(projection.values))
+        visible.append(part.cache.valid_BT() & (part.weight_B > 0)[:, None])
+        log_w = torch.log(part.weight_B.clamp(min=torch.finfo(torch.float32).tiny))
+        biases.append([w + log_w[:, None, None] for w in projection.log_weights])
+    order = [*range(1, len(keys)), 0]
+    pairs = [
+        tuple(torch.cat([source[i][t] for i in order], dim=2) for source in (keys, values))
+        for t in range(own.spec.layers)
+    ]
+    bias = tuple(torch.cat([b[t] for b in biases], dim=2) for t in range(own.spec.layers)) if parts else None
+    seen = torch.cat([*visible, own.valid_BT()], dim=1)
+    return Context(DynamicCache(pairs), seen, own.lengths.clone(), bias)
+
+
+def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str = "parallel") -> KVCache:
+    """The receiver's cache with every sender's change added, token by token of the same text.
+
+    parallel: all changes are computed from the receiver's own cache and summed; sequential: sender 2 sees the cache
+    fused with sender 1 (both as published for C2C).
+    """
+    keys, values = own.keys, own.values
+    for part in parts:
+        part.check(own)
+        index_BT, aligned_BT = alignment(part, own, own_spans)
+        sent = tuple(tuple(_take(t, index_BT) for t in side) for side in (part.cache.keys, part.cache.values))
+        base = (keys, values) if order == "sequential" else (own.keys, own.values)
+        change_keys, change_values = part.fuser.mix(base, sent)  # pyright: ignore[reportArgumentType]
+        scale_B1T1 = (aligned_BT * part.weight_B[:, None])[:, None, :, None]
+        keys = tuple(k + scale_B1T1 * c for k, c in zip(keys, change_keys, strict=True))
+        values = tuple(v + scale_B1T1 * c for v, c in zip(values, change_values, strict=True))
+    return KVCache(own.spec, keys, values, own.lengths, own.positions)
+
+
+def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Tensor, Tensor]:
+    """Per receiver slot the sender token it reads (B, T), and 1.0 where there is one.
+
+    Template tokens after the question read the sender's last prompt token: there its answer is assembled.
+    """
+    index = torch.zeros(own.batch, own.tokens, dtype=torch.long)
+    aligned = torch.zeros(own.batch, own.tokens)
+    for b, spans in enumerate(own_spans):
+        sent = int(part.cache.lengths[b])
+        if sent == 0 or not part.spans[b]:
+            continue
+        tokens = align_tokens(part.spans[b], spans)
+        for t in range(int(own.lengths[b])):
+            source = sent - 1 if spans[t][0] == TAIL else tokens[t]
+            if source >= 0:
+                index[b, t], aligned[b, t] = source, 1.0
+    device = own.lengths.device
+    return index.to(device), aligned.to(device=device, dtype=own.keys[0].dtype)
+
+
+def _take(tensor_BNSH: Tensor, index_BT: Tensor) -> Tensor:
+    batch, heads, _, dim = tensor_BNSH.shape
+    index = index_BT[:, None, :, None].expand(batch, heads, -1, dim)
+    return tensor_BNSH.gather(2, index)

@@ -1,0 +1,169 @@
+"""Fusers: the learned maps F_ij from a sender's cache space into a receiver's (FedRefine, arXiv 2603.28772, Eq. 1).
+
+Two kinds, one class each. `MLPFuser` is the case study's three-layer MLP per receiver layer, for both operators;
+`C2CFuser` is Cache-to-Cache as published (arXiv 2510.03215), for `mix` only.
+Shape legend: B batch, N kv heads, T tokens, H head dim, L layers, F = N*H features, G groups (one per layer and K|V).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedray.llm.alignment import align_layers
+from fedray.types import KVSpec
+
+OPERATORS = ("concat", "mix")
+
+
+@dataclass(frozen=True, slots=True)
+class FuserConfig:
+    """What a fuser is: enough to build it again. reads: "sender", or "both" caches (then it runs at the receiver)."""
+
+    kind: str
+    operator: str
+    sender: KVSpec
+    receiver: KVSpec
+    hidden: int = 128
+    intermediate: int = 128  # c2c only
+    num_layers: int = 3  # c2c only: blocks plus input and output
+    layer_alignment: str = "bottom_up"
+
+    @property
+    def reads(self) -> str:
+        return "sender" if self.operator == "concat" else "both"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> FuserConfig:
+        return cls(**{**fields, "sender": KVSpec(**fields["sender"]), "receiver": KVSpec(**fields["receiver"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A sender's cache in the receiver's space, one entry per receiver layer.
+
+    keys, values: (B, N, T, H); log_weights: (B, N, T), 0 is full weight, very negative is silence.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    log_weights: tuple[Tensor, ...]
+
+
+class Fuser(nn.Module):
+    """A fuser of either kind. `concat` uses project(), `mix` uses mix_layer()."""
+
+    def __init__(self, config: FuserConfig) -> None:
+        super().__init__()
+        if config.operator not in OPERATORS:
+            raise ValueError(f"operator {config.operator!r}; choose one of {', '.join(OPERATORS)}")
+        self.config = config
+        self.layers = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
+
+    def project(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Projection:
+        """Sender layers (B, N, T, H) -> the same tokens in the receiver's space."""
+        raise NotImplementedError
+
+    def mix(
+        self, own: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], sent: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Changes (new minus own) to the receiver's keys and values, from sender layers aligned to its tokens."""
+        raise NotImplementedError
+
+    def _stack(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], layers: list[int]) -> Tensor:
+        """Chosen layers as groups: K of every layer, then V: (G, B*T, F)."""
+        stacked = torch.stack([tensors[t] for tensors in (keys, values) for t in layers])
+        return stacked.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+class MLPFuser(Fuser):
+    """A three-layer MLP per receiver layer for K and for V, with a weight per token and head.
+
+    All layers run as one grouped product. The weight may silence what the sender does not know: in `concat` its
+    logarithm is added to the attention scores of the token, in `mix` it interpolates between own and projected, and is
+    read from both caches there.
+    """
+
+    SHARPNESS = 10.0  # the weight's logit is scaled by it, so that it can close
+
+    def __init__(self, config: FuserConfig) -> None:
+        super().__init__(config)
+        source, target = (
+            config.sender.kv_heads * config.sender.head_dim,
+            config.receiver.kv_heads * config.receiver.head_dim,
+        )
+        groups, hidden, heads = 2 * config.receiver.layers, config.hidden, config.receiver.kv_heads
+        self.shift = nn.Buffer(torch.zeros(groups, 1, source))
+        self.scale = nn.Buffer(torch.ones(groups, 1, source))
+        self.first = GroupedLinear(groups, source, hidden)
+        self.second = GroupedLinear(groups, hidden, hidden)
+        self.third = GroupedLinear(groups, hidden, target)
+        weighed = groups if config.operator == "mix" else config.receiver.layers
+        self.weight = GroupedLinear(weighed, hidden, heads)
+        self.own_weight = GroupedLinear(groups, target, heads) if config.operator == "mix" else None
+
+    @torch.no_grad()
+    def standardize(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
+        """Set the input shift and scale from sample caches, so that every feature enters with unit variance."""
+        x = self._stack(keys, values, self.layers)
+        self.shift.copy_(x.mean(1, keepdim=True))
+        self.scale.copy_(1.0 / x.std(1, keepdim=True).clamp(min=1e-3))
+
+    def _hidden(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
+        x = (self._stack(keys, values, self.layers) - self.shift) * self.scale
+        return F.gelu(self.second(F.gelu(self.first(x))))
+
+    def _unstack(self, x_GMF: Tensor, batch: int) -> Tensor:
+        """(G, B*T, N*H) -> (G, B, N, T, H)."""
+        heads = self.config.receiver.kv_heads
+        return x_GMF.unflatten(1, (batch, -1)).unflatten(-1, (heads, -1)).transpose(2, 3)
+
+    def project(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Projection:
+        batch, layers = keys[0].shape[0], self.config.receiver.layers
+        hidden = self._hidden(keys, values)
+        projected = self._unstack(self.third(hidden), batch)
+        logits = self._unstack(self.weight(hidden[:layers]), batch)[..., 0]
+        weights = F.logsigmoid(self.SHARPNESS * logits + 2.0)
+        return Projection(tuple(projected[:layers]), tuple(projected[layers:]), tuple(weights))
+
+    def mix(
+        self, own: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], sent: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        assert self.own_weight is not None, "a concat fuser cannot mix"
+        batch, layers = own[0][0].shape[0], self.config.receiver.layers
+        hidden = self._hidden(*sent)
+        mine = self._stack(*own, list(range(layers)))
+        logits = self._unstack(self.weight(hidden) + self.own_weight(mine), batch)
+        change = torch.sigmoid(logits) * (self._unstack(self.third(hidden), batch) - self._unstack(mine, batch))
+        return tuple(change[:layers]), tuple(change[layers:])
+
+
+class GroupedLinear(nn.Module):
+    """G independent linear maps as one batched product: (G, M, in) -> (G, M, out)."""
+
+    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(inputs)
+        self.kernel = nn.Parameter(torch.empty(groups, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(groups, 1, outputs))
+
+    def forward(self, x_GMI: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x_GMI, self.kernel)
+
+
+def build_fuser(config: FuserConfig) -> Fuser:
+    """An untrained fuser of the kind its configuration names."""
+    from fedray.fusion.c2c import C2CFuser
+
+    kinds: dict[str, type[Fuser]] = {"mlp": MLPFuser, "c2c": C2CFuser}
+    if config.kind not in kinds:
+        raise ValueError(f"fuser {config.kind!r}; choose one of {', '.join(kinds)}")
+    return kinds[config.kind](config)

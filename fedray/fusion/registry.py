@@ -1,0 +1,247 @@
+"""A versioned store of fusers and gates: one folder per version, named by its content hash.
+
+    <root>/<sender>--<receiver>/<hash>/model.safetensors, manifest.json      a fuser F_ij
+    <root>/gate--<receiver>/<hash>/model.safetensors, manifest.json          a gate
+
+The embedded registry is read-only and lies in the package; a user registry (`registry.path=DIR`) lies over it. Only
+safetensors are read. The content hash covers the weights and what they mean (kind, configuration, the hashes of both
+LLMs), never a date, host or path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fedray import __version__
+from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
+from fedray.fusion.gating import Gate, GateConfig
+from fedray.types import Artifact, FedrayError, MemberInfo
+
+EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights" / "registry"
+MANIFEST_VERSION = 1
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,80}--[a-z0-9][a-z0-9._-]{0,80}")
+_HASH = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What lies in a version folder.
+
+    role: "fuser" or "gate"; config: FuserConfig or GateConfig fields; llms: LLM name -> {weights, tokenizer} hashes;
+    training: what it was trained on and for how long; weights: sha256 of model.safetensors; hash: the version's name.
+    """
+
+    name: str
+    role: str
+    config: dict[str, Any]
+    llms: dict[str, dict[str, str]]
+    training: dict[str, Any]
+    weights: str
+    hash: str
+    code: str
+    version: int = MANIFEST_VERSION
+
+    @property
+    def kind(self) -> str:
+        return self.config.get("kind", "gate")
+
+    @property
+    def operator(self) -> str:
+        return self.config["operator"]
+
+    @property
+    def reads(self) -> str:
+        """What a fuser reads: the sender's cache alone, or both."""
+        return FuserConfig.from_dict(self.config).reads if self.role == "fuser" else "receiver"
+
+
+def fuser_name(sender: str, receiver: str) -> str:
+    return f"{sender}--{receiver}"
+
+
+def gate_name(receiver: str) -> str:
+    return f"gate--{receiver}"
+
+
+class Registry:
+    """The embedded registry under an optional user registry. A later registration of a pair wins."""
+
+    def __init__(self, path: Path | None = None, embedded: Path | None = EMBEDDED) -> None:
+        self.path = path
+        self.roots = [root for root in (path, embedded) if root is not None]
+
+    def list(self) -> list[tuple[Manifest, Path]]:
+        """All versions that can be read, user registry first, newest first within a name."""
+        found = []
+        for root in self.roots:
+            for folder in sorted(root.glob("*--*/*"), key=_age):
+                if _NAME.fullmatch(folder.parent.name) and _HASH.fullmatch(folder.name):
+                    found.append((read_manifest(folder), folder))
+        return found
+
+    def find_fuser(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
+        """The fuser of a pair, trained for exactly these two LLMs. Raises FedrayError naming what there is."""
+        name = fuser_name(sender.name, receiver.name)
+        candidates = [(m, p) for m, p in self.list() if m.name == name and m.kind == kind and m.operator == operator]
+        for manifest, path in candidates:
+            if _fits(manifest, sender) and _fits(manifest, receiver):
+                return Artifact(name, manifest.hash, str(path))
+        if candidates:
+            raise FedrayError(
+                f"the {kind} fuser {sender.name} -> {receiver.name} ({candidates[0][0].hash}) was trained for other "
+                f"weights than the ones loaded; train it again with jobs/train_fuser.py"
+            )
+        others = sorted({f"fuser={m.kind} fusion={m.operator}" for m, _ in self.list() if m.name == name})
+        instead = f"there is {', '.join(others)}" if others else "train one with jobs/train_fuser.py"
+        raise FedrayError(f"no fuser={kind} fusion={operator} for {sender.name} -> {receiver.name}; {instead}")
+
+    def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str) -> Artifact:
+        """The gate of a receiver that knows all these senders. Raises FedrayError."""
+        name = gate_name(receiver.name)
+        gates = [(m, p) for m, p in self.list() if m.name == name and m.operator == operator]
+        for manifest, path in gates:
+            if set(senders) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
+                return Artifact(name, manifest.hash, str(path))
+        known = f"it knows {', '.join(gates[0][0].config['senders'])}" if gates else "there is none"
+        raise FedrayError(
+            f"no fusion={operator} gate of {receiver.name} for the senders {', '.join(senders)} ({known}); "
+            f"use gate=open or train one with jobs/train_gate.py"
+        )
+
+    def add_fuser(
+        self,
+        fuser: Fuser,
+        sender: MemberInfo,
+        receiver: MemberInfo,
+        training: Mapping[str, Any],
+        root: Path | None = None,
+    ) -> Artifact:
+        """Store a fuser in 16 bit and return where it lies."""
+        name = fuser_name(sender.name, receiver.name)
+        llms = {m.name: {"weights": m.weights_hash, "tokenizer": m.tokenizer_hash} for m in (sender, receiver)}
+        return self._add(name, "fuser", fuser, fuser.config.to_dict(), llms, training, root)
+
+    def add_gate(
+        self, gate: Gate, receiver: MemberInfo, training: Mapping[str, Any], root: Path | None = None
+    ) -> Artifact:
+        llms = {receiver.name: {"weights": receiver.weights_hash, "tokenizer": receiver.tokenizer_hash}}
+        return self._add(gate_name(receiver.name), "gate", gate, gate.config.to_dict(), llms, training, root)
+
+    def _add(
+        self,
+        name: str,
+        role: str,
+        module: torch.nn.Module,
+        config: dict[str, Any],
+        llms: dict[str, dict[str, str]],
+        training: Mapping[str, Any],
+        root: Path | None,
+    ) -> Artifact:
+        root = root or self.path
+        if root is None:
+            raise FedrayError(f"{name} cannot be stored: the embedded registry is read-only; give registry.path=DIR")
+        if not _NAME.fullmatch(name):
+            raise FedrayError(f"{name!r} is no name for a registry; use lower-case letters, digits, '.', '_' and '-'")
+        blob = save_tensors({k: _half(v) for k, v in sorted(module.state_dict().items())})
+        weights = hashlib.sha256(blob).hexdigest()
+        meaning = json.dumps({"role": role, "config": config, "llms": llms, "weights": weights}, sort_keys=True)
+        digest = hashlib.sha256(meaning.encode()).hexdigest()[:16]
+
+        manifest = Manifest(name, role, config, llms, dict(training), weights, digest, __version__)
+        return Artifact(name, digest, str(_write_version(root / name, manifest, blob)))
+
+
+def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
+    """Load a fuser whose file still has the hash its manifest promises. Raises FedrayError."""
+    manifest, tensors = _read(Path(artifact.path))
+    fuser = build_fuser(FuserConfig.from_dict(manifest.config))
+    _fill(fuser, tensors, artifact)
+    return fuser.to(device).eval()
+
+
+def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
+    manifest, tensors = _read(Path(artifact.path))
+    gate = Gate(GateConfig.from_dict(manifest.config))
+    _fill(gate, tensors, artifact)
+    return gate.to(device).eval()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    path = folder / "manifest.json"
+    try:
+        manifest = Manifest(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise FedrayError(f"{path} cannot be read ({error}); delete the folder or train again") from error
+    if manifest.version != MANIFEST_VERSION:
+        raise FedrayError(f"{path} has version {manifest.version}, this fedray reads {MANIFEST_VERSION}; update fedray")
+    return manifest
+
+
+def _read(folder: Path) -> tuple[Manifest, dict[str, torch.Tensor]]:
+    manifest = read_manifest(folder)
+    path = folder / "model.safetensors"
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise FedrayError(f"{path} cannot be read ({error.strerror}); delete the folder or train again") from error
+    if hashlib.sha256(blob).hexdigest() != manifest.weights:
+        raise FedrayError(f"{path} is damaged: its hash is not the one in its manifest; delete the folder or reinstall")
+    try:
+        return manifest, load_tensors(blob)
+    except SafetensorError as error:
+        raise FedrayError(f"{path} is no safetensors file ({error}); delete the folder or train again") from error
+
+
+def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], artifact: Artifact) -> None:
+    try:
+        module.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise FedrayError(f"{artifact.path} does not hold what its manifest says ({reason}); train it again") from error
+
+
+def _fits(manifest: Manifest, member: MemberInfo) -> bool:
+    return manifest.llms.get(member.name, {}).get("weights") == member.weights_hash
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().to(torch.float16).contiguous()
+
+
+def _age(folder: Path) -> tuple[float, str]:
+    manifest = folder / "manifest.json"
+    return (-manifest.stat().st_mtime if manifest.is_file() else 0.0, folder.name)
+
+
+def _write_version(parent: Path, manifest: Manifest, blob: bytes) -> Path:
+    """Write a version folder at one stroke: a crash leaves the old ones as they were."""
+    final = parent / manifest.hash
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+    try:
+        (staging / "model.safetensors").write_bytes(blob)
+        (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+        staging.chmod(0o755)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(staging, final)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise FedrayError(
+            f"{final} cannot be written ({error.strerror}); the versions before it are untouched"
+        ) from error
+    return final

@@ -1,0 +1,1 @@
+"""One LLM and its tokenizer: loading, caches, alignment, decoding. Knows torch and transformers, never Ray."""

@@ -1,0 +1,51 @@
+"""Which sender layer and which sender token a receiver layer and token read.
+
+Layers: the paper's case study aligns bottom-up; the published C2C code aligns the last layers. Tokens: by character
+spans of the same text, so any two tokenizers align; template tokens align by their distance from the prompt's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedray.llm.model import HEAD, TAIL, Span
+
+LAYER_ALIGNMENTS = ("bottom_up", "last_aligned")
+
+
+def align_layers(sender_layers: int, receiver_layers: int, how: str = "bottom_up") -> list[int]:
+    """Per receiver layer t the sender layer it reads: t from below, or S-T+t as published; clamped to the sender."""
+    if how == "bottom_up":
+        return [min(t, sender_layers - 1) for t in range(receiver_layers)]
+    if how == "last_aligned":
+        return [min(max(sender_layers - receiver_layers + t, 0), sender_layers - 1) for t in range(receiver_layers)]
+    raise ValueError(f"layer alignment {how!r}; choose one of {', '.join(LAYER_ALIGNMENTS)}")
+
+
+def align_tokens(sender: Sequence[Span], receiver: Sequence[Span]) -> list[int]:
+    """Per receiver token the sender token with the largest overlap in the text (the later one on a tie), or -1.
+
+    Tokens after the text align by their distance from the end, tokens before it are not aligned: a causal LLM has
+    read nothing of the question there.
+    """
+    tail = {span[1]: i for i, span in enumerate(sender) if span[0] == TAIL}
+    text = [(i, *span) for i, span in enumerate(sender) if span[0] >= 0]
+    aligned: list[int] = []
+    first = 0
+    for kind, end in receiver:
+        if kind == HEAD:
+            aligned.append(-1)
+        elif kind == TAIL:
+            aligned.append(tail.get(end, -1))
+        else:
+            while first < len(text) and text[first][2] <= kind:
+                first += 1
+            best, longest = -1, 0
+            for index, a, b in text[first:]:
+                if a >= end:
+                    break
+                overlap = min(b, end) - max(a, kind)
+                if overlap >= longest and overlap > 0:
+                    best, longest = index, overlap
+            aligned.append(best)
+    return aligned

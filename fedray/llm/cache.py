@@ -1,0 +1,113 @@
+"""The KV cache as a value that knows its space.
+
+Shape legend: B batch, N kv heads, T tokens, H head dim, L layers. Keys are post-RoPE, as transformers keeps them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from fedray.types import KVSpec
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """A batch of caches, right-padded: row b holds lengths[b] valid tokens, then padding that nobody may read.
+
+    keys, values: one (B, N, T, H) tensor per layer; lengths: (B,) int64; positions: (B, T) int64, the positions the
+    keys were rotated with.
+    """
+
+    spec: KVSpec
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    lengths: Tensor
+    positions: Tensor
+
+    def __post_init__(self) -> None:
+        batch, tokens = self.positions.shape
+        want = (batch, self.spec.kv_heads, tokens, self.spec.head_dim)
+        if len(self.keys) != self.spec.layers or len(self.values) != self.spec.layers:
+            raise ValueError(f"KVCache of {self.spec}: expected {self.spec.layers} layers, got {len(self.keys)}")
+        for tensor in (*self.keys, *self.values):
+            if tuple(tensor.shape) != want:
+                raise ValueError(f"KVCache of {self.spec}: expected layers of shape {want}, got {tuple(tensor.shape)}")
+
+    @property
+    def batch(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Slots per row, padding included."""
+        return self.positions.shape[1]
+
+    def valid_BT(self) -> Tensor:
+        """True where a slot holds a token of its row."""
+        return torch.arange(self.tokens, device=self.lengths.device)[None] < self.lengths[:, None]
+
+    def select(self, rows: list[int]) -> KVCache:
+        """The caches of some rows, without the padding they do not need."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+        lengths = self.lengths[index]
+        longest = int(lengths.max()) if rows else 0
+        return KVCache(
+            self.spec,
+            tuple(k[index, :, :longest] for k in self.keys),
+            tuple(v[index, :, :longest] for v in self.values),
+            lengths,
+            self.positions[index, :longest],
+        )
+
+    def scatter(self, rows: tuple[int, ...], batch: int) -> KVCache:
+        """A batch in which row rows[b] is this cache's row b and every other row is empty."""
+        if rows == tuple(range(batch)):
+            return self
+        index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+
+        def spread(tensor: Tensor) -> Tensor:
+            return tensor.new_zeros(batch, *tensor.shape[1:]).index_copy(0, index, tensor)
+
+        keys, values = (tuple(map(spread, side)) for side in (self.keys, self.values))
+        return KVCache(self.spec, keys, values, spread(self.lengths), spread(self.positions))
+
+    def crop(self, lengths: Tensor) -> KVCache:
+        """The first lengths[b] tokens of every row."""
+        longest = int(lengths.max())
+        return KVCache(
+            self.spec,
+            tuple(k[:, :, :longest] for k in self.keys),
+            tuple(v[:, :, :longest] for v in self.values),
+            torch.minimum(self.lengths, lengths),
+            self.positions[:, :longest],
+        )
+
+    @classmethod
+    def from_dynamic(cls, cache: DynamicCache, lengths: Tensor, positions: Tensor) -> KVCache:
+        """Read what a forward pass of transformers left behind."""
+        keys, values = zip(*layers_of(cache), strict=True)
+        _, kv_heads, _, head_dim = keys[0].shape
+        return cls(KVSpec(len(keys), kv_heads, head_dim), keys, values, lengths, positions)
+
+
+def layers_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer; raises ValueError for layers that are not plain attention."""
+    layers: list[tuple[Tensor, Tensor]] = []
+    for index, layer in enumerate(cache.layers):
+        key, value = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if not isinstance(key, Tensor) or not isinstance(value, Tensor):
+            raise ValueError(f"layer {index} ({type(layer).__name__}) holds no keys and values to exchange")
+        layers.append((key, value))
+    return layers
+
+
+def spec_of(config: Any) -> KVSpec:
+    """The KV space of a transformers configuration."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return KVSpec(config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, head_dim)

@@ -1,0 +1,207 @@
+"""Forward passes over an extended cache: explicit masks, positions and per-segment attention biases.
+
+`generate()` of transformers is silently wrong once foreign slots stand in a cache, so decoding is spelled out here:
+every pass states which slot may be seen (a 4-D additive mask), at which position each token stands, and, per layer and
+kv head, a bias on the attention scores of every slot (log gate weights and log fuser weights; Eq. 1-4's "∘").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+
+from fedray.llm.cache import KVCache, layers_of
+from fedray.types import Generation
+
+ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head
+
+
+def attention_with_bias(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    slot_bias: tuple[Tensor, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """sdpa whose scores carry slot_bias[layer], a (B, N, S) tensor for the first S slots of the cache."""
+    if slot_bias is not None and attention_mask is not None:
+        bias_BNS = slot_bias[module.layer_idx].to(attention_mask.dtype)
+        slots = attention_mask.shape[-1]
+        bias_BNK = torch.nn.functional.pad(bias_BNS, (0, slots - bias_BNS.shape[-1]))
+        groups = query.shape[1] // key.shape[1]
+        attention_mask = attention_mask + bias_BNK.repeat_interleave(groups, dim=1)[:, :, None]
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, attention_with_bias)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+
+
+@dataclass(slots=True)
+class Context:
+    """What the next token may look at: slots of a transformers cache, who may see them, and how strongly.
+
+    visible_BS: False where a slot is padding, masked or foreign without weight; next_position_B: where the next token
+    stands; slot_bias: per layer a (B, N, S') bias for the first S' slots (foreign ones come first), or None.
+    """
+
+    cache: DynamicCache
+    visible_BS: Tensor
+    next_position_B: Tensor
+    slot_bias: tuple[Tensor, ...] | None = None
+
+    def repeat(self, times: int) -> Context:
+        """Every row `times` times in a row (to score that many continuations of it)."""
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(times, dim=0)
+
+        layers = [(rows(key), rows(value)) for key, value in layers_of(self.cache)]
+        bias = None if self.slot_bias is None else tuple(rows(b) for b in self.slot_bias)
+        return Context(DynamicCache(layers), rows(self.visible_BS), rows(self.next_position_B), bias)
+
+
+def empty_context(batch: int, device: torch.device) -> Context:
+    nothing = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+    return Context(DynamicCache(), nothing, torch.zeros(batch, dtype=torch.long, device=device))
+
+
+def step(
+    model: Any,
+    context: Context,
+    ids_BQ: Tensor,
+    valid_BQ: Tensor | None = None,
+    *,
+    all_logits: bool = False,
+    hidden: bool = False,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Read Q tokens on top of `context` (extended in place) and return (logits, last hidden states).
+
+    ids_BQ is right-padded where valid_BQ is False. logits: (B, V) of each row's last valid token, or (B, Q, V) with
+    `all_logits`; last hidden states (B, Q, D) with `hidden`, and then no logits.
+    """
+    batch = ids_BQ.shape[0]
+    valid_BQ = torch.ones_like(ids_BQ, dtype=torch.bool) if valid_BQ is None else valid_BQ
+    mask, positions_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
+    out = model.model(
+        input_ids=ids_BQ,
+        attention_mask=mask,
+        position_ids=positions_BQ,
+        past_key_values=context.cache,
+        use_cache=True,
+        slot_bias=context.slot_bias,
+    )
+    context.visible_BS = torch.cat([context.visible_BS, valid_BQ], dim=1)
+    context.next_position_B = context.next_position_B + valid_BQ.sum(1)
+    states = out.last_hidden_state
+    if hidden:
+        return None, states
+    if not all_logits:
+        last = (valid_BQ.sum(1) - 1).clamp(min=0)
+        states = states[torch.arange(batch, device=states.device), last]
+    return model.lm_head(states).float(), None
+
+
+def _mask_and_positions(context: Context, valid_BQ: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    batch, length = valid_BQ.shape
+    causal_QQ = torch.ones(length, length, dtype=torch.bool, device=valid_BQ.device).tril()
+    seen_BQS = context.visible_BS[:, None].expand(batch, length, -1)
+    own_BQQ = causal_QQ[None] & valid_BQ[:, None]
+    allowed = torch.cat([seen_BQS, own_BQQ], dim=2)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=valid_BQ.device)
+    mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+    offset_BQ = (valid_BQ.cumsum(1) - 1).clamp(min=0)
+    return mask[:, None], context.next_position_B[:, None] + offset_BQ
+
+
+@torch.no_grad()
+def prefill(model: Any, ids: list[list[int]], pad_id: int) -> tuple[KVCache, Tensor]:
+    """Read a batch of prompts from nothing: their caches, and the last hidden state (B, D) of each."""
+    ids_BT, valid_BT = pad(ids, pad_id, model.device)
+    context = empty_context(len(ids), model.device)
+    _, states = step(model, context, ids_BT, valid_BT, hidden=True)
+    assert states is not None
+    lengths = valid_BT.sum(1)
+    positions = torch.arange(ids_BT.shape[1], device=model.device)[None].expand(len(ids), -1).contiguous()
+    cache = KVCache.from_dynamic(context.cache, lengths, positions)
+    return cache, states[torch.arange(len(ids), device=model.device), lengths - 1]
+
+
+def pad(rows: list[list[int]], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (B, T) and their validity (B, T)."""
+    longest = max((len(r) for r in rows), default=0)
+    ids = torch.full((len(rows), longest), fill, dtype=torch.long)
+    valid = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        valid[i, : len(row)] = True
+    return ids.to(device), valid.to(device)
+
+
+def decode(
+    model: Any,
+    context: Context,
+    logits_BV: Tensor,
+    generation: Generation,
+    stop_ids: frozenset[int],
+    cancelled: Callable[[], bool],
+) -> Iterator[list[int | None]]:
+    """Tokens step by step: per row the new token, or None where the row has ended. Greedy at temperature 0.
+
+    Sampling draws from a generator seeded by `generation.seed`, so the same request gives the same tokens.
+    """
+    batch = logits_BV.shape[0]
+    running = [True] * batch
+    generator = torch.Generator(device="cpu").manual_seed(generation.seed)
+    for index in range(generation.max_tokens):
+        tokens = _choose(logits_BV, generation.temperature, generator)
+        running = [alive and token not in stop_ids for alive, token in zip(running, tokens, strict=True)]
+        if not any(running) or cancelled():
+            return
+        yield [token if alive else None for token, alive in zip(tokens, running, strict=True)]
+        if index + 1 == generation.max_tokens:
+            return
+        ids = torch.tensor(tokens, device=logits_BV.device)[:, None]
+        logits, _ = step(model, context, ids)
+        assert logits is not None
+        logits_BV = logits
+
+
+def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> list[int]:
+    if temperature <= 0:
+        return logits_BV.argmax(-1).tolist()
+    probabilities = torch.softmax(logits_BV.cpu() / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist()
+
+
+def score(
+    model: Any, context: Context, logits_BV: Tensor, choices: list[list[list[int]]], fill: int
+) -> list[list[float]]:
+    """Log-probability of every choice's tokens after `context`, whose next-token logits are logits_BV.
+
+    choices[b][c] are the token ids of choice c of row b. The first token is read off logits_BV; only choices of
+    several tokens cost another pass.
+    """
+    first = torch.log_softmax(logits_BV, dim=-1)
+    scores = [[float(first[b, ids[0]]) for ids in row] for b, row in enumerate(choices)]
+    widest = max(len(row) for row in choices)
+    flat = [(row + [row[-1]] * (widest - len(row))) for row in choices]
+    if all(len(ids) == 1 for row in flat for ids in row):
+        return scores
+    ids_RT, valid_RT = pad([ids for row in flat for ids in row], fill, logits_BV.device)
+    extended = context.repeat(widest)
+    logits, _ = step(model, extended, ids_RT, valid_RT, all_logits=True)
+    assert logits is not None
+    following = torch.log_softmax(logits[:, :-1], dim=-1)
+    picked = following.gather(2, ids_RT[:, 1:, None])[..., 0] * valid_RT[:, 1:]
+    rest = picked.sum(1).view(len(choices), widest)
+    return [[s + float(rest[b, c]) for c, s in enumerate(row)] for b, row in enumerate(scores)]

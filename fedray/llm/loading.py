@@ -1,0 +1,75 @@
+"""Where an LLM's weights come from. Every failure is a sentence that names the model and the remedy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedray.llm.cache import spec_of
+from fedray.llm.decoding import ATTENTION
+from fedray.llm.model import LLM, hash_tokenizer
+from fedray.types import FedrayError
+
+EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
+HASHES = "hashes.json"  # LLM name -> sha256 of its model.safetensors
+
+
+def load(
+    name: str, *, zoo: str = "tiny", device: str = "cpu", dtype: str | None = None, folder: Path | None = None
+) -> LLM:
+    """Load one LLM of a zoo. `folder` holds one folder per name (default: the embedded weights)."""
+    if zoo != "tiny":
+        raise FedrayError(f"zoo={zoo} cannot be loaded by this version; use zoo=tiny")
+    root = (folder or EMBEDDED) / "llms"
+    path = root / name
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        raise FedrayError(
+            f"{name}: {weights} does not exist; rebuild the zoo with jobs/build_zoo.py or reinstall fedray"
+        )
+    digest = hash_file(weights)
+    expected = _expected_hashes(root).get(name)
+    if expected and expected != digest:
+        raise FedrayError(
+            f"{name}: {weights} is damaged (hash {digest[:12]}, expected {expected[:12]}); reinstall fedray"
+        )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype or "float32"), attn_implementation=ATTENTION, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise FedrayError(f"{name}: {path} cannot be loaded ({reason}); reinstall fedray") from error
+    return wrap(name, model.to(device).eval(), tokenizer, digest[:16])
+
+
+def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str) -> LLM:
+    """An LLM around a model and a tokenizer that are already in memory."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return LLM(
+        name=name,
+        family=model.config.model_type,
+        model=model,
+        tokenizer=tokenizer,
+        spec=spec_of(model.config),
+        weights_hash=weights_hash,
+        tokenizer_hash=hash_tokenizer(tokenizer),
+        context=model.config.max_position_embeddings,
+    )
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _expected_hashes(root: Path) -> dict[str, str]:
+    path = root / HASHES
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,98 @@
+"""One LLM with its tokenizer: text to token ids and back, and where each token lies in the user's text."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedray.types import FedrayError, KVSpec
+
+HEAD, TAIL = -1, -2  # spans of template tokens: (HEAD, i-th from the start), (TAIL, i-th from the end)
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt as the LLM reads it. spans: per token its (start, end) in the user's text, or a template mark."""
+
+    ids: list[int]
+    spans: list[Span]
+
+
+@dataclass(frozen=True, slots=True)
+class LLM:
+    """A loaded decoder. `model` is a transformers causal LM in evaluation mode, `tokenizer` its fast tokenizer."""
+
+    name: str
+    family: str
+    model: Any
+    tokenizer: Any
+    spec: KVSpec
+    weights_hash: str
+    tokenizer_hash: str
+    context: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        eos = self.model.generation_config.eos_token_id
+        listed = eos if isinstance(eos, list) else [eos]
+        return frozenset(i for i in (*listed, self.tokenizer.eos_token_id) if i is not None)
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else next(iter(self.stop_ids), 0)
+
+    def encode(self, prompt: str) -> Encoded:
+        """The prompt in this LLM's chat template, with the generation prompt; raises FedrayError if too long."""
+        content = prompt.strip()
+        if not content:
+            raise FedrayError("the prompt is empty; give the members something to read")
+        text = self._render(content)
+        start = text.find(content)
+        end = start + len(content)
+        batch = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        ids: list[int] = batch["input_ids"]
+        self.check_length(len(ids))
+        spans: list[Span] = []
+        for index, (a, b) in enumerate(batch["offset_mapping"]):
+            if b <= start:
+                spans.append((HEAD, index))
+            elif a >= end:
+                spans.append((TAIL, len(ids) - 1 - index))
+            else:
+                spans.append((max(a, start) - start, min(b, end) - start))
+        return Encoded(ids, spans)
+
+    def check_length(self, tokens: int) -> None:
+        if tokens >= self.context:
+            raise FedrayError(
+                f"the prompt has {tokens} tokens for {self.name}, whose context holds {self.context}; shorten it"
+            )
+
+    def encode_answer(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _render(self, content: str) -> str:
+        if not self.tokenizer.chat_template:
+            return content + "\n"
+        messages = [{"role": "user", "content": content}]
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Content hash of vocabulary, merges and chat template."""
+    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

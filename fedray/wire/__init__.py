@@ -1,0 +1,1 @@
+"""What crosses a process border: headers and byte views, never code."""
