@@ -1,0 +1,163 @@
+"""Identity tests of cache-to-cache, on random-weight LLMs: what is closed changes nothing, and opening it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import QUESTIONS, random_fuser, random_llm, random_member
+
+from fedray.fusion.gating import fixed_weights
+from fedray.fusion.registry import Registry
+from fedray.group import LocalGroup
+from fedray.member import Member, describe
+from fedray.protocols import PROTOCOLS
+from fedray.types import Answer, Generation, Plan, Request
+from fedray.wire.payload import unpack
+
+RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
+REQUEST = Request(QUESTIONS, generation=Generation(max_tokens=8))
+
+
+@pytest.fixture(scope="module")
+def group() -> LocalGroup:
+    return LocalGroup({name: random_member(name) for name in (RECEIVER, *SENDERS)})
+
+
+@pytest.fixture(scope="module", params=["concat", "mix"])
+def plan(request, tmp_path_factory) -> Plan:
+    """Two senders, every gate open."""
+    registry = Registry(tmp_path_factory.mktemp("registry"), embedded=None)
+    receiver = random_llm(RECEIVER)
+    fusers = {
+        s: registry.add_fuser(
+            random_fuser(random_llm(s), receiver, request.param), describe(random_llm(s)), describe(receiver), {}
+        )
+        for s in SENDERS
+    }
+    return Plan(RECEIVER, SENDERS, fusion=request.param, fusers=fusers, gate="open")
+
+
+def ask(group: LocalGroup, plan: Plan, request: Request = REQUEST, protocol: str = "c2c") -> Answer:
+    return asyncio.run(PROTOCOLS[protocol](request, plan, group))
+
+
+def tokens(answer: Answer) -> list[tuple[int, ...]]:
+    return [row.tokens for row in answer.rows]
+
+
+def logits(group: LocalGroup, plan: Plan, senders: tuple[str, ...], weights: float, prompts=QUESTIONS) -> torch.Tensor:
+    """First next-token logits with every sender's weight forced to `weights`, the caches fetched all the same."""
+    receiver: Member = group._members[RECEIVER]
+    receiver.open("identity", Request(prompts), replace(plan, senders=senders))
+    held = receiver._sessions["identity"]
+    held.weights_BS = torch.full((len(prompts), len(senders)), weights)
+    payloads = []
+    for sender in senders:
+        member = group._members[sender]
+        payloads.append(member.share("identity", tuple(range(len(prompts))), prompts=prompts, spans=True)[1])
+    return torch.tensor(receiver.first_logits("identity", senders, replace(plan, senders=senders), *payloads))
+
+
+def test_standalone_equals_generate_of_transformers(group, plan):
+    answer = ask(group, plan, protocol="standalone")
+    llm = random_llm(RECEIVER)
+    for row, question in zip(answer.rows, QUESTIONS, strict=True):
+        ids = torch.tensor([llm.encode(question).ids])
+        wanted = llm.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=llm.pad_id)
+        assert row.tokens == tuple(wanted[0, ids.shape[1] :].tolist())
+
+
+def test_masked_senders_leave_the_receiver_alone(group, plan):
+    alone = logits(group, plan, (), 0.0)
+    torch.testing.assert_close(logits(group, plan, SENDERS, 0.0), alone, atol=1e-5, rtol=0)
+    assert (logits(group, plan, SENDERS, 1.0) - alone).abs().max() > 1e-2, "an open gate must change the answer"
+    assert (logits(group, plan, SENDERS, 0.5) - logits(group, plan, SENDERS, 1.0)).abs().max() > 1e-4
+
+
+def test_closed_gates_equal_standalone(group, plan):
+    closed = replace(plan, gate="random", seed=_seed_of_gates(lambda w: not w.any()))
+    answer = ask(group, closed)
+    assert answer.senders == () and answer.usage.payload_bytes == 0
+    assert tokens(answer) == tokens(ask(group, plan, protocol="standalone"))
+    assert tokens(ask(group, plan)) != tokens(answer), "the same senders with open gates must change the answer"
+
+
+def test_a_batch_equals_its_rows(group, plan):
+    whole = logits(group, plan, SENDERS, 1.0)
+    rows = [logits(group, plan, SENDERS, 1.0, (question,))[0] for question in QUESTIONS]
+    torch.testing.assert_close(whole, torch.stack(rows), atol=1e-5, rtol=0)
+    assert tokens(ask(group, plan)) == [tokens(ask(group, plan, REQUEST.select([i])))[0] for i in range(len(QUESTIONS))]
+
+
+def test_padding_never_leaks(group, plan):
+    """A row beside one several times its length, far beyond any length in training, answers as it does alone."""
+    long = " ".join(QUESTIONS * 3)
+    batch = logits(group, plan, SENDERS, 1.0, (QUESTIONS[0], long))
+    for row, prompt in zip(batch, (QUESTIONS[0], long), strict=True):
+        torch.testing.assert_close(row, logits(group, plan, SENDERS, 1.0, (prompt,))[0], atol=1e-5, rtol=0)
+
+
+def test_lazy_equals_eager(group, plan):
+    partly = replace(plan, gate="random", seed=_seed_of_gates(lambda w: 0 < w.sum() < w.numel()))
+    eager, lazy = ask(group, partly), ask(group, replace(partly, route="lazy"))
+    assert tokens(eager) == tokens(lazy)
+    assert eager.usage.payload_bytes == lazy.usage.payload_bytes > 0
+    assert eager.usage.payload_bytes < ask(group, plan).usage.payload_bytes
+
+
+def test_choices_are_scored_as_their_tokens(group, plan):
+    """Scores of choices of one and of several tokens equal a forward pass over prompt and choice."""
+    choices = (("red", "blue and tall", "calm"),) * len(QUESTIONS)
+    answer = ask(group, plan, replace(REQUEST, choices=choices), protocol="standalone")
+    llm = random_llm(RECEIVER)
+    for row, question in zip(answer.rows, QUESTIONS, strict=True):
+        for text, got in zip(choices[0], row.scores, strict=True):
+            prompt, ids = llm.encode(question).ids, llm.encode_answer(text)
+            logp = torch.log_softmax(llm.model(torch.tensor([prompt + ids])).logits[0], -1)
+            wanted = sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(ids))
+            assert got == pytest.approx(wanted, abs=1e-4)
+        assert row.text == choices[0][row.choice]
+
+
+def test_streaming_says_what_answering_says(group, plan):
+    from fedray.protocols import c2c
+
+    async def collect() -> list:
+        return [piece async for piece in c2c.stream(REQUEST.select([1]), plan, group)]
+
+    *pieces, answer = asyncio.run(collect())
+    assert isinstance(answer, Answer)
+    assert "".join(pieces) == answer.text == ask(group, plan).rows[1].text
+
+
+def test_sessions_are_released(group, plan):
+    before = [m.stats()["sessions"] for m in group._members.values()]
+    ask(group, plan)
+    assert [m.stats()["sessions"] for m in group._members.values()] == before
+
+
+@pytest.mark.parametrize("control", ["noise", "constant"])
+def test_controls_carry_nothing_of_the_prompt(group, plan, control):
+    """Two questions of one length give the same noise and the same constant, up to the norms that are matched."""
+    member = group._members[SENDERS[0]]
+    caches = {}
+    for kind in ("none", control):
+        for value in ("color", "mood"):
+            prompts = (f"what is the {value} of the bird dika?",)
+            payload = member.share("control", (0,), prompts=prompts, control=kind, seed=5)[1]
+            caches[kind, value] = unpack(payload).cache
+    for kind, alike in (("none", False), (control, True)):
+        one, other = (torch.cat([t.flatten(0, 2) for t in caches[kind, v].keys]) for v in ("color", "mood"))
+        cosine = torch.nn.functional.cosine_similarity(one, other, dim=-1)
+        assert bool((cosine > 0.9999).all()) == alike
+    norms = [torch.stack([t.norm() for t in caches[kind, "mood"].keys]) for kind in ("none", control)]
+    torch.testing.assert_close(norms[0], norms[1], rtol=0.2, atol=0)
+
+
+def _seed_of_gates(wanted: Callable[[torch.Tensor], bool]) -> int:
+    """A seed whose random gates are as the test needs them."""
+    return next(s for s in range(10_000) if wanted(fixed_weights("random", len(QUESTIONS), len(SENDERS), s)))
