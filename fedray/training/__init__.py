@@ -1,0 +1,1 @@
+"""Training of fusers and gates; LLMs stay frozen."""

@@ -1,0 +1,93 @@
+"""Training questions with the frozen LLMs' work done once: both caches of every prompt, and the answer's ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedray.llm import decoding
+from fedray.llm.cache import KVCache
+from fedray.llm.model import LLM, Span
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One training example: a prompt, its right answer, and the group (domain) it is counted under."""
+
+    prompt: str
+    answer: str
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Prompts as one LLM has read them. cache: (rows, ..., T, ...) in the LLM's space; state_BD: last prompt states."""
+
+    llm: LLM
+    cache: KVCache
+    spans: list[list[Span]]
+    last_B1: Tensor
+    state_BD: Tensor
+
+    def select(self, rows: list[int]) -> Prefilled:
+        index = torch.tensor(rows)
+        return Prefilled(
+            self.llm,
+            self.cache.select(rows),
+            [self.spans[i] for i in rows],
+            self.last_B1[index],
+            self.state_BD[index],
+        )
+
+    def own(self) -> KVCache:
+        """The prompt without its last token, which is read on top of what is fused."""
+        return self.cache.crop(self.cache.lengths - 1)
+
+
+def prefill(llm: LLM, prompts: Sequence[str], batch_size: int = 256) -> Prefilled:
+    """Read all prompts once (no gradients); the caches stay in memory, right-padded to the longest."""
+    encoded = [llm.encode(prompt) for prompt in prompts]
+    caches, states = zip(
+        *(
+            decoding.prefill(llm.model, [e.ids for e in encoded[i : i + batch_size]], llm.pad_id)
+            for i in range(0, len(encoded), batch_size)
+        ),
+        strict=True,
+    )
+    longest = max(cache.tokens for cache in caches)
+
+    def joined(layers: list[Tensor]) -> Tensor:
+        return torch.cat([torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[2])) for t in layers])
+
+    cache = KVCache(
+        llm.spec,
+        tuple(joined([c.keys[t] for c in caches]) for t in range(llm.spec.layers)),
+        tuple(joined([c.values[t] for c in caches]) for t in range(llm.spec.layers)),
+        torch.cat([c.lengths for c in caches]),
+        torch.cat([torch.nn.functional.pad(c.positions, (0, longest - c.tokens)) for c in caches]),
+    )
+    last = torch.tensor([[e.ids[-1]] for e in encoded])
+    return Prefilled(llm, cache, [e.spans for e in encoded], last, torch.cat(states))
+
+
+def answers(llm: LLM, texts: Sequence[str]) -> list[list[int]]:
+    """Answer ids as the LLM should decode them, end of turn included."""
+    return [[*llm.encode_answer(text), llm.tokenizer.eos_token_id] for text in texts]
+
+
+def answer_loss(llm: LLM, context: decoding.Context, last_B1: Tensor, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (B,) of each answer after `context`, mean over its tokens, and whether greedy would say it (B,).
+
+    Logits are computed only where the loss needs them: at the last prompt token and the answer's own tokens.
+    """
+    target_BA, valid_BA = decoding.pad(ids, llm.pad_id, last_B1.device)
+    read_BA = torch.cat([last_B1, target_BA[:, :-1]], dim=1)
+    logits, _ = decoding.step(llm.model, context, read_BA, valid_BA, all_logits=True)
+    assert logits is not None
+    token_loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target_BA, reduction="none")
+    loss_B = (token_loss * valid_BA).sum(1) / valid_BA.sum(1)
+    right_B = ((logits.argmax(-1) == target_BA) | ~valid_BA).all(1)
+    return loss_B, right_B

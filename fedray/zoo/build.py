@@ -1,0 +1,249 @@
+"""Rebuilds the embedded zoo from nothing: tokenizers and LLMs, then fusers, then gates.
+
+Every part is one task in a process of its own with one torch thread, so that the same seed gives the same hashes on
+the same platform whatever else runs. What is already there is kept: a killed build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedray.fusion.fuser import Fuser
+from fedray.fusion.registry import Registry, load_fuser
+from fedray.llm.loading import HASHES, hash_file, load
+from fedray.member import describe
+from fedray.training.data import Conversation, prefill
+from fedray.training.fuser_trainer import FuserRecipe, Pair, accuracy_by_group, train_fuser
+from fedray.training.gate_trainer import GateRecipe, train_gate
+from fedray.types import FedrayError, MemberInfo
+from fedray.zoo.pretrain import RECIPES, build_tokenizer, pretrain
+from fedray.zoo.world import KNOWLEDGE, PHRASINGS, UNSEEN_PHRASINGS, Fact, World, seen_in_fusing
+
+DEFAULT_RECEIVER = "qwen3-0.6b"
+NAMES = tuple(RECIPES)
+PHRASINGS_PER_FACT = 2
+GATE_QUESTIONS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One part of the zoo. kind: "llm" (names: the LLM), "fuser" (sender, receiver), "gate" (receiver)."""
+
+    kind: str
+    names: tuple[str, ...]
+    operator: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {' -> '.join(self.names)}{f' ({self.operator})' if self.operator else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a task reports while it runs."""
+
+    task: Task
+    step: int
+    steps: int
+    metrics: dict[str, float]
+
+
+def stages(everything: bool = True) -> list[list[Task]]:
+    """Tasks in three stages; those of one stage do not need each other. The default federation comes first."""
+    others = [n for n in NAMES if n != DEFAULT_RECEIVER]
+    fusers = [Task("fuser", (s, DEFAULT_RECEIVER), operator) for operator in ("concat", "mix") for s in others]
+    gates = [Task("gate", (DEFAULT_RECEIVER,), operator) for operator in ("concat", "mix")]
+    if everything:
+        fusers += [Task("fuser", (s, r), "concat") for r in others for s in NAMES if s != r]
+        gates += [Task("gate", (r,), "concat") for r in others]
+    return [[Task("llm", (n,)) for n in NAMES], fusers, gates]
+
+
+def build(
+    folder: Path,
+    *,
+    seed: int = 0,
+    everything: bool = True,
+    workers: int | None = None,
+    shorten: float = 1.0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> dict[str, float]:
+    """Build what is missing under `folder`; returns seconds per task. shorten: factor on all step counts (tests)."""
+    context = multiprocessing.get_context("spawn")
+    seconds: dict[str, float] = {}
+    with context.Manager() as manager, ProcessPoolExecutor(workers or os.cpu_count() or 1, context) as pool:
+        queue = manager.Queue()
+        for stage in stages(everything):
+            todo = [task for task in stage if not is_done(task, folder)]
+            futures = {pool.submit(_run, task, folder, seed, shorten, queue): task for task in todo}
+            try:
+                _follow(futures, queue, on_progress, seconds)
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+    return seconds
+
+
+def is_done(task: Task, folder: Path) -> bool:
+    if task.kind == "llm":
+        return task.names[0] in _hashes(folder) and _llm_folder(folder, task.names[0]).is_dir()
+    registry, members = _registry(folder), _members(folder)
+    try:
+        if task.kind == "fuser":
+            sender, receiver = (members[n] for n in task.names)
+            registry.find_fuser(sender, receiver, "mlp", task.operator)
+        else:
+            registry.find_gate(members[task.names[0]], _senders_of(task.names[0]), task.operator)
+    except FedrayError:
+        return False
+    return True
+
+
+def _follow(
+    futures: dict[Future[float], Task],
+    queue: Any,
+    on_progress: Callable[[Progress], None] | None,
+    seconds: dict[str, float],
+) -> None:
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+        while not queue.empty():
+            report = queue.get()
+            if on_progress:
+                on_progress(report)
+        for future in done:
+            seconds[str(futures[future])] = future.result()
+
+
+def _run(task: Task, folder: Path, seed: int, shorten: float, queue: Any) -> float:
+    """One task in a worker process."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    last = 0.0
+
+    def on_step(step: int, steps: int, metrics: dict[str, float]) -> None:
+        nonlocal last
+        if time.perf_counter() - last > 0.5 or step == steps:
+            last = time.perf_counter()
+            queue.put(Progress(task, step, steps, dict(metrics)))
+
+    world = World(seed)
+    if task.kind == "llm":
+        _build_llm(task.names[0], world, folder, shorten, on_step)
+    elif task.kind == "fuser":
+        _build_fuser(task, world, folder, shorten, on_step)
+    else:
+        _build_gate(task, world, folder, shorten, on_step)
+    return time.perf_counter() - started
+
+
+def _build_llm(name: str, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+    tokenizer = build_tokenizer(RECIPES[name].family, world)
+    steps = _shortened(RECIPES[name].steps, shorten)
+    model = pretrain(name, world, tokenizer, seed_offset=world.seed, steps=steps, on_step=on_step)
+    final = _llm_folder(folder, name)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=final.parent))
+    model.half().save_pretrained(staging)  # shipped in 16 bit: rounded before it is hashed
+    tokenizer.save_pretrained(staging)
+    staging.chmod(0o755)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(staging, final)
+    _record_hashes(folder)
+
+
+def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+    sender, receiver = (load(n, folder=folder) for n in task.names)
+    steps = _shortened(FuserRecipe().steps, shorten)
+    recipe = FuserRecipe(operator=task.operator, emphasis_group=KNOWLEDGE[sender.name][0], steps=steps)
+    pair = Pair.read(sender, receiver, conversations(world, "train", PHRASINGS_PER_FACT))
+    fuser = train_fuser(pair, recipe, on_step)
+    check = Pair.read(sender, receiver, conversations(world, "validation", 1))
+    training = {
+        "world_seed": world.seed,
+        "questions": len(pair),
+        "steps": recipe.steps,
+        "validation": accuracy_by_group(check, fuser),
+        "validation_alone": accuracy_by_group(check, None),
+    }
+    _registry(folder).add_fuser(fuser, describe(sender), describe(receiver), training)
+
+
+def _build_gate(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+    (name,) = task.names
+    receiver = load(name, folder=folder)
+    senders = {n: load(n, folder=folder) for n in _senders_of(name)}
+    registry = _registry(folder)
+    fusers: dict[str, Fuser] = {
+        n: load_fuser(registry.find_fuser(describe(s), describe(receiver), "mlp", task.operator))
+        for n, s in senders.items()
+    }
+    chosen = conversations(world, "train", 1)
+    random.Random(world.seed).shuffle(chosen)
+    chosen = chosen[:GATE_QUESTIONS]
+    prompts = [c.prompt for c in chosen]
+    recipe = GateRecipe(operator=task.operator, steps=_shortened(GateRecipe().steps, shorten))
+    read = {n: prefill(llm, prompts) for n, llm in senders.items()}
+    gate = train_gate(prefill(receiver, prompts), read, fusers, chosen, recipe, on_step)
+    training = {"world_seed": world.seed, "questions": len(chosen), "steps": recipe.steps, "price": recipe.price}
+    registry.add_gate(gate, describe(receiver), training)
+
+
+def conversations(world: World, split: str, phrasings_per_fact: int) -> list[Conversation]:
+    """Questions about one split that fuser and gate training may see, in phrasings it may see."""
+    rng = random.Random(f"conversations-{world.seed}-{split}")
+    seen = [i for i in range(len(PHRASINGS)) if i not in UNSEEN_PHRASINGS]
+    facts: Sequence[Fact] = [f for f in world.split(split) if seen_in_fusing(f)]
+    return [
+        Conversation(fact.ask(phrasing), fact.value, fact.domain)
+        for fact in facts
+        for phrasing in rng.sample(seen, phrasings_per_fact)
+    ]
+
+
+def _shortened(steps: int, factor: float) -> int:
+    return max(2, round(steps * factor))
+
+
+def _senders_of(receiver: str) -> tuple[str, ...]:
+    return tuple(n for n in NAMES if n != receiver)
+
+
+def _registry(folder: Path) -> Registry:
+    return Registry(folder / "registry", embedded=None)
+
+
+def _members(folder: Path) -> dict[str, MemberInfo]:
+    return {name: describe(load(name, folder=folder)) for name in _hashes(folder)}
+
+
+def _llm_folder(folder: Path, name: str) -> Path:
+    return folder / "llms" / name
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    path = folder / "llms" / HASHES
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _record_hashes(folder: Path) -> None:
+    """Hashes of all LLM folders that are complete; written at one stroke, the last writer has seen all of them."""
+    root = folder / "llms"
+    found = {p.parent.name: hash_file(p) for p in sorted(root.glob("[!.]*/model.safetensors"))}
+    staging = root / f".{HASHES}.{os.getpid()}"
+    staging.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(staging, root / HASHES)
