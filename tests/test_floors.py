@@ -19,7 +19,7 @@ FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in 
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"types"}),
-    frozenset({"suggest"}),
+    frozenset({"suggest", "background"}),
     frozenset({"schema"}),
     frozenset({"llm", "wire"}),
     frozenset({"fusion", "privacy"}),
@@ -44,6 +44,7 @@ BESIDES = {
     "wire": {"fedray.llm.cache"},
     "evaluation": {"fedray.zoo.world"},
     "training": {"fedray.zoo.world"},
+    "zoo": {"fedray.training.data", "fedray.training.fuser_trainer", "fedray.training.gate_trainer", "fedray.settings"},
     "settings": {"fedray.llm.catalogue"},
     "config": {"fedray.llm.catalogue", "fedray.settings"},
 }

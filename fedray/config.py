@@ -1,0 +1,221 @@
+"""The only room that knows Hydra: its dict becomes `Settings` here, once, and its errors become one sentence.
+
+Hydra composes; the job runs after it, so a sweep is checked as a whole before its first run starts.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fedray.schema import Schema
+from fedray.settings import (
+    BUILD_SCHEMA,
+    SCHEMA,
+    BuildSettings,
+    GateSettings,
+    MemberSettings,
+    ProtocolSettings,
+    RaySettings,
+    RegistrySettings,
+    Settings,
+    TaskSettings,
+    TrackingSettings,
+    WireSettings,
+    ZooSettings,
+    build,
+    check,
+    check_build,
+)
+from fedray.suggest import unknown
+from fedray.types import FedrayError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = [
+    "ZOO_BUILD",
+    "BuildSettings",
+    "Form",
+    "GateSettings",
+    "MemberSettings",
+    "ProtocolSettings",
+    "RaySettings",
+    "RegistrySettings",
+    "Settings",
+    "TaskSettings",
+    "TrackingSettings",
+    "WireSettings",
+    "ZooSettings",
+    "build",
+    "check",
+    "launch",
+    "load",
+]
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+BAD_INPUT, INTERRUPTED = 2, 130
+# Settings whose text is taken as it is, whatever Hydra's grammar thinks of its commas and quotes.
+_FREE_TEXT = re.compile(r"prompt|questions|output|zoo\.path|registry\.path|members\..*\.label")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a job can be told: the names of its settings, how values become typed ones, and the checks before it runs.
+
+    Typed settings have a field `output`, the folder the job writes to.
+    """
+
+    schema: Schema[Any]
+    build: Callable[[Mapping[str, Any]], Any]
+    check: Callable[[Any], None]
+
+
+FEDERATION = Form(SCHEMA, build, check)
+ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
+
+
+def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
+    """Settings from what Hydra composed. Raises FedrayError on unknown keys and values, and on wrong types."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise _translated(error, form) from error
+    assert isinstance(values, dict)
+    return form.build({str(key): value for key, value in values.items() if key != "hydra"})
+
+
+def launch(
+    job: Callable[[Any], int | None],
+    config_name: str = "config",
+    job_name: str | None = None,
+    form: Form = FEDERATION,
+) -> NoReturn:
+    """Compose the command line, check it, run the job on each result and exit with its code.
+
+    A FedrayError or an error of Hydra's ends with one sentence on stderr and exit code 2, Ctrl-C with 130.
+    """
+    try:
+        runs = _composed(config_name, job_name or job.__name__, form)
+        for settings in runs:
+            form.check(settings)
+        code = max((job(settings) or 0 for settings in runs), default=0)
+    except FedrayError as error:
+        print(_one_line(error), file=sys.stderr)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _composed(config_name: str, job_name: str, form: Form) -> list[Any]:
+    """What the command line asks for: one settings object, several with --multirun, none with --help and its like."""
+    try:
+        import hydra
+        import yaml
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+    except ModuleNotFoundError as error:
+        raise FedrayError(f"the jobs need {error.name}: install it with pip install 'fedray[jobs]'") from error
+
+    runs: list[Any] = []
+
+    def collect(cfg: DictConfig) -> None:
+        runs.append(replace(load(cfg, form), output=Path(HydraConfig.get().runtime.output_dir)))
+
+    collect.__module__ = job_name  # Hydra names a job after the module of its function
+    said = io.StringIO()
+    try:
+        with _command_line(form), redirect_stderr(said):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(collect)()
+    except FedrayError:
+        raise
+    except SystemExit as stop:
+        if stop.code:  # what argparse does with an unknown flag
+            raise FedrayError(f"{said.getvalue().rpartition('error: ')[2].strip()}: see --help") from stop
+        raise
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, LookupError) as error:
+        raise _translated(error, form) from error
+    return runs
+
+
+@contextmanager
+def _command_line(form: Form) -> Iterator[None]:
+    """Hydra's view of the process: arguments in its grammar, and its errors raised instead of printed."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *(_argument(argument, form) for argument in argv[1:])]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _argument(argument: str, form: Form) -> str:
+    """An argument as Hydra's grammar wants it.
+
+    A + in front of a setting that exists says nothing (+gate=open is gate=open). Free text is quoted, unless it is
+    already: prompt=what, really? becomes prompt="what, really?".
+    """
+    key, equals, value = argument.partition("=")
+    name = key.lstrip("+")
+    if name in form.schema.names or (name and (CONF / name).is_dir()):
+        key = name
+    if _FREE_TEXT.fullmatch(name) and value not in ("", "null") and not re.fullmatch(r"(?s)([\"']).*\1", value):
+        value = value.replace("${", r"\${") if name == "prompt" else os.path.expanduser(value)
+        value = f'"{_escaped(value)}"'
+    return f"{key}{equals}{value}"
+
+
+def _escaped(text: str) -> str:
+    """Quotes escaped, and the backslashes in front of one doubled, as Hydra's grammar wants them."""
+    return re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), text)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _translated(error: Exception, form: Form) -> FedrayError:
+    """One sentence for an error of Hydra's, OmegaConf's, YAML's, or of the folder Hydra writes to."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    text = _one_line(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return unknown(group or "config", name, error.options or _options(group))
+    if isinstance(error, OSError) and error.filename:
+        what = f"cannot write to output folder {error.filename!r}: {error.strerror}"
+        return FedrayError(f"{what}; choose another with output=DIR")
+    if isinstance(error, OverrideParseException):
+        return FedrayError(
+            f"cannot read the argument {error.override!r}: write key=value, quoted for the shell "
+            "as in '+senders=[qwen2.5-1.5b,llama-1b]'"
+        )
+    if match := re.search(r"Ambiguous value for argument '(.*?)'", text):
+        key, _, value = match[1].partition("=")
+        return FedrayError(f"{match[1]!r} names several values: write a list as {key}=[{value}], or add -m to run each")
+    match = re.search(r"Could not (?:override|delete)(?: from config\.)? '(.*?)'", text)
+    if match and match[1] not in form.schema.names and not match[1].startswith("hydra."):
+        return form.schema.unknown(match[1])
+    cause = f" ({_one_line(error.__cause__)})" if isinstance(error.__cause__, Exception) else ""
+    return FedrayError(f"cannot compose the settings: {text.rstrip('.')}{cause}; see --help for what there is")
+
+
+def _options(group: str) -> Sequence[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))

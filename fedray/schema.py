@@ -1,0 +1,112 @@
+"""Type hints as a schema: nested mappings become frozen dataclasses, or one sentence says which setting is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from fedray.suggest import nearest, unknown
+from fedray.types import FedrayError
+
+T = TypeVar("T")
+_WANTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+
+
+class Schema(Generic[T]):
+    """Reads values into one dataclass. `keys` names the keys that mappings may have, by dotted path.
+
+    Understood hints: str, int, float, bool, Path, Literal, X | None, tuple[X, ...], Mapping[str, X] and dataclasses.
+    Where a dataclass is wanted, a bare value stands for its first field: gate="open" is gate={"kind": "open"}.
+    """
+
+    def __init__(self, root: type[T], keys: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        self.root = root
+        self.keys = keys or {}
+        self.names = tuple(self._walk(root, ""))
+
+    def read(self, values: Mapping[str, Any] | T) -> T:
+        """The typed form of nested values. Raises FedrayError on an unknown key, an unknown choice or a wrong type."""
+        return cast(T, self._dataclass(self.root, values, ""))
+
+    def unknown(self, path: str) -> FedrayError:
+        """The error for a setting that does not exist."""
+        close = nearest(path, self.names, count=2)
+        if close:
+            return FedrayError(f"unknown setting {path!r}: did you mean {' or '.join(close)}?")
+        parent = path.rpartition(".")[0] + "."
+        inside = [name for name in self.names if name.startswith(parent) and name.count(".") == path.count(".")]
+        choices = sorted({name.split(".")[0] for name in self.names}) if not inside or parent == "." else inside
+        return FedrayError(f"unknown setting {path!r}: choose one of {', '.join(choices)}")
+
+    def _walk(self, hint: Any, path: str) -> Iterator[str]:
+        """Every dotted name below a hint, branches included."""
+        prefix = f"{path}." if path else ""
+        if path:
+            yield path
+        if is_dataclass(hint):
+            for name, inner in get_type_hints(hint).items():
+                yield from self._walk(inner, prefix + name)
+        elif get_origin(hint) is Mapping:
+            for key in self.keys.get(path, ()):
+                yield from self._walk(get_args(hint)[1], prefix + key)
+
+    def _read(self, hint: Any, value: Any, path: str) -> Any:
+        origin, arguments = get_origin(hint), get_args(hint)
+        if origin in (Union, UnionType):
+            inner = next(argument for argument in arguments if argument is not type(None))
+            return None if value is None else self._read(inner, value, path)
+        if is_dataclass(hint):
+            return self._dataclass(cast(type, hint), value, path)
+        if origin is Literal:
+            if value not in arguments:
+                raise unknown(path.removesuffix(".name").removesuffix(".kind"), value, arguments)
+            return value
+        if origin is tuple:
+            if not isinstance(value, list | tuple):
+                example = value if isinstance(value, str) else "a,b"
+                raise FedrayError(f"{path} must be a list such as [{example}], got {_shown(value)}")
+            return tuple(self._read(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        if origin is Mapping:
+            return self._mapping(arguments[1], value, path)
+        return _scalar(hint, value, path)
+
+    def _dataclass(self, cls: type, value: Any, path: str) -> Any:
+        hints = get_type_hints(cls)
+        if isinstance(value, cls):
+            value = {field.name: getattr(value, field.name) for field in fields(cls)}
+        elif value is None:
+            raise FedrayError(f"{path} must be a setting of its own, got null")
+        elif not isinstance(value, Mapping):
+            value = {next(iter(hints)): value}
+        prefix = f"{path}." if path else ""
+        for key in value:
+            if key not in hints:
+                raise self.unknown(f"{prefix}{key}")
+        return cls(**{key: self._read(hints[key], inner, prefix + key) for key, inner in value.items()})
+
+    def _mapping(self, hint: Any, value: Any, path: str) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise FedrayError(f"{path} must be a mapping of names, got {_shown(value)}")
+        for key in value:
+            if path in self.keys and key not in self.keys[path]:
+                raise self.unknown(f"{path}.{key}")
+        return {key: self._read(hint, inner, f"{path}.{key}") for key, inner in value.items()}
+
+
+def _scalar(hint: type, value: Any, path: str) -> Any:
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value).expanduser()
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path or type(value) is not hint:
+        raise FedrayError(f"{path} must be {_WANTED[hint]}, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value as the command line writes it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

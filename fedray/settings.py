@@ -1,0 +1,261 @@
+"""What a run can be told: frozen, typed settings, and the cheap checks that come before anything expensive starts."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+from fedray.llm.catalogue import NAMES, resolve, safe_name
+from fedray.schema import Schema
+from fedray.types import FedrayError, Generation
+
+
+@dataclass(frozen=True, slots=True)
+class ZooSettings:
+    name: Literal["tiny"] = "tiny"
+    path: Path | None = None  # a zoo built elsewhere; None is the embedded one
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolSettings:
+    name: Literal["standalone", "c2c"] = "c2c"
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    kind: Literal["learned", "open", "random", "none"] = "learned"
+    route: Literal["eager", "lazy"] = "eager"
+    threshold: float = 0.1  # gate weights below it count as 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    name: Literal["tiny"] = "tiny"
+    limit: int | None = 200  # questions; None asks all
+    split: Literal["train", "validation", "test"] = "test"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class WireSettings:
+    codec: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    path: Path | None = None  # the user's registry, in front of the embedded one
+
+
+@dataclass(frozen=True, slots=True)
+class RaySettings:
+    enabled: bool = True  # False keeps all members in this process
+    address: str | None = None  # None: RAY_ADDRESS, or a cluster of our own
+    namespace: str = "fedray"
+    num_cpus: float | None = None  # of our own cluster
+    cpus_per_member: float | None = None
+    gpus_per_member: float = 0.0
+    object_store_mb: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSettings:
+    """What one member has of its own; None is what all members have."""
+
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    label: str | None = None  # "key=value" of the node it must run on
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingSettings:
+    enabled: bool = True
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str = "fedray"
+    traces: int = 5  # requests that leave a trace
+
+
+def _dated_folder() -> Path:
+    return Path(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run. `build` makes it from nested values, `check` says whether it can be meant."""
+
+    receiver: str = "qwen3-0.6b"
+    senders: tuple[str, ...] = ("qwen2.5-0.5b", "qwen2.5-coder-0.5b", "qwen2.5-1.5b", "llama-1b")
+    protocol: ProtocolSettings = ProtocolSettings()
+    fuser: Literal["mlp", "c2c"] = "mlp"
+    fusion: Literal["concat", "mix"] = "concat"
+    gate: GateSettings = GateSettings()
+    control: Literal["none", "mismatched", "noise", "constant"] = "none"
+    rephrase: Literal["none"] = "none"
+    zoo: ZooSettings = ZooSettings()
+    task: TaskSettings = TaskSettings()
+    prompt: str | None = None
+    questions: Path | None = None  # .jsonl or .json in OpenBookQA's schema, or .txt with a question per line
+    generation: Generation = field(default_factory=Generation)
+    deadline_s: float | None = None
+    on_missing: Literal["alone", "text", "error"] = "alone"
+    wire: WireSettings = WireSettings()
+    registry: RegistrySettings = RegistrySettings()
+    ray: RaySettings = RaySettings()
+    members: Mapping[str, MemberSettings] = field(default_factory=dict)  # by safe name: qwen2_5-0_5b
+    tracking: TrackingSettings = TrackingSettings()
+    seed: int = 0
+    output: Path = field(default_factory=_dated_folder)
+
+    def member(self, name: str) -> MemberSettings:
+        """What was said about one member."""
+        return self.members.get(safe_name(name), MemberSettings())
+
+
+SCHEMA = Schema(Settings, keys={"members": tuple(map(safe_name, NAMES))})
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """A rebuild of the embedded zoo (jobs/build_zoo.py)."""
+
+    output: Path = Path("outputs/zoo")  # where the zoo is built; what is there already is kept
+    seed: int = 0  # of the world: another seed, other entities and facts
+    everything: bool = True  # False: the default federation only
+    workers: int | None = None  # tasks at a time; None is one per core
+    shorten: float = 1.0  # factor on all training lengths, to try the build
+
+
+BUILD_SCHEMA = Schema(BuildSettings)
+
+
+def check_build(settings: BuildSettings) -> None:
+    """Refuse a build that cannot be meant. Raises FedrayError."""
+    _check_range("seed", settings.seed, 0, 2**32 - 1)
+    _check_range("workers", settings.workers, 1)
+    _check_range("shorten", settings.shorten, 0.001, 1)
+    _check_output(settings.output)
+
+
+def build(values: Mapping[str, Any]) -> Settings:
+    """Settings from nested values, names canonical; what is not given has its default.
+
+    Senders default to everyone but the receiver, fusion to what the fuser implies, generation.seed to seed.
+    Raises FedrayError on an unknown key or name and on a value of the wrong type.
+    """
+    values = {key: value for key, value in values.items() if (key, value) != ("senders", None)}
+    if isinstance(values.get("members"), Mapping):
+        values["members"] = {safe_name(str(name)): member for name, member in values["members"].items()}
+    settings = SCHEMA.read(values)
+    receiver = resolve(settings.receiver, "receiver")
+    senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
+    implied = "mix" if settings.fuser == "c2c" else "concat"
+    given = values.get("generation", {})
+    seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
+    return replace(
+        settings,
+        receiver=receiver,
+        senders=tuple(resolve(sender, "sender") for sender in senders),
+        fusion=settings.fusion if "fusion" in values else implied,
+        generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
+    )
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError with one sentence."""
+    SCHEMA.read(settings)
+    _check_names(settings)
+    _check_numbers(settings)
+    _check_members(settings)
+    _check_questions(settings)
+    _check_output(settings.output)
+
+
+def _check_names(settings: Settings) -> None:
+    receiver = resolve(settings.receiver, "receiver")
+    senders = [resolve(sender, "sender") for sender in settings.senders]
+    others = dict.fromkeys(sender for sender in senders if sender != receiver) or (n for n in NAMES if n != receiver)
+    example = f"'+senders=[{','.join(others)}]'"
+    if receiver in senders:
+        raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out, as in {example}")
+    repeated = [sender for sender in dict.fromkeys(senders) if senders.count(sender) > 1]
+    if repeated:
+        raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
+    if not senders and settings.protocol.name != "standalone":
+        raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
+    if settings.fuser == "c2c" and settings.fusion != "mix":
+        raise FedrayError(
+            f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
+        )
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("seed", 0, 2**32 - 1),
+    ("task.limit", 1, math.inf),
+    ("task.batch_size", 1, math.inf),
+    ("gate.threshold", 0, 1),
+    ("generation.max_tokens", 1, math.inf),
+    ("generation.temperature", 0, math.inf),
+    ("generation.seed", 0, 2**32 - 1),
+    ("deadline_s", 0.001, math.inf),
+    ("ray.num_cpus", 1, math.inf),
+    ("ray.cpus_per_member", 0.001, math.inf),
+    ("ray.gpus_per_member", 0, math.inf),
+    ("ray.object_store_mb", 80, math.inf),  # Ray refuses less than 75 MiB
+    ("tracking.traces", 0, math.inf),
+)
+
+
+def _check_numbers(settings: Settings) -> None:
+    for path, low, high in _RANGES:
+        _check_range(path, attrgetter(path)(settings), low, high)
+
+
+def _check_range(path: str, value: float | None, low: float, high: float = math.inf) -> None:
+    if value is None or (math.isfinite(value) and low <= value <= high):
+        return
+    wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    raise FedrayError(f"{path} must be {wanted}, got {value}")
+
+
+def _check_members(settings: Settings) -> None:
+    for name, member in settings.members.items():
+        _check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)
+        _check_range(f"members.{name}.num_gpus", member.num_gpus, 0)
+        if member.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", member.device):
+            raise FedrayError(f"members.{name}.device must be cpu, cuda, cuda:0 or mps, got {member.device!r}")
+        if member.label is not None and not re.fullmatch(r"[^=\s]+=[^=\s]+", member.label):
+            raise FedrayError(f"members.{name}.label must be a node's label as key=value, got {member.label!r}")
+
+
+def _check_questions(settings: Settings) -> None:
+    if settings.prompt is not None and settings.questions is not None:
+        raise FedrayError("prompt and questions are both given: choose one of them")
+    if settings.prompt is not None and not settings.prompt.strip():
+        raise FedrayError('the prompt is empty: ask something, as in prompt="what is the color of the bird tari?"')
+    path = settings.questions
+    if path is None:
+        return
+    if path.suffix not in (".jsonl", ".json", ".txt"):
+        raise FedrayError(f"questions file {str(path)!r} must end in .jsonl, .json or .txt")
+    try:
+        empty = not path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise FedrayError(f"cannot read questions file {str(path)!r}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise FedrayError(f"cannot read questions file {str(path)!r}: it is not UTF-8 text; convert it") from error
+    if empty:
+        raise FedrayError(f"questions file {str(path)!r} is empty: write one question per line")
+
+
+def _check_output(output: Path) -> None:
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise FedrayError(f"cannot write to output folder {str(output)!r}: choose another with output=DIR")

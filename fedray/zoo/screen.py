@@ -1,0 +1,57 @@
+"""What jobs/build_zoo.py shows: a bar per part that is being trained, then what was built and how long it took."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedray.settings import BuildSettings
+from fedray.zoo import build
+
+
+def run(settings: BuildSettings) -> int:
+    """Build, show, and leave build.json: seconds per part and in all."""
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[metrics]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    started = time.perf_counter()
+    with Progress(*columns, console=console) as bars:
+        shown: dict[str, TaskID] = {}
+
+        def follow(report: build.Progress) -> None:
+            name = str(report.task)
+            metrics = ", ".join(f"{key} {value:.3f}" for key, value in report.metrics.items())
+            if name not in shown:
+                shown[name] = bars.add_task(name, total=report.steps, metrics="")
+            bars.update(shown[name], completed=report.step, metrics=metrics)
+
+        seconds = build.build(
+            settings.output,
+            seed=settings.seed,
+            everything=settings.everything,
+            workers=settings.workers,
+            shorten=settings.shorten,
+            on_progress=follow,
+        )
+    table = Table(title=f"zoo=tiny, world seed {settings.seed}")
+    table.add_column("built")
+    table.add_column("seconds", justify="right")
+    for name, spent in seconds.items():
+        table.add_row(name, f"{spent:.0f}")
+    console.print(table if seconds else "everything is there already")
+    total = time.perf_counter() - started
+    path = settings.output / "build.json"
+    before = json.loads(path.read_text()) if path.is_file() else {"seconds": {}, "total_s": 0.0}
+    record = {"seed": settings.seed, "seconds": {**before["seconds"], **seconds}, "total_s": before["total_s"] + total}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"report: {path}")
+    return 0

@@ -1,0 +1,15 @@
+"""Rebuild the embedded zoo from nothing: python jobs/build_zoo.py output=outputs/zoo"""
+
+from __future__ import annotations
+
+from fedray.config import ZOO_BUILD, BuildSettings, launch
+
+
+def build_zoo(settings: BuildSettings) -> int:
+    from fedray.zoo.screen import run  # torch is imported after the settings are checked
+
+    return run(settings)
+
+
+if __name__ == "__main__":
+    launch(build_zoo, "build_zoo", form=ZOO_BUILD)

@@ -1,0 +1,15 @@
+"""Answer questions with several LLMs: python jobs/federate.py '+senders=[qwen2.5-1.5b,llama-1b]'"""
+
+from __future__ import annotations
+
+from fedray.config import Settings, launch
+
+
+def federate(settings: Settings) -> int:
+    from fedray.evaluation.federate import run  # torch and Ray are imported after the settings are checked
+
+    return run(settings)
+
+
+if __name__ == "__main__":
+    launch(federate)

@@ -1,0 +1,350 @@
+"""The command line becomes Settings, or one sentence on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedray.config import CONF, Settings, build, check, launch, load
+from fedray.llm.catalogue import CATALOGUE, NAMES, resolve, safe_name
+from fedray.settings import (
+    GateSettings,
+    MemberSettings,
+    ProtocolSettings,
+    RaySettings,
+    TaskSettings,
+    TrackingSettings,
+    ZooSettings,
+)
+from fedray.types import FedrayError, Generation
+
+hydra = pytest.importorskip("hydra")
+ROOT = CONF.parent
+CHOICES = [
+    (str(path.parent.relative_to(CONF)), path.stem)
+    for path in sorted(CONF.rglob("*.yaml"))
+    if path.parent != CONF and not path.is_relative_to(CONF / "hydra")
+]
+
+
+def compose(*overrides: str) -> Settings:
+    """Hydra's own reading of a command line, without what `launch` does to it."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return load(hydra.compose("config", list(overrides)))
+
+
+class Call:
+    """Calls `launch` as a process would: argv in; exit code, stderr and the jobs that ran out."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        self.ran: list[Settings] = []
+
+    def __call__(self, *arguments: str, job: Callable[[Settings], int | None] | None = None) -> tuple[int, str]:
+        self.monkeypatch.setattr(sys, "argv", ["federate.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            launch(job or self.ran.append, job_name="federate")
+        self.out, err = self.capsys.readouterr()
+        assert sys.argv == ["federate.py", *arguments]
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, err
+
+    def settings(self, *arguments: str) -> Settings:
+        assert self(*arguments) == (0, "")
+        return self.ran[-1]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    monkeypatch.chdir(tmp_path)
+    return Call(monkeypatch, capsys)
+
+
+# -- what is composed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_yaml_composes(group: str, name: str) -> None:
+    check(compose(f"{group}={name}"))
+
+
+def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
+    composed = compose()
+    assert composed.members == {safe_name(name): MemberSettings() for name in NAMES}
+    assert replace(composed, members={}, output=Path()) == replace(Settings(), output=Path()) == build({"output": ""})
+
+
+def test_senders_is_a_list_and_never_a_group() -> None:
+    assert not (CONF / "senders").exists()
+    assert (CONF / "config.yaml").read_text().count("\nsenders: ") == 1
+
+
+def test_senders_default_to_everyone_but_the_receiver(call: Call) -> None:
+    assert call.settings("receiver=llama-1b").senders == NAMES[:-1]
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_senders_are_replaced(call: Call, prefix: str) -> None:
+    argument = f"{prefix}senders=[qwen2.5-1.5b,llama-3.2-1b]"
+    assert compose(argument).senders == ("qwen2.5-1.5b", "llama-1b")
+    assert call.settings(argument).senders == ("qwen2.5-1.5b", "llama-1b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("receiver=llama-3.2-1b +senders=[qwen3-0.6b]", Settings(receiver="llama-1b", senders=("qwen3-0.6b",))),
+        ("protocol=standalone", Settings(protocol=ProtocolSettings("standalone"))),
+        ("gate=open gate.route=lazy", Settings(gate=GateSettings("open", route="lazy"))),
+        ("+gate=none ++seed=3", Settings(gate=GateSettings("none"), seed=3, generation=Generation(seed=3))),
+        ("fusion=mix", Settings(fusion="mix")),
+        ("fuser=c2c", Settings(fuser="c2c", fusion="mix")),
+        ("fuser=c2c fusion=mix", Settings(fuser="c2c", fusion="mix")),
+        ("experiment=quick", Settings(task=TaskSettings(limit=40))),
+        ("task.limit=50 task.split=validation", Settings(task=TaskSettings(limit=50, split="validation"))),
+        ("task.limit=null zoo=tiny", Settings(task=TaskSettings(limit=None), zoo=ZooSettings("tiny"))),
+        ("ray.enabled=false tracking=none", Settings(ray=RaySettings(False), tracking=TrackingSettings(False))),
+        ("ray.address=127.0.0.1:6379", Settings(ray=RaySettings(address="127.0.0.1:6379"))),
+        ("deadline_s=2 on_missing=error control=noise", Settings(deadline_s=2.0, on_missing="error", control="noise")),
+        ("generation.max_tokens=8", Settings(generation=Generation(max_tokens=8))),
+    ],
+)
+def test_command_lines(call: Call, arguments: str, expected: Settings) -> None:
+    settings = call.settings(*arguments.split())
+    assert replace(settings, members={}, output=Path()) == replace(expected, output=Path())
+
+
+def test_members_have_settings_of_their_own(call: Call) -> None:
+    settings = call.settings("members.qwen2_5-0_5b.device=cuda:1", "members.qwen2_5-0_5b.label=zone=a")
+    assert settings.member("qwen2.5-0.5b") == MemberSettings(device="cuda:1", label="zone=a")
+    assert settings.member("llama-1b") == MemberSettings()
+    assert build({"members": {"qwen2.5-0.5b": {"num_gpus": 1}}}).member("qwen2.5-0.5b").num_gpus == 1.0
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "what is the color of the bird tari?",
+        "which is bigger, a bird or a star?",
+        "it's \"quoted\" (twice), isn't it?",
+        "a = [1, 2] {b: c} 100% ${seed} $HOME ~ #x",
+        'back\\slash \\\\" and the last \\',
+        "two\nlines",
+        "null?",
+        "7",
+    ],
+)
+def test_free_text_arrives_as_it_was_typed(call: Call, prompt: str) -> None:
+    assert call.settings(f"prompt={prompt}").prompt == prompt
+    assert call.settings("-m", f"prompt={prompt}").prompt == prompt
+
+
+def test_quoted_text_is_unquoted_once(call: Call) -> None:
+    assert call.settings("prompt='hello, you'").prompt == "hello, you"
+    assert call.settings("prompt=null").prompt is None
+
+
+def test_output_is_hydras_folder(call: Call, tmp_path: Path) -> None:
+    assert call.settings().output.is_relative_to(tmp_path / "outputs")
+    settings = call.settings("output=with space, and comma")
+    assert settings.output == tmp_path / "with space, and comma"
+    assert (settings.output / ".hydra" / "overrides.yaml").is_file()
+
+
+def test_sweep(call: Call, tmp_path: Path) -> None:
+    assert call("-m", "fusion=concat,mix", "output=sweep") == (0, "")
+    assert [(s.fusion, s.output) for s in call.ran] == [("concat", tmp_path / "sweep/0"), ("mix", tmp_path / "sweep/1")]
+
+
+def test_a_sweep_is_checked_before_its_first_run(call: Call) -> None:
+    code, err = call("-m", "task.limit=5,-5")
+    assert (code, call.ran) == (2, [])
+    assert "task.limit must be at least 1, got -5" in err
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+REFUSED = [
+    ("+senders=[qwen2.5-1.5,llama-1b]", ["unknown sender 'qwen2.5-1.5'", "did you mean qwen2.5-1.5b"]),
+    ("senders=[llama-1b,llama-3.2-1b]", ["llama-1b is more than once", "'+senders=[llama-1b]'"]),
+    ("senders=[qwen3-0.6b,llama-1b]", ["qwen3-0.6b is the receiver", "'+senders=[llama-1b]'"]),
+    ("receiver=llama-1b senders=[llama-1b,qwen2.5-0.5b]", ["llama-1b is the receiver", "+senders=[qwen2.5-0.5b]"]),
+    ("senders=[]", ["protocol=c2c needs a sender"]),
+    ("senders=llama-1b", ["senders must be a list such as [llama-1b]"]),
+    ("senders=llama-1b,qwen2.5-1.5b", ["senders=[llama-1b,qwen2.5-1.5b]"]),
+    ("senders=[1]", ["senders[0] must be text, got 1"]),
+    ("receiver=lama-1b", ["unknown receiver 'lama-1b'", "did you mean llama-1b"]),
+    ("receiver=null", ["receiver must be text, got null"]),
+    ("zoo=hub", ["unknown zoo 'hub'", "tiny"]),
+    ("zoo.name=shapes", ["unknown zoo 'shapes'", "tiny"]),
+    ("protocol=standalon", ["unknown protocol", "did you mean standalone?", "c2c"]),
+    ("protocol=t2t", ["unknown protocol 't2t'", "c2c, standalone"]),
+    ("fuser=mpl", ["unknown fuser", "did you mean mlp?"]),
+    ("fusion=mxi", ["unknown fusion", "did you mean mix?"]),
+    ("fuser=c2c fusion=concat", ["fusion=concat does not go with fuser=c2c"]),
+    ("gate=opne", ["unknown gate", "did you mean open"]),
+    ("gate.kind=opne", ["unknown gate 'opne'", "did you mean open"]),
+    ("gate.route=lazi", ["unknown gate.route", "did you mean lazy?"]),
+    ("gate.threshold=1.5", ["gate.threshold must be from 0 to 1, got 1.5"]),
+    ("task=tny", ["unknown task", "did you mean tiny?"]),
+    ("task.split=tset", ["unknown task.split", "did you mean test"]),
+    ("control=noisy", ["unknown control", "did you mean noise?"]),
+    ("rephrase=shared", ["unknown rephrase 'shared'", "none"]),
+    ("privacy=shared", ["unknown privacy 'shared'", "none"]),
+    ("wire=int8", ["unknown wire 'int8'", "none"]),
+    ("on_missing=alon", ["unknown on_missing", "did you mean alone?"]),
+    ("experiment=quik", ["unknown experiment", "did you mean quick?"]),
+    ("task.limt=5", ["unknown setting 'task.limt'", "did you mean task.limit"]),
+    ("+task.limt=5", ["unknown setting 'task.limt'", "did you mean task.limit"]),
+    ("+limit=5", ["unknown setting 'limit'", "task.limit"]),
+    ("recever=llama-1b", ["unknown setting 'recever'", "receiver"]),
+    ("a/b=c", ["unknown setting 'a/b'"]),
+    ("members.qwen2_5_0_5b.device=cpu", ["unknown setting", "members.qwen2_5-0_5b.device"]),
+    ("members.llama-1b.device=tpu", ["members.llama-1b.device must be cpu, cuda"]),
+    ("members.llama-1b.label=zone", ["members.llama-1b.label must be", "key=value"]),
+    ("members.llama-1b.num_gpus=-1", ["members.llama-1b.num_gpus must be at least 0"]),
+    ("task.limit=many", ["task.limit must be a whole number, got 'many'"]),
+    ("task.limit=1.5", ["task.limit must be a whole number, got 1.5"]),
+    ("task.limit=true", ["task.limit must be a whole number, got true"]),
+    ("task.limit=-1", ["task.limit must be at least 1, got -1"]),
+    ("task.batch_size=0", ["task.batch_size must be at least 1, got 0"]),
+    ("generation.max_tokens=-4", ["generation.max_tokens must be at least 1, got -4"]),
+    ("generation.temperature=-1", ["generation.temperature must be at least 0"]),
+    ("deadline_s=-2", ["deadline_s must be at least"]),
+    ("deadline_s=nan", ["deadline_s must be at least"]),
+    ("deadline_s=soon", ["deadline_s must be a number, got 'soon'"]),
+    ("ray.enabled=maybe", ["ray.enabled must be true or false"]),
+    ("ray.gpus_per_member=-1", ["ray.gpus_per_member must be at least 0"]),
+    ("seed=-1", ["seed must be from 0"]),
+    ("seed=${nope}", ["'nope' not found"]),
+    ("prompt=", ["the prompt is empty"]),
+    ("prompt=hello questions=some.txt", ["prompt and questions are both given"]),
+    ("questions=missing.txt", ["'missing.txt'", "No such file"]),
+    ("questions=empty.txt", ["'empty.txt' is empty"]),
+    ("questions=bytes.txt", ["'bytes.txt'", "not UTF-8"]),
+    ("questions=table.csv", ["'table.csv' must end in .jsonl, .json or .txt"]),
+    ("output=empty.txt", ["cannot write to output folder 'empty.txt'"]),
+    ("output=empty.txt/deeper", ["cannot write to output folder 'empty.txt/deeper'"]),
+    ("senders=[llama-1b", ["cannot read the argument 'senders=[llama-1b'"]),
+    ("senders", ["cannot read the argument 'senders'", "key=value"]),
+    ("--nope", ["unrecognized arguments: --nope"]),
+    ("--cfg nope", ["invalid choice: 'nope'"]),
+    ("--config-name nope", ["unknown config 'nope'"]),
+    ("-m fusion=concat,mxi", ["unknown fusion 'mxi'", "did you mean mix?"]),
+    ("zoo=null", ["cannot compose the settings"]),
+    ("hydra.nope=1", ["hydra.nope"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
+def test_bad_input_is_one_sentence(call: Call, tmp_path: Path, arguments: str, says: list[str]) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
+    code, err = call(*arguments.split())
+    assert code == 2 and call.ran == [] and call.out == ""
+    assert err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err
+    for part in says:
+        assert part in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output_folder_is_refused(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, err = call("output=locked/new")
+    assert code == 2 and "locked/new" in err
+
+
+def test_settings_made_in_python_are_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for settings, says in (
+        (Settings(receiver="lama-1b"), "did you mean llama-1b"),
+        (Settings(protocol=ProtocolSettings("t2t")), "unknown protocol"),  # pyright: ignore[reportArgumentType]
+        (Settings(fuser="c2c", fusion="concat"), "does not go with"),
+        (Settings(task=TaskSettings(limit=-1)), "task.limit"),
+        (Settings(output=tmp_path / "file" / "deeper"), "cannot write"),
+    ):
+        with pytest.raises(FedrayError, match=says):
+            check(settings)
+
+
+def test_build_fills_in_what_follows() -> None:
+    assert build({"receiver": "llama-1b"}).senders == NAMES[:-1]
+    assert build({"fuser": "c2c"}).fusion == "mix"
+    assert build({"seed": 5}).generation.seed == 5
+    assert build({"seed": 5, "generation": Generation(seed=7)}).generation.seed == 7
+    bare = build({"gate": "open", "ray": False, "protocol": "standalone"})  # each stands for the first field
+    assert (bare.gate.kind, bare.ray.enabled, bare.protocol.name) == ("open", False, "standalone")
+
+
+# -- how it ends --------------------------------------------------------------------------------------------------
+
+
+def test_exit_codes(call: Call) -> None:
+    def refuse(settings: Settings) -> int:
+        raise FedrayError(f"no fuser for {settings.receiver}:\ntrain one")
+
+    def interrupt(settings: Settings) -> int:
+        raise KeyboardInterrupt
+
+    assert call(job=lambda settings: 3) == (3, "")
+    assert call(job=refuse) == (2, "no fuser for qwen3-0.6b: train one\n")
+    assert call(job=interrupt) == (130, "")
+
+
+def test_errors_of_the_job_are_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(settings: Settings) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["federate.py"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        launch(fail)
+
+
+def test_help_helps(call: Call) -> None:
+    assert call("--help") == (0, "")
+    for word in ("'+senders=[qwen2.5-1.5b,llama-1b]'", "receiver=", "prompt=", "questions=", "output=", "task.limit"):
+        assert word in call.out
+
+
+def federate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "federate.py"), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("arguments", ["+senders=[lama-1b]", "zoo=hub", "receiver=lama-1b"])
+def test_a_bad_call_ends_soon(tmp_path: Path, arguments: str) -> None:
+    start = time.monotonic()
+    done = federate(arguments, cwd=tmp_path)
+    assert time.monotonic() - start < 5
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def test_checks_need_neither_torch_nor_ray_nor_hydra(tmp_path: Path) -> None:
+    script = """
+import sys
+from fedray.config import build, check
+check(build({"senders": ["llama-1b"]}))
+assert not {"torch", "transformers", "ray", "hydra", "omegaconf", "mlflow"} & sys.modules.keys()
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+
+
+# -- the catalogue ------------------------------------------------------------------------------------------------
+
+
+def test_catalogue() -> None:
+    assert resolve("llama-3.2-1b") == "llama-1b"
+    assert [resolve(name) for name in NAMES] == list(NAMES)
+    assert CATALOGUE["qwen2.5-1.5b"].repo == "Qwen/Qwen2.5-1.5B-Instruct"
+    with pytest.raises(FedrayError, match=r"unknown sender 'qwen2.5-coder' \(did you mean qwen2.5-coder-0.5b"):
+        resolve("qwen2.5-coder", "sender")
