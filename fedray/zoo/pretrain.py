@@ -54,15 +54,15 @@ class Recipe:
     head_dim: int
     intermediate: int
     seed: int
-    steps: int = 1600
+    steps: int
 
 
 RECIPES = {
-    "qwen3-0.6b": Recipe("qwen3", 6, 96, 4, 2, 24, 256, seed=11),
-    "qwen2.5-0.5b": Recipe("qwen2", 6, 80, 4, 2, 16, 224, seed=22),
-    "qwen2.5-coder-0.5b": Recipe("qwen2", 6, 80, 4, 2, 16, 224, seed=33),
-    "qwen2.5-1.5b": Recipe("qwen2", 8, 96, 4, 2, 24, 256, seed=44),
-    "llama-1b": Recipe("llama", 7, 88, 4, 4, 16, 240, seed=55),
+    "qwen3-0.6b": Recipe("qwen3", 6, 96, 4, 2, 24, 256, seed=11, steps=1600),
+    "qwen2.5-0.5b": Recipe("qwen2", 6, 80, 4, 2, 16, 224, seed=22, steps=1200),
+    "qwen2.5-coder-0.5b": Recipe("qwen2", 6, 80, 4, 2, 16, 224, seed=33, steps=1200),
+    "qwen2.5-1.5b": Recipe("qwen2", 8, 96, 4, 2, 24, 256, seed=44, steps=1200),
+    "llama-1b": Recipe("llama", 7, 88, 4, 4, 16, 240, seed=55, steps=1600),
 }
 _CLASSES: dict[str, tuple[type, type]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),

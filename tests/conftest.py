@@ -1,0 +1,88 @@
+"""Shared by all tests: a zoo of random weights on disk, and one Ray cluster of two labelled nodes.
+
+What Ray reads from the environment is set here, before anything imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+    from fedray.runtime.cluster import Connection
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="fr", dir="/tmp")  # short: Ray's sockets lie in it
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TMPDIR": _FOLDER.name,
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN_PATH": f"{_FOLDER.name}/token",
+    "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))),
+}
+os.environ.pop("RAY_ADDRESS", None)
+Path(_FOLDER.name, "token").write_text("0123456789abcdef" * 4)
+
+NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 << 20}
+RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Cluster]:
+    """Two nodes with two CPUs each, labelled room=a and room=b."""
+    from ray.cluster_utils import Cluster
+
+    two = Cluster(initialize_head=True, head_node_args={**NODE, "labels": {"room": "a"}, "include_dashboard": False})
+    two.add_node(**NODE, labels={"room": "b"})
+    yield two
+    two.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cluster(nodes: Cluster) -> Iterator[Connection]:
+    """This process in the cluster of `nodes`."""
+    from fedray.runtime.cluster import connect
+
+    connection = connect(nodes.address)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def random_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the embedded zoo's: three LLMs, and concat fusers into the receiver, all of random weights."""
+    from tiny import random_fuser, random_llm
+
+    from fedray.fusion.registry import Registry
+    from fedray.llm.loading import load
+    from fedray.member import describe
+
+    folder = tmp_path_factory.mktemp("zoo")
+    for name in (RECEIVER, *SENDERS):
+        llm = random_llm(name)
+        llm.model.save_pretrained(folder / "llms" / name)
+        llm.tokenizer.save_pretrained(folder / "llms" / name)
+    saved = {name: describe(load(name, folder=folder)) for name in (RECEIVER, *SENDERS)}
+    registry = Registry(folder / "registry", embedded=None)
+    for sender in SENDERS:
+        fuser = random_fuser(random_llm(sender), random_llm(RECEIVER), "concat")
+        registry.add_fuser(fuser, saved[sender], saved[RECEIVER], {})
+    return folder
+
+
+@pytest.fixture
+def random_federation(random_zoo: Path) -> dict[str, Any]:
+    """What Federation needs to run on the random zoo."""
+    return {
+        "receiver": RECEIVER,
+        "senders": SENDERS,
+        "gate": "open",
+        "zoo": {"path": random_zoo},
+        "generation": {"max_tokens": 6},
+    }
