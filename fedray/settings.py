@@ -37,7 +37,7 @@ class GateSettings:
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
-    name: Literal["tiny"] = "tiny"
+    name: Literal["tiny", "tiny-unseen"] = "tiny"
     limit: int | None = 200  # questions; None asks all
     split: Literal["train", "validation", "test"] = "test"
     batch_size: int = 32

@@ -207,6 +207,13 @@ def test_a_bad_store_is_a_sentence(tmp_path: Path) -> None:
     assert track.problem and (tmp_path / PENDING).exists()
 
 
+def test_a_full_disk_does_not_stop_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with Tracker(Settings("http://127.0.0.1:9"), tmp_path / "file") as track:
+        track.params(a=1)
+    assert track.problem and "takes nothing either" in track.problem
+
+
 def test_runs_started_together_share_one_new_store(tmp_path: Path) -> None:
     script = (
         "import sys; from types import SimpleNamespace as N; from pathlib import Path\n"

@@ -1,0 +1,1 @@
+"""Questions, figures and the bodies of the jobs that ask a federation."""

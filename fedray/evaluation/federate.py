@@ -1,0 +1,184 @@
+"""The main job's body: ask a federation, and the receiver alone, and leave a report whatever happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+from fedray import report as reports
+from fedray.evaluation import figures
+from fedray.evaluation.record import Record, Status
+from fedray.evaluation.screen import Screen
+from fedray.evaluation.tasks import Question, load_task, mismatched
+from fedray.federation import Federation
+from fedray.report import Report, Tracked
+from fedray.settings import Settings
+from fedray.tracking import Status as TrackerStatus
+from fedray.tracking import Tracker
+from fedray.types import Request
+
+_ENDS: dict[Status, TrackerStatus] = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+
+
+class Run:
+    """One run of the job: what it was told, what it has done, whom it tells."""
+
+    def __init__(self, settings: Settings, tracker: Tracker) -> None:
+        self.settings, self.tracker = settings, tracker
+        self.record = Record(settings)
+        self.screen = Screen(settings.zoo.name)
+
+    def open(self, fed: Federation) -> None:
+        """Show and log who takes part."""
+        settings = self.settings
+        self.record.open(fed.members, fed.missing)
+        self.screen.members(self.record.members)
+        self.tracker.tags(job="federate", zoo=settings.zoo.name)
+        self.tracker.params(
+            **{
+                name: getattr(settings, name) for name in ("receiver", "fuser", "fusion", "control", "rephrase", "seed")
+            },
+            senders=",".join(settings.senders),
+            protocol=settings.protocol.name,
+            gate=settings.gate.kind,
+            route=settings.gate.route,
+            zoo=settings.zoo.name,
+            task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
+            limit=settings.task.limit,
+            weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
+        )
+
+    def evaluate(self, fed: Federation, questions: Sequence[Question]) -> None:
+        """Ask every question twice: the receiver alone, and the federation."""
+        settings, record = self.settings, self.record
+        other = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
+        read = dict(zip(questions, other, strict=True)) if other else None
+        with self.screen.progress(len(questions)) as update:
+            for number, batch in enumerate(batches(questions, settings.task.batch_size)):
+                request = Request(
+                    prompts=tuple(q.prompt for q in batch),
+                    choices=None if batch[0].choices is None else tuple(q.choices or () for q in batch),
+                    sender_prompts=tuple(read[q] for q in batch) if read else None,
+                    generation=settings.generation,
+                    deadline_s=settings.deadline_s,
+                    id=f"batch-{number}",
+                )
+                alone = fed.alone(request)
+                started_ns = time.time_ns()
+                federated = fed.run(request)
+                record.add(batch, alone, federated)
+                self.tracker.trace(request, federated, started_ns)
+                found = record.comparison()
+                update(len(record.results), found)
+                if found:
+                    running = {"running/accuracy": found.accuracy, "running/accuracy_alone": found.accuracy_alone}
+                    self.tracker.metrics(running, step=len(record.results))
+
+    def ask(self, fed: Federation, prompt: str) -> None:
+        """One prompt of the user's own, the federation's answer shown as it is decoded."""
+        settings = self.settings
+        request = Request((prompt,), generation=settings.generation, deadline_s=settings.deadline_s, id="prompt")
+        alone = fed.alone(request)
+        self.screen.alone(settings.receiver, alone.text)
+        started_ns = time.time_ns()
+        self.screen.stream(fed.stream(prompt))
+        assert fed.last is not None, "a stream ends with its answer"
+        self.record.add([Question("prompt", prompt)], alone, fed.last)
+        self.tracker.trace(request, fed.last, started_ns)
+
+    def leave(self, status: Status) -> Path:
+        """Figures, screen, report and MLflow, from whatever was done. Returns the report's path."""
+        settings, tracker, record = self.settings, self.tracker, self.record
+        report = record.report(status)
+        self.screen.summary(report, record.results, record.by_group())
+        where = tracker.run()
+        path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
+        self._figures(report)
+        tracker.metrics(_metrics(report))
+        tracker.table("questions.json", [{**_row(r.answered()), "outcome": r.outcome} for r in record.results])
+        tracker.artifact(settings.output / ".hydra", "hydra", quotes=True)
+        tracker.artifact(path, quotes=True)
+        tracker.close(_ENDS[status])
+        if tracker.problem:
+            self.screen.untracked(tracker.problem, str(settings.output))
+        elif where:
+            self.screen.tracked(*where)
+        return path
+
+    def _figures(self, report: Report) -> None:
+        folder, zoo, found = self.settings.output / "figures", report.zoo, self.record.by_group()
+        if found:
+            figures.accuracy(found, folder / "accuracy.png", zoo=zoo, receiver=report.receiver)
+        if report.usage.seconds:
+            figures.latency(report.usage.seconds, folder / "latency.png", zoo=zoo, n=report.n)
+        self.tracker.artifact(folder, "figures")
+
+
+def run(settings: Settings, federation: Callable[[Settings], Federation] = Federation) -> int:
+    """Do the job; returns the exit code. Prints `report: PATH` last.
+
+    Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report.
+    """
+    questions = load_task(settings) if settings.prompt is None else []
+    status: Status = "failed"
+    with Tracker(
+        settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"
+    ) as tracker:
+        job = Run(settings, tracker)
+        try:
+            with federation(settings) as fed:
+                job.open(fed)
+                if settings.prompt is not None:
+                    job.ask(fed, settings.prompt)
+                else:
+                    job.evaluate(fed, questions)
+            status = "complete"
+        except KeyboardInterrupt:
+            status = "interrupted"
+        finally:
+            if job.record.members or status != "failed":  # a federation that never opened has nothing to report
+                print(f"report: {job.leave(status).absolute()}", flush=True)
+    return 130 if status == "interrupted" else 0
+
+
+def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Up to `size` questions at a time, those to choose an answer from apart from those to answer freely."""
+    for _, alike in groupby(questions, key=lambda q: q.choices is None):
+        rows = list(alike)
+        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def _name(settings: Settings) -> str:
+    return f"{settings.protocol.name} {'+'.join(settings.senders)} > {settings.receiver}"
+
+
+def _row(answered: reports.Answered) -> dict[str, object]:
+    return {
+        "question": answered.question,
+        "gold": answered.gold,
+        "alone": answered.alone,
+        "federated": answered.federated,
+    }
+
+
+def _metrics(report: Report) -> dict[str, float | None]:
+    usage, accuracy, alone = report.usage, report.accuracy, report.accuracy_alone
+    seconds = {f"seconds/{phase}/{q}": getattr(p, q) for phase, p in usage.seconds.items() for q in ("p50", "p95")}
+    trust = {f"trust/{group}/{sender}": w for group, senders in report.trust.items() for sender, w in senders.items()}
+    return {
+        "n": report.n,
+        "accuracy": accuracy,
+        "stderr": report.stderr,
+        "accuracy_alone": alone,
+        "gain": None if accuracy is None or alone is None else accuracy - alone,
+        "p_value": report.p_value,
+        "rescued": report.rescued,
+        "harmed": report.harmed,
+        "payload_bytes": usage.payload_bytes,
+        "bytes_per_token": usage.bytes_per_token,
+        **seconds,
+        **trust,
+    }

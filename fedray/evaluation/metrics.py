@@ -1,0 +1,84 @@
+"""How good, how sure, how fast. A failed sample counts as wrong; nothing is left out of a share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from fedray.report import Percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two ways of answering the same n questions: before (the receiver alone) and after (federated)."""
+
+    n: int
+    accuracy_alone: float
+    accuracy: float
+    rescued: int  # wrong before, right after
+    harmed: int  # right before, wrong after
+    p_value: float  # exact McNemar test, two-sided
+
+    @property
+    def stderr_alone(self) -> float:
+        return stderr(self.accuracy_alone, self.n)
+
+    @property
+    def stderr(self) -> float:
+        return stderr(self.accuracy, self.n)
+
+
+def is_right(choice: int | None, gold: int) -> bool:
+    """Whether a chosen index is the right one; None is a sample that failed."""
+    return choice is not None and choice == gold
+
+
+def accuracy(right: Sequence[bool]) -> float:
+    """Share of right answers; raises ValueError without any."""
+    if not right:
+        raise ValueError("accuracy of no answers is undefined")
+    return sum(right) / len(right)
+
+
+def stderr(share: float, n: int) -> float:
+    """Standard error of a share of n independent answers (binomial)."""
+    return math.sqrt(share * (1 - share) / n)
+
+
+def mcnemar(rescued: int, harmed: int) -> float:
+    """Exact two-sided p-value that rescuing and harming are equally likely: only questions that changed count."""
+    changed = rescued + harmed
+    return float(binomtest(rescued, changed, 0.5).pvalue) if changed else 1.0
+
+
+def compare(before: Sequence[bool], after: Sequence[bool]) -> Comparison:
+    """Pair the same questions answered twice. Raises ValueError on different or zero lengths."""
+    pairs = list(zip(before, after, strict=True))
+    rescued = sum(b < a for b, a in pairs)
+    harmed = sum(b > a for b, a in pairs)
+    return Comparison(len(pairs), accuracy(before), accuracy(after), rescued, harmed, mcnemar(rescued, harmed))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values in the order given."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def percentiles(requests: Iterable[Mapping[str, float]]) -> dict[str, Percentiles]:
+    """p50 and p95 of each phase's seconds, over the requests that had the phase."""
+    phases: dict[str, list[float]] = {}
+    for seconds in requests:
+        for phase, value in seconds.items():
+            phases.setdefault(phase, []).append(value)
+    return {
+        phase: Percentiles(*(float(p) for p in np.percentile(values, (50, 95)))) for phase, values in phases.items()
+    }

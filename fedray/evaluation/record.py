@@ -1,0 +1,154 @@
+"""What a run has done so far. Whenever the run ends, this is its report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import starmap
+from statistics import fmean
+from typing import Literal
+
+from fedray.evaluation.metrics import Comparison, compare, is_right, percentiles
+from fedray.evaluation.tasks import Question
+from fedray.report import Answered, Cost, Participant, Report
+from fedray.settings import Settings
+from fedray.types import Answer, MemberInfo, Missing, Row, Usage
+
+Status = Literal["complete", "interrupted", "failed"]
+Outcome = Literal["rescued", "harmed", "both right", "both wrong", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One question, answered twice."""
+
+    question: Question
+    alone: Row
+    federated: Row
+
+    def right(self) -> tuple[bool, bool] | None:
+        """Whether the receiver alone and the federation are right; None where nobody knows the answer."""
+        gold = self.question.gold
+        return None if gold is None else (is_right(self.alone.choice, gold), is_right(self.federated.choice, gold))
+
+    @property
+    def outcome(self) -> Outcome:
+        names: dict[tuple[bool, bool] | None, Outcome] = {
+            (False, True): "rescued",
+            (True, False): "harmed",
+            (True, True): "both right",
+            (False, False): "both wrong",
+        }
+        return names.get(self.right(), "")
+
+    def answered(self) -> Answered:
+        question = self.question
+        alone, federated = self._text(self.alone), self._text(self.federated)
+        return Answered(question.prompt, question.choices, question.answer, alone, federated)
+
+    def _text(self, row: Row) -> str | None:
+        if self.question.choices is None:
+            return row.text
+        return None if row.choice is None else self.question.choices[row.choice]
+
+
+class Record:
+    """Grows batch by batch; every figure of the report is read from it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.results: list[Result] = []
+        self.members: tuple[Participant, ...] = ()
+        self._missing: dict[str, Missing] = {}
+        self._usages: list[Usage] = []
+
+    def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing]) -> None:
+        """Who takes part."""
+        receiver = self.settings.receiver
+        self.members = tuple(
+            Participant(m.name, "receiver" if m.name == receiver else "sender", *_place(m)) for m in members.values()
+        )
+        self._miss(missing)
+
+    def add(self, questions: Sequence[Question], alone: Answer, federated: Answer) -> None:
+        """One request's answers."""
+        self.results += starmap(Result, zip(questions, alone.rows, federated.rows, strict=True))
+        self._usages.append(federated.usage)
+        self._miss(federated.missing)
+
+    def _miss(self, missing: Sequence[Missing]) -> None:
+        for m in missing:
+            self._missing.setdefault(m.member, m)
+
+    def comparison(self) -> Comparison | None:
+        """Alone and federated, over the questions whose answer is known."""
+        return _compare(self.results)
+
+    def by_group(self) -> dict[str, Comparison]:
+        """The same for all questions together and, where there are several groups, for each."""
+        groups = sorted({r.question.group for r in self.results})
+        parts = {g or "other": [r for r in self.results if r.question.group == g] for g in groups}
+        every = {"all": self.results} | (parts if len(parts) > 1 else {})
+        return {name: found for name, results in every.items() if (found := _compare(results))}
+
+    def trust(self) -> dict[str, dict[str, float]]:
+        """Group -> sender -> mean gate weight, over the questions for which the sender was there to be weighed."""
+        weights: dict[str, dict[str, list[float]]] = {}
+        for result in self.results:
+            group = weights.setdefault(result.question.group or "all", {})
+            for sender, weight in result.federated.weights.items():
+                group.setdefault(sender, []).append(weight)
+        return {
+            g: {s: fmean(w) for s, w in sorted(senders.items())} for g, senders in sorted(weights.items()) if senders
+        }
+
+    def cost(self) -> Cost:
+        total = sum(self._usages, Usage())
+        per_token = total.payload_bytes / total.prompt_tokens if total.prompt_tokens else 0.0
+        return Cost(total.payload_bytes, per_token, percentiles(usage.seconds for usage in self._usages))
+
+    def report(self, status: Status) -> Report:
+        settings, found = self.settings, self.comparison()
+        return Report(
+            job="federate",
+            zoo=settings.zoo.name,
+            receiver=settings.receiver,
+            senders=settings.senders,
+            seed=settings.seed,
+            status=status,
+            protocol=settings.protocol.name,
+            fuser=settings.fuser,
+            fusion=settings.fusion,
+            gate=settings.gate.kind,
+            rephrase=settings.rephrase,
+            control=settings.control,
+            task=_task(settings),
+            n=len(self.results),
+            accuracy=found and found.accuracy,
+            stderr=found and found.stderr,
+            accuracy_alone=found and found.accuracy_alone,
+            p_value=found and found.p_value,
+            rescued=found.rescued if found else 0,
+            harmed=found.harmed if found else 0,
+            usage=self.cost(),
+            missing=tuple(self._missing.values()),
+            members=self.members,
+            answers=tuple(result.answered() for result in self.results),
+            trust=self.trust(),
+        )
+
+
+def _place(member: MemberInfo) -> tuple[str, int, str, str, int]:
+    return member.family, member.parameters, member.device, member.node, member.pid
+
+
+def _compare(results: Sequence[Result]) -> Comparison | None:
+    graded = [right for result in results if (right := result.right())]
+    return compare(*zip(*graded, strict=True)) if graded else None
+
+
+def _task(settings: Settings) -> str | None:
+    if settings.prompt is not None:
+        return None
+    return os.fspath(settings.questions) if settings.questions else settings.task.name

@@ -1,0 +1,139 @@
+"""What a person sees of a run. Every table says which zoo its figures come from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from fedray.evaluation.metrics import Comparison
+from fedray.evaluation.record import Outcome, Result
+from fedray.report import Cost, Participant, Report
+from fedray.types import Missing
+
+_STYLES: dict[Outcome, str] = {"rescued": "green", "harmed": "red", "both right": "", "both wrong": "dim", "": ""}
+_SHOWN: dict[Outcome, int] = {"rescued": 2, "harmed": 1, "both right": 1, "both wrong": 1, "": 5}
+
+
+class Screen:
+    """Writes to standard output; lines are as long as they need to be where that is a file."""
+
+    def __init__(self, zoo: str, console: Console | None = None) -> None:
+        self.zoo = zoo
+        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+    def members(self, members: Sequence[Participant]) -> None:
+        headings = ("member", "role", "family", "parameters", "device", "node", "pid")
+        rows = ((m.name, m.role, m.family, f"{m.parameters:,}", m.device, m.node, str(m.pid)) for m in members)
+        self._table("Who takes part", headings, rows)
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator[Callable[[int, Comparison | None], None]]:
+        """A live bar; call what it yields with the questions done so far and their comparison."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[running]}"), console=self.console) as bar:
+            task = bar.add_task("questions", total=total, running="")
+
+            def update(done: int, found: Comparison | None) -> None:
+                running = f"alone {found.accuracy_alone:.1%}  federated {found.accuracy:.1%}" if found else ""
+                bar.update(task, completed=done, running=running)
+
+            yield update
+
+    def alone(self, receiver: str, text: str) -> None:
+        self.console.print(Text.assemble((f"{receiver} alone  ", "bold"), plain(text)))
+
+    def stream(self, pieces: Iterable[str]) -> None:
+        """Show an answer as it is decoded."""
+        self.console.print(Text("the federation  ", "bold green"), end="")
+        for piece in pieces:
+            self.console.print(Text(plain(piece)), end="", soft_wrap=True)
+        self.console.print()
+
+    def summary(self, report: Report, results: Sequence[Result], found: Mapping[str, Comparison]) -> None:
+        """Everything a finished (or interrupted) run has to say."""
+        if report.task is not None and results:
+            self.examples(results)
+        if found:
+            self.accuracy(found)
+        if report.usage.seconds:
+            self.seconds(report.usage)
+        if report.trust:
+            self.trust(report.trust)
+        if report.missing:
+            self.missing(report.missing)
+
+    def examples(self, results: Sequence[Result]) -> None:
+        rows: list[list[Text]] = []
+        for result in _some(results):
+            a = result.answered()
+            texts = (a.question, a.gold or "-", a.alone or "-", a.federated or "-", result.outcome)
+            rows.append([Text(plain(text), _STYLES[result.outcome]) for text in texts])
+        self._table("Some of the questions", ("question", "gold", "alone", "federated", ""), rows)
+
+    def accuracy(self, found: Mapping[str, Comparison]) -> None:
+        rows: list[tuple[str, ...]] = []
+        for name, c in found.items():
+            alone = f"{c.accuracy_alone:.1%} ± {c.stderr_alone:.1%}"
+            federated = f"{c.accuracy:.1%} ± {c.stderr:.1%}"
+            p = "< 0.0001" if c.p_value < 1e-4 else f"{c.p_value:.4f}"
+            rows.append((name, str(c.n), alone, federated, str(c.rescued), str(c.harmed), p))
+        headings = ("questions", "n", "alone", "federated", "rescued", "harmed", "paired p-value")
+        self._table("Accuracy, ± one standard error", headings, rows)
+
+    def seconds(self, cost: Cost) -> None:
+        rows = ((phase, f"{p.p50:.3f}", f"{p.p95:.3f}") for phase, p in cost.seconds.items())
+        self._table("Seconds per request, a batch of questions", ("phase", "p50", "p95"), rows)
+        wire = f"{cost.bytes_per_token:,.0f} bytes per token of the receiver's prompts"
+        self._line(f"on the wire: {wire}, {cost.payload_bytes:,} bytes in all (zoo={self.zoo})\n")
+
+    def trust(self, trust: Mapping[str, Mapping[str, float]]) -> None:
+        senders = sorted({sender for group in trust.values() for sender in group})
+        rows: list[list[str | Text]] = []
+        for group, weights in trust.items():
+            best = max(weights.values())
+            rows.append([group, *(_weight(weights.get(sender), best) for sender in senders)])
+        self._table("Whom the gate trusted for what, mean weight", ("questions", *senders), rows)
+
+    def missing(self, missing: Sequence[Missing]) -> None:
+        self._table("Who was missing", ("member", "why"), ((m.member, m.reason) for m in missing))
+
+    def tracked(self, uri: str, run_id: str) -> None:
+        self._line(f"MLflow run {run_id}: browse it with `make ui` (store {uri})")
+
+    def untracked(self, problem: str, folder: str) -> None:
+        self._line(f"{problem}; the figures wait here, send them with `python -m fedray.tracking {folder}`")
+
+    def _line(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+    def _table(self, title: str, headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in headings:
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            table.add_row(*(cell if isinstance(cell, Text) else Text(plain(cell)) for cell in row))
+        self.console.print(Text(f"{title} (zoo={self.zoo})", "bold"))
+        self.console.print(table)
+
+
+def plain(text: str) -> str:
+    """A model's or a user's text without control characters, which a terminal would obey."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
+
+
+def _weight(weight: float | None, best: float) -> Text:
+    if weight is None:
+        return Text("-", "dim")
+    return Text(f"{weight:.2f}", "bold green" if weight == best and weight > 0 else "")
+
+
+def _some(results: Sequence[Result]) -> list[Result]:
+    """A few of each outcome."""
+    return [r for outcome, count in _SHOWN.items() for r in [r for r in results if r.outcome == outcome][:count]]

@@ -1,0 +1,185 @@
+"""Questions to ask a federation: the tiny world's held-out facts, or a file of one's own."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from fedray.settings import Settings
+from fedray.types import FedrayError
+from fedray.zoo.world import World, seen_in_fusing
+
+TASKS = ("tiny", "tiny-unseen")
+_WORLD = "world.json"  # in a zoo's folder: {"seed": the seed of the world its LLMs know}
+_EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
+_SEED = 0  # of choices and order: the same questions whatever the run's own seed
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question. gold: index into choices; group: what figures are split by (a domain, or "")."""
+
+    id: str
+    prompt: str
+    choices: tuple[str, ...] | None = None  # None: answered freely
+    gold: int | None = None
+    group: str = ""
+    entity: str = ""
+    attribute: str = ""
+
+    @property
+    def answer(self) -> str | None:
+        """The right answer's text, where it is known."""
+        return self.choices[self.gold] if self.choices and self.gold is not None else None
+
+
+def load_task(settings: Settings) -> list[Question]:
+    """The questions of a run: all of `questions=FILE` in its order, or the task's, shuffled and limited.
+
+    Raises FedrayError where a file does not say what it should: file, line, remedy.
+    """
+    if settings.questions is not None:
+        return read_questions(settings.questions)
+    if settings.task.name not in TASKS:
+        raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
+    world = World(_world_seed(settings.zoo.path or _EMBEDDED))
+    seen = settings.task.name == "tiny"
+    facts = [fact for fact in world.split(settings.task.split) if seen_in_fusing(fact) is seen]
+    questions = [_question(row, str(row["id"])) for row in world.multiple_choice(facts, _SEED)]
+    random.Random(_SEED).shuffle(questions)
+    return questions[: settings.task.limit]
+
+
+def mismatched(questions: list[Question], seed: int) -> list[str]:
+    """For control=mismatched: per question the prompt of another one, for the senders to read instead.
+
+    The other question is about the same attribute of another entity and has another answer, in the same group if
+    there is one: a sender knows it as well, and what it knows does not help. Raises FedrayError if there is no other.
+    """
+    rng = random.Random(f"mismatched-{seed}")
+    return [_other(question, questions, rng).prompt for question in questions]
+
+
+def _other(question: Question, questions: list[Question], rng: random.Random) -> Question:
+    wishes: tuple[Callable[[Question], bool], ...] = (
+        lambda q: q.group == question.group,
+        lambda q: q.answer is None or q.answer != question.answer,
+        lambda q: q.attribute == question.attribute,
+    )
+    others = [q for q in questions if q.prompt != question.prompt and (not q.entity or q.entity != question.entity)]
+    if not others:
+        raise FedrayError(
+            f"control=mismatched finds no question about another entity than {question.prompt!r} asks about: "
+            "ask more questions (task.limit, or lines in the questions file)"
+        )
+    for dropped in range(len(wishes) + 1):
+        found = [q for q in others if all(wish(q) for wish in wishes[dropped:])]
+        if found:
+            return rng.choice(found)
+    raise AssertionError("without a wish every other question fits")
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions of a .txt file (one per line), or of .jsonl or .json rows in the schema of OpenBookQA.
+
+    A row has `question_stem` (or `question`), and for multiple choice `choices` {text: [...], label: [...]} and
+    `answerKey`, one of the labels. Raises FedrayError with file, line and remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedrayError(
+            f"{path} cannot be read as UTF-8 text ({error}); name another file: questions=FILE"
+        ) from error
+    readers = {".txt": _from_text, ".jsonl": _from_lines, ".json": _from_array}
+    if path.suffix not in readers:
+        raise FedrayError(f"{path} is of an unknown kind: name it .txt, .jsonl or .json, as its content is")
+    questions = list(readers[path.suffix](text, path))
+    if not questions:
+        raise FedrayError(f"{path} holds no question: write one per line")
+    return questions
+
+
+def _from_text(text: str, path: Path) -> Iterator[Question]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield Question(f"{path.name}:{number}", line.strip())
+
+
+def _from_lines(text: str, path: Path) -> Iterator[Question]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield _checked(_json(line, where), where, f"{path.name}:{number}")
+
+
+def _from_array(text: str, path: Path) -> Iterator[Question]:
+    rows = _json(text, str(path))
+    if not isinstance(rows, list):
+        raise FedrayError(f"{path} must be a list of rows: put [ ] around them, or name the file .jsonl")
+    for number, row in enumerate(rows, 1):
+        yield _checked(row, f"{path}, row {number}", f"{path.name}:{number}")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise FedrayError(f'{where} is not JSON ({error}); write rows such as {{"question": "..."}}') from error
+
+
+def _checked(row: Any, where: str, name: str) -> Question:
+    """A question from a row that may hold anything."""
+    stem = (row.get("question_stem") or row.get("question")) if isinstance(row, dict) else None
+    if not isinstance(stem, str) or not stem.strip():
+        raise FedrayError(f'{where} asks nothing: give it a text "question" or "question_stem"')
+    choices, key = row.get("choices"), row.get("answerKey")
+    if choices is None:
+        if key is not None:
+            raise FedrayError(f'{where} has an "answerKey" and no "choices": add them, or leave it out')
+        return _question({"question_stem": stem, **_about(row)}, name)
+    texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (None, None)
+    if not _texts(texts) or not _texts(labels) or len(texts) != len(labels) or len(texts) < 2:
+        raise FedrayError(
+            f'{where} has "choices" of the wrong form: write {{"text": ["...", "..."], "label": ["A", "B"]}}, '
+            "two or more, as many labels as texts"
+        )
+    if key is not None and key not in labels:
+        raise FedrayError(f"{where} has answerKey {key!r}: choose one of its labels, {', '.join(labels)}")
+    return _question({"question_stem": stem, "choices": choices, "answerKey": key, **_about(row)}, name)
+
+
+def _texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+
+
+def _about(row: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(row[key]) for key in ("id", "domain", "entity", "attribute") if key in row}
+
+
+def _question(row: Mapping[str, Any], name: str) -> Question:
+    """A question from a row in the schema of OpenBookQA."""
+    choices, key = row.get("choices"), row.get("answerKey")
+    return Question(
+        id=str(row.get("id", name)),
+        prompt=row["question_stem"].strip(),
+        choices=tuple(choices["text"]) if choices else None,
+        gold=choices["label"].index(key) if choices and key is not None else None,
+        group=row.get("domain", ""),
+        entity=row.get("entity", ""),
+        attribute=row.get("attribute", ""),
+    )
+
+
+def _world_seed(zoo: Path) -> int:
+    path = zoo / _WORLD
+    if not path.is_file():
+        return 0
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["seed"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise FedrayError(f'{path} is damaged: it must say {{"seed": NUMBER}}; rebuild the zoo') from error

@@ -1,0 +1,80 @@
+"""tracking_pending.json: what MLflow did not take, in the output folder until `sync` sends it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from fedray.tracking.store import Operation, Store, failures, load
+from fedray.types import FedrayError
+
+PENDING = "tracking_pending.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The rest of a journal, and the run it belongs to (None: not opened yet)."""
+
+    uri: str
+    experiment: str
+    name: str
+    run_id: str | None
+    operations: list[Operation]
+
+
+def write(pending: Pending, folder: Path) -> Path:
+    path = folder / PENDING
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{PENDING}.{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(pending), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read(folder: Path) -> Pending:
+    path = folder / PENDING
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Pending(**values)
+    except FileNotFoundError as error:
+        raise FedrayError(
+            f"{path} does not exist: nothing waits to be sent, or name the job's output folder"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise FedrayError(f"{path} cannot be read ({error}); run the job again") from error
+
+
+def sync(folder: Path) -> tuple[str, str]:
+    """Send what waits in an output folder; returns the store's URI and the run's id.
+
+    Raises FedrayError when nothing waits or MLflow still does not take it; the rest then goes on waiting.
+    """
+    pending = read(folder)
+    try:
+        load()
+    except ImportError as error:
+        raise FedrayError(missing(error)) from error
+    try:
+        store = Store(pending.uri, pending.experiment, folder)
+        run_id = pending.run_id or store.open(pending.name)
+        while pending.operations:
+            store.apply(run_id, pending.operations[0])
+            pending = replace(pending, run_id=run_id, operations=pending.operations[1:])
+    except failures() as error:
+        write(pending, folder)
+        raise FedrayError(f"MLflow at {pending.uri} still fails ({sentence(error)}); try again later") from error
+    (folder / PENDING).unlink()
+    return pending.uri, run_id
+
+
+def missing(error: ImportError) -> str:
+    """Why there is no MLflow, and the remedy."""
+    return f"MLflow cannot be imported ({error}); pip install 'fedray[tracking]', or say tracking=none"
+
+
+def sentence(error: Exception) -> str:
+    """The first line of an error, which may quote a whole HTTP exchange, cut to a readable length."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -1,0 +1,192 @@
+"""One run of one job, as MLflow will show it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from fedray.tracking import pending
+from fedray.tracking.spans import Veil, trace
+from fedray.tracking.store import Operation, Store, absolute, failures, load
+from fedray.types import Answer, Request
+
+OPEN_S = 15.0  # how long `run` waits for MLflow to open one; a first SQLite store takes about 5 s
+CLOSE_S = 30.0  # how long `close` waits for the rest; a dead server gives up long before (store.py)
+TEXTS = frozenset({"question", "choices", "gold", "alone", "federated"})  # table columns that quote
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Settings(Protocol):
+    """What tracking needs to be told; the settings' own group fits."""
+
+    @property
+    def enabled(self) -> bool: ...
+    @property
+    def uri(self) -> str: ...
+    @property
+    def experiment(self) -> str: ...
+    @property
+    def traces(self) -> int: ...
+
+
+class Tracker:
+    """One MLflow run, opened by the first thing that is logged and closed with the block.
+
+    private: prompts and answers never reach MLflow. Tables and traces carry keyed hashes and lengths instead (the key
+    lasts one run), and files that quote them stay in the output folder.
+    """
+
+    def __init__(self, settings: Settings, output: Path, *, name: str = "fedray", private: bool = False) -> None:
+        self.uri = absolute(settings.uri)
+        self.problem: str | None = None  # one sentence, once MLflow has failed
+        self._settings, self._output, self._name = settings, output, name
+        self._veil = Veil(os.urandom(16)) if private else None
+        self._journal: list[Operation] = []
+        self._applied = 0  # entries of the journal that MLflow has taken
+        self._traces = 0
+        self._queue: SimpleQueue[Operation | None] = SimpleQueue()
+        self._opened = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._run_id: str | None = None
+        self._closed = not settings.enabled
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+
+    def params(self, **values: object) -> None:
+        self._log({"do": "params", "values": {key: str(value) for key, value in values.items()}})
+
+    def tags(self, **values: str) -> None:
+        self._log({"do": "tags", "values": values})
+
+    def metrics(self, values: Mapping[str, float | None], step: int = 0) -> None:
+        """Numbers by name; None and numbers that are not finite are left out."""
+        finite = {_metric(name): float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
+        if finite:
+            self._log({"do": "metrics", "values": finite, "step": step, "time_ms": _now_ms()})
+
+    def table(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows with the same keys, browsable in MLflow as `file` (.json)."""
+        if rows:
+            columns = {key: [self._shown(key, row[key]) for row in rows] for key in rows[0]}
+            self._log({"do": "table", "file": file, "columns": columns})
+
+    def artifact(self, path: Path, to: str = "", *, quotes: bool = False) -> None:
+        """A file or folder, if it exists. quotes: it holds prompts, so a private run keeps it to itself."""
+        if path.exists() and not (quotes and self._veil):
+            self._log({"do": "artifact", "path": os.path.relpath(path, self._output), "to": to})
+
+    def trace(self, request: Request, answer: Answer, started_ns: int) -> None:
+        """One request as a tree of spans; only the first `traces` requests leave one."""
+        if self._traces < self._settings.traces:
+            self._traces += 1
+            self._log(trace(request, answer, started_ns, self._veil))
+
+    def run(self) -> tuple[str, str] | None:
+        """URI and id of the MLflow run, or None when there is none (switched off, missing, unreachable)."""
+        if self._thread:
+            self._opened.wait(OPEN_S)
+        return (self.uri, self._run_id) if self._run_id else None
+
+    def close(self, status: Status = "FINISHED") -> None:
+        """End the run; what MLflow has not taken by then is written to tracking_pending.json."""
+        if self._journal and not self._closed:
+            self._log({"do": "end", "status": status, "time_ms": _now_ms()})
+            self._queue.put(None)
+            if self._thread:
+                self._thread.join(CLOSE_S)
+            rest = self._journal[self._applied :]
+            if rest:
+                self.problem = self.problem or f"MLflow at {self.uri} takes too long"
+                self._keep(rest)
+        self._closed = True
+
+    def _log(self, operation: Operation) -> None:
+        if self._closed:
+            return
+        if not self._journal:
+            self._start()
+        self._journal.append(operation)
+        self._queue.put(operation)
+
+    def _start(self) -> None:
+        first: Operation = {"do": "tags", "values": origin()}
+        self._journal.append(first)
+        self._queue.put(first)
+        try:
+            load()  # here and not in the thread: two threads that import at once can see half a module
+        except ImportError as error:
+            self.problem = pending.missing(error)
+            return
+        self._thread = threading.Thread(target=self._work, name="fedray-tracking", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            store = Store(self.uri, self._settings.experiment, self._output)
+            run_id = self._run_id = store.open(self._name)
+            self._opened.set()
+            while operation := self._queue.get():
+                store.apply(run_id, operation)
+                self._applied += 1
+        except failures() as error:
+            self.problem = f"MLflow at {self.uri} fails ({pending.sentence(error)})"
+        finally:
+            self._opened.set()
+
+    def _keep(self, rest: list[Operation]) -> None:
+        experiment = self._settings.experiment
+        try:
+            pending.write(pending.Pending(self.uri, experiment, self._name, self._run_id, rest), self._output)
+        except OSError as error:
+            self.problem = f"{self.problem}, and {self._output} takes nothing either ({error.strerror})"
+
+    def _shown(self, column: str, value: Any) -> Any:
+        return self._veil(value) if self._veil and column in TEXTS else value
+
+
+def origin() -> dict[str, str]:
+    """Tags that lead back from a run: its command, the commit of the code, the Ray job."""
+    tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    commit = _commit()
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # set by `ray job submit`
+    if submitted:
+        metadata = json.loads(submitted).get("metadata") or {}
+        tags["ray.job_id"] = str(metadata.get("job_submission_id", "unknown"))
+        tags["mlflow.source.type"] = "JOB"
+    return tags
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _metric(name: str) -> str:
+    """A name MLflow allows: "prefill[llama-1b]" becomes "prefill/llama-1b"."""
+    return re.sub(r"[^\w./ -]", "_", name.replace("[", "/").replace("]", ""))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,234 @@
+"""The main job's body around a federation that only pretends: what is shown, tracked and left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedray import report
+from fedray.evaluation.federate import batches, run
+from fedray.evaluation.tasks import Question, load_task
+from fedray.report import Report
+from fedray.settings import Settings, TaskSettings, TrackingSettings
+from fedray.types import Answer, FedrayError, KVSpec, MemberInfo, Missing, Request, Row, Usage
+
+LOST = Missing("qwen2.5-1.5b", "died")
+
+
+class Pretended:
+    """Answers by rules: the federation knows birds, the receiver alone knows stars, a bird sender is trusted."""
+
+    def __init__(self, settings: Settings, interrupt: Callable[[int], None] = lambda batch: None) -> None:
+        self.settings, self.interrupt = settings, interrupt
+        self.requests: list[Request] = []
+        self.last: Answer | None = None
+        self.closed = False
+        self.missing: tuple[Missing, ...] = ()
+        self.gold = {q.prompt: q for q in load_task(replace(settings, task=TaskSettings(limit=None)))}
+
+    def __enter__(self) -> Pretended:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed = True
+
+    @property
+    def members(self) -> Mapping[str, MemberInfo]:
+        names = (self.settings.receiver, *self.settings.senders)
+        spec = KVSpec(6, 2, 16)
+        return {
+            n: MemberInfo(n, "qwen3", 1000 + i, spec, f"hash-{n}", "t", "cpu", "float32", "here", 100 + i, 512, 6)
+            for i, n in enumerate(names)
+        }
+
+    def alone(self, request: Request) -> Answer:
+        return Answer(self._rows(request, "star"), self.settings.receiver, ())
+
+    def run(self, request: Request) -> Answer:
+        self.interrupt(len(self.requests))
+        self.requests.append(request)
+        usage = Usage(
+            {"prefill[llama-1b]": 0.2, "decode": 0.1, "total": 0.25}, 1000 * request.rows(), 10 * request.rows()
+        )
+        return Answer(self._rows(request, "bird"), self.settings.receiver, self.settings.senders, (LOST,), usage)
+
+    def stream(self, prompt: str) -> Iterator[str]:
+        yield "it is "
+        yield "red\x1b[2J"
+        row = Row("it is red\x1b[2J", weights={"llama-1b": 0.5})
+        self.last = Answer((row,), self.settings.receiver, ("llama-1b",), (), Usage({"decode": 0.1}, 640, 16))
+
+    def _rows(self, request: Request, known: str) -> tuple[Row, ...]:
+        if request.choices is None:
+            return tuple(Row(f"[red] {known}") for _ in request.prompts)
+        rows = []
+        for prompt, choices in zip(request.prompts, request.choices, strict=True):
+            question = self.gold[prompt]
+            assert question.choices == choices and question.gold is not None
+            choice = question.gold if question.group == known else None
+            rows.append(Row("", choice=choice, weights={"llama-1b": 0.9 if question.group == "bird" else 0.1}))
+        return tuple(rows)
+
+
+class Job:
+    def __init__(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.output, self.capsys = tmp_path / "out", capsys
+        self.settings = Settings(
+            output=self.output,
+            task=TaskSettings(limit=100),
+            tracking=TrackingSettings(enabled=False),
+            senders=("qwen2.5-1.5b", "llama-1b"),
+        )
+
+    def __call__(
+        self, interrupt: Callable[[int], None] = lambda batch: None, **changes: object
+    ) -> tuple[int, Report, str, Pretended]:
+        settings = replace(self.settings, **changes)  # pyright: ignore[reportArgumentType]
+        pretended = Pretended(settings, interrupt)
+        code = run(settings, lambda settings: pretended)  # pyright: ignore[reportArgumentType]
+        shown = self.capsys.readouterr().out
+        assert pretended.closed
+        assert shown.splitlines()[-1] == f"report: {self.output / 'report.json'}"
+        return code, report.read(self.output), shown, pretended
+
+
+@pytest.fixture
+def job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Job:
+    return Job(tmp_path, capsys)
+
+
+def test_an_evaluation_is_counted_and_shown(job: Job) -> None:
+    code, left, shown, _ = job()
+    questions = load_task(job.settings)
+    share = {g: sum(q.group == g for q in questions) for g in ("bird", "star")}
+    assert code == 0 and left.status == "complete" and left.n == 100 == len(left.answers)
+    assert (left.accuracy, left.accuracy_alone) == (share["bird"] / 100, share["star"] / 100)
+    assert (left.rescued, left.harmed) == (share["bird"], share["star"]) and 0 < (left.p_value or 0) <= 1
+    assert left.usage.payload_bytes == 100_000 and left.usage.bytes_per_token == 100.0
+    assert left.usage.seconds["total"].p50 == 0.25 and left.missing == (LOST,)
+    assert left.trust["bird"] == {"llama-1b": pytest.approx(0.9)}
+    assert [(m.name, m.role) for m in left.members][:2] == [("qwen3-0.6b", "receiver"), ("qwen2.5-1.5b", "sender")]
+    first = questions[0]
+    assert left.answers[0].question == first.prompt and left.answers[0].gold == first.answer
+    assert left.answers[0].choices == first.choices
+    for text in (
+        "Who takes part",
+        "rescued",
+        "harmed",
+        "p-value",
+        "prefill[llama-1b]",
+        "p95",
+        "100 bytes",
+        "died",
+        "0.90",
+    ):
+        assert text in shown
+    lines = [line.strip() for line in shown.splitlines()]
+    titles = [line for line in lines if line.endswith("(zoo=tiny)") and not line.startswith("on the wire")]
+    assert len(titles) == sum(set(line) == {"─"} for line in lines) == 6, "every table says which zoo it is from"
+    assert {p.name for p in (job.output / "figures").iterdir()} == {"accuracy.png", "latency.png"}
+
+
+def test_requests_carry_the_settings_and_come_in_batches(job: Job) -> None:
+    *_, pretended = job(deadline_s=2.5)
+    assert [r.rows() for r in pretended.requests] == [32, 32, 32, 4]
+    assert all(r.deadline_s == 2.5 and r.sender_prompts is None for r in pretended.requests)
+    assert len({r.id for r in pretended.requests}) == 4
+
+
+def test_mismatched_senders_read_something_else(job: Job) -> None:
+    _, left, _, pretended = job(control="mismatched")
+    assert left.control == "mismatched"
+    for request in pretended.requests:
+        assert request.sender_prompts is not None
+        assert all(a != b for a, b in zip(request.prompts, request.sender_prompts, strict=True))
+
+
+def test_ctrl_c_leaves_what_was_done(job: Job) -> None:
+    def second(batch: int) -> None:
+        if batch == 2:
+            raise KeyboardInterrupt
+
+    code, left, shown, _ = job(second)
+    assert code == 130 and left.status == "interrupted" and left.n == 64
+    assert "federated" in shown
+
+
+def test_ctrl_c_before_anything_was_done(job: Job) -> None:
+    def first(batch: int) -> None:
+        raise KeyboardInterrupt
+
+    code, left, _, _ = job(first)
+    assert code == 130 and left.n == 0 and left.accuracy is None and left.members
+
+
+def test_an_error_leaves_what_was_done_and_goes_on(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    def second(batch: int) -> None:
+        if batch == 1:
+            raise FedrayError("llama-1b died")
+
+    with pytest.raises(FedrayError, match="llama-1b died"):
+        job(second)
+    assert report.read(job.output).status == "failed" and report.read(job.output).n == 32
+    assert capsys.readouterr().out.splitlines()[-1].startswith("report: ")
+
+
+def test_a_federation_that_does_not_open_leaves_nothing(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(settings: Settings):
+        raise FedrayError("no fuser")
+
+    with pytest.raises(FedrayError, match="no fuser"):
+        run(job.settings, refuse)
+    assert not job.output.exists() and capsys.readouterr().out == ""
+
+
+def test_a_prompt_is_answered_twice_and_streamed(job: Job) -> None:
+    code, left, shown, _ = job(prompt="what is the color of the bird tari?")
+    assert code == 0 and left.task is None and left.n == 1 and left.accuracy is None
+    assert left.answers[0].alone == "[red] star" and left.answers[0].federated == "it is red\x1b[2J"
+    assert left.usage.payload_bytes == 640 and left.usage.bytes_per_token == 40.0
+    assert "qwen3-0.6b alone  [red] star" in shown and "the federation  it is red" in shown
+    assert "\x1b" not in shown, "control characters of a model never reach the terminal"
+
+
+def test_questions_of_ones_own_without_answers(job: Job, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("what is it?\nand [bold]why?\n")
+    code, left, shown, pretended = job(questions=path)
+    assert code == 0 and left.task == str(path) and left.n == 2 and left.accuracy is None
+    assert pretended.requests[0].choices is None and left.answers[1].federated == "[red] bird"
+    assert "and [bold]why?" in shown and "Accuracy" not in shown
+
+
+def test_the_run_is_found_in_mlflow(job: Job, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    _, left, shown, _ = job(tracking=TrackingSettings(uri=uri, traces=2))
+    assert left.tracking and left.tracking.uri == uri and left.tracking.run_id in shown and "make ui" in shown
+    client = mlflow.MlflowClient(uri)
+    found = client.get_run(left.tracking.run_id)
+    assert found.info.status == "FINISHED" and found.data.tags["zoo"] == "tiny"
+    assert found.data.params["senders"] == "qwen2.5-1.5b,llama-1b"
+    assert found.data.metrics["accuracy"] == left.accuracy and found.data.metrics[
+        "trust/bird/llama-1b"
+    ] == pytest.approx(0.9)
+    assert found.data.metrics["seconds/prefill/llama-1b/p95"] == 0.2
+    assert len(client.get_metric_history(left.tracking.run_id, "running/accuracy")) == 4
+    assert {f.path for f in client.list_artifacts(left.tracking.run_id)} == {"figures", "questions.json", "report.json"}
+    assert len(client.search_traces(locations=[found.info.experiment_id], run_id=left.tracking.run_id)) == 2
+
+
+def test_without_mlflow_the_job_says_where_its_figures_wait(job: Job) -> None:
+    code, left, shown, _ = job(tracking=TrackingSettings(uri="http://127.0.0.1:9"))
+    assert code == 0 and left.tracking is None and left.status == "complete"
+    assert f"python -m fedray.tracking {job.output}" in shown
+    assert (job.output / "tracking_pending.json").exists()
+
+
+def test_batches_keep_kinds_apart() -> None:
+    chosen, free = Question("c", "c", ("a", "b"), 0), Question("f", "f")
+    found = list(batches([chosen, chosen, chosen, free, chosen], 2))
+    assert [[q.id for q in b] for b in found] == [["c", "c"], ["c"], ["f"], ["c"]]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from fedray.evaluation import metrics
+
+
+def test_a_failed_sample_is_wrong() -> None:
+    assert [metrics.is_right(choice, 0) for choice in (0, 1, None)] == [True, False, False]
+
+
+def test_accuracy_and_its_error() -> None:
+    assert metrics.accuracy([True, False, True, True]) == 0.75
+    assert metrics.stderr(0.75, 4) == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert metrics.stderr(1.0, 10) == 0.0
+    with pytest.raises(ValueError):
+        metrics.accuracy([])
+
+
+@pytest.mark.parametrize(
+    ("rescued", "harmed", "p"),
+    [(0, 0, 1.0), (1, 1, 1.0), (5, 0, 2 / 2**5), (0, 5, 2 / 2**5), (8, 1, 2 * (1 + 9) / 2**9)],
+)
+def test_mcnemar_is_exact(rescued: int, harmed: int, p: float) -> None:
+    assert metrics.mcnemar(rescued, harmed) == pytest.approx(p)
+
+
+def test_mcnemar_finds_what_it_should_and_no_more() -> None:
+    rng = random.Random(0)
+    p_values = [metrics.mcnemar(k, 40 - k) for k in (sum(rng.random() < 0.5 for _ in range(40)) for _ in range(500))]
+    assert sum(p < 0.05 for p in p_values) / 500 <= 0.05
+
+
+def test_compare_pairs_the_questions() -> None:
+    found = metrics.compare([True, False, False, False, True], [True, True, True, False, False])
+    assert (found.n, found.accuracy_alone, found.accuracy) == (5, 0.4, 0.6)
+    assert (found.rescued, found.harmed, found.p_value) == (2, 1, 1.0)
+    assert found.stderr == found.stderr_alone
+    with pytest.raises(ValueError):
+        metrics.compare([True], [True, False])
+
+
+def test_holm() -> None:
+    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert metrics.holm([]) == []
+
+
+def test_percentiles_of_the_requests_that_had_the_phase() -> None:
+    requests = [{"decode": float(i)} for i in range(1, 102)] + [{"gate": 3.0}]
+    found = metrics.percentiles(requests)
+    assert (found["decode"].p50, found["decode"].p95) == (51.0, 96.0)
+    assert (found["gate"].p50, found["gate"].p95) == (3.0, 3.0)
+    assert metrics.percentiles([]) == {}

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from fedray import report
+from fedray.report import Answered, Cost, Participant, Percentiles, Report, Tracked
+from fedray.types import FedrayError, Missing
+
+FULL = Report(
+    job="federate",
+    zoo="tiny",
+    receiver="qwen3-0.6b",
+    senders=("llama-1b",),
+    seed=3,
+    status="complete",
+    task="tiny",
+    n=2,
+    accuracy=0.5,
+    stderr=0.35,
+    accuracy_alone=0.0,
+    p_value=1.0,
+    rescued=1,
+    usage=Cost(1000, 12.5, {"prefill[llama-1b]": Percentiles(0.1, 0.2)}),
+    missing=(Missing("qwen2.5-1.5b", "late: no answer within 2 s"),),
+    members=(Participant("qwen3-0.6b", "receiver", "qwen3", 1000, "cpu", "node", 42),),
+    answers=(
+        Answered("the color?", ("red", "blue"), "red", "blue", "red"),
+        Answered("und größer?", None, None, "ja", None),
+    ),
+    trust={"bird": {"llama-1b": 0.8}},
+    tracking=Tracked("sqlite:////x/mlflow.db", "abc"),
+)
+
+
+@pytest.mark.parametrize("written", [FULL, Report("x", "tiny", "a", (), 0, "interrupted")], ids=["full", "bare"])
+def test_what_is_written_is_read(tmp_path: Path, written: Report) -> None:
+    path = report.write(written, tmp_path / "new" / "folder")
+    assert path.name == "report.json"
+    assert report.read(path) == report.read(path.parent) == written
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+def test_the_keys_are_the_documented_ones(tmp_path: Path) -> None:
+    keys = json.loads(report.write(FULL, tmp_path).read_text())
+    assert set(keys) == {f.name for f in fields(Report)} and keys["schema"] == 1
+    assert keys["usage"]["seconds"] == {"prefill[llama-1b]": {"p50": 0.1, "p95": 0.2}}
+    assert keys["missing"] == [{"member": "qwen2.5-1.5b", "reason": "late: no answer within 2 s"}]
+    assert set(keys["answers"][0]) == {"question", "choices", "gold", "alone", "federated"}
+    assert set(keys["members"][0]) == {"name", "role", "family", "parameters", "device", "node", "pid"}
+
+
+def test_a_number_that_is_none_becomes_null(tmp_path: Path) -> None:
+    path = report.write(replace(FULL, accuracy=float("nan")), tmp_path)
+    assert report.read(path).accuracy is None
+
+
+def test_a_report_replaces_the_last_one_or_leaves_it(tmp_path: Path) -> None:
+    report.write(FULL, tmp_path)
+    report.write(replace(FULL, seed=4), tmp_path)
+    assert report.read(tmp_path).seed == 4
+    with pytest.raises(TypeError):
+        report.write(replace(FULL, task=object()), tmp_path)  # pyright: ignore[reportArgumentType]
+    assert report.read(tmp_path).seed == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not a report"),
+        ("[]", "has report schema None"),
+        ('{"schema": 2}', "has report schema 2, this version reads 1"),
+        ('{"schema": 1}', "lacks keys"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(FedrayError, match=says) as error:
+        report.read(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FedrayError, match="output=DIR"):
+        report.write(FULL, tmp_path / "file")
+    with pytest.raises(FedrayError, match="cannot be read"):
+        report.read(tmp_path / "nowhere")
