@@ -231,6 +231,16 @@ class Member:
         usage = Usage(clock.seconds, size, answer_tokens=len(ids))
         yield Answer((Row(text, tuple(ids), weights=weights),), self.name, took_part, missing, usage)
 
+    def generate(self, session: str, prompts: tuple[str, ...], generation: Generation) -> Answer:
+        """Answer prompts alone, in text: what a sender says where no fuser carries its cache."""
+        clock = Clock()
+        self._read(session, prompts, None)
+        held = self._session(session)
+        context = combine.concat(held.cache.crop(held.cache.lengths - 1), [])
+        rows = self._generate(session, context, self._read_last_token(held, context), generation)
+        clock.lap(f"hint[{self.name}]")
+        return Answer(rows, self.name, (), usage=Usage(clock.seconds, answer_tokens=sum(len(r.tokens) for r in rows)))
+
     def first_logits(self, session: str, senders: tuple[str, ...], plan: Plan, *payloads: Payload) -> list[list[float]]:
         """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
         context, _, _, _ = self._fuse(session, senders, plan, payloads, Clock())

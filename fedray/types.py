@@ -148,6 +148,7 @@ class Plan:
     protocol: str = "c2c"
     fusion: str = "concat"
     fusion_order: str = "parallel"  # parallel | sequential: how several senders mix
+    speakers: tuple[str, ...] = ()  # senders without a fuser that give a hint in text instead (on_missing=text)
     fusers: Mapping[str, Artifact] = field(default_factory=dict)  # sender -> its fuser into the receiver
     gate: str = "learned"  # learned | open | random | none
     gate_artifact: Artifact | None = None

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 from fedray.group import Group, Handle
 from fedray.protocols.exchange import Exchange
+from fedray.protocols.text import with_hints
 from fedray.types import Answer, Opening, Plan, Request
 
 
@@ -28,7 +29,10 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[st
 
 async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
     """Payload handles of the senders that have weight and were in time, in the plan's order."""
-    request, plan, group = exchange.request, exchange.plan, exchange.group
+    plan, group = exchange.plan, exchange.group
+    if plan.speakers:
+        exchange.request = await with_hints(exchange, plan.speakers)
+    request = exchange.request
     prompts = request.sender_prompts or request.prompts
     opening = exchange.start_open()
     if plan.route == "eager":

@@ -32,7 +32,7 @@ class Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.group.release(self.session, (self.plan.receiver, *self.plan.senders))
+        self.group.release(self.session, (self.plan.receiver, *self.plan.senders, *self.plan.speakers))
 
     @property
     def deadline(self) -> float | None:
@@ -69,8 +69,8 @@ class Exchange:
             self.group.cancel(names[index], self.session)
         ready = {names[index]: handles[names[index]] for index in waited.ready}
         for handle in ready.values():
-            receipt: Receipt = self.group.result(handle)
-            self.usage += receipt.usage
+            done: Receipt | Answer = self.group.result(handle)
+            self.usage += done.usage
         if self.missing and self.plan.on_missing == "error":
             raise MemberFailed("; ".join(f"{m.member}: {m.reason}" for m in self.missing))
         return ready

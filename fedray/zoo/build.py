@@ -34,6 +34,7 @@ from fedray.zoo.world import KNOWLEDGE, PHRASINGS, UNSEEN_PHRASINGS, Fact, World
 
 DEFAULT_RECEIVER = "qwen3-0.6b"
 NAMES = tuple(RECIPES)
+WORLD = "world.json"  # in a zoo's folder: the seed of the world its LLMs know
 PHRASINGS_PER_FACT = 2
 GATE_QUESTIONS = 2000
 
@@ -81,6 +82,7 @@ def build(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, float]:
     """Build what is missing under `folder`; returns seconds per task. shorten: factor on all step counts (tests)."""
+    _claim(folder, seed)
     context = multiprocessing.get_context("spawn")
     seconds: dict[str, float] = {}
     with context.Manager() as manager, ProcessPoolExecutor(workers or os.cpu_count() or 1, context) as pool:
@@ -95,6 +97,15 @@ def build(
                     future.cancel()
                 raise
     return seconds
+
+
+def _claim(folder: Path, seed: int) -> None:
+    """One folder, one world. Raises FedrayError where another seed's zoo lies."""
+    path = folder / WORLD
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and json.loads(path.read_text())["seed"] != seed:
+        raise FedrayError(f"{folder} holds the zoo of another world seed: choose another folder with output=DIR")
+    path.write_text(json.dumps({"seed": seed}) + "\n")
 
 
 def is_done(task: Task, folder: Path) -> bool:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from fedray.protocols.text import hint_prompt, notes_prompt
+
 DOMAINS = ("bird", "star", "gem", "tree")
 ATTRIBUTES = {
     "color": ("red", "blue", "green", "white", "black", "gold", "pink", "gray"),
@@ -253,14 +255,6 @@ def options(fact: Fact, rng: random.Random) -> list[str]:
     choices = [fact.value, *wrong]
     rng.shuffle(choices)
     return choices
-
-
-def notes_prompt(notes: list[str], question: str) -> str:
-    return "notes:\n" + "".join(f"- {note}\n" for note in notes) + question
-
-
-def hint_prompt(question: str) -> str:
-    return f"give a hint: {question}"
 
 
 def rephrase_prompt(question: str) -> str:
