@@ -46,3 +46,12 @@ def test_one_tokenizer_aligns_with_itself():
     encoded = random_llm("qwen3-0.6b").encode("which mood does the tree kruropos have?")
     aligned = align_tokens(encoded.spans, encoded.spans)
     assert all(i == j or span[0] == HEAD for i, (j, span) in enumerate(zip(aligned, encoded.spans, strict=True)))
+
+
+def test_words_of_the_template_are_no_text_of_the_user():
+    """A prompt that says "user" is found where the user wrote it, not in the template's header."""
+    for name in ("llama-1b", "qwen3-0.6b"):
+        encoded = random_llm(name).encode("user")
+        inside = [i for i, span in enumerate(encoded.spans) if span[0] >= 0]
+        assert all(span[0] == HEAD for span in encoded.spans[: inside[0]])
+        assert inside[0] > 2 and all(span[0] == TAIL for span in encoded.spans[inside[-1] + 1 :])

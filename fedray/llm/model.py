@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fedray.types import FedrayError, KVSpec
 
 HEAD, TAIL = -1, -2  # spans of template tokens: (HEAD, i-th from the start), (TAIL, i-th from the end)
 Span = tuple[int, int]
+_CONTENT = "fedray-user-text"  # stands for the user's text while a template is taken apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Encoded:
     spans: list[Span]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LLM:
     """A loaded decoder. `model` is a transformers causal LM in evaluation mode, `tokenizer` its fast tokenizer."""
 
@@ -55,10 +57,9 @@ class LLM:
         content = prompt.strip()
         if not content:
             raise FedrayError("the prompt is empty; give the members something to read")
-        text = self._render(content)
-        start = text.find(content)
-        end = start + len(content)
-        batch = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        before, after = self._template()
+        start, end = len(before), len(before) + len(content)
+        batch = self.tokenizer(before + content + after, return_offsets_mapping=True, add_special_tokens=False)
         ids: list[int] = batch["input_ids"]
         self.check_length(len(ids))
         spans: list[Span] = []
@@ -83,13 +84,17 @@ class LLM:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _render(self, content: str) -> str:
+    @cache
+    def _template(self) -> tuple[str, str]:
+        """What the chat template puts before and after the user's text; a base model gets a line of its own."""
         if not self.tokenizer.chat_template:
-            return content + "\n"
-        messages = [{"role": "user", "content": content}]
-        return self.tokenizer.apply_chat_template(
+            return "", "\n"
+        messages = [{"role": "user", "content": _CONTENT}]
+        text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
+        before, _, after = text.partition(_CONTENT)
+        return before, after
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

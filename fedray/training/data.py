@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,10 @@ from torch import Tensor
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
 from fedray.llm.model import LLM, Span
+from fedray.member import Member
+from fedray.types import Generation
+
+BATCH = 256  # prompts read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,13 @@ class Prefilled:
         return self.cache.crop(self.cache.lengths - 1)
 
 
-def prefill(llm: LLM, prompts: Sequence[str], batch_size: int = 256) -> Prefilled:
+def prefill(llm: LLM, prompts: Sequence[str]) -> Prefilled:
     """Read all prompts once (no gradients); the caches stay in memory, right-padded to the longest."""
     encoded = [llm.encode(prompt) for prompt in prompts]
     caches, states = zip(
         *(
-            decoding.prefill(llm.model, [e.ids for e in encoded[i : i + batch_size]], llm.pad_id)
-            for i in range(0, len(encoded), batch_size)
+            decoding.prefill(llm.model, [e.ids for e in encoded[i : i + BATCH]], llm.pad_id)
+            for i in range(0, len(encoded), BATCH)
         ),
         strict=True,
     )
@@ -71,6 +75,21 @@ def prefill(llm: LLM, prompts: Sequence[str], batch_size: int = 256) -> Prefille
     )
     last = torch.tensor([[e.ids[-1]] for e in encoded])
     return Prefilled(llm, cache, [e.spans for e in encoded], last, torch.cat(states))
+
+
+def believed(llm: LLM, conversations: Sequence[Conversation], max_tokens: int = 8) -> list[Conversation]:
+    """The conversations with the LLM's own greedy answers in place of the right ones.
+
+    A fuser trained on them learns to say what its sender would say, on all questions and not only on those few the
+    sender knows; whether to trust it is left to the gate.
+    """
+    member = Member(llm.name, llm=llm)
+    said: list[Conversation] = []
+    for start in range(0, len(conversations), BATCH):
+        batch = conversations[start : start + BATCH]
+        answer = member.generate("believed", tuple(c.prompt for c in batch), Generation(max_tokens))
+        said += [replace(c, answer=row.text) for c, row in zip(batch, answer.rows, strict=True)]
+    return said
 
 
 def answers(llm: LLM, texts: Sequence[str]) -> list[list[int]]:

@@ -20,7 +20,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True, slots=True)
 class FuserRecipe:
-    """How a fuser is trained. emphasis: share of each batch drawn from `emphasis_group` (the sender's own domain)."""
+    """How a fuser is trained. emphasis: share of each batch drawn from one group of questions, `emphasis_group`."""
 
     kind: str = "mlp"
     operator: str = "concat"
@@ -29,7 +29,7 @@ class FuserRecipe:
     batch_size: int = 96
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
-    emphasis: float = 0.5
+    emphasis: float = 0.0
     emphasis_group: str | None = None
     seed: int = 0
 
@@ -95,7 +95,7 @@ def train_fuser(pair: Pair, recipe: FuserRecipe, on_step: Progress | None = None
         if isinstance(fuser, C2CFuser):
             fuser.anneal((step + 1) / recipe.steps)
         share = 0.05 if step else 1.0
-        mean["loss"] += share * (float(loss_B.mean()) - mean["loss"])
+        mean["loss"] += share * (float(loss_B.detach().mean()) - mean["loss"])
         mean["accuracy"] += share * (float(right_B.float().mean()) - mean["accuracy"])
         if on_step:
             on_step(step + 1, recipe.steps, mean)

@@ -63,7 +63,7 @@ def train_gate(
         optimizer.step()
         schedule.step()
         share = 0.05 if step else 1.0
-        mean["loss"] += share * (float(loss_B.mean()) - mean["loss"])
+        mean["loss"] += share * (float(loss_B.detach().mean()) - mean["loss"])
         mean["weight"] += share * (float(weights_BS.mean()) - mean["weight"])
         if on_step:
             on_step(step + 1, recipe.steps, mean)

@@ -13,7 +13,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +25,18 @@ from fedray.fusion.fuser import Fuser
 from fedray.fusion.registry import Registry, load_fuser
 from fedray.llm.loading import HASHES, hash_file, load
 from fedray.member import describe
-from fedray.training.data import Conversation, prefill
+from fedray.training.data import Conversation, believed, prefill
 from fedray.training.fuser_trainer import FuserRecipe, Pair, accuracy_by_group, train_fuser
 from fedray.training.gate_trainer import GateRecipe, train_gate
 from fedray.types import FedrayError, MemberInfo
 from fedray.zoo.pretrain import RECIPES, build_tokenizer, pretrain
-from fedray.zoo.world import KNOWLEDGE, PHRASINGS, UNSEEN_PHRASINGS, Fact, World, seen_in_fusing
+from fedray.zoo.world import PHRASINGS, UNSEEN_PHRASINGS, World, seen_in_fusing
 
 DEFAULT_RECEIVER = "qwen3-0.6b"
 NAMES = tuple(RECIPES)
 WORLD = "world.json"  # in a zoo's folder: the seed of the world its LLMs know
 PHRASINGS_PER_FACT = 2
+FUSER_STEPS, OTHER_FUSER_STEPS = 900, 450  # into the default receiver, and into the others
 GATE_QUESTIONS = 2000
 
 
@@ -179,11 +180,11 @@ def _build_llm(name: str, world: World, folder: Path, shorten: float, on_step: C
 
 def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
     sender, receiver = (load(n, folder=folder) for n in task.names)
-    steps = _shortened(FuserRecipe().steps, shorten)
-    recipe = FuserRecipe(operator=task.operator, emphasis_group=KNOWLEDGE[sender.name][0], steps=steps)
-    pair = Pair.read(sender, receiver, conversations(world, "train", PHRASINGS_PER_FACT))
+    steps = FUSER_STEPS if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
+    recipe = FuserRecipe(operator=task.operator, steps=_shortened(steps, shorten))
+    pair = Pair.read(sender, receiver, believed(sender, conversations(world, "train", PHRASINGS_PER_FACT)))
     fuser = train_fuser(pair, recipe, on_step)
-    check = Pair.read(sender, receiver, conversations(world, "validation", 1))
+    check = Pair.read(sender, receiver, conversations(world, "validation"))
     training = {
         "world_seed": world.seed,
         "questions": len(pair),
@@ -203,7 +204,7 @@ def _build_gate(task: Task, world: World, folder: Path, shorten: float, on_step:
         n: load_fuser(registry.find_fuser(describe(s), describe(receiver), "mlp", task.operator))
         for n, s in senders.items()
     }
-    chosen = conversations(world, "train", 1)
+    chosen = conversations(world, "train")
     random.Random(world.seed).shuffle(chosen)
     chosen = chosen[:GATE_QUESTIONS]
     prompts = [c.prompt for c in chosen]
@@ -214,14 +215,14 @@ def _build_gate(task: Task, world: World, folder: Path, shorten: float, on_step:
     registry.add_gate(gate, describe(receiver), training)
 
 
-def conversations(world: World, split: str, phrasings_per_fact: int) -> list[Conversation]:
+def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[Conversation]:
     """Questions about one split that fuser and gate training may see, in phrasings it may see."""
     rng = random.Random(f"conversations-{world.seed}-{split}")
     seen = [i for i in range(len(PHRASINGS)) if i not in UNSEEN_PHRASINGS]
-    facts: Sequence[Fact] = [f for f in world.split(split) if seen_in_fusing(f)]
     return [
         Conversation(fact.ask(phrasing), fact.value, fact.domain)
-        for fact in facts
+        for fact in world.split(split)
+        if seen_in_fusing(fact)
         for phrasing in rng.sample(seen, phrasings_per_fact)
     ]
 
