@@ -76,7 +76,7 @@ def random_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_federation(random_zoo: Path) -> dict[str, Any]:
     """What Federation needs to run on the random zoo."""
     return {

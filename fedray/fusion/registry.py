@@ -167,17 +167,23 @@ class Registry:
 
 def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
     """Load a fuser whose file still has the hash its manifest promises. Raises FedrayError."""
-    manifest, tensors = _read(Path(artifact.path))
+    manifest, tensors = _read(_locate(artifact))
     fuser = build_fuser(FuserConfig.from_dict(manifest.config))
     _fill(fuser, tensors, artifact)
     return fuser.to(device).eval()
 
 
 def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
-    manifest, tensors = _read(Path(artifact.path))
+    manifest, tensors = _read(_locate(artifact))
     gate = Gate(GateConfig.from_dict(manifest.config))
     _fill(gate, tensors, artifact)
     return gate.to(device).eval()
+
+
+def _locate(artifact: Artifact) -> Path:
+    """Where the artifact lies on this machine: another node may have the package installed elsewhere."""
+    path, embedded = Path(artifact.path), EMBEDDED / artifact.name / artifact.hash
+    return embedded if not path.is_dir() and embedded.is_dir() else path
 
 
 def read_manifest(folder: Path) -> Manifest:

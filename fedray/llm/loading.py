@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from fedray.llm.cache import spec_of
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.model import LLM, hash_tokenizer
+from fedray.llm.model import LLM, hash_tokenizer, template_of
 from fedray.types import FedrayError
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
@@ -38,12 +40,13 @@ def load(
         raise FedrayError(
             f"{name}: {weights} is damaged (hash {digest[:12]}, expected {expected[:12]}); reinstall fedray"
         )
+    transformers_logging.disable_progress_bar()  # fedray shows its own
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype or "float32"), attn_implementation=ATTENTION, local_files_only=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise FedrayError(f"{name}: {path} cannot be loaded ({reason}); reinstall fedray") from error
     return wrap(name, model.to(device).eval(), tokenizer, digest[:16])
@@ -62,6 +65,7 @@ def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str) -> LLM:
         weights_hash=weights_hash,
         tokenizer_hash=hash_tokenizer(tokenizer),
         context=model.config.max_position_embeddings,
+        template=template_of(tokenizer),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +25,11 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LLM:
-    """A loaded decoder. `model` is a transformers causal LM in evaluation mode, `tokenizer` its fast tokenizer."""
+    """A loaded decoder.
+
+    model: a transformers causal LM in evaluation mode; tokenizer: its fast tokenizer; context: tokens it can hold;
+    template: what its chat template puts before and after the user's text.
+    """
 
     name: str
     family: str
@@ -36,6 +39,7 @@ class LLM:
     weights_hash: str
     tokenizer_hash: str
     context: int
+    template: tuple[str, str]
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +61,7 @@ class LLM:
         content = prompt.strip()
         if not content:
             raise FedrayError("the prompt is empty; give the members something to read")
-        before, after = self._template()
+        before, after = self.template
         start, end = len(before), len(before) + len(content)
         batch = self.tokenizer(before + content + after, return_offsets_mapping=True, add_special_tokens=False)
         ids: list[int] = batch["input_ids"]
@@ -84,17 +88,15 @@ class LLM:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    @cache
-    def _template(self) -> tuple[str, str]:
-        """What the chat template puts before and after the user's text; a base model gets a line of its own."""
-        if not self.tokenizer.chat_template:
-            return "", "\n"
-        messages = [{"role": "user", "content": _CONTENT}]
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        before, _, after = text.partition(_CONTENT)
-        return before, after
+
+def template_of(tokenizer: Any) -> tuple[str, str]:
+    """What the chat template puts before and after the user's text; a base model gets a line of its own."""
+    if not tokenizer.chat_template:
+        return "", "\n"
+    messages = [{"role": "user", "content": _CONTENT}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    before, _, after = text.partition(_CONTENT)
+    return before, after
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

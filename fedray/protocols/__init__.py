@@ -1,17 +1,23 @@
-"""Protocols: how members exchange what they know. Each is `async def run(request, plan, group) -> Answer`.
+"""Protocols: how members exchange what they know. Each is `async def run(request, plan, group) -> Answer`, and
+`stream` where the answer's text can be had piece by piece, the Answer last.
 
 A protocol owns its loop of exchanges and speaks only to the Group port; it never sees a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from fedray.group import Group
 from fedray.protocols import c2c, standalone
 from fedray.types import Answer, Plan, Request
 
-PROTOCOLS: dict[str, Callable[[Request, Plan, Group], Awaitable[Answer]]] = {
+PROTOCOLS: dict[str, Callable[[Request, Plan, Group], Coroutine[Any, Any, Answer]]] = {
     "standalone": standalone.run,
     "c2c": c2c.run,
+}
+STREAMS: dict[str, Callable[[Request, Plan, Group], AsyncIterator[str | Answer]]] = {
+    "standalone": standalone.stream,
+    "c2c": c2c.stream,
 }

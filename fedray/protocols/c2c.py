@@ -6,6 +6,7 @@ without weight are never fetched; `lazy`: senders without weight are never asked
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from fedray.group import Group, Handle
@@ -29,34 +30,39 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[st
 
 async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
     """Payload handles of the senders that have weight and were in time, in the plan's order."""
-    plan, group = exchange.plan, exchange.group
+    plan = exchange.plan
     if plan.speakers:
         exchange.request = await with_hints(exchange, plan.speakers)
+    opening = exchange.start_open()
+    reads = {s: _start_reading(exchange, s) for s in plan.senders} if plan.route == "eager" else {}
+    wanted = rows_with_weight(plan, await exchange.finish_open(opening))
+    # every sender goes its own way from here: one that is late keeps no other waiting
+    chains = [_cache_of(exchange, sender, rows, reads.get(sender)) for sender, rows in wanted.items()]
+    payloads = await asyncio.gather(*chains)
+    exchange.settle()
+    return [(sender, payload) for sender, payload in zip(wanted, payloads, strict=True) if payload is not None]
+
+
+def _start_reading(exchange: Exchange, sender: str) -> Handle:
     request = exchange.request
     prompts = request.sender_prompts or request.prompts
-    opening = exchange.start_open()
-    if plan.route == "eager":
-        reads = {s: group.start(s, "prefill", exchange.session, prompts, request.token_ids) for s in plan.senders}
-        opened = await exchange.finish_open(opening)
-        wanted = rows_with_weight(plan, opened)
-        read = await exchange.of_senders({s: reads[s] for s in wanted})
-        sends = {s: group.start(s, "share", exchange.session, wanted[s], **_how(plan)) for s in read}
+    return exchange.group.start(sender, "prefill", exchange.session, prompts, request.token_ids)
+
+
+async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], reading: Handle | None) -> Handle | None:
+    """The payload of one sender's rows: of what it has been reading, or else read now. None if it is missing."""
+    request, plan = exchange.request, exchange.plan
+    prompts = request.sender_prompts or request.prompts
+    what: dict[str, object] = {"spans": plan.fusion == "mix", "control": plan.control, "seed": plan.seed}
+    if reading is not None:
+        if not await exchange.of_sender(sender, reading):
+            return None
+    elif request.token_ids is not None:
+        what["token_ids"] = tuple(request.token_ids[b] for b in rows)
     else:
-        opened = await exchange.finish_open(opening)
-        wanted = rows_with_weight(plan, opened)
-        sends = {
-            s: group.start(
-                s,
-                "share",
-                exchange.session,
-                rows,
-                prompts=tuple(prompts[b] for b in rows) if request.token_ids is None else None,
-                token_ids=tuple(request.token_ids[b] for b in rows) if request.token_ids is not None else None,
-                **_how(plan),
-            )
-            for s, rows in wanted.items()
-        }
-    return list((await exchange.of_senders(sends)).items())
+        what["prompts"] = tuple(prompts[b] for b in rows)
+    sending = exchange.group.start(sender, "share", exchange.session, rows, **what)
+    return sending if await exchange.of_sender(sender, sending) else None
 
 
 def rows_with_weight(plan: Plan, opening: Opening) -> dict[str, tuple[int, ...]]:
@@ -66,7 +72,3 @@ def rows_with_weight(plan: Plan, opening: Opening) -> dict[str, tuple[int, ...]]
         for i, sender in enumerate(plan.senders)
     }
     return {sender: chosen for sender, chosen in rows.items() if chosen}
-
-
-def _how(plan: Plan) -> dict[str, object]:
-    return {"spans": plan.fusion == "mix", "control": plan.control, "seed": plan.seed}

@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from fedray.group import Group, Handle, MemberFailed
-from fedray.types import Answer, Missing, Opening, Plan, Receipt, Request, Usage
+from fedray.types import Answer, FedrayError, Missing, Opening, Plan, Receipt, Request, SessionLost, Usage
+
+RECEIVER_GRACE_S = 60.0  # how much longer than its senders a receiver may take before it counts as frozen
 
 
 class Exchange:
@@ -25,6 +27,8 @@ class Exchange:
         self.started = time.monotonic()
         self.usage = Usage()
         self.missing: list[Missing] = list(plan.missing)
+        self.order = (*plan.speakers, *plan.senders)
+        self._decoding = False
 
     async def __aenter__(self) -> Exchange:
         return self
@@ -32,7 +36,9 @@ class Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.group.release(self.session, (self.plan.receiver, *self.plan.senders, *self.plan.speakers))
+        if self._decoding:  # a stream that was left early
+            self.group.cancel(self.plan.receiver, self.session)
+        self.group.release(self.session, (self.plan.receiver, *self.order))
 
     @property
     def deadline(self) -> float | None:
@@ -52,28 +58,36 @@ class Exchange:
 
     async def of_receiver(self, handle: Handle) -> Any:
         """The receiver's small result. Nobody can stand in for the receiver: its failure is the request's."""
-        waited = await self.group.wait([handle])
-        if waited.failed:
-            error = waited.failed[0]
-            raise MemberFailed(f"the receiver {self.plan.receiver} failed: {error}")
-        return self.group.result(handle)
+        name = self.plan.receiver
+        patience = None if self.deadline is None else self.deadline + RECEIVER_GRACE_S
+        waited = await self.group.wait([handle], patience)
+        if waited.late:
+            self.group.cancel(name, self.session)
+            raise MemberFailed(f"the receiver {name} does not answer; restart the federation")
+        try:
+            return self.group.result(handle)
+        except SessionLost:
+            raise
+        except (FedrayError, RuntimeError, ValueError) as error:
+            raise MemberFailed(f"the receiver {name} failed: {error}") from error
 
-    async def of_senders(self, handles: dict[str, Handle]) -> dict[str, Handle]:
-        """The handles that are ready by the deadline; the others are named in `missing` and given up."""
-        names = list(handles)
-        waited = await self.group.wait([handles[name] for name in names], self.deadline)
-        for index, reason in waited.failed.items():
-            self.missing.append(Missing(names[index], reason))
-        for index in waited.late:
-            self.missing.append(Missing(names[index], f"late: no answer within {self.request.deadline_s:g} s"))
-            self.group.cancel(names[index], self.session)
-        ready = {names[index]: handles[names[index]] for index in waited.ready}
-        for handle in ready.values():
+    async def of_sender(self, name: str, handle: Handle) -> bool:
+        """Whether a sender's call is ready by the deadline; if not, the sender is named in `missing` and given up."""
+        waited = await self.group.wait([handle], self.deadline)
+        if waited.ready:
             done: Receipt | Answer = self.group.result(handle)
             self.usage += done.usage
+            return True
+        reason = waited.failed[0] if waited.failed else f"late: no answer within {self.request.deadline_s:g} s"
+        self.missing.append(Missing(name, reason))
+        self.group.cancel(name, self.session)
+        return False
+
+    def settle(self) -> None:
+        """All senders are done or given up: raise MemberFailed if the plan does not go on without the missing."""
+        self.missing.sort(key=lambda m: self.order.index(m.member) if m.member in self.order else -1)
         if self.missing and self.plan.on_missing == "error":
             raise MemberFailed("; ".join(f"{m.member}: {m.reason}" for m in self.missing))
-        return ready
 
     async def answer(self, payloads: list[tuple[str, Handle]]) -> Answer:
         """Let the receiver fuse what arrived and answer."""
@@ -85,8 +99,10 @@ class Exchange:
     async def stream(self, payloads: list[tuple[str, Handle]]) -> AsyncIterator[str | Answer]:
         names, handles = tuple(n for n, _ in payloads), [h for _, h in payloads]
         pieces = self.group.stream(self.plan.receiver, "stream", self.session, names, self.request, self.plan, *handles)
+        self._decoding = True
         async for piece in pieces:
             yield self.close(piece) if isinstance(piece, Answer) else piece
+        self._decoding = False
 
     def close(self, answer: Answer) -> Answer:
         """The receiver's answer with what the whole exchange cost, and who was missing."""

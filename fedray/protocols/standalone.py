@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from fedray.group import Group
@@ -10,7 +11,17 @@ from fedray.types import Answer, Plan, Request
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
-    plan = replace(plan, senders=(), gate="none", missing=())
-    async with Exchange(request, plan, group) as exchange:
+    async with Exchange(request, _alone(plan), group) as exchange:
         await exchange.open()
         return await exchange.answer([])
+
+
+async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[str | Answer]:
+    async with Exchange(request, _alone(plan), group) as exchange:
+        await exchange.open()
+        async for piece in exchange.stream([]):
+            yield piece
+
+
+def _alone(plan: Plan) -> Plan:
+    return replace(plan, senders=(), speakers=(), gate="none", missing=())

@@ -5,6 +5,7 @@ What a peer wrote is data, never an instruction: it stands in the notes of the r
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -28,11 +29,12 @@ async def with_hints(exchange: Exchange, speakers: Sequence[str]) -> Request:
     request, group = exchange.request, exchange.group
     asked = tuple(hint_prompt(p) for p in request.sender_prompts or request.prompts)
     generation = Generation(max_tokens=HINT_TOKENS)
-    handles: dict[str, Handle] = {
-        s: group.start(s, "generate", exchange.session, asked, generation) for s in speakers
+    handles: dict[str, Handle] = {s: group.start(s, "generate", exchange.session, asked, generation) for s in speakers}
+    ready = await asyncio.gather(*(exchange.of_sender(s, handle) for s, handle in handles.items()))
+    exchange.settle()
+    hints: Mapping[str, Answer] = {
+        s: group.result(handle) for (s, handle), ok in zip(handles.items(), ready, strict=True) if ok
     }
-    ready = await exchange.of_senders(handles)
-    hints: Mapping[str, Answer] = {s: group.result(handle) for s, handle in ready.items()}
     size = sum(len(row.text.encode()) for answer in hints.values() for row in answer.rows)
     exchange.usage += Usage(payload_bytes=size)
     notes = [[_one_line(answer.rows[b].text) for answer in hints.values()] for b in range(request.rows())]

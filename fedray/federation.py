@@ -1,0 +1,206 @@
+"""Federation: LLMs that answer together, from Python. The jobs are thin over it.
+
+>>> with Federation(receiver="qwen3-0.6b", senders=["llama-1b"]) as fed:
+...     fed.ask("what is the color of the bird dika?").text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fedray.background import Background
+from fedray.group import Group, LocalGroup
+from fedray.planner import Planner
+from fedray.protocols import PROTOCOLS, STREAMS
+from fedray.settings import Settings, build, check
+from fedray.types import Answer, FedrayError, MemberInfo, Missing, Plan, Request
+
+
+class Federation:
+    """A receiver and its senders, loaded and planned for.
+
+    settings: a Settings, or its fields as keywords: Federation(receiver="llama-1b", gate="open", ray=False). Raises
+    FedrayError before anything expensive starts where the settings cannot be meant, and where a member cannot load.
+    Calls are synchronous and work in a notebook too: protocols run in a thread of their own.
+    """
+
+    def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
+        self.settings = _settings(settings, overrides)
+        check(self.settings)
+        s = self.settings
+        senders = () if s.protocol.name == "standalone" else s.senders
+        Planner(s.registry.path, s.zoo.path).check(
+            s.receiver, senders, fuser=s.fuser, fusion=s.fusion, on_missing=s.on_missing
+        )
+        self.last: Answer | None = None  # the latest answer, a streamed one included
+        self._missing: dict[str, Missing] = {}
+        with ExitStack() as stack:
+            start = _start_on_ray if s.ray.enabled else _start_here
+            self._group, self.plan = start(s, (s.receiver, *senders), stack)
+            self._loop = Background()
+            stack.callback(self._loop.close)
+            self._resources = stack.pop_all()
+
+    @property
+    def members(self) -> Mapping[str, MemberInfo]:
+        """Who takes part and where it runs, the receiver first."""
+        return self._group.members
+
+    @property
+    def missing(self) -> tuple[Missing, ...]:
+        """Members that some answer had to do without, each with its latest reason."""
+        return tuple(self._missing.values())
+
+    def request(self, *prompts: str, choices: Sequence[Sequence[str]] | None = None) -> Request:
+        """A request with this federation's generation settings and deadline. Raises FedrayError on an empty prompt."""
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            raise FedrayError("the prompt is empty: ask something")
+        return Request(
+            prompts=prompts,
+            choices=None if choices is None else tuple(map(tuple, choices)),
+            generation=self.settings.generation,
+            deadline_s=self.settings.deadline_s,
+        )
+
+    def ask(self, prompt: str) -> Answer:
+        """The federation's answer to one prompt."""
+        return self.run(self.request(prompt))
+
+    def stream(self, prompt: str) -> Iterator[str]:
+        """The answer's text piece by piece; `last` holds the whole Answer after the final piece."""
+        pieces = STREAMS[self.plan.protocol](self.request(prompt), self.plan, self._group)
+        for piece in self._loop.iterate(pieces):
+            if isinstance(piece, Answer):
+                self._keep(piece)
+            else:
+                yield piece
+
+    def run(self, request: Request) -> Answer:
+        """The federation's answer to a batch of prompts."""
+        return self._keep(self._loop.run(PROTOCOLS[self.plan.protocol](request, self.plan, self._group)))
+
+    def alone(self, request: Request) -> Answer:
+        """The receiver's own answer to the same batch: what the federation is compared with."""
+        return self._loop.run(PROTOCOLS["standalone"](request, self.plan, self._group))
+
+    def close(self) -> None:
+        """End the members, and the cluster if it is this federation's own. Closing twice is fine."""
+        self._resources.close()
+
+    def __enter__(self) -> Federation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep(self, answer: Answer) -> Answer:
+        self.last = answer
+        self._missing |= {missing.member: missing for missing in answer.missing}
+        return answer
+
+
+def _settings(settings: Settings | None, overrides: Mapping[str, Any]) -> Settings:
+    if settings is None:
+        return build(overrides)
+    if not overrides:
+        return settings
+    return build({field.name: getattr(settings, field.name) for field in fields(settings)} | dict(overrides))
+
+
+def _choices(s: Settings) -> dict[str, Any]:
+    """What a plan depends on besides the members."""
+    return {
+        "protocol": s.protocol.name,
+        "fuser": s.fuser,
+        "fusion": s.fusion,
+        "gate": s.gate.kind,
+        "route": s.gate.route,
+        "threshold": s.gate.threshold,
+        "on_missing": s.on_missing,
+        "control": s.control,
+        "seed": s.seed,
+    }
+
+
+def _start_here(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Group, Plan]:
+    """All members in this process."""
+    from fedray.member import Member
+
+    members: dict[str, Member] = {}
+    with _progress(len(names)) as loaded:
+        for name in names:
+            own = s.member(name)
+            device = own.device or "cpu"
+            members[name] = Member(name, zoo=s.zoo.name, device=device, dtype=own.dtype, folder=s.zoo.path)
+            loaded(name)
+    group = LocalGroup(members)
+    receiver, *senders = (group.members[name] for name in names)
+    return group, Planner(s.registry.path, s.zoo.path).plan(receiver, senders, **_choices(s))
+
+
+def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Group, Plan]:
+    """Each member in an actor of its own, on a cluster that is there or on one of our own."""
+    if find_spec("ray") is None:
+        raise FedrayError("Ray is not installed: pip install 'fedray[ray]', or leave it out with ray.enabled=false")
+    from fedray.runtime import actors, cluster, coordinator, placement
+
+    with Console(stderr=True).status("starting Ray"):
+        connection = cluster.connect(
+            s.ray.address,
+            namespace=s.ray.namespace,
+            num_cpus=s.ray.num_cpus,
+            object_store_mb=s.ray.object_store_mb,
+        )
+    stack.callback(connection.close)
+    wanted = [placement.Placement(name, **_resources(s, name)) for name in names]
+    placed = placement.place(wanted, all_cores=connection.is_embedded)
+    boss = coordinator.start(_absolute(s.registry.path), _absolute(s.zoo.path))
+    stack.callback(coordinator.stop, boss)
+    with _progress(len(names)) as loaded:
+        group = actors.load_members(
+            placed, zoo=s.zoo.name, folder=_absolute(s.zoo.path), loaded=lambda info: loaded(info.name)
+        )
+    stack.callback(group.close)
+    receiver, *senders = (group.members[name] for name in names)
+    return group, coordinator.plan(boss, receiver, senders, **_choices(s))
+
+
+def _resources(s: Settings, name: str) -> dict[str, Any]:
+    """What a member asks Ray for: its own settings, else those of all. Ray chooses the GPU, so cuda:1 is cuda here."""
+    own = s.member(name)
+    gpus = s.ray.gpus_per_member if own.num_gpus is None else own.num_gpus
+    on_gpu = gpus > 0 if own.device is None else own.device.startswith("cuda")
+    return {
+        "device": "cuda" if on_gpu else own.device or "cpu",
+        "dtype": own.dtype,
+        "num_cpus": s.ray.cpus_per_member if own.num_cpus is None else own.num_cpus,
+        "num_gpus": gpus or (1.0 if on_gpu else 0.0),
+        "label": own.label,
+    }
+
+
+def _absolute(path: Path | None) -> Path | None:
+    """Actors have working folders of their own."""
+    return None if path is None else path.absolute()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on the terminal while members load; the yielded function is told each name."""
+    console = Console(stderr=True)
+    columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    seen = console.is_terminal or console.is_jupyter
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not seen) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda name: bar.update(task, advance=1, description=name)

@@ -1,0 +1,76 @@
+"""Plans: which fusers and which gate serve a receiver and its senders. Plain, so that every group uses the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedray.fusion.registry import EMBEDDED, Registry, fuser_name
+from fedray.types import Artifact, FedrayError, MemberInfo, Plan
+
+
+class Planner:
+    """Looks up learned parts by name and hash; it never loads one."""
+
+    def __init__(self, registry: Path | None = None, zoo: Path | None = None) -> None:
+        """registry: the user's, over the zoo's own; zoo: a zoo built elsewhere, None is the embedded one."""
+        self._registry = Registry(registry, EMBEDDED if zoo is None else zoo / "registry")
+
+    def check(self, receiver: str, senders: Sequence[str], *, fuser: str, fusion: str, on_missing: str) -> None:
+        """Refuse a sender without a fuser before any LLM is loaded, unless it may speak in text instead.
+
+        Raises FedrayError naming the pair and what there is.
+        """
+        for sender in self._without_fuser(receiver, senders, fuser, fusion) if on_missing != "text" else ():
+            there = sorted(self._fusers(sender, receiver))
+            others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
+            remedy = f"there is {others}" if there else "train one with jobs/train_fuser.py, or choose on_missing=text"
+            raise FedrayError(f"no fuser={fuser} fusion={fusion} for {sender} -> {receiver}; {remedy}")
+
+    def plan(
+        self,
+        receiver: MemberInfo,
+        senders: Sequence[MemberInfo],
+        *,
+        protocol: str = "c2c",
+        fuser: str = "mlp",
+        fusion: str = "concat",
+        gate: str = "learned",
+        route: str = "eager",
+        threshold: float = 0.1,
+        on_missing: str = "alone",
+        control: str = "none",
+        seed: int = 0,
+    ) -> Plan:
+        """A plan in which every sender has the fuser trained for exactly these two LLMs, or else speaks in text.
+
+        Raises FedrayError where a sender may not speak, and where there is no gate for these senders.
+        """
+        asked = [sender.name for sender in senders]
+        self.check(receiver.name, asked, fuser=fuser, fusion=fusion, on_missing=on_missing)
+        speakers = self._without_fuser(receiver.name, asked, fuser, fusion)
+        names = tuple(name for name in asked if name not in speakers)
+        learned = gate == "learned" and bool(names)
+        return Plan(
+            receiver=receiver.name,
+            senders=names,
+            protocol=protocol,
+            fusion=fusion,
+            speakers=speakers,
+            fusers={s.name: self._registry.find_fuser(s, receiver, fuser, fusion) for s in senders if s.name in names},
+            gate=gate,
+            gate_artifact=self._registry.find_gate(receiver, names, fusion) if learned else None,
+            route=route,
+            threshold=threshold,
+            on_missing=on_missing,
+            control=control,
+            seed=seed,
+        )
+
+    def _without_fuser(self, receiver: str, senders: Sequence[str], fuser: str, fusion: str) -> tuple[str, ...]:
+        return tuple(sender for sender in senders if (fuser, fusion) not in self._fusers(sender, receiver))
+
+    def _fusers(self, sender: str, receiver: str) -> set[tuple[str, str]]:
+        """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
+        name = fuser_name(sender, receiver)
+        return {(m.kind, m.operator) for m, _ in self._registry.list() if m.role == "fuser" and m.name == name}

@@ -1,0 +1,223 @@
+"""Members as Ray actors, and the group that speaks to them.
+
+A call's small result comes to the driver, its payload stays in the object store of the member's node: the driver
+holds a reference and passes it on, and Ray moves the bytes from store to store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError
+from ray.experimental import get_local_object_locations
+
+from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
+from fedray.member import Member
+from fedray.runtime.failures import as_error, reason
+from fedray.runtime.placement import Placement
+from fedray.types import FedrayError, MemberInfo
+
+CONTROL = frozenset({"info", "ping", "stats", "cancel", "release"})  # answered while a member computes
+INLINE_BYTES = 1024  # larger returns go to the store; Ray's default of 100 KiB would send small caches to the driver
+SLICE_S = 0.5  # longest a waiting thread sleeps, so that an abandoned wait ends soon
+FETCH_S = 5.0  # a small value of a node that just reported it ready
+
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME")  # read by Hugging Face's libraries when they are imported
+
+
+def as_actor(cls: type) -> Any:
+    """A class of Member's shape as an actor: calls in any order, one computing, two more in control."""
+    options: dict[str, Any] = {
+        "concurrency_groups": {"compute": 1, "control": 2},
+        "allow_out_of_order_execution": True,
+        "max_restarts": 0,  # a session dies with its process: the request goes on without this member
+        "max_task_retries": 0,
+    }
+    return ray.remote(**options)(cls)
+
+
+LLMActor = as_actor(Member)
+
+
+def load_members(
+    placements: Sequence[Placement],
+    *,
+    zoo: str = "tiny",
+    folder: Path | None = None,
+    loaded: Callable[[MemberInfo], None] = lambda info: None,
+) -> RayGroup:
+    """Start one actor per placement, all at once, and wait until every one has its LLM; `loaded` hears of each.
+
+    Raises FedrayError naming the first member that cannot start; the others are ended.
+    """
+    with ExitStack() as undo:
+        actors: dict[str, ActorHandle] = {}
+        for p in placements:
+            actors[p.member] = LLMActor.options(**_options(p)).remote(
+                p.member, zoo=zoo, device=p.device, dtype=p.dtype, threads=p.threads, folder=folder
+            )
+            undo.callback(ray.kill, actors[p.member])
+        group = RayGroup(actors, gather_infos(actors, loaded))
+        undo.pop_all()
+        return group
+
+
+def gather_infos(
+    actors: Mapping[str, ActorHandle], loaded: Callable[[MemberInfo], None] = lambda info: None
+) -> dict[str, MemberInfo]:
+    """Who every member is and on which node, in the order of `actors`, as soon as its constructor is through.
+
+    Two nodes may share a machine, so that a node's name is the machine's and a piece of Ray's id.
+    """
+    waiting: dict[Any, str] = {actor.__ray_call__.remote(_info): name for name, actor in actors.items()}
+    infos: dict[str, Any] = {}
+    while waiting:
+        done, _ = ray.wait(list(waiting), timeout=SLICE_S)
+        for ref in done:
+            name = waiting.pop(ref)
+            try:
+                infos[name] = ray.get(ref)
+            except RayError as error:
+                said = reason(error)
+                raise FedrayError(said if said.startswith(name) else f"{name} cannot be loaded: {said}") from error
+            loaded(infos[name])
+    return {name: infos[name] for name in actors}
+
+
+def _info(member: Member) -> MemberInfo:
+    """Runs in the member's process."""
+    info = member.info()
+    return replace(info, node=f"{info.node}/{ray.get_runtime_context().get_node_id()[:8]}")
+
+
+def _options(p: Placement) -> dict[str, Any]:
+    key, _, value = (p.label or "").partition("=")
+    where: dict[str, Any] = {"label_selector": {key: value}} if p.label else {"scheduling_strategy": "SPREAD"}
+    env = {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a member without a GPU sees none
+        "RAY_max_direct_call_object_size": str(INLINE_BYTES),
+        **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+    }
+    return {"num_cpus": p.num_cpus, "num_gpus": p.num_gpus, "runtime_env": {"env_vars": env}, **where}
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """The handle of RayGroup. `reply` is the small value (or receipt), `payload` what a member gets for the handle."""
+
+    member: str
+    reply: ObjectRef
+    payload: ObjectRef | None = None
+    value: Any = None
+    error: BaseException | None = None
+    settled: bool = False
+
+    @property
+    def argument(self) -> ObjectRef:
+        return self.reply if self.payload is None else self.payload
+
+    def settle(self, timeout: float) -> None:
+        """Fetch the small value, or the error that took its place. Raises GetTimeoutError."""
+        if self.settled:
+            return
+        size = get_local_object_locations([self.reply]).get(self.reply, {}).get("object_size") or 0
+        if size > MAX_RESULT_BYTES:
+            self.error = MemberFailed(f"{self.member} answered {size} bytes where {MAX_RESULT_BYTES} are allowed")
+        else:
+            try:
+                self.value = ray.get(self.reply, timeout=timeout)
+            except GetTimeoutError:
+                raise
+            except RayError as error:
+                self.error = error
+        self.settled = True
+
+
+class RayGroup:
+    """Members in actors of their own. Nothing here blocks the event loop: Ray's waiting happens in a thread."""
+
+    def __init__(
+        self, actors: Mapping[str, ActorHandle], members: Mapping[str, MemberInfo], cls: type = Member
+    ) -> None:
+        self._actors = dict(actors)
+        self._ships = frozenset(name for name in dir(cls) if getattr(getattr(cls, name), "ships", False))
+        self.members: Mapping[str, MemberInfo] = dict(members)
+
+    def start(self, member: str, method: str, *args: Any, **kwargs: Any) -> Call:
+        ships = method in self._ships
+        refs = self._remote(member, method, args, kwargs, num_returns=2 if ships else 1)
+        return Call(member, *refs) if ships else Call(member, refs)
+
+    async def wait(self, handles: Sequence[Call], deadline: float | None = None) -> Waited:
+        """A dead member's call fails at once; a frozen one's is late, since only the deadline can tell."""
+        pending = {call.reply for call in handles if not call.settled}
+        while pending:
+            left = SLICE_S if deadline is None else max(0.0, min(SLICE_S, deadline - time.monotonic()))
+            done = await asyncio.to_thread(_done, pending, left)
+            settling = [call for call in handles if call.reply in done]
+            await asyncio.to_thread(_settle, settling, FETCH_S if deadline is None else max(left, 0.05))
+            pending -= {call.reply for call in settling if call.settled}
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        settled = [(i, call) for i, call in enumerate(handles) if call.settled]
+        return Waited(
+            ready=tuple(i for i, call in settled if call.error is None),
+            failed={i: reason(call.error) for i, call in settled if call.error is not None},
+            late=tuple(i for i, call in enumerate(handles) if not call.settled),
+        )
+
+    def result(self, handle: Call) -> Any:
+        handle.settle(FETCH_S)
+        if handle.error is not None:
+            raise as_error(handle.member, handle.error)
+        return handle.value
+
+    async def stream(self, member: str, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        try:
+            async for ref in self._remote(member, method, args, kwargs, num_returns="streaming"):
+                yield await ref
+        except RayError as error:
+            raise as_error(member, error) from None
+
+    def cancel(self, member: str, session: str) -> None:
+        self._remote(member, "cancel", (session,), {})
+
+    def release(self, session: str, members: Iterable[str]) -> None:
+        for member in members:
+            self._remote(member, "release", (session,), {})
+
+    def close(self) -> None:
+        """End the members."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+    def _remote(
+        self, member: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], num_returns: Any = 1
+    ) -> Any:
+        group = "control" if method in CONTROL else "compute"
+        remote = getattr(self._actors[member], method).options(concurrency_group=group, num_returns=num_returns)
+        return remote.remote(*(a.argument if isinstance(a, Call) else a for a in args), **kwargs)
+
+
+def _done(pending: set[ObjectRef], timeout: float) -> set[ObjectRef]:
+    """Those that are ready by now, without fetching them; waits until all are, at most `timeout`."""
+    done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=timeout, fetch_local=False)
+    return set(done)
+
+
+def _settle(calls: Sequence[Call], timeout: float) -> None:
+    for call in calls:
+        try:
+            call.settle(timeout)
+        except GetTimeoutError:
+            continue

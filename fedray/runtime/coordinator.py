@@ -1,0 +1,50 @@
+"""The coordinator: an actor of its own that holds the registry and hands out plans.
+
+It sees names, hashes and infos, never a prompt and never a cache. It keeps nothing that the registry on disk does not
+hold, so Ray may restart it at any time; requests go on with the plans they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from fedray.planner import Planner
+from fedray.runtime.failures import as_error
+from fedray.types import MemberInfo, Plan
+
+
+class Coordinator:
+    """A Planner behind `async` methods: many may ask at once, nobody waits for a member's work."""
+
+    def __init__(self, registry: Path | None = None, zoo: Path | None = None) -> None:
+        self._planner = Planner(registry, zoo)
+
+    async def plan(self, receiver: MemberInfo, senders: Sequence[MemberInfo], choices: dict[str, Any]) -> Plan:
+        return self._planner.plan(receiver, senders, **choices)
+
+
+CoordinatorActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
+
+
+def start(registry: Path | None = None, zoo: Path | None = None) -> ActorHandle:
+    """Start a coordinator over a zoo's registry and the user's; returns before it is up."""
+    return CoordinatorActor.remote(registry, zoo)
+
+
+def stop(coordinator: ActorHandle) -> None:
+    ray.kill(coordinator)
+
+
+def plan(coordinator: ActorHandle, receiver: MemberInfo, senders: Sequence[MemberInfo], **choices: Any) -> Plan:
+    """Planner.plan, asked of the coordinator. Raises its FedrayError."""
+    try:
+        made: Any = ray.get(coordinator.plan.remote(receiver, list(senders), choices))
+    except RayError as error:
+        raise as_error("the coordinator", error) from None
+    return made

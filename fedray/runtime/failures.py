@@ -1,0 +1,67 @@
+"""What Ray's errors mean, in a few words a user can read."""
+
+from __future__ import annotations
+
+import re
+
+from ray import exceptions
+
+from fedray.group import MemberFailed
+from fedray.types import FedrayError
+
+_LONGEST = 200  # characters of a foreign error message
+_RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Lost|Payload)): (.+)$", re.MULTILINE)
+
+
+def reason(error: BaseException) -> str:
+    """Why a call failed: "died (process exited)", "ValueError: no such thing", or a FedrayError's own sentence."""
+    match error:
+        case exceptions.RayTaskError():
+            return reason(error.cause)
+        case exceptions.OutOfMemoryError():
+            return "died (out of memory)"
+        case exceptions.ActorUnavailableError():
+            return "does not answer (connection lost)"
+        case exceptions.RayActorError():
+            return _death(error)
+        case exceptions.NodeDiedError() | exceptions.LocalRayletDiedError():
+            return "died (its node was lost)"
+        case exceptions.ObjectLostError() | exceptions.ObjectFetchTimedOutError():
+            return "was sent a cache that was lost with its node"
+        case FedrayError():
+            return str(error)
+        case _:
+            return f"{type(error).__name__}: {_first_line(str(error))}"
+
+
+def as_error(member: str, error: BaseException) -> FedrayError:
+    """The error to raise in the driver: a member's own FedrayError as it was (SessionLost stays one)."""
+    cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+    if isinstance(cause, FedrayError):
+        return cause
+    return MemberFailed(f"{member}: {reason(error)}")
+
+
+def _death(error: exceptions.RayActorError) -> str:
+    message = str(error)
+    if error.actor_init_failed:
+        return _raised_in_constructor(message)
+    if "killed by `ray.kill`" in message:
+        return "died (it was ended)"
+    if "its node has died" in message:
+        return "died (its node was lost)"
+    return "died (process exited)"
+
+
+def _raised_in_constructor(message: str) -> str:
+    """Ray keeps only the text of what a constructor raised: its last `SomeError: message`."""
+    raised = _RAISED.findall(message)
+    if not raised:
+        return f"could not start: {_first_line(message)}"
+    kind, text = raised[-1]
+    return text if kind in ("FedrayError", "CorruptPayload") else f"{kind}: {_first_line(text)}"
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().split("\n", 1)[0]
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"

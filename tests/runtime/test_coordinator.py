@@ -1,0 +1,98 @@
+"""The coordinator: what it plans, that it comes back after its death, and that no cache ever reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from conftest import RECEIVER, SENDERS
+from probes import process_id, start_counting, stop_counting
+from ray.experimental import get_local_object_locations
+from tiny import QUESTIONS
+
+from fedray.planner import Planner
+from fedray.protocols import c2c
+from fedray.runtime import coordinator
+from fedray.runtime.actors import Call, RayGroup, load_members
+from fedray.runtime.placement import Placement, place
+from fedray.types import FedrayError, Generation, Plan, Request
+
+CHOICES: dict[str, Any] = {"gate": "open", "fusion": "concat"}
+
+
+@pytest.fixture(scope="module")
+def group(random_zoo: Path, cluster: Any) -> Iterator[RayGroup]:
+    rooms = {RECEIVER: "room=b", SENDERS[0]: "room=a", SENDERS[1]: "room=b"}
+    group = load_members(place([Placement(name, label=room) for name, room in rooms.items()]), folder=random_zoo)
+    yield group
+    group.close()
+
+
+@pytest.fixture(scope="module")
+def boss(random_zoo: Path, cluster: Any) -> Iterator[Any]:
+    boss = coordinator.start(zoo=random_zoo)
+    yield boss
+    coordinator.stop(boss)
+
+
+def plan(boss: Any, group: RayGroup, **choices: Any) -> Plan:
+    receiver, *senders = group.members.values()
+    return coordinator.plan(boss, receiver, senders, **CHOICES | choices)
+
+
+def test_it_plans_as_a_planner_does(boss: Any, group: RayGroup, random_zoo: Path) -> None:
+    receiver, *senders = group.members.values()
+    made = plan(boss, group)
+    assert made == Planner(zoo=random_zoo).plan(receiver, senders, **CHOICES)
+    assert set(made.fusers) == set(SENDERS)
+
+
+def test_its_refusals_are_sentences(boss: Any, group: RayGroup) -> None:
+    with pytest.raises(FedrayError, match=r"no fuser=c2c fusion=mix for llama-1b -> qwen3-0.6b; there is fuser=mlp"):
+        plan(boss, group, fuser="c2c", fusion="mix")
+    with pytest.raises(FedrayError, match="gate"):
+        plan(boss, group, gate="learned")
+
+
+@pytest.mark.parametrize("prompts", [QUESTIONS[:1], QUESTIONS * 20], ids=["one question", "sixty"])
+def test_no_cache_reaches_the_driver_or_the_coordinator(
+    boss: Any, group: RayGroup, monkeypatch: pytest.MonkeyPatch, prompts: tuple[str, ...]
+) -> None:
+    calls: list[Call] = []
+    start = group.start
+
+    def recording(*args: Any, **kwargs: Any) -> Call:
+        calls.append(start(*args, **kwargs))
+        return calls[-1]
+
+    monkeypatch.setattr(group, "start", recording)
+    ray.get(boss.__ray_call__.remote(start_counting))
+    start_counting()
+    made = plan(boss, group)
+    request = Request(prompts, choices=(("red", "green"),) * len(prompts), generation=Generation(max_tokens=4))
+    answer = asyncio.run(c2c.run(request, made, group))
+    by_driver, by_boss = stop_counting(), ray.get(boss.__ray_call__.remote(stop_counting))
+
+    assert answer.senders == SENDERS
+    smallest = min(answer.usage.payload_bytes // len(SENDERS), 64 << 10)
+    assert by_driver and by_boss, "nothing was counted"
+    assert max(by_boss) < 8192 and sum(by_boss) < smallest
+    assert sum(by_driver) < smallest
+    payloads = [call.payload for call in calls if call.payload is not None]
+    assert len(payloads) == len(SENDERS)
+    for payload, where in get_local_object_locations(payloads).items():
+        assert where["node_ids"], f"{payload} came to the driver with its receipt"
+
+
+def test_it_comes_back_after_its_death(boss: Any, group: RayGroup) -> None:
+    before = plan(boss, group)
+    pid: Any = ray.get(boss.__ray_call__.remote(process_id))
+    os.kill(pid, signal.SIGKILL)
+    assert plan(boss, group) == before
+    assert ray.get(boss.__ray_call__.remote(process_id)) != pid

@@ -1,0 +1,243 @@
+"""RayGroup on stand-ins: what travels where, what is late, what is dead, and that nothing waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+from conftest import NODE
+from probes import start_counting, stop_counting
+from ray.experimental import get_local_object_locations
+from standin import StandIn
+
+from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
+from fedray.runtime.actors import RayGroup, _options, as_actor, gather_infos
+from fedray.runtime.placement import Placement
+from fedray.types import FedrayError, SessionLost
+
+pytestmark = pytest.mark.usefixtures("cluster")
+Spawn = Callable[..., RayGroup]
+
+
+def spawn(*names: str, **labels: str) -> RayGroup:
+    actor = as_actor(StandIn)
+    actors = {n: actor.options(**_options(Placement(n, num_cpus=0.1, label=labels.get(n)))).remote(n) for n in names}
+    return RayGroup(actors, gather_infos(actors), StandIn)
+
+
+@pytest.fixture(scope="module")
+def group(cluster: Any) -> Iterator[RayGroup]:
+    """A sender in room a, a receiver in room b."""
+    group = spawn("sender", "receiver", sender="room=a", receiver="room=b")
+    yield group
+    group.close()
+
+
+@pytest.fixture
+def victim() -> Iterator[RayGroup]:
+    """A member of its own for a test that ends or freezes it."""
+    group = spawn("victim")
+    yield group
+    group.close()
+
+
+@pytest.fixture
+def received() -> Callable[[], list[int]]:
+    """Sizes of all objects that this process took from Ray."""
+    start_counting()
+    return stop_counting
+
+
+def wait(group: RayGroup, handles: list[Any], seconds: float | None = None) -> Waited:
+    return asyncio.run(group.wait(handles, None if seconds is None else time.monotonic() + seconds))
+
+
+def call(group: RayGroup, member: str, method: str, *args: Any) -> Any:
+    handle = group.start(member, method, *args)
+    assert wait(group, [handle]).ready == (0,)
+    return group.result(handle)
+
+
+def signal_to(group: RayGroup, number: signal.Signals) -> None:
+    os.kill(group.members["victim"].pid, number)
+
+
+def test_members_run_where_their_labels_say(group: RayGroup) -> None:
+    nodes = {node["NodeID"][:8]: node["Labels"].get("room") for node in ray.nodes()}
+    rooms = [nodes[group.members[name].node.rpartition("/")[2]] for name in ("sender", "receiver")]
+    assert rooms == ["a", "b"]
+    assert len({os.getpid(), *(info.pid for info in group.members.values())}) == 3
+
+
+@pytest.mark.parametrize("size", [2_048, 50_000, 4 << 20])
+def test_a_payload_never_reaches_the_driver(group: RayGroup, received: Callable[[], list[int]], size: int) -> None:
+    sent = group.start("sender", "share", size)
+    assert wait(group, [sent]).ready == (0,)
+    assert group.result(sent) == f"{size} bytes"
+    assert call(group, "receiver", "weigh", sent) == size
+    sizes = received()
+    assert sizes, "the driver's objects were not counted"
+    assert sum(sizes) < 1024
+    where = get_local_object_locations([sent.argument])[sent.argument]
+    assert where["object_size"] >= size
+    assert len(where["node_ids"]) >= 1, "the payload is not in a node's store: it came to the driver with the reply"
+
+
+def test_the_count_sees_a_payload_that_is_fetched(group: RayGroup, received: Callable[[], list[int]]) -> None:
+    sent = group.start("sender", "share", 50_000)
+    ray.get(sent.argument)
+    assert sum(received()) > 50_000
+
+
+def test_wait_tells_ready_failed_and_late(group: RayGroup) -> None:
+    handles = [
+        group.start("sender", "fail", "no such thing"),
+        group.start("receiver", "sleep", 3.0),
+        group.start("sender", "share", 1_000),
+    ]
+    started = time.monotonic()
+    waited = wait(group, handles, 1.5)
+    assert 1.4 < time.monotonic() - started < 2.5
+    assert waited.ready == (2,)
+    assert waited.failed == {0: "ValueError: no such thing"}
+    assert waited.late == (1,)
+    assert wait(group, handles).ready == (1, 2), "what was late may still become ready"
+
+
+def test_a_reason_is_one_short_line(group: RayGroup) -> None:
+    failed = wait(group, [group.start("sender", "fail", "too long " * 99 + "\nand more")]).failed[0]
+    assert len(failed) < 250
+    assert "\n" not in failed
+
+
+def test_wait_does_not_block_the_event_loop(group: RayGroup) -> None:
+    async def ticking() -> tuple[Waited, int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.02)
+                ticks += 1
+
+        ticker = asyncio.create_task(tick())
+        waited = await group.wait([group.start("sender", "sleep", 1.0)])
+        ticker.cancel()
+        return waited, ticks
+
+    waited, ticks = asyncio.run(ticking())
+    assert waited.ready == (0,)
+    assert ticks > 15
+
+
+def test_control_is_answered_while_a_member_computes(group: RayGroup) -> None:
+    busy = group.start("sender", "sleep", 3.0)
+    started = time.monotonic()
+    call(group, "sender", "ping")
+    assert time.monotonic() - started < 2.0
+    assert wait(group, [busy], 0.0).late == (0,)
+    wait(group, [busy])
+
+
+def test_cancel_reaches_a_running_call(group: RayGroup) -> None:
+    counting = group.start("sender", "count_until_cancelled", "one")
+    assert wait(group, [counting], 0.3).late == (0,)
+    group.cancel("sender", "one")
+    assert wait(group, [counting], 5.0).ready == (0,)
+    group.release("one", ("sender", "receiver"))
+
+
+def test_an_unready_argument_does_not_block_other_calls(group: RayGroup) -> None:
+    slow = group.start("sender", "sleep", 2.0)
+    blocked = group.start("receiver", "sleep", slow)
+    started = time.monotonic()
+    call(group, "receiver", "weigh")
+    assert time.monotonic() - started < 1.5
+    assert wait(group, [slow, blocked]).ready == (0,)
+
+
+def test_results_are_small(group: RayGroup, received: Callable[[], list[int]]) -> None:
+    assert len(call(group, "sender", "babble", MAX_RESULT_BYTES // 2)) == MAX_RESULT_BYTES // 2
+    large = group.start("sender", "babble", 4 * MAX_RESULT_BYTES)
+    assert "are allowed" in wait(group, [large]).failed[0]
+    with pytest.raises(MemberFailed, match="sender"):
+        group.result(large)
+    assert sum(received()) < MAX_RESULT_BYTES
+
+
+def test_errors_keep_their_meaning(group: RayGroup) -> None:
+    lost, failed = group.start("sender", "lose"), group.start("sender", "fail", "no such thing")
+    assert wait(group, [lost, failed]).failed == {0: "session 7 is not here", 1: "ValueError: no such thing"}
+    with pytest.raises(SessionLost, match="session 7"):
+        group.result(lost)
+    with pytest.raises(MemberFailed, match="sender: ValueError: no such thing"):
+        group.result(failed)
+
+
+def test_a_stream_comes_piece_by_piece(group: RayGroup) -> None:
+    async def pieces(**kwargs: Any) -> list[str]:
+        return [piece async for piece in group.stream("sender", "count", 4, **kwargs)]
+
+    assert asyncio.run(pieces()) == ["0", "1", "2", "3"]
+    with pytest.raises(MemberFailed, match="lost count"):
+        asyncio.run(pieces(broken=True))
+
+
+def test_a_killed_member_fails_at_once(victim: RayGroup) -> None:
+    handle = victim.start("victim", "sleep", 60.0)
+    assert wait(victim, [handle], 0.3).late == (0,)
+    signal_to(victim, signal.SIGKILL)
+    started = time.monotonic()
+    assert wait(victim, [handle], 20.0).failed == {0: "died (process exited)"}
+    assert time.monotonic() - started < 5.0
+    assert wait(victim, [victim.start("victim", "weigh")], 20.0).failed == {0: "died (process exited)"}
+    victim.cancel("victim", "one")
+    victim.release("one", ["victim"])
+
+
+def test_a_frozen_member_is_late(victim: RayGroup, group: RayGroup) -> None:
+    signal_to(victim, signal.SIGSTOP)
+    handles = [victim.start("victim", "weigh"), group.start("sender", "weigh")]
+    started = time.monotonic()
+    waited = wait(victim, handles, 2.0)
+    assert 1.9 < time.monotonic() - started < 3.0
+    assert (waited.ready, waited.late) == ((1,), (0,))
+    signal_to(victim, signal.SIGCONT)
+    assert wait(victim, handles, 20.0).ready == (0, 1)
+
+
+def test_a_frozen_member_can_be_ended(victim: RayGroup) -> None:
+    signal_to(victim, signal.SIGSTOP)
+    handle = victim.start("victim", "weigh")
+    victim.close()
+    assert wait(victim, [handle], 20.0).failed == {0: "died (it was ended)"}
+
+
+def test_a_lost_node_is_named(nodes: Any, cluster: Any) -> None:
+    node = nodes.add_node(**NODE, labels={"room": "attic"})
+    group = spawn("victim", victim="room=attic")
+    handle = group.start("victim", "sleep", 60.0)
+    assert wait(group, [handle], 0.3).late == (0,)
+    nodes.remove_node(node, allow_graceful=False)
+    assert wait(group, [handle], 30.0).failed[0] in ("does not answer (connection lost)", "died (its node was lost)")
+
+
+def test_a_payload_outlives_its_sender(victim: RayGroup, group: RayGroup) -> None:
+    sent = victim.start("victim", "share", 1 << 20)
+    assert wait(victim, [sent]).ready == (0,)
+    signal_to(victim, signal.SIGKILL)
+    wait(victim, [victim.start("victim", "sleep", 1.0)], 20.0)
+    assert call(group, "receiver", "weigh", sent) == 1 << 20
+
+
+def test_a_member_that_cannot_load_is_named(cluster: Any) -> None:
+    actors = {"bad": as_actor(StandIn).options(num_cpus=0.1).remote("bad", refuse="its weights are damaged; reinstall")}
+    with pytest.raises(FedrayError) as caught:
+        gather_infos(actors)
+    assert str(caught.value) == "bad cannot be loaded: its weights are damaged; reinstall"
