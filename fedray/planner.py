@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedray.fusion.registry import EMBEDDED, Registry, fuser_name
-from fedray.types import Artifact, FedrayError, MemberInfo, Plan
+from fedray.types import FedrayError, MemberInfo, Plan
 
 
 class Planner:

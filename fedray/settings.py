@@ -131,6 +131,7 @@ class BuildSettings:
     everything: bool = True  # False: the default federation only
     workers: int | None = None  # tasks at a time; None is one per core
     shorten: float = 1.0  # factor on all training lengths, to try the build
+    table: bool = True  # measure the default federation on all held-out questions afterwards
 
 
 BUILD_SCHEMA = Schema(BuildSettings)

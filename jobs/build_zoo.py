@@ -6,9 +6,14 @@ from fedray.config import ZOO_BUILD, BuildSettings, launch
 
 
 def build_zoo(settings: BuildSettings) -> int:
-    from fedray.zoo.screen import run  # torch is imported after the settings are checked
+    from fedray.evaluation import zoo_table  # torch is imported after the settings are checked
+    from fedray.zoo import screen
 
-    return run(settings)
+    report = screen.run(settings)
+    if settings.table:
+        zoo_table.run(settings.output, settings.seed)
+    print(f"report: {report}")
+    return 0
 
 
 if __name__ == "__main__":

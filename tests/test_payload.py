@@ -94,7 +94,7 @@ def test_damaged_payloads_are_refused(damage):
 def test_numbers_that_are_none_are_refused_and_the_sender_named(number):
     cache = make([4])
     cache.values[1][0, 1, 2, 3] = number
-    with pytest.raises(CorruptPayload, match="payload of qwen2.5-0.5b"):
+    with pytest.raises(CorruptPayload, match=r"payload of qwen2\.5-0\.5b"):
         unpack(pack("qwen2.5-0.5b", cache, [0]))
 
 

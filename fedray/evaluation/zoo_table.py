@@ -7,9 +7,13 @@ operators. Everything runs in this process: the figures are those of the Ray pat
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from rich.console import Console
 
 from fedray.evaluation.federate import batches
 from fedray.evaluation.metrics import compare, holm, is_right
@@ -146,6 +150,24 @@ def measure(zoo: Zoo, receiver: str, on_row: Callable[[TableRow], None], operato
             for gate in ("learned", "open"):
                 plan = zoo.plan(receiver, senders, fusion=fusion, gate=gate, control=control)
                 on_row(zoo.row(f"{fusion}: {control}, gate {gate}", plan))
+
+
+def run(folder: Path, seed: int) -> None:
+    """Measure the default receiver's table of the zoo in `folder`, show it, and leave table.md and table.json there."""
+    screen = Console(width=None if sys.stdout.isatty() else 120)
+    rows: list[TableRow] = []
+
+    def show(row: TableRow) -> None:
+        rows.append(row)
+        screen.print(f"{row.name}: {row.accuracy:.1%}, alone {row.accuracy_alone:.1%}", highlight=False)
+
+    zoo = Zoo(folder)
+    screen.print(f"all {len(zoo.questions)} held-out questions (zoo=tiny, world seed {seed})", style="bold")
+    measure(zoo, NAMES[0], show)
+    title = f"zoo=tiny, world seed {seed}, receiver {NAMES[0]}"
+    (folder / "table.md").write_text(as_markdown(rows, title), encoding="utf-8")
+    (folder / "table.json").write_text(json.dumps(as_json(rows), indent=1) + "\n", encoding="utf-8")
+    screen.print(f"table: {folder / 'table.md'}", highlight=False, soft_wrap=True)
 
 
 def oracle(rows: Sequence[TableRow]) -> float:

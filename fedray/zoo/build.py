@@ -13,7 +13,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,8 @@ DEFAULT_RECEIVER = "qwen3-0.6b"
 NAMES = tuple(RECIPES)
 WORLD = "world.json"  # in a zoo's folder: the seed of the world its LLMs know
 PHRASINGS_PER_FACT = 2
-FUSER_STEPS, OTHER_FUSER_STEPS = 900, 450  # into the default receiver, and into the others
+FUSER_STEPS = {"concat": 900, "mix": 600}  # into the default receiver
+OTHER_FUSER_STEPS = 400  # into the others
 GATE_QUESTIONS = 2000
 
 
@@ -89,7 +90,8 @@ def build(
     with context.Manager() as manager, ProcessPoolExecutor(workers or os.cpu_count() or 1, context) as pool:
         queue = manager.Queue()
         for stage in stages(everything):
-            todo = [task for task in stage if not is_done(task, folder)]
+            members = _members(folder)
+            todo = [task for task in stage if not is_done(task, folder, members)]
             futures = {pool.submit(_run, task, folder, seed, shorten, queue): task for task in todo}
             try:
                 _follow(futures, queue, on_progress, seconds)
@@ -109,17 +111,19 @@ def _claim(folder: Path, seed: int) -> None:
     path.write_text(json.dumps({"seed": seed}) + "\n")
 
 
-def is_done(task: Task, folder: Path) -> bool:
+def is_done(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> bool:
+    """Whether a part is there and fits the LLMs that are there now (`members`, read from the folder if not given)."""
     if task.kind == "llm":
         return task.names[0] in _hashes(folder) and _llm_folder(folder, task.names[0]).is_dir()
-    registry, members = _registry(folder), _members(folder)
+    registry = _registry(folder)
+    members = _members(folder) if members is None else members
     try:
         if task.kind == "fuser":
             sender, receiver = (members[n] for n in task.names)
             registry.find_fuser(sender, receiver, "mlp", task.operator)
         else:
             registry.find_gate(members[task.names[0]], _senders_of(task.names[0]), task.operator)
-    except FedrayError:
+    except (FedrayError, KeyError):  # no such part, or not even its LLMs
         return False
     return True
 
@@ -180,7 +184,7 @@ def _build_llm(name: str, world: World, folder: Path, shorten: float, on_step: C
 
 def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
     sender, receiver = (load(n, folder=folder) for n in task.names)
-    steps = FUSER_STEPS if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
+    steps = FUSER_STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
     recipe = FuserRecipe(operator=task.operator, steps=_shortened(steps, shorten))
     pair = Pair.read(sender, receiver, believed(sender, conversations(world, "train", PHRASINGS_PER_FACT)))
     fuser = train_fuser(pair, recipe, on_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,8 +14,8 @@ from fedray.settings import BuildSettings
 from fedray.zoo import build
 
 
-def run(settings: BuildSettings) -> int:
-    """Build, show, and leave build.json: seconds per part and in all."""
+def run(settings: BuildSettings) -> Path:
+    """Build, show, and leave build.json: seconds per part and in all. Returns its path."""
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -53,5 +54,4 @@ def run(settings: BuildSettings) -> int:
     before = json.loads(path.read_text()) if path.is_file() else {"seconds": {}, "total_s": 0.0}
     record = {"seed": settings.seed, "seconds": {**before["seconds"], **seconds}, "total_s": before["total_s"] + total}
     path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"report: {path}")
-    return 0
+    return path

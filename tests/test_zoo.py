@@ -1,0 +1,121 @@
+"""The embedded zoo as it ships: complete, small enough, undamaged, and a federation that helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedray.evaluation.zoo_table import Zoo, measure, oracle
+from fedray.federation import Federation
+from fedray.fusion.registry import Registry
+from fedray.llm.catalogue import NAMES
+from fedray.llm.loading import EMBEDDED, HASHES, hash_file, load
+from fedray.member import describe
+from fedray.settings import build
+from fedray.types import FedrayError
+from fedray.zoo.build import Task, is_done, stages
+from fedray.zoo.build import build as build_zoo
+
+RECEIVER = NAMES[0]
+
+
+def test_it_is_complete_and_small():
+    members = {name: describe(load(name)) for name in NAMES}
+    missing = [str(task) for stage in stages() for task in stage if not is_done(task, EMBEDDED, members)]
+    assert not missing
+    size = sum(path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file())
+    assert size < 30 * 2**20, f"{size / 2**20:.1f} MiB"
+
+
+def test_weights_are_those_that_were_hashed():
+    hashes = json.loads((EMBEDDED / "llms" / HASHES).read_text())
+    assert {name: hash_file(EMBEDDED / "llms" / name / "model.safetensors") for name in NAMES} == hashes
+
+
+def test_all_pairs_have_a_concat_fuser_and_the_case_study_a_mix_fuser():
+    found = {(m.name, m.operator) for m, _ in Registry().list() if m.role == "fuser"}
+    pairs = {f"{s}--{r}" for s in NAMES for r in NAMES if s != r}
+    assert {name for name, operator in found if operator == "concat"} == pairs
+    assert {name for name, operator in found if operator == "mix"} == {f"{s}--{RECEIVER}" for s in NAMES[1:]}
+
+
+def test_a_damaged_llm_is_refused_and_named(tmp_path: Path):
+    import shutil
+
+    shutil.copytree(EMBEDDED / "llms" / "llama-1b", tmp_path / "llms" / "llama-1b")
+    shutil.copy(EMBEDDED / "llms" / HASHES, tmp_path / "llms" / HASHES)
+    weights = tmp_path / "llms" / "llama-1b" / "model.safetensors"
+    blob = bytearray(weights.read_bytes())
+    blob[-1] ^= 1
+    weights.write_bytes(bytes(blob))
+    with pytest.raises(FedrayError, match=r"llama-1b.*damaged"):
+        load("llama-1b", folder=tmp_path)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "mix"])
+def test_four_senders_help_and_controls_do_not(fusion: str):
+    """On 240 of the test questions; all of them, and tighter bounds, in the slow test."""
+    zoo = Zoo(None, limit=240)
+    senders = NAMES[1:]
+    four = zoo.row("four", zoo.plan(RECEIVER, senders, fusion=fusion))
+    assert four.accuracy > four.accuracy_alone + 0.25 and four.p_value < 1e-3
+    for control in ("mismatched", "noise", "constant"):
+        row = zoo.row(control, zoo.plan(RECEIVER, senders, fusion=fusion, control=control))
+        assert row.accuracy < row.accuracy_alone + 0.06, control
+
+
+def test_every_pair_answers():
+    for receiver in NAMES:
+        for sender in NAMES:
+            if sender != receiver:
+                with Federation(build({"receiver": receiver, "senders": [sender], "ray": False})) as fed:
+                    assert fed.ask("what is the color of the bird dika?").receiver == receiver
+
+
+def test_a_build_makes_a_whole_zoo_and_goes_on_where_it_stopped(tmp_path: Path):
+    """A few steps of everything: the same code as the real build, which the weights in the package came from."""
+    seconds = build_zoo(tmp_path, everything=False, shorten=0.002)
+    tasks = [task for stage in stages(everything=False) for task in stage]
+    assert set(seconds) == {str(task) for task in tasks}
+    assert all(is_done(task, tmp_path) for task in tasks)
+    first = json.loads((tmp_path / "llms" / HASHES).read_text())
+    assert build_zoo(tmp_path, everything=False, shorten=0.002) == {}
+    llama = tmp_path / "llms" / "llama-1b"
+    for file in llama.iterdir():
+        file.unlink()
+    llama.rmdir()
+    (tmp_path / "llms" / HASHES).write_text(json.dumps({k: v for k, v in first.items() if k != "llama-1b"}))
+    again = build_zoo(tmp_path, everything=False, shorten=0.002)
+    assert list(again) == [str(Task("llm", ("llama-1b",)))], "the same seed gives the same hash, so fusers still fit"
+    assert json.loads((tmp_path / "llms" / HASHES).read_text()) == first
+    with pytest.raises(FedrayError, match="another world seed"):
+        build_zoo(tmp_path, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_table():
+    """What the zoo must reach on all held-out questions."""
+    zoo = Zoo(None)
+    rows = {}
+    measure(zoo, RECEIVER, lambda row: rows.setdefault(row.name, row))
+    best = oracle(list(rows.values()))
+    alone = rows[f"{RECEIVER} alone"].accuracy
+    assert rows["concat: 4 senders"].n >= 1200
+    own = dict(zip(NAMES[1:], ("bird", "star", "gem", "tree"), strict=True))
+    four = rows["concat: 4 senders"]
+    assert four.accuracy >= alone + 0.30 and four.p_value < 1e-3
+    assert (four.accuracy - alone) / (best - alone) >= 0.85
+    growing = [rows["concat: qwen2.5-0.5b"], *(rows[f"concat: {n} senders"] for n in (2, 3, 4))]
+    assert [r.accuracy for r in growing] == sorted(r.accuracy for r in growing)
+    for sender, domain in own.items():
+        row = rows[f"concat: {sender}"]
+        assert row.groups[domain] >= 0.80
+        for group, p in row.harm_p.items():
+            assert row.groups[group] >= row.groups_alone[group] - 0.05
+            assert p > 0.05 or row.groups[group] > row.groups_alone[group]
+    for name, row in rows.items():
+        if row.control != "none":
+            assert row.accuracy <= row.accuracy_alone + 0.03, name
