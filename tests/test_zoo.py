@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedray.evaluation.federate import run
 from fedray.evaluation.zoo_table import Zoo, measure, oracle
 from fedray.federation import Federation
 from fedray.fusion.registry import Registry
@@ -52,6 +53,15 @@ def test_a_damaged_llm_is_refused_and_named(tmp_path: Path):
     weights.write_bytes(bytes(blob))
     with pytest.raises(FedrayError, match=r"llama-1b.*damaged"):
         load("llama-1b", folder=tmp_path)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_anything_loads(capsys: pytest.CaptureFixture[str]):
+    def never(settings: object) -> Federation:
+        raise AssertionError("the federation must not be opened")
+
+    with pytest.raises(FedrayError, match=r"tokens for qwen3-0\.6b, whose context holds 512; shorten it"):
+        run(build({"prompt": "what is the color of the bird dika? " * 80}), never)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("fusion", ["concat", "mix"])

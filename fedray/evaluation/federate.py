@@ -14,6 +14,7 @@ from fedray.evaluation.record import Record, Status
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.tasks import Question, load_task, mismatched
 from fedray.federation import Federation
+from fedray.llm.loading import check_prompts
 from fedray.report import Report, Tracked
 from fedray.settings import Settings
 from fedray.tracking import Status as TrackerStatus
@@ -123,6 +124,9 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report.
     """
     questions = load_task(settings) if settings.prompt is None else []
+    own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if settings.questions]
+    if own:
+        check_prompts((settings.receiver, *settings.senders), own, folder=settings.zoo.path)
     status: Status = "failed"
     with Tracker(
         settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fedray.llm.cache import spec_of
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.model import LLM, hash_tokenizer, template_of
+from fedray.llm.model import LLM, check_length, encode, hash_tokenizer, template_of
 from fedray.types import FedrayError
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
@@ -47,9 +48,22 @@ def load(
         )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise FedrayError(f"{name}: {path} cannot be loaded ({reason}); reinstall fedray") from error
+        raise _unloadable(name, path, error) from error
     return wrap(name, model.to(device).eval(), tokenizer, digest[:16])
+
+
+def check_prompts(names: Sequence[str], prompts: Sequence[str], *, folder: Path | None = None) -> None:
+    """Refuse a prompt that is too long for a member before any LLM is loaded. Raises FedrayError naming the member."""
+    for name in names:
+        path = (folder or EMBEDDED) / "llms" / name
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            context = AutoConfig.from_pretrained(path, local_files_only=True).max_position_embeddings
+        except (OSError, ValueError) as error:
+            raise _unloadable(name, path, error) from error
+        template = template_of(tokenizer)
+        for prompt in prompts:
+            check_length(name, len(encode(tokenizer, template, prompt).ids), context)
 
 
 def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str) -> LLM:
@@ -72,6 +86,10 @@ def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str) -> LLM:
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unloadable(name: str, path: Path, error: Exception) -> FedrayError:
+    return FedrayError(f"{name}: {path} cannot be loaded ({str(error).splitlines()[0]}); reinstall fedray")
 
 
 def _expected_hashes(root: Path) -> dict[str, str]:

@@ -58,35 +58,44 @@ class LLM:
 
     def encode(self, prompt: str) -> Encoded:
         """The prompt in this LLM's chat template, with the generation prompt; raises FedrayError if too long."""
-        content = prompt.strip()
-        if not content:
-            raise FedrayError("the prompt is empty; give the members something to read")
-        before, after = self.template
-        start, end = len(before), len(before) + len(content)
-        batch = self.tokenizer(before + content + after, return_offsets_mapping=True, add_special_tokens=False)
-        ids: list[int] = batch["input_ids"]
-        self.check_length(len(ids))
-        spans: list[Span] = []
-        for index, (a, b) in enumerate(batch["offset_mapping"]):
-            if b <= start:
-                spans.append((HEAD, index))
-            elif a >= end:
-                spans.append((TAIL, len(ids) - 1 - index))
-            else:
-                spans.append((max(a, start) - start, min(b, end) - start))
-        return Encoded(ids, spans)
+        encoded = encode(self.tokenizer, self.template, prompt)
+        self.check_length(len(encoded.ids))
+        return encoded
 
     def check_length(self, tokens: int) -> None:
-        if tokens >= self.context:
-            raise FedrayError(
-                f"the prompt has {tokens} tokens for {self.name}, whose context holds {self.context}; shorten it"
-            )
+        check_length(self.name, tokens, self.context)
 
     def encode_answer(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def encode(tokenizer: Any, template: tuple[str, str], prompt: str) -> Encoded:
+    """A prompt's token ids and where each lies in the user's text. Raises FedrayError on an empty prompt."""
+    content = prompt.strip()
+    if not content:
+        raise FedrayError("the prompt is empty; give the members something to read")
+    before, after = template
+    start, end = len(before), len(before) + len(content)
+    batch = tokenizer(before + content + after, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+    ids: list[int] = batch["input_ids"]
+    spans: list[Span] = []
+    for index, (a, b) in enumerate(batch["offset_mapping"]):
+        if b <= start:
+            spans.append((HEAD, index))
+        elif a >= end:
+            spans.append((TAIL, len(ids) - 1 - index))
+        else:
+            spans.append((max(a, start) - start, min(b, end) - start))
+    return Encoded(ids, spans)
+
+
+def check_length(name: str, tokens: int, context: int) -> None:
+    """Raises FedrayError where a prompt leaves no room for an answer."""
+    if tokens >= context:
+        raise FedrayError(f"the prompt has {tokens} tokens for {name}, whose context holds {context}; shorten it")
 
 
 def template_of(tokenizer: Any) -> tuple[str, str]:
