@@ -84,7 +84,7 @@ class Exchange:
         return False
 
     def settle(self) -> None:
-        """All senders are done or given up: raise MemberFailed if the plan does not go on without the missing."""
+        """Raise MemberFailed if somebody is missing and the plan does not go on without."""
         self.missing.sort(key=lambda m: self.order.index(m.member) if m.member in self.order else -1)
         if self.missing and self.plan.on_missing == "error":
             raise MemberFailed("; ".join(f"{m.member}: {m.reason}" for m in self.missing))
@@ -106,6 +106,8 @@ class Exchange:
 
     def close(self, answer: Answer) -> Answer:
         """The receiver's answer with what the whole exchange cost, and who was missing."""
+        self.missing += answer.missing  # payloads the receiver refused
+        self.settle()
         usage = self.usage + answer.usage
         usage = replace(usage, seconds={**usage.seconds, "total": time.monotonic() - self.started})
-        return replace(answer, usage=usage, missing=(*self.missing, *answer.missing))
+        return replace(answer, usage=usage, missing=tuple(self.missing))

@@ -1,0 +1,118 @@
+"""Who is missing is named, and policy decides: go on alone, take text instead, or end with an error."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import QUESTIONS, random_fuser, random_llm, random_member
+
+from fedray.fusion.registry import Registry
+from fedray.group import LocalGroup, MemberFailed
+from fedray.member import Member, describe, ships
+from fedray.planner import Planner
+from fedray.protocols import PROTOCOLS
+from fedray.types import Answer, FedrayError, Generation, Plan, Receipt, Request
+from fedray.wire.payload import Payload
+
+RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
+REQUEST = Request(QUESTIONS, generation=Generation(max_tokens=6))
+
+
+class Broken(Member):
+    """A member that fails in one way."""
+
+    how = "raises"
+
+    @ships
+    def share(self, *args: Any, **kwargs: Any) -> tuple[Receipt, Payload]:
+        if self.how == "raises":
+            raise RuntimeError("out of memory")
+        receipt, payload = super().share(*args, **kwargs)
+        return receipt, Payload(payload.header, (payload.buffers[0][:-4], *payload.buffers[1:]))
+
+
+def group(how: str | None = None) -> LocalGroup:
+    members = {name: random_member(name) for name in (RECEIVER, *SENDERS)}
+    if how:
+        members["llama-1b"] = Broken("llama-1b", llm=random_llm("llama-1b"))
+        members["llama-1b"].how = how
+    return LocalGroup(members)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    """Fusers of both senders."""
+    store = Registry(tmp_path / "registry", embedded=None)
+    for sender in SENDERS:
+        fuser = random_fuser(random_llm(sender), random_llm(RECEIVER), "concat")
+        store.add_fuser(fuser, describe(random_llm(sender)), describe(random_llm(RECEIVER)), {})
+    return tmp_path / "registry"
+
+
+def plan(registry: Path, senders: tuple[str, ...] = SENDERS, on_missing: str = "alone") -> Plan:
+    infos = [describe(random_llm(s)) for s in senders]
+    planner = Planner(registry, zoo=registry.parent / "nowhere")
+    return planner.plan(describe(random_llm(RECEIVER)), infos, gate="open", on_missing=on_missing)
+
+
+def ask(group: LocalGroup, plan: Plan) -> Answer:
+    return asyncio.run(PROTOCOLS["c2c"](REQUEST, plan, group))
+
+
+@pytest.mark.parametrize("route", ["eager", "lazy"])
+@pytest.mark.parametrize(("how", "reason"), [("raises", "out of memory"), ("corrupt", "its header promises")])
+def test_a_failing_sender_is_named_and_the_answer_is_as_without_it(registry, how, reason, route):
+    answer = ask(group(how), replace(plan(registry), route=route))
+    (missing,) = answer.missing
+    assert missing.member == "llama-1b" and reason in missing.reason
+    assert answer.senders == ("qwen2.5-1.5b",)
+    without = ask(group(), plan(registry, ("qwen2.5-1.5b",)))
+    assert [row.tokens for row in answer.rows] == [row.tokens for row in without.rows]
+    assert [row.tokens for row in answer.rows] != [row.tokens for row in ask(group(), plan(registry)).rows]
+
+
+@pytest.mark.parametrize("how", ["raises", "corrupt"])
+def test_error_ends_the_request_and_names_the_sender(registry, how):
+    with pytest.raises(MemberFailed, match="llama-1b"):
+        ask(group(how), plan(registry, on_missing="error"))
+
+
+def test_a_sender_without_a_fuser_is_refused_or_speaks(registry, tmp_path):
+    import shutil
+
+    shutil.rmtree(registry / f"llama-1b--{RECEIVER}")
+    with pytest.raises(FedrayError, match=f"no fuser=mlp fusion=concat for llama-1b -> {RECEIVER}"):
+        plan(registry)
+    spoken = plan(registry, on_missing="text")
+    assert spoken.speakers == ("llama-1b",) and spoken.senders == ("qwen2.5-1.5b",)
+    answer = ask(group(), spoken)
+    hint = asyncio.run(_hint("llama-1b"))
+    only = replace(spoken, speakers=())
+    notes = tuple(f"notes:\n- {h}\n{q}" for h, q in zip(hint, QUESTIONS, strict=True))
+    quoted = replace(REQUEST, prompts=notes, sender_prompts=QUESTIONS)
+    wanted = asyncio.run(PROTOCOLS["c2c"](quoted, only, group()))
+    assert [row.tokens for row in answer.rows] == [row.tokens for row in wanted.rows]
+    assert answer.usage.payload_bytes == wanted.usage.payload_bytes + sum(len(h.encode()) for h in _said)
+    assert "hint[llama-1b]" in answer.usage.seconds
+
+
+_said: list[str] = []
+
+
+async def _hint(sender: str) -> list[str]:
+    """What a sender says when asked for a hint, as notes quote it: on one line."""
+    prompts = tuple(f"give a hint: {question}" for question in QUESTIONS)
+    rows = random_member(sender).generate("hint", prompts, Generation(max_tokens=32)).rows
+    _said.extend(row.text for row in rows)
+    return [" ".join(row.text.split()) for row in rows]
+
+
+def test_a_receiver_that_fails_ends_the_request(registry):
+    lost = plan(registry)
+    broken = replace(lost, fusers={s: replace(a, path="/nowhere") for s, a in lost.fusers.items()})
+    with pytest.raises(MemberFailed, match=f"the receiver {RECEIVER} failed"):
+        ask(group(), broken)
