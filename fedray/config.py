@@ -62,6 +62,8 @@ __all__ = [
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BAD_INPUT, INTERRUPTED = 2, 130
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose working folder Ray removes later
+_HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
 # Settings whose text is taken as it is, whatever Hydra's grammar thinks of its commas and quotes.
 _FREE_TEXT = re.compile(r"prompt|questions|output|zoo\.path|registry\.path|members\..*\.label")
 
@@ -153,6 +155,10 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[Any]:
 @contextmanager
 def _command_line(form: Form) -> Iterator[None]:
     """Hydra's view of the process: arguments in its grammar, and its errors raised instead of printed."""
+    if _SUBMITTED in os.environ:
+        os.environ.setdefault(_HOME, str(Path.home() / "fedray"))
+    if _HOME in os.environ:
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path(os.environ[_HOME]).absolute()}/mlflow.db")
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [argv[0], *(_argument(argument, form) for argument in argv[1:])]
     os.environ["HYDRA_FULL_ERROR"] = "1"

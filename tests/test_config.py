@@ -348,3 +348,16 @@ def test_catalogue() -> None:
     assert CATALOGUE["qwen2.5-1.5b"].repo == "Qwen/Qwen2.5-1.5B-Instruct"
     with pytest.raises(FedrayError, match=r"unknown sender 'qwen2.5-coder' \(did you mean qwen2.5-coder-0.5b"):
         resolve("qwen2.5-coder", "sender")
+
+
+def test_a_submitted_job_leaves_its_results_where_they_stay(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("FEDRAY_HOME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")  # so that what launch sets is undone
+        monkeypatch.delenv(name)
+    settings = call.settings()
+    assert settings.output.is_relative_to(tmp_path / "home" / "fedray" / "outputs")
+    assert settings.tracking.uri == f"sqlite:///{tmp_path}/home/fedray/mlflow.db"
