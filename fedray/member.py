@@ -55,12 +55,12 @@ def ships(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(slots=True)
 class _Session:
-    """A prompt that was read: its cache, where its tokens lie in the text, its last state, and its ids."""
+    """Prompts that were read: caches, where their tokens lie in the text, ids, and the states a gate reads."""
 
     cache: KVCache
     spans: list[list[Span]]
     ids: list[list[int]]
-    state_BD: Tensor
+    state_BTD: Tensor | None = None
     weights_BS: Tensor | None = None
     used_at: float = field(default_factory=time.monotonic)
 
@@ -175,10 +175,12 @@ class Member:
     def open(self, session: str, request: Request, plan: Plan) -> Opening:
         """Read the receiver's own prompts and weigh the plan's senders by its gate."""
         clock = Clock()
-        self._read(session, request.prompts, request.token_ids)
+        gate = self._gate(plan)
+        clock.lap("gate")
+        self._read(session, request.prompts, request.token_ids, None if gate is None else gate.config.layer)
         clock.lap("prefill")
         held = self._session(session)
-        held.weights_BS = self._weigh(held, plan)
+        held.weights_BS = self._weigh(held, gate, plan)
         clock.lap("gate")
         tokens = int(held.cache.lengths.sum())
         weights = tuple(tuple(row) for row in held.weights_BS.tolist())
@@ -248,7 +250,13 @@ class Member:
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
-    def _read(self, session: str, prompts: tuple[str, ...], token_ids: tuple[tuple[int, ...], ...] | None) -> None:
+    def _read(
+        self,
+        session: str,
+        prompts: tuple[str, ...],
+        token_ids: tuple[tuple[int, ...], ...] | None,
+        state_layer: int | None = None,
+    ) -> None:
         if token_ids is not None:
             ids = [list(row) for row in token_ids]
             spans: list[list[Span]] = [[(i, i + 1) for i in range(len(row))] for row in ids]
@@ -258,7 +266,7 @@ class Member:
             encoded = [self.llm.encode(prompt) for prompt in prompts]
             ids, spans = [e.ids for e in encoded], [e.spans for e in encoded]
         self._drop_stale()
-        cache, state = decoding.prefill(self.llm.model, ids, self.llm.pad_id)
+        cache, state = decoding.prefill(self.llm.model, ids, self.llm.pad_id, state_layer)
         self._sessions[session] = _Session(cache, spans, ids, state)
         self._cancelled.discard(session)
 
@@ -274,18 +282,23 @@ class Member:
         for session in [s for s, held in self._sessions.items() if held.used_at < oldest]:
             self.release(session)
 
-    def _weigh(self, held: _Session, plan: Plan) -> Tensor:
-        batch = held.cache.batch
+    def _gate(self, plan: Plan) -> Gate | None:
+        """The plan's learned gate, loaded once."""
         if plan.gate != "learned" or not plan.senders:
-            kind = plan.gate if plan.gate != "learned" else "open"
-            return fixed_weights(kind, batch, len(plan.senders), plan.seed)
+            return None
         if plan.gate_artifact is None:
             raise FedrayError(f"the plan for {self.name} asks for gate=learned and names no gate")
         key = plan.gate_artifact.hash
         if key not in self._gates:
             self._gates[key] = load_gate(plan.gate_artifact, str(self.llm.device))
-        with torch.no_grad():
-            return self._gates[key].weigh(held.state_BD.float(), plan.senders, plan.threshold).cpu()
+        return self._gates[key]
+
+    @torch.no_grad()
+    def _weigh(self, held: _Session, gate: Gate | None, plan: Plan) -> Tensor:
+        if gate is None:
+            return fixed_weights(plan.gate, held.cache.batch, len(plan.senders), plan.seed)
+        assert held.state_BTD is not None
+        return gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
 
     def _weights_by_name(self, held: _Session, plan: Plan, took_part: tuple[str, ...]) -> list[dict[str, float]]:
         if held.weights_BS is None:

@@ -37,7 +37,7 @@ class Planner:
         fusion: str = "concat",
         gate: str = "learned",
         route: str = "eager",
-        threshold: float = 0.1,
+        threshold: float = 0.5,
         on_missing: str = "alone",
         control: str = "none",
         seed: int = 0,

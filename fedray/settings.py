@@ -32,7 +32,7 @@ class ProtocolSettings:
 class GateSettings:
     kind: Literal["learned", "open", "random", "none"] = "learned"
     route: Literal["eager", "lazy"] = "eager"
-    threshold: float = 0.1  # gate weights below it count as 0
+    threshold: float = 0.5  # gate weights below it count as 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ class Plan:
     gate: str = "learned"  # learned | open | random | none
     gate_artifact: Artifact | None = None
     route: str = "eager"  # eager | lazy
-    threshold: float = 0.1  # gate weights below it count as 0: not sent
+    threshold: float = 0.5  # gate weights below it count as 0: not sent; 0.5 is where own and sender weigh the same
     on_missing: str = "alone"  # alone | text | error
     control: str = "none"  # none | mismatched | noise | constant
     seed: int = 0

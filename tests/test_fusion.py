@@ -65,14 +65,24 @@ def test_grouped_layers_equal_layers_one_by_one():
 def test_a_gate_serves_any_subset_and_can_close():
     torch.manual_seed(0)
     gate = Gate(GateConfig(RECEIVER, ("a", "b", "c"), hidden=96, operator="concat"))
-    state = torch.randn(4, 96)
-    whole = gate(state)
-    torch.testing.assert_close(gate.weigh(state, ("c", "a"), 0.0), whole[:, [2, 0]])
-    threshold = float(whole.median())
-    cut = gate.weigh(state, ("a", "b", "c"), threshold)
+    state, valid = torch.randn(4, 7, 96), torch.ones(4, 7, dtype=torch.bool)
+    whole = gate(state, valid)
+    torch.testing.assert_close(gate.weigh(state, valid, ("c", "a"), 0.0), whole[:, [2, 0]])
+    threshold = float(whole.detach().median())
+    cut = gate.weigh(state, valid, ("a", "b", "c"), threshold)
     assert bool(((cut == 0) == (whole < threshold)).all()) and bool((cut == 0).any())
     gate.logits.bias.data[0] += 10.0
-    assert float(gate(state).detach().max()) < 1e-6
+    assert float(gate(state, valid).detach().max()) < 1e-6
+
+
+def test_a_gate_does_not_look_at_padding():
+    torch.manual_seed(0)
+    gate = Gate(GateConfig(RECEIVER, ("a", "b"), hidden=96, operator="concat"))
+    state = torch.randn(1, 7, 96)
+    short = gate(state[:, :4], torch.ones(1, 4, dtype=torch.bool))
+    padded = gate(state, torch.arange(7)[None] < 4)
+    torch.testing.assert_close(padded, short)
+    assert not torch.allclose(gate(state, torch.ones(1, 7, dtype=torch.bool)), short)
 
 
 @pytest.fixture
@@ -128,7 +138,8 @@ def test_a_gate_round_trips_and_names_whom_it_knows(tmp_path):
     gate = Gate(GateConfig(RECEIVER, ("llama-1b", SENDER), hidden=96, operator="concat"))
     artifact = registry.add_gate(gate, receiver, {})
     assert registry.find_gate(receiver, (SENDER,), "concat") == artifact
-    torch.testing.assert_close(load_gate(artifact)(torch.ones(1, 96)), gate.half().float()(torch.ones(1, 96)))
+    state, valid = torch.randn(1, 5, 96), torch.ones(1, 5, dtype=torch.bool)
+    torch.testing.assert_close(load_gate(artifact)(state, valid), gate.half().float()(state, valid))
     with pytest.raises(FedrayError, match=r"qwen2\.5-0\.5b"):
         registry.find_gate(receiver, ("qwen2.5-0.5b",), "concat")
 

@@ -1,6 +1,6 @@
 """The gating network of each LLM: how much of each sender's cache it lets in, per input (FedRefine, section 4).
 
-It reads the receiver's own prompt state and weighs its own cache against each sender: with logits z for {own, senders}
+It reads the receiver's own prompt states and weighs its own cache against each sender: with logits z for {own, senders}
 sender s gets w_s = p_s / (p_s + p_own) = sigmoid(z_s - z_own). So any subset of its senders may be present, the
 receiver's own cache is an explicit choice, and a weight can close.
 """
@@ -18,14 +18,17 @@ GATES = ("learned", "open", "random", "none")
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
-    """hidden: width of the receiver's prompt state; senders: names in the order of the weights."""
+    """senders: names in the order of the weights; hidden: width D of the receiver's hidden states; layer: after how
+    many layers they are read (0: the embeddings); queries: places in the prompt the gate looks at."""
 
     receiver: str
     senders: tuple[str, ...]
     hidden: int
     operator: str
+    layer: int = 0
+    queries: int = 4
     units: int = 32
-    sharpness: float = 10.0
+    sharpness: float = 3.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,30 +39,38 @@ class GateConfig:
 
 
 class Gate(nn.Module):
-    """A small MLP on the state of the receiver's last prompt token."""
+    """Learned queries attend over the receiver's prompt states; a small MLP weighs what they find.
+
+    Attention matters: one word of a prompt may say who knows. A mean over the prompt, or the last token's state, drowns
+    it, and the gate then learns the training questions by heart.
+    """
 
     def __init__(self, config: GateConfig) -> None:
         super().__init__()
         self.config = config
         self.norm = nn.LayerNorm(config.hidden)
-        self.units = nn.Linear(config.hidden, config.units)
+        self.queries = nn.Linear(config.hidden, config.queries, bias=False)
+        self.units = nn.Linear(config.queries * config.hidden, config.units)
         self.logits = nn.Linear(config.units, 1 + len(config.senders))
 
-    def forward(self, state_BD: Tensor) -> Tensor:
-        """Weights (B, S) in (0, 1), one per sender of the configuration."""
-        z = self.logits(torch.nn.functional.gelu(self.units(self.norm(state_BD))))
+    def forward(self, state_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+        """Weights (B, S) in (0, 1), one per sender of the configuration; padding is not looked at."""
+        normed_BTD = self.norm(state_BTD)
+        scores_BTQ = self.queries(normed_BTD).masked_fill(~valid_BT[..., None], torch.finfo(state_BTD.dtype).min)
+        found_BQD = torch.einsum("btq,btd->bqd", scores_BTQ.softmax(1), normed_BTD)
+        z = self.logits(torch.nn.functional.gelu(self.units(found_BQD.flatten(1))))
         return torch.sigmoid(self.config.sharpness * (z[:, 1:] - z[:, :1]))
 
-    def weigh(self, state_BD: Tensor, senders: tuple[str, ...], threshold: float) -> Tensor:
+    def weigh(self, state_BTD: Tensor, valid_BT: Tensor, senders: tuple[str, ...], threshold: float) -> Tensor:
         """Weights (B, S) of the senders at hand; what lies under the threshold is 0 and need not be sent."""
         index = [self.config.senders.index(s) for s in senders]
-        weights = self(state_BD)[:, index]
+        weights = self(state_BTD, valid_BT)[:, index]
         return torch.where(weights < threshold, torch.zeros_like(weights), weights)
 
 
 def fixed_weights(kind: str, batch: int, senders: int, seed: int) -> Tensor:
     """Weights (B, S) of the gates that learn nothing: `open` and `none` let all in, `random` half of them."""
-    if kind in ("open", "none"):
+    if kind in ("open", "none") or senders == 0:
         return torch.ones(batch, senders)
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)

@@ -8,6 +8,7 @@ kv head, a bias on the attention scores of every slot (log gate weights and log 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,16 +125,37 @@ def _mask_and_positions(context: Context, valid_BQ: Tensor, dtype: torch.dtype) 
 
 
 @torch.no_grad()
-def prefill(model: Any, ids: list[list[int]], pad_id: int) -> tuple[KVCache, Tensor]:
-    """Read a batch of prompts from nothing: their caches, and the last hidden state (B, D) of each."""
+def prefill(
+    model: Any, ids: list[list[int]], pad_id: int, state_layer: int | None = None
+) -> tuple[KVCache, Tensor | None]:
+    """Read a batch of prompts from nothing: their caches, and the hidden states (B, T, D) after `state_layer` layers.
+
+    state_layer 0 are the embeddings; the states are what a gate reads. Without a layer there are none.
+    """
     ids_BT, valid_BT = pad(ids, pad_id, model.device)
     context = empty_context(len(ids), model.device)
-    _, states = step(model, context, ids_BT, valid_BT, hidden=True)
-    assert states is not None
+    kept: list[Tensor] = []
+    with _keeping(model, state_layer, kept):
+        step(model, context, ids_BT, valid_BT, hidden=True)
     lengths = valid_BT.sum(1)
     positions = torch.arange(ids_BT.shape[1], device=model.device)[None].expand(len(ids), -1).contiguous()
-    cache = KVCache.from_dynamic(context.cache, lengths, positions)
-    return cache, states[torch.arange(len(ids), device=model.device), lengths - 1]
+    return KVCache.from_dynamic(context.cache, lengths, positions), kept[0] if kept else None
+
+
+@contextmanager
+def _keeping(model: Any, layer: int | None, kept: list[Tensor]) -> Iterator[None]:
+    """Keep what a layer puts out during a forward pass."""
+    if layer is None:
+        yield
+        return
+    module = model.model.embed_tokens if layer == 0 else model.model.layers[layer - 1]
+    hook = module.register_forward_hook(
+        lambda _module, _inputs, output: kept.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def pad(rows: list[list[int]], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -28,13 +28,13 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Prompts as one LLM has read them. cache: (rows, ..., T, ...) in the LLM's space; state_BD: last prompt states."""
+    """Prompts as one LLM has read them. cache: all rows in the LLM's space; state_BTD: what a gate reads, if asked."""
 
     llm: LLM
     cache: KVCache
     spans: list[list[Span]]
     last_B1: Tensor
-    state_BD: Tensor
+    state_BTD: Tensor | None = None
 
     def select(self, rows: list[int]) -> Prefilled:
         index = torch.tensor(rows)
@@ -43,7 +43,7 @@ class Prefilled:
             self.cache.select(rows),
             [self.spans[i] for i in rows],
             self.last_B1[index],
-            self.state_BD[index],
+            None if self.state_BTD is None else self.state_BTD[index],
         )
 
     def own(self) -> KVCache:
@@ -51,12 +51,12 @@ class Prefilled:
         return self.cache.crop(self.cache.lengths - 1)
 
 
-def prefill(llm: LLM, prompts: Sequence[str]) -> Prefilled:
+def prefill(llm: LLM, prompts: Sequence[str], state_layer: int | None = None) -> Prefilled:
     """Read all prompts once (no gradients); the caches stay in memory, right-padded to the longest."""
     encoded = [llm.encode(prompt) for prompt in prompts]
     caches, states = zip(
         *(
-            decoding.prefill(llm.model, [e.ids for e in encoded[i : i + BATCH]], llm.pad_id)
+            decoding.prefill(llm.model, [e.ids for e in encoded[i : i + BATCH]], llm.pad_id, state_layer)
             for i in range(0, len(encoded), BATCH)
         ),
         strict=True,
@@ -74,7 +74,10 @@ def prefill(llm: LLM, prompts: Sequence[str]) -> Prefilled:
         torch.cat([torch.nn.functional.pad(c.positions, (0, longest - c.tokens)) for c in caches]),
     )
     last = torch.tensor([[e.ids[-1]] for e in encoded])
-    return Prefilled(llm, cache, [e.spans for e in encoded], last, torch.cat(states))
+    state = None
+    if state_layer is not None:
+        state = torch.cat([torch.nn.functional.pad(s, (0, 0, 0, longest - s.shape[1])) for s in states])
+    return Prefilled(llm, cache, [e.spans for e in encoded], last, state)
 
 
 def believed(llm: LLM, conversations: Sequence[Conversation], max_tokens: int = 8) -> list[Conversation]:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from fedray.llm.loading import HASHES, hash_file, load
 from fedray.member import describe
 from fedray.training.data import Conversation, believed, prefill
 from fedray.training.fuser_trainer import FuserRecipe, Pair, accuracy_by_group, train_fuser
-from fedray.training.gate_trainer import GateRecipe, train_gate
+from fedray.training.gate_trainer import GateRecipe, measure_gains, train_gate, validate_gate
 from fedray.types import FedrayError, MemberInfo
 from fedray.zoo.pretrain import RECIPES, build_tokenizer, pretrain
 from fedray.zoo.world import PHRASINGS, UNSEEN_PHRASINGS, World, seen_in_fusing
@@ -38,7 +38,8 @@ WORLD = "world.json"  # in a zoo's folder: the seed of the world its LLMs know
 PHRASINGS_PER_FACT = 2
 FUSER_STEPS = {"concat": 900, "mix": 600}  # into the default receiver
 OTHER_FUSER_STEPS = 400  # into the others
-GATE_QUESTIONS = 2000
+GATE_QUESTIONS = 3000
+GATE_LAYERS, GATE_STARTS = (0, 1, 3), 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +211,31 @@ def _build_gate(task: Task, world: World, folder: Path, shorten: float, on_step:
     }
     chosen = conversations(world, "train")
     random.Random(world.seed).shuffle(chosen)
-    chosen = chosen[:GATE_QUESTIONS]
-    prompts = [c.prompt for c in chosen]
+    sets = {"train": chosen[:GATE_QUESTIONS], "validation": conversations(world, "validation")}
     recipe = GateRecipe(operator=task.operator, steps=_shortened(GateRecipe().steps, shorten))
-    read = {n: prefill(llm, prompts) for n, llm in senders.items()}
-    gate = train_gate(prefill(receiver, prompts), read, fusers, chosen, recipe, on_step)
-    training = {"world_seed": world.seed, "questions": len(chosen), "steps": recipe.steps, "price": recipe.price}
+    gains = {}
+    for split, talks in sets.items():
+        prompts = [c.prompt for c in talks]
+        read = {n: prefill(llm, prompts) for n, llm in senders.items()}
+        own = prefill(receiver, prompts)
+        gains[split] = measure_gains(own, read, fusers, talks, task.operator, lambda i, of: on_step(i, of, {}))
+    best, layer, gate = -1.0, 0, None
+    for tried in GATE_LAYERS:  # which states tell best who knows, and from which start: chosen on validation entities
+        own = {split: prefill(receiver, [c.prompt for c in talks], tried) for split, talks in sets.items()}
+        for start in range(GATE_STARTS):
+            one = train_gate(own["train"], tuple(senders), gains["train"], replace(recipe, seed=start), tried, on_step)
+            value = validate_gate(one, own["validation"], gains["validation"], recipe.price)
+            if value > best:
+                best, layer, gate = value, tried, one
+    assert gate is not None
+    training = {
+        "world_seed": world.seed,
+        "questions": len(sets["train"]),
+        "steps": recipe.steps,
+        "price": recipe.price,
+        "layer": layer,
+        "validation": best,
+    }
     registry.add_gate(gate, describe(receiver), training)
 
 
