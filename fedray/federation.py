@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedray.background import Background
 from fedray.group import Group, LocalGroup
+from fedray.llm.loading import check_weights
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS, STREAMS
 from fedray.settings import Settings, build, check
@@ -41,6 +42,8 @@ class Federation:
         Planner(s.registry.path, s.zoo.path).check(
             s.receiver, senders, fuser=s.fuser, fusion=s.fusion, on_missing=s.on_missing
         )
+        for name in (s.receiver, *senders):
+            check_weights(name, s.zoo.path)
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedray.fusion import combine
-from fedray.fusion.controls import without_knowledge
+from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, fixed_weights
 from fedray.fusion.registry import load_fuser, load_gate
@@ -97,7 +96,7 @@ class Member:
         self.name = name
         self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder)
         self._sessions: dict[str, _Session] = {}
-        self._cancelled: set[str] = set()
+        self._ended: dict[str, float] = {}  # sessions cancelled or released, and when: what still runs for them stops
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
         self._received_bytes = 0
@@ -120,12 +119,13 @@ class Member:
         }
 
     def cancel(self, session: str) -> None:
-        """Ask a running decode of this session to stop at its next token."""
-        self._cancelled.add(session)
+        """Ask whatever runs for this session, or still waits to run, to stop."""
+        self._ended[session] = time.monotonic()
 
     def release(self, session: str) -> None:
+        """Drop a session for good. A call for it that has not run yet will find it lost."""
+        self.cancel(session)
         self._sessions.pop(session, None)
-        self._cancelled.discard(session)
 
     # -- as a sender ------------------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Member:
         picked = list(range(len(rows))) if own else list(rows)
         cache = held.cache.select(picked)
         if control in ("noise", "constant"):
-            cache = without_knowledge(cache, control, seed)
+            cache = self._without_knowledge(cache, control, [held.ids[i] for i in picked], seed)
         payload = pack(self.name, cache, list(rows), [held.spans[i] for i in picked] if spans else None)
         clock.lap(f"pack[{self.name}]")
         return Receipt(self.name, Usage(clock.seconds), tuple(int(n) for n in cache.lengths)), payload
@@ -196,7 +196,7 @@ class Member:
         clock = Clock()
         context, took_part, missing, size = self._fuse(session, senders, plan, payloads, clock)
         held = self._session(session)
-        weights = self._weights_by_name(held, plan, took_part)
+        weights = self._weights_by_name(held, plan)
         logits = self._read_last_token(held, context)
         clock.lap("decode")
         if request.choices is not None:
@@ -229,7 +229,7 @@ class Member:
         if text != said:
             yield text[len(said) :]
         clock.lap("decode")
-        (weights,) = self._weights_by_name(held, plan, took_part)
+        (weights,) = self._weights_by_name(held, plan)
         usage = Usage(clock.seconds, size, answer_tokens=len(ids))
         yield Answer((Row(text, tuple(ids), weights=weights),), self.name, took_part, missing, usage)
 
@@ -257,6 +257,8 @@ class Member:
         token_ids: tuple[tuple[int, ...], ...] | None,
         state_layer: int | None = None,
     ) -> None:
+        self._drop_stale()
+        self._check_running(session)
         if token_ids is not None:
             ids = [list(row) for row in token_ids]
             spans: list[list[Span]] = [[(i, i + 1) for i in range(len(row))] for row in ids]
@@ -265,10 +267,11 @@ class Member:
         else:
             encoded = [self.llm.encode(prompt) for prompt in prompts]
             ids, spans = [e.ids for e in encoded], [e.spans for e in encoded]
-        self._drop_stale()
         cache, state = decoding.prefill(self.llm.model, ids, self.llm.pad_id, state_layer)
         self._sessions[session] = _Session(cache, spans, ids, state)
-        self._cancelled.discard(session)
+        if session in self._ended:  # while it was being read
+            self._sessions.pop(session, None)
+            self._check_running(session)
 
     def _session(self, session: str) -> _Session:
         held = self._sessions.get(session)
@@ -277,10 +280,23 @@ class Member:
         held.used_at = time.monotonic()
         return held
 
+    def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
+        if control == "noise":
+            return controls.noise(cache, [f"{self.name} {row} {seed}" for row in ids])
+        same, _ = decoding.prefill(self.llm.model, [self.llm.encode(controls.CONSTANT_TEXT).ids], self.llm.pad_id)
+        return controls.constant(cache, same)
+
+    def _check_running(self, session: str) -> None:
+        if session in self._ended:
+            raise SessionLost(f"{self.name}: session {session!r} was cancelled or released")
+
     def _drop_stale(self) -> None:
+        """Forget sessions nobody used for long; other threads may be at the dictionaries too."""
         oldest = time.monotonic() - SESSION_TTL_S
-        for session in [s for s, held in self._sessions.items() if held.used_at < oldest]:
-            self.release(session)
+        for session in [s for s, held in list(self._sessions.items()) if held.used_at < oldest]:
+            self._sessions.pop(session, None)
+        for session in [s for s, ended_at in list(self._ended.items()) if ended_at < oldest]:
+            self._ended.pop(session, None)
 
     def _gate(self, plan: Plan) -> Gate | None:
         """The plan's learned gate, loaded once."""
@@ -300,11 +316,11 @@ class Member:
         assert held.state_BTD is not None
         return gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
 
-    def _weights_by_name(self, held: _Session, plan: Plan, took_part: tuple[str, ...]) -> list[dict[str, float]]:
+    def _weights_by_name(self, held: _Session, plan: Plan) -> list[dict[str, float]]:
         if held.weights_BS is None:
             return [{} for _ in range(held.cache.batch)]
         rows = held.weights_BS.tolist()
-        return [{s: w for s, w in zip(plan.senders, row, strict=True) if s in took_part or w == 0} for row in rows]
+        return [dict(zip(plan.senders, row, strict=True)) for row in rows]
 
     @torch.no_grad()
     def _fuse(
@@ -315,14 +331,14 @@ class Member:
         for sender, payload in zip(senders, payloads, strict=True):
             try:
                 shipment = unpack(payload, device=self.llm.device, dtype=self.llm.model.dtype)
-                parts.append(self._part(sender, shipment, held, plan))
-            except CorruptPayload as error:
+                part = self._part(sender, shipment, held, plan)
+                part.check(held.cache)
+                parts.append(part)
+            except FedrayError as error:  # a payload or a fuser that does not hold: this sender's trouble alone
                 missing.append(Missing(sender, str(error)))
         size = sum(p.nbytes for p in payloads)
         self._received_bytes += size
-        clock.lap("transfer")
-        for part in parts:
-            part.check(held.cache)
+        clock.lap("unpack")
         own = held.cache.crop(held.cache.lengths - 1)
         if plan.fusion == "mix":
             context = combine.concat(combine.mix(own, held.spans, parts, plan.fusion_order), [])
@@ -365,10 +381,14 @@ class Member:
     def _decode(
         self, session: str, context: Context, logits: Tensor, generation: Generation
     ) -> Iterator[list[int | None]]:
-        room = self.llm.context - int(context.next_position_B.max())
-        limited = replace(generation, max_tokens=min(generation.max_tokens, room))
         return decoding.decode(
-            self.llm.model, context, logits, limited, self.llm.stop_ids, lambda: session in self._cancelled
+            self.llm.model,
+            context,
+            logits,
+            generation,
+            stop_ids=self.llm.stop_ids,
+            room=[self.llm.context - int(n) for n in context.next_position_B],
+            cancelled=lambda: session in self._ended,
         )
 
     def _generate(self, session: str, context: Context, logits: Tensor, generation: Generation) -> tuple[Row, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedray.fusion.registry import EMBEDDED, Registry, fuser_name
+from fedray.fusion.registry import EMBEDDED, Registry, check_weights, fuser_name, gate_name
 from fedray.types import FedrayError, MemberInfo, Plan
 
 
@@ -17,15 +17,22 @@ class Planner:
         self._registry = Registry(registry, EMBEDDED if zoo is None else zoo / "registry")
 
     def check(self, receiver: str, senders: Sequence[str], *, fuser: str, fusion: str, on_missing: str) -> None:
-        """Refuse a sender without a fuser before any LLM is loaded, unless it may speak in text instead.
+        """Refuse what is missing or damaged in the registry before any LLM is loaded.
 
-        Raises FedrayError naming the pair and what there is.
+        Raises FedrayError naming a pair without a fuser (unless its sender may speak in text instead) and what there
+        is, or the file that does not have its hash.
         """
         for sender in self._without_fuser(receiver, senders, fuser, fusion) if on_missing != "text" else ():
             there = sorted(self._fusers(sender, receiver))
             others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
-            remedy = f"there is {others}" if there else "train one with jobs/train_fuser.py, or choose on_missing=text"
+            remedy = (
+                f"there is {others}" if there else "on_missing=text lets it speak, registry.path=DIR brings a fuser"
+            )
             raise FedrayError(f"no fuser={fuser} fusion={fusion} for {sender} -> {receiver}; {remedy}")
+        names = [gate_name(receiver), *(fuser_name(sender, receiver) for sender in senders)]
+        for manifest, folder in (version for name in names for version in self._registry.versions(name)):
+            if manifest.operator == fusion:
+                check_weights(manifest, folder)
 
     def plan(
         self,
@@ -73,4 +80,4 @@ class Planner:
     def _fusers(self, sender: str, receiver: str) -> set[tuple[str, str]]:
         """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
         name = fuser_name(sender, receiver)
-        return {(m.kind, m.operator) for m, _ in self._registry.list() if m.role == "fuser" and m.name == name}
+        return {(m.kind, m.operator) for m, _ in self._registry.versions(name)}

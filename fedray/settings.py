@@ -176,6 +176,7 @@ def check(settings: Settings) -> None:
     _check_numbers(settings)
     _check_members(settings)
     _check_questions(settings)
+    _check_folders(settings)
     _check_output(settings.output)
 
 
@@ -241,6 +242,8 @@ def _check_questions(settings: Settings) -> None:
         raise FedrayError("prompt and questions are both given: choose one of them")
     if settings.prompt is not None and not settings.prompt.strip():
         raise FedrayError('the prompt is empty: ask something, as in prompt="what is the color of the bird tari?"')
+    if settings.prompt is not None and settings.control == "mismatched":
+        raise FedrayError("control=mismatched needs other questions to read: leave prompt out, or choose control=noise")
     path = settings.questions
     if path is None:
         return
@@ -254,6 +257,12 @@ def _check_questions(settings: Settings) -> None:
         raise FedrayError(f"cannot read questions file {str(path)!r}: it is not UTF-8 text; convert it") from error
     if empty:
         raise FedrayError(f"questions file {str(path)!r} is empty: write one question per line")
+
+
+def _check_folders(settings: Settings) -> None:
+    for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
+        if folder is not None and not folder.is_dir():
+            raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
 
 
 def _check_output(output: Path) -> None:

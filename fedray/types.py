@@ -121,6 +121,17 @@ class Request:
     deadline_s: float | None = None
     id: str = "request"
 
+    def __post_init__(self) -> None:
+        sizes = {len(v) for v in (self.choices, self.sender_prompts, self.token_ids) if v is not None}
+        if self.token_ids is None or self.prompts:
+            sizes.add(len(self.prompts))
+        if len(sizes) > 1 or sizes == {0}:
+            raise FedrayError(f"request {self.id}: prompts, choices and token ids must be equally many, at least one")
+        if any(not row or not all(row) for row in self.choices or ()):
+            raise FedrayError(f"request {self.id}: a multiple-choice row needs choices, and every choice a text")
+        if any(not row for row in self.token_ids or ()):
+            raise FedrayError(f"request {self.id}: a row of token ids is empty; give the members something to read")
+
     def rows(self) -> int:
         return len(self.token_ids if self.token_ids is not None else self.prompts)
 

@@ -127,7 +127,7 @@ def test_find_fuser_and_its_refusals(stored):
         registry.find_fuser(sender, receiver, "mlp", "mix")
     with pytest.raises(FedrayError, match=f"{RECEIVER} -> {SENDER}"):
         registry.find_fuser(receiver, sender, "mlp", "concat")
-    with pytest.raises(FedrayError, match="other weights"):
+    with pytest.raises(FedrayError, match="other LLMs"):
         registry.find_fuser(replace(sender, weights_hash="other"), receiver, "mlp", "concat")
     with pytest.raises(FedrayError, match="gate=open"):
         registry.find_gate(receiver, (SENDER,), "concat")

@@ -111,8 +111,13 @@ async def _hint(sender: str) -> list[str]:
     return [" ".join(row.text.split()) for row in rows]
 
 
+def test_a_fuser_that_cannot_be_read_is_its_senders_trouble(registry):
+    whole = plan(registry)
+    gone = {**whole.fusers, "llama-1b": replace(whole.fusers["llama-1b"], path="/nowhere", hash="0" * 16)}
+    answer = ask(group(), replace(whole, fusers=gone))
+    assert [m.member for m in answer.missing] == ["llama-1b"] and answer.senders == ("qwen2.5-1.5b",)
+
+
 def test_a_receiver_that_fails_ends_the_request(registry):
-    lost = plan(registry)
-    broken = replace(lost, fusers={s: replace(a, path="/nowhere") for s, a in lost.fusers.items()})
-    with pytest.raises(MemberFailed, match=f"the receiver {RECEIVER} failed"):
-        ask(group(), broken)
+    with pytest.raises(MemberFailed, match=rf"the receiver {RECEIVER} failed: .*context holds 512"):
+        asyncio.run(PROTOCOLS["c2c"](Request(("why? " * 600,)), plan(registry), group()))

@@ -14,12 +14,13 @@ from fedray.evaluation.record import Record, Status
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.tasks import Question, load_task, mismatched
 from fedray.federation import Federation
+from fedray.group import MemberFailed
 from fedray.llm.loading import check_prompts
 from fedray.report import Report, Tracked
 from fedray.settings import Settings
 from fedray.tracking import Status as TrackerStatus
 from fedray.tracking import Tracker
-from fedray.types import Request
+from fedray.types import Answer, Missing, Request, Row, Usage
 
 _ENDS: dict[Status, TrackerStatus] = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
@@ -69,7 +70,10 @@ class Run:
                 )
                 alone = fed.alone(request)
                 started_ns = time.time_ns()
-                federated = fed.run(request)
+                try:
+                    federated = fed.run(request)
+                except MemberFailed as error:  # on_missing=error: these questions count as wrong, the others go on
+                    federated = failed(alone, str(error))
                 record.add(batch, alone, federated)
                 self.tracker.trace(request, federated, started_ns)
                 found = record.comparison()
@@ -146,6 +150,12 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
             if job.record.members or status != "failed":  # a federation that never opened has nothing to report
                 print(f"report: {job.leave(status).absolute()}", flush=True)
     return 130 if status == "interrupted" else 0
+
+
+def failed(alone: Answer, reason: str) -> Answer:
+    """In place of an answer that did not come: no choice, and the receiver says why."""
+    rows = tuple(Row("") for _ in alone.rows)
+    return Answer(rows, alone.receiver, (), (Missing(alone.receiver, reason),), Usage())
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:

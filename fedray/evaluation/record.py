@@ -110,17 +110,18 @@ class Record:
 
     def report(self, status: Status) -> Report:
         settings, found = self.settings, self.comparison()
+        alone = settings.protocol.name == "standalone"
         return Report(
             job="federate",
             zoo=settings.zoo.name,
             receiver=settings.receiver,
-            senders=settings.senders,
+            senders=() if alone else settings.senders,
             seed=settings.seed,
             status=status,
             protocol=settings.protocol.name,
             fuser=settings.fuser,
             fusion=settings.fusion,
-            gate=settings.gate.kind,
+            gate="none" if alone else settings.gate.kind,
             rephrase=settings.rephrase,
             control=settings.control,
             task=_task(settings),

@@ -85,10 +85,14 @@ class Registry:
         self.roots = [root for root in (path, embedded) if root is not None]
 
     def list(self) -> list[tuple[Manifest, Path]]:
-        """All versions that can be read, user registry first, newest first within a name."""
+        """All versions, user registry first, newest first within a name."""
+        return self.versions("*--*")
+
+    def versions(self, name: str) -> list[tuple[Manifest, Path]]:
+        """The versions of one fuser or gate. Raises FedrayError naming a manifest that cannot be read."""
         found = []
         for root in self.roots:
-            for folder in sorted(root.glob("*--*/*"), key=_age):
+            for folder in sorted(root.glob(f"{name}/*"), key=_age):
                 if _NAME.fullmatch(folder.parent.name) and _HASH.fullmatch(folder.name):
                     found.append((read_manifest(folder), folder))
         return found
@@ -96,30 +100,33 @@ class Registry:
     def find_fuser(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
         """The fuser of a pair, trained for exactly these two LLMs. Raises FedrayError naming what there is."""
         name = fuser_name(sender.name, receiver.name)
-        candidates = [(m, p) for m, p in self.list() if m.name == name and m.kind == kind and m.operator == operator]
+        versions = self.versions(name)
+        candidates = [(m, p) for m, p in versions if m.kind == kind and m.operator == operator]
         for manifest, path in candidates:
             if _fits(manifest, sender) and _fits(manifest, receiver):
                 return Artifact(name, manifest.hash, str(path))
         if candidates:
             raise FedrayError(
                 f"the {kind} fuser {sender.name} -> {receiver.name} ({candidates[0][0].hash}) was trained for other "
-                f"weights than the ones loaded; train it again with jobs/train_fuser.py"
+                f"LLMs than the ones loaded (weights or tokenizer differ); use those, or a fuser for these"
             )
-        others = sorted({f"fuser={m.kind} fusion={m.operator}" for m, _ in self.list() if m.name == name})
-        instead = f"there is {', '.join(others)}" if others else "train one with jobs/train_fuser.py"
+        others = sorted({f"fuser={m.kind} fusion={m.operator}" for m, _ in versions})
+        instead = f"there is {', '.join(others)}" if others else "registry.path=DIR may hold one of your own"
         raise FedrayError(f"no fuser={kind} fusion={operator} for {sender.name} -> {receiver.name}; {instead}")
 
     def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str) -> Artifact:
         """The gate of a receiver that knows all these senders. Raises FedrayError."""
         name = gate_name(receiver.name)
-        gates = [(m, p) for m, p in self.list() if m.name == name and m.operator == operator]
+        gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
         for manifest, path in gates:
             if set(senders) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
                 return Artifact(name, manifest.hash, str(path))
+        for manifest, _ in gates:
+            if not _fits(manifest, receiver):
+                raise FedrayError(f"the gate of {receiver.name} was trained for other weights of it; use gate=open")
         known = f"it knows {', '.join(gates[0][0].config['senders'])}" if gates else "there is none"
         raise FedrayError(
-            f"no fusion={operator} gate of {receiver.name} for the senders {', '.join(senders)} ({known}); "
-            f"use gate=open or train one with jobs/train_gate.py"
+            f"no fusion={operator} gate of {receiver.name} for {', '.join(senders)} ({known}); use gate=open"
         )
 
     def add_fuser(
@@ -197,8 +204,8 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _read(folder: Path) -> tuple[Manifest, dict[str, torch.Tensor]]:
-    manifest = read_manifest(folder)
+def check_weights(manifest: Manifest, folder: Path) -> bytes:
+    """The bytes of a version's weights, if they have the hash its manifest promises. Raises FedrayError."""
     path = folder / "model.safetensors"
     try:
         blob = path.read_bytes()
@@ -206,6 +213,12 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, torch.Tensor]]:
         raise FedrayError(f"{path} cannot be read ({error.strerror}); delete the folder or train again") from error
     if hashlib.sha256(blob).hexdigest() != manifest.weights:
         raise FedrayError(f"{path} is damaged: its hash is not the one in its manifest; delete the folder or reinstall")
+    return blob
+
+
+def _read(folder: Path) -> tuple[Manifest, dict[str, torch.Tensor]]:
+    manifest, path = read_manifest(folder), folder / "model.safetensors"
+    blob = check_weights(manifest, folder)
     try:
         return manifest, load_tensors(blob)
     except SafetensorError as error:
@@ -221,7 +234,7 @@ def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], artifact: A
 
 
 def _fits(manifest: Manifest, member: MemberInfo) -> bool:
-    return manifest.llms.get(member.name, {}).get("weights") == member.weights_hash
+    return manifest.llms.get(member.name) == {"weights": member.weights_hash, "tokenizer": member.tokenizer_hash}
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

@@ -174,19 +174,24 @@ def decode(
     context: Context,
     logits_BV: Tensor,
     generation: Generation,
+    *,
     stop_ids: frozenset[int],
+    room: list[int],
     cancelled: Callable[[], bool],
 ) -> Iterator[list[int | None]]:
     """Tokens step by step: per row the new token, or None where the row has ended. Greedy at temperature 0.
 
+    A row ends at a stop id, after max_tokens, or when its room (tokens its LLM's context still holds) is used up.
     Sampling draws from a generator seeded by `generation.seed`, so the same request gives the same tokens.
     """
-    batch = logits_BV.shape[0]
-    running = [True] * batch
+    running = [True] * logits_BV.shape[0]
     generator = torch.Generator(device="cpu").manual_seed(generation.seed)
     for index in range(generation.max_tokens):
         tokens = _choose(logits_BV, generation.temperature, generator)
-        running = [alive and token not in stop_ids for alive, token in zip(running, tokens, strict=True)]
+        running = [
+            alive and token not in stop_ids and index < left
+            for alive, token, left in zip(running, tokens, room, strict=True)
+        ]
         if not any(running) or cancelled():
             return
         yield [token if alive else None for token, alive in zip(tokens, running, strict=True)]

@@ -28,19 +28,8 @@ def load(
     """Load one LLM of a zoo. `folder` holds one folder per name (default: the embedded weights)."""
     if zoo != "tiny":
         raise FedrayError(f"zoo={zoo} cannot be loaded by this version; use zoo=tiny")
-    root = (folder or EMBEDDED) / "llms"
-    path = root / name
-    weights = path / "model.safetensors"
-    if not weights.is_file():
-        raise FedrayError(
-            f"{name}: {weights} does not exist; rebuild the zoo with jobs/build_zoo.py or reinstall fedray"
-        )
-    digest = hash_file(weights)
-    expected = _expected_hashes(root).get(name)
-    if expected and expected != digest:
-        raise FedrayError(
-            f"{name}: {weights} is damaged (hash {digest[:12]}, expected {expected[:12]}); reinstall fedray"
-        )
+    path = (folder or EMBEDDED) / "llms" / name
+    digest = check_weights(name, folder)
     transformers_logging.disable_progress_bar()  # fedray shows its own
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -50,6 +39,26 @@ def load(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unloadable(name, path, error) from error
     return wrap(name, model.to(device).eval(), tokenizer, digest[:16])
+
+
+def check_weights(name: str, folder: Path | None = None) -> str:
+    """The hash of an LLM's weight file, if it is the one recorded for it. Raises FedrayError naming the file."""
+    root = (folder or EMBEDDED) / "llms"
+    weights, record = root / name / "model.safetensors", root / HASHES
+    if not weights.is_file():
+        raise FedrayError(
+            f"{name}: {weights} does not exist; rebuild the zoo with jobs/build_zoo.py or reinstall fedray"
+        )
+    try:
+        expected = json.loads(record.read_text()).get(name) if record.is_file() else None
+    except ValueError as error:
+        raise FedrayError(f"{record} is damaged ({error}); rebuild the zoo or reinstall fedray") from error
+    digest = hash_file(weights)
+    if expected and expected != digest:
+        raise FedrayError(
+            f"{name}: {weights} is damaged (hash {digest[:12]}, expected {expected[:12]}); reinstall fedray"
+        )
+    return digest
 
 
 def check_prompts(names: Sequence[str], prompts: Sequence[str], *, folder: Path | None = None) -> None:
@@ -90,8 +99,3 @@ def hash_file(path: Path) -> str:
 
 def _unloadable(name: str, path: Path, error: Exception) -> FedrayError:
     return FedrayError(f"{name}: {path} cannot be loaded ({str(error).splitlines()[0]}); reinstall fedray")
-
-
-def _expected_hashes(root: Path) -> dict[str, str]:
-    path = root / HASHES
-    return json.loads(path.read_text()) if path.is_file() else {}

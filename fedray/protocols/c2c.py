@@ -36,6 +36,8 @@ async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
     opening = exchange.start_open()
     reads = {s: _start_reading(exchange, s) for s in plan.senders} if plan.route == "eager" else {}
     wanted = rows_with_weight(plan, await exchange.finish_open(opening))
+    for sender in reads.keys() - wanted.keys():
+        exchange.group.cancel(sender, exchange.session)
     # every sender goes its own way from here: one that is late keeps no other waiting
     chains = [_cache_of(exchange, sender, rows, reads.get(sender)) for sender, rows in wanted.items()]
     payloads = await asyncio.gather(*chains)

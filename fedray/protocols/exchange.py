@@ -92,8 +92,11 @@ class Exchange:
     async def answer(self, payloads: list[tuple[str, Handle]]) -> Answer:
         """Let the receiver fuse what arrived and answer."""
         names, handles = tuple(n for n, _ in payloads), [h for _, h in payloads]
+        asked = time.monotonic()
         handle = self.group.start(self.plan.receiver, "answer", self.session, names, self.request, self.plan, *handles)
         answer: Answer = await self.of_receiver(handle)
+        moving = time.monotonic() - asked - sum(answer.usage.seconds.values())
+        self.usage += Usage({"transfer": max(moving, 0.0)})  # the call and its payloads on their way
         return self.close(answer)
 
     async def stream(self, payloads: list[tuple[str, Handle]]) -> AsyncIterator[str | Answer]:

@@ -10,7 +10,8 @@ from typing import Any
 from fedray.tracking.store import Operation
 from fedray.types import Answer, Request
 
-PHASES = ("rephrase", "prefill", "gate", "pack", "transfer", "fuse", "decode")  # in the order they happen
+# In the order they happen.
+PHASES = ("rephrase", "hint", "prefill", "gate", "pack", "transfer", "unpack", "fuse", "decode")
 TOTAL = "total"  # the wall-clock seconds of the whole request
 
 

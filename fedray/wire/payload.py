@@ -86,9 +86,10 @@ def unpack(payload: Payload, *, device: str | torch.device = "cpu", dtype: torch
     body = _read_header(payload.header)
     member = str(body["member"])
     spec = KVSpec(*body["spec"])
-    lengths, rows = body["lengths"], body["rows"]
+    lengths, rows, spans = body["lengths"], body["rows"], body["spans"]
     wire_dtype = _DTYPES.get(body["dtype"])
-    if wire_dtype is None or len(lengths) != len(rows) or any(not 0 <= n < 1 << 31 for n in lengths):
+    sound = len(lengths) == len(rows) == len(set(rows)) and (not spans or [len(s) for s in spans] == lengths)
+    if wire_dtype is None or not sound or len(payload.buffers) != 2 * spec.layers + 1:
         raise CorruptPayload(f"payload of {member}: its header does not hold together; ask the sender again")
     total = sum(lengths)
     count = total * spec.kv_heads * spec.head_dim
@@ -115,8 +116,7 @@ def unpack(payload: Payload, *, device: str | torch.device = "cpu", dtype: torch
         lengths_B.to(device),
         positions.to(device),
     )
-    spans = tuple(tuple((int(a), int(b)) for a, b in row) for row in body["spans"])
-    return Shipment(member, cache, tuple(rows), spans)
+    return Shipment(member, cache, tuple(rows), tuple(tuple((a, b) for a, b in row) for row in spans))
 
 
 def _read_header(header: bytes) -> dict[str, Any]:
@@ -132,7 +132,8 @@ def _read_header(header: bytes) -> dict[str, Any]:
         layers, kv_heads, head_dim = body["spec"]
         integers = [layers, kv_heads, head_dim, *body["lengths"], *body["rows"]]
         sound = all(type(n) is int and n >= 0 for n in integers) and math.prod(body["spec"]) > 0
-        sound = sound and isinstance(body["member"], str) and isinstance(body["spans"], list)
+        sound = sound and isinstance(body["member"], str)
+        sound = sound and all(type(n) is int for row in body["spans"] for start, end in row for n in (start, end))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptPayload(f"payload header cannot be read ({error}); ask the sender again") from error
     if not sound:
