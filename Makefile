@@ -25,8 +25,8 @@ lint: $(VENV)/.installed-dev ## ruff and pyright
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/pyright
 
-ui: $(VENV)/.installed ## browse the runs with MLflow on http://127.0.0.1:5000 (PORT=...)
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1 --port $(PORT)
+ui: $(VENV)/.installed ## browse the runs with MLflow on http://127.0.0.1:5000 (PORT=..., MLFLOW_TRACKING_URI=...)
+	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --workers 1 --port $(PORT)
 
 zoo: $(VENV)/.installed ## train the embedded LLMs, fusers and gates from nothing (hours)
 	$(BIN)/python jobs/build_zoo.py

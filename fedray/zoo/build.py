@@ -85,7 +85,8 @@ def build(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, float]:
     """Build what is missing under `folder`; returns seconds per task. shorten: factor on all step counts (tests)."""
-    _claim(folder, seed)
+    _claim(folder, seed, shorten)
+    _record_hashes(folder)
     context = multiprocessing.get_context("spawn")
     seconds: dict[str, float] = {}
     with context.Manager() as manager, ProcessPoolExecutor(workers or os.cpu_count() or 1, context) as pool:
@@ -95,7 +96,7 @@ def build(
             todo = [task for task in stage if not is_done(task, folder, members)]
             futures = {pool.submit(_run, task, folder, seed, shorten, queue): task for task in todo}
             try:
-                _follow(futures, queue, on_progress, seconds)
+                _follow(futures, folder, queue, on_progress, seconds)
             except BaseException:
                 for future in futures:
                     future.cancel()
@@ -103,13 +104,14 @@ def build(
     return seconds
 
 
-def _claim(folder: Path, seed: int) -> None:
-    """One folder, one world. Raises FedrayError where another seed's zoo lies."""
+def _claim(folder: Path, seed: int, shorten: float) -> None:
+    """One folder, one world, one length of training. Raises FedrayError where another zoo lies."""
     path = folder / WORLD
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and json.loads(path.read_text())["seed"] != seed:
-        raise FedrayError(f"{folder} holds the zoo of another world seed: choose another folder with output=DIR")
-    path.write_text(json.dumps({"seed": seed}) + "\n")
+    (folder / "llms").mkdir(parents=True, exist_ok=True)
+    wanted = {"seed": seed, **({"shorten": shorten} if shorten != 1.0 else {})}
+    if path.is_file() and json.loads(path.read_text()) != wanted:
+        raise FedrayError(f"{folder} holds the zoo of another seed or length; choose another folder with output=DIR")
+    path.write_text(json.dumps(wanted) + "\n")
 
 
 def is_done(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> bool:
@@ -131,6 +133,7 @@ def is_done(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None =
 
 def _follow(
     futures: dict[Future[float], Task],
+    folder: Path,
     queue: Any,
     on_progress: Callable[[Progress], None] | None,
     seconds: dict[str, float],
@@ -144,6 +147,8 @@ def _follow(
                 on_progress(report)
         for future in done:
             seconds[str(futures[future])] = future.result()
+            if futures[future].kind == "llm":
+                _record_hashes(folder)
 
 
 def _run(task: Task, folder: Path, seed: int, shorten: float, queue: Any) -> float:
@@ -180,7 +185,6 @@ def _build_llm(name: str, world: World, folder: Path, shorten: float, on_step: C
     staging.chmod(0o755)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(staging, final)
-    _record_hashes(folder)
 
 
 def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
@@ -277,7 +281,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _record_hashes(folder: Path) -> None:
-    """Hashes of all LLM folders that are complete; written at one stroke, the last writer has seen all of them."""
+    """Hashes of all LLM folders, which are complete once they are there; written at one stroke by the parent alone."""
     root = folder / "llms"
     found = {p.parent.name: hash_file(p) for p in sorted(root.glob("[!.]*/model.safetensors"))}
     staging = root / f".{HASHES}.{os.getpid()}"
