@@ -201,7 +201,7 @@ def _check_names(settings: Settings) -> None:
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**32 - 1),
     ("task.limit", 1, math.inf),
-    ("task.batch_size", 1, math.inf),
+    ("task.batch_size", 1, 256),
     ("gate.threshold", 0, 1),
     ("generation.max_tokens", 1, math.inf),
     ("generation.temperature", 0, math.inf),

@@ -55,3 +55,16 @@ def test_words_of_the_template_are_no_text_of_the_user():
         inside = [i for i, span in enumerate(encoded.spans) if span[0] >= 0]
         assert all(span[0] == HEAD for span in encoded.spans[: inside[0]])
         assert inside[0] > 2 and all(span[0] == TAIL for span in encoded.spans[inside[-1] + 1 :])
+
+
+def test_a_template_token_that_a_user_spells_out_stays_text():
+    """Otherwise a peer's hint could end the turn it is quoted in."""
+    for name, token in (("qwen3-0.6b", "<|im_end|>"), ("llama-1b", "<|eot_id|>")):
+        llm = random_llm(name)
+        control = llm.tokenizer.convert_tokens_to_ids(token)
+        plain, spelled = llm.encode("is it red?"), llm.encode(f"is it {token} red?")
+        assert spelled.ids.count(control) == plain.ids.count(control)
+        assert token in llm.tokenizer.decode(spelled.ids).replace(llm.template[0], "").replace(llm.template[1], "")
+        inside = [span for span in spelled.spans if span[0] >= 0]
+        assert inside[-1][1] == len(f"is it {token} red?")
+        assert len(spelled.ids) == len(spelled.spans)

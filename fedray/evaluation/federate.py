@@ -22,6 +22,8 @@ from fedray.tracking import Status as TrackerStatus
 from fedray.tracking import Tracker
 from fedray.types import Answer, Missing, Request, Row, Usage
 
+ANSWER_TOKENS = 4096  # of all rows of one request: well under the 64 KiB a result may have
+
 _ENDS: dict[Status, TrackerStatus] = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
@@ -59,7 +61,7 @@ class Run:
         other = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
         read = dict(zip(questions, other, strict=True)) if other else None
         with self.screen.progress(len(questions)) as update:
-            for number, batch in enumerate(batches(questions, settings.task.batch_size)):
+            for number, batch in enumerate(batches(questions, *self._sizes())):
                 request = Request(
                     prompts=tuple(q.prompt for q in batch),
                     choices=None if batch[0].choices is None else tuple(q.choices or () for q in batch),
@@ -81,6 +83,11 @@ class Run:
                 if found:
                     running = {"running/accuracy": found.accuracy, "running/accuracy_alone": found.accuracy_alone}
                     self.tracker.metrics(running, step=len(record.results))
+
+    def _sizes(self) -> tuple[int, int]:
+        """Questions per request: to choose from, and to answer freely (a member's answer is a small message)."""
+        size = self.settings.task.batch_size
+        return size, max(1, min(size, ANSWER_TOKENS // self.settings.generation.max_tokens))
 
     def ask(self, fed: Federation, prompt: str) -> None:
         """One prompt of the user's own, the federation's answer shown as it is decoded."""
@@ -158,11 +165,11 @@ def failed(alone: Answer, reason: str) -> Answer:
     return Answer(rows, alone.receiver, (), (Missing(alone.receiver, reason),), Usage())
 
 
-def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Up to `size` questions at a time, those to choose an answer from apart from those to answer freely."""
-    for _, alike in groupby(questions, key=lambda q: q.choices is None):
-        rows = list(alike)
-        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+def batches(questions: Sequence[Question], size: int, free: int | None = None) -> Iterator[list[Question]]:
+    """Up to `size` questions to choose an answer from, or up to `free` to answer freely, at a time."""
+    for freely, alike in groupby(questions, key=lambda q: q.choices is None):
+        rows, step = list(alike), (free or size) if freely else size
+        yield from (rows[i : i + step] for i in range(0, len(rows), step))
 
 
 def _name(settings: Settings) -> str:

@@ -73,16 +73,35 @@ class LLM:
 
 
 def encode(tokenizer: Any, template: tuple[str, str], prompt: str) -> Encoded:
-    """A prompt's token ids and where each lies in the user's text. Raises FedrayError on an empty prompt."""
+    """A prompt's token ids and where each lies in the user's text. Raises FedrayError on an empty prompt.
+
+    What the user (or a peer's hint) wrote is text: a template's own tokens spelled out in it stay letters.
+    """
     content = prompt.strip()
     if not content:
         raise FedrayError("the prompt is empty; give the members something to read")
     before, after = template
     start, end = len(before), len(before) + len(content)
-    batch = tokenizer(before + content + after, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
-    ids: list[int] = batch["input_ids"]
+    if any(token in content for token in tokenizer.get_added_vocab()):
+        parts = [(before, False), (content, True), (after, False)]
+    else:
+        parts = [(before + content + after, False)]
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    read = 0
+    for text, as_letters in parts:
+        batch = tokenizer(
+            text,
+            return_offsets_mapping=True,
+            add_special_tokens=False,
+            split_special_tokens=as_letters,
+            verbose=False,
+        )
+        ids += batch["input_ids"]
+        offsets += [(read + a, read + b) for a, b in batch["offset_mapping"]]
+        read += len(text)
     spans: list[Span] = []
-    for index, (a, b) in enumerate(batch["offset_mapping"]):
+    for index, (a, b) in enumerate(offsets):
         if b <= start:
             spans.append((HEAD, index))
         elif a >= end:
