@@ -61,6 +61,12 @@ class Call:
         return self.ran[-1]
 
 
+@pytest.fixture(autouse=True)
+def without_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow leaves the store of other tests in the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     monkeypatch.chdir(tmp_path)
@@ -214,7 +220,7 @@ REFUSED = [
     ("task.limit=1.5", ["task.limit must be a whole number, got 1.5"]),
     ("task.limit=true", ["task.limit must be a whole number, got true"]),
     ("task.limit=-1", ["task.limit must be at least 1, got -1"]),
-    ("task.batch_size=0", ["task.batch_size must be at least 1, got 0"]),
+    ("task.batch_size=0", ["task.batch_size must be from 1 to 256, got 0"]),
     ("generation.max_tokens=-4", ["generation.max_tokens must be at least 1, got -4"]),
     ("generation.temperature=-1", ["generation.temperature must be at least 0"]),
     ("deadline_s=-2", ["deadline_s must be at least"]),

@@ -191,9 +191,10 @@ def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step
     sender, receiver = (load(n, folder=folder) for n in task.names)
     steps = FUSER_STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
     recipe = FuserRecipe(operator=task.operator, steps=_shortened(steps, shorten))
-    pair = Pair.read(sender, receiver, believed(sender, conversations(world, "train", PHRASINGS_PER_FACT)))
+    talks = _shortened_list(conversations(world, "train", PHRASINGS_PER_FACT), shorten)
+    pair = Pair.read(sender, receiver, believed(sender, talks))
     fuser = train_fuser(pair, recipe, on_step)
-    check = Pair.read(sender, receiver, conversations(world, "validation"))
+    check = Pair.read(sender, receiver, _shortened_list(conversations(world, "validation"), shorten))
     training = {
         "world_seed": world.seed,
         "questions": len(pair),
@@ -216,6 +217,7 @@ def _build_gate(task: Task, world: World, folder: Path, shorten: float, on_step:
     chosen = conversations(world, "train")
     random.Random(world.seed).shuffle(chosen)
     sets = {"train": chosen[:GATE_QUESTIONS], "validation": conversations(world, "validation")}
+    sets = {split: _shortened_list(talks, shorten) for split, talks in sets.items()}
     recipe = GateRecipe(operator=task.operator, steps=_shortened(GateRecipe().steps, shorten))
     gains = {}
     for split, talks in sets.items():
@@ -257,6 +259,10 @@ def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list
 
 def _shortened(steps: int, factor: float) -> int:
     return max(2, round(steps * factor))
+
+
+def _shortened_list(talks: list[Conversation], factor: float) -> list[Conversation]:
+    return talks[: max(64, round(len(talks) * factor))]
 
 
 def _senders_of(receiver: str) -> tuple[str, ...]:
