@@ -158,6 +158,9 @@ def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[
         raise FedrayError("Ray is not installed: pip install 'fedray[ray]', or leave it out with ray.enabled=false")
     from fedray.runtime import actors, cluster, coordinator, placement
 
+    wanted = [placement.Placement(name, **_resources(s, name)) for name in names]
+    if cluster.will_embed(s.ray.address):
+        placement.place(wanted, nodes=[placement.this_machine(s.ray.num_cpus)])  # refused before Ray starts
     with Console(stderr=True).status("starting Ray"):
         connection = cluster.connect(
             s.ray.address,
@@ -166,7 +169,6 @@ def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[
             object_store_mb=s.ray.object_store_mb,
         )
     stack.callback(connection.close)
-    wanted = [placement.Placement(name, **_resources(s, name)) for name in names]
     placed = placement.place(wanted, all_cores=connection.is_embedded)
     boss = coordinator.start(_absolute(s.registry.path), _absolute(s.zoo.path))
     stack.callback(coordinator.stop, boss)

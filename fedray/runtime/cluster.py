@@ -56,10 +56,14 @@ def connect(
     """
     if ray.is_initialized():
         return Connection(_joined_at(), False, namespace, owned=False)
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    if will_embed(address):
         return _embed(namespace, num_cpus, object_store_mb)
-    return _join(address, namespace)
+    return _join(address or os.environ["RAY_ADDRESS"], namespace)
+
+
+def will_embed(address: str | None = None) -> bool:
+    """Whether `connect` would start a cluster of its own."""
+    return not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 def _join(address: str, namespace: str) -> Connection:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch
 
 from fedray.types import FedrayError
 
@@ -37,14 +39,17 @@ class Node:
         return label is None or self.labels.get(key) == value
 
 
-def place(wanted: Sequence[Placement], *, all_cores: bool = False) -> list[Placement]:
+def place(
+    wanted: Sequence[Placement], *, all_cores: bool = False, nodes: Sequence[Node] | None = None
+) -> list[Placement]:
     """The placements, the receiver's first, with CPU shares and threads filled in.
 
     A member that names no number of CPUs gets a share so small that every node could hold all members, at most 1.
     all_cores: the cluster is this job's own; senders work side by side, and the receiver when they are done.
+    nodes: what there will be, for a check before Ray starts; by default those of the cluster this process is in.
     Raises FedrayError, with figures, where the cluster cannot hold them.
     """
-    nodes = alive_nodes()
+    nodes = alive_nodes() if nodes is None else nodes
     with_cpus = [node.cpus for node in nodes if node.cpus > 0]
     if not with_cpus:
         raise FedrayError("the Ray cluster has no node with CPUs; add one with `ray start --num-cpus=N`")
@@ -55,6 +60,11 @@ def place(wanted: Sequence[Placement], *, all_cores: bool = False) -> list[Place
     cores = int(min(with_cpus)) if all_cores else 0
     shares = [cores, *[cores // max(1, len(placed) - 1)] * (len(placed) - 1)]
     return [replace(p, threads=max(1, n, int(p.num_cpus or 0))) for p, n in zip(placed, shares, strict=True)]
+
+
+def this_machine(num_cpus: float | None = None) -> Node:
+    """What an embedded cluster on this machine will have."""
+    return Node(num_cpus or float(os.cpu_count() or 1), float(torch.cuda.device_count()), {})
 
 
 def alive_nodes() -> list[Node]:

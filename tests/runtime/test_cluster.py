@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from fedray.runtime.cluster import connect
-from fedray.runtime.placement import Placement, place
+from fedray.runtime.placement import Node, Placement, place, this_machine
 from fedray.types import FedrayError
 
 
@@ -190,3 +190,13 @@ class TestPlace:
         place([Placement("one", num_cpus=2, label="room=a"), Placement("two", num_cpus=2)])
         with pytest.raises(FedrayError, match=r"no room for two \(2 CPUs and 0 GPUs on a node labelled room=a\)"):
             place([Placement("one", num_cpus=2, label="room=a"), Placement("two", num_cpus=2, label="room=a")])
+
+
+def test_what_this_machine_lacks_is_refused_before_ray_starts() -> None:
+    here = this_machine(2.0)
+    assert here.cpus == 2.0
+    assert [p.num_cpus for p in place([Placement("a"), Placement("b")], nodes=[here])] == [1.0, 1.0]
+    with pytest.raises(FedrayError, match=r"no room for a .*has 2 CPUs and 0 GPUs on 1 node"):
+        place([Placement("a", num_gpus=1.0)], nodes=[Node(2.0, 0.0, {})])
+    with pytest.raises(FedrayError, match="label room=left"):
+        place([Placement("a", label="room=left")], nodes=[here])
