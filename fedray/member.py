@@ -6,7 +6,6 @@ caller or after `SESSION_TTL_S`. Methods marked `@ships` return (receipt, payloa
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import time
@@ -25,7 +24,7 @@ from fedray.fusion.registry import load_fuser, load_gate
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
-from fedray.llm.loading import load
+from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM, Span
 from fedray.types import (
     Answer,
@@ -398,21 +397,3 @@ class Member:
                 if token is not None:
                     row.append(token)
         return tuple(Row(self.llm.decode(row), tuple(row)) for row in ids)
-
-
-def describe(llm: LLM) -> MemberInfo:
-    """Who this LLM is and where it runs."""
-    return MemberInfo(
-        name=llm.name,
-        family=llm.family,
-        parameters=sum(p.numel() for p in llm.model.parameters()),
-        spec=llm.spec,
-        weights_hash=llm.weights_hash,
-        tokenizer_hash=llm.tokenizer_hash,
-        device=str(llm.device),
-        dtype=str(llm.model.dtype).removeprefix("torch."),
-        node=platform.node(),
-        pid=os.getpid(),
-        context=llm.context,
-        layers=llm.spec.layers,
-    )

@@ -60,8 +60,7 @@ def random_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import random_fuser, random_llm
 
     from fedray.fusion.registry import Registry
-    from fedray.llm.loading import load
-    from fedray.member import describe
+    from fedray.llm.loading import describe, load
 
     folder = tmp_path_factory.mktemp("zoo")
     for name in (RECEIVER, *SENDERS):

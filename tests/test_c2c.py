@@ -13,7 +13,8 @@ from tiny import QUESTIONS, random_fuser, random_llm, random_member
 from fedray.fusion.gating import fixed_weights
 from fedray.fusion.registry import Registry
 from fedray.group import LocalGroup
-from fedray.member import Member, describe
+from fedray.llm.loading import describe
+from fedray.member import Member
 from fedray.protocols import PROTOCOLS
 from fedray.types import Answer, Generation, Plan, Request, SessionLost
 from fedray.wire.payload import unpack

@@ -14,7 +14,7 @@ from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
 from fedray.fusion.registry import Registry, load_fuser, load_gate, read_manifest
-from fedray.member import describe
+from fedray.llm.loading import describe
 from fedray.types import FedrayError
 
 SENDER, RECEIVER = "qwen2.5-1.5b", "qwen3-0.6b"

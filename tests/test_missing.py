@@ -12,7 +12,8 @@ from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.fusion.registry import Registry
 from fedray.group import LocalGroup, MemberFailed
-from fedray.member import Member, describe, ships
+from fedray.llm.loading import describe
+from fedray.member import Member, ships
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
 from fedray.types import Answer, FedrayError, Generation, Plan, Receipt, Request

@@ -12,8 +12,7 @@ from fedray.evaluation.zoo_table import Zoo, measure, oracle
 from fedray.federation import Federation
 from fedray.fusion.registry import Registry
 from fedray.llm.catalogue import NAMES
-from fedray.llm.loading import EMBEDDED, HASHES, hash_file, load
-from fedray.member import describe
+from fedray.llm.loading import EMBEDDED, HASHES, describe, hash_file, load
 from fedray.settings import build
 from fedray.types import FedrayError
 from fedray.zoo.build import Task, is_done, stages

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from fedray.llm.cache import spec_of
 from fedray.llm.decoding import ATTENTION
 from fedray.llm.model import LLM, check_length, encode, hash_tokenizer, template_of
-from fedray.types import FedrayError
+from fedray.types import FedrayError, MemberInfo
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
 HASHES = "hashes.json"  # LLM name -> sha256 of its model.safetensors
@@ -89,6 +91,24 @@ def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str) -> LLM:
         tokenizer_hash=hash_tokenizer(tokenizer),
         context=model.config.max_position_embeddings,
         template=template_of(tokenizer),
+    )
+
+
+def describe(llm: LLM) -> MemberInfo:
+    """Who this LLM is and where it runs."""
+    return MemberInfo(
+        name=llm.name,
+        family=llm.family,
+        parameters=sum(p.numel() for p in llm.model.parameters()),
+        spec=llm.spec,
+        weights_hash=llm.weights_hash,
+        tokenizer_hash=llm.tokenizer_hash,
+        device=str(llm.device),
+        dtype=str(llm.model.dtype).removeprefix("torch."),
+        node=platform.node(),
+        pid=os.getpid(),
+        context=llm.context,
+        layers=llm.spec.layers,
     )
 
 

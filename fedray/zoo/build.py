@@ -23,8 +23,7 @@ import torch
 
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.registry import Registry, load_fuser
-from fedray.llm.loading import HASHES, hash_file, load
-from fedray.member import describe
+from fedray.llm.loading import HASHES, describe, hash_file, load
 from fedray.training.data import Conversation, believed, prefill
 from fedray.training.fuser_trainer import FuserRecipe, Pair, accuracy_by_group, train_fuser
 from fedray.training.gate_trainer import GateRecipe, measure_gains, train_gate, validate_gate
