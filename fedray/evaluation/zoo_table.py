@@ -81,7 +81,7 @@ class Zoo:
     def row(self, name: str, plan: Plan) -> TableRow:
         others = mismatched(self.questions, seed=0) if plan.control == "mismatched" else None
         before = self.alone(plan.receiver)
-        after, bytes_per_token = self._ask(plan, others)
+        after, bytes_per_token = self._ask(plan, others) if plan.senders else (before, 0.0)
         found = compare(before, after)
         return TableRow(
             name=name,

@@ -21,8 +21,6 @@ from fedray.llm.decoding import Context
 from fedray.llm.model import TAIL, Span
 from fedray.types import FedrayError
 
-ORDERS = ("parallel", "sequential")
-
 
 @dataclass(frozen=True, slots=True)
 class Part:

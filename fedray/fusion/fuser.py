@@ -59,7 +59,7 @@ class Projection:
 
 
 class Fuser(nn.Module):
-    """A fuser of either kind. `concat` uses project(), `mix` uses mix_layer()."""
+    """A fuser of either kind. `concat` uses project(), `mix` uses mix()."""
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__()

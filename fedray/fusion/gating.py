@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-GATES = ("learned", "open", "random", "none")
-
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:

@@ -20,7 +20,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True, slots=True)
 class FuserRecipe:
-    """How a fuser is trained. emphasis: share of each batch drawn from one group of questions, `emphasis_group`."""
+    """How a fuser is trained."""
 
     kind: str = "mlp"
     operator: str = "concat"
@@ -29,8 +29,6 @@ class FuserRecipe:
     batch_size: int = 96
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
-    emphasis: float = 0.0
-    emphasis_group: str | None = None
     seed: int = 0
 
 
@@ -84,7 +82,7 @@ def train_fuser(pair: Pair, recipe: FuserRecipe, on_step: Progress | None = None
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
     mean = {"loss": 0.0, "accuracy": 0.0}
     for step in range(recipe.steps):
-        rows = draw(pair.groups, recipe, rng)
+        rows = draw(len(pair), recipe.batch_size, rng)
         context, own = pair.context(fuser, rows)
         loss_B, right_B = answer_loss(own.llm, context, own.last_B1, [pair.answers[i] for i in rows])
         optimizer.zero_grad(set_to_none=True)
@@ -102,18 +100,12 @@ def train_fuser(pair: Pair, recipe: FuserRecipe, on_step: Progress | None = None
     return fuser.eval()
 
 
-def draw(groups: Sequence[str], recipe: FuserRecipe, rng: random.Random) -> list[int]:
-    """A batch of distinct rows, a share of it from the emphasized group."""
-    favoured = [i for i, g in enumerate(groups) if g == recipe.emphasis_group]
-    size = min(recipe.batch_size, len(groups))
-    chosen = rng.sample(favoured, min(len(favoured), round(size * recipe.emphasis)))
-    taken = set(chosen)
-    while len(chosen) < size:
-        row = rng.randrange(len(groups))
-        if row not in taken:
-            taken.add(row)
-            chosen.append(row)
-    return chosen
+def draw(count: int, size: int, rng: random.Random) -> list[int]:
+    """A batch of distinct rows out of `count`."""
+    chosen: dict[int, None] = {}
+    while len(chosen) < min(size, count):
+        chosen[rng.randrange(count)] = None
+    return list(chosen)
 
 
 @torch.no_grad()
