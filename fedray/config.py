@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fedray.llm.catalogue import safe_name
 from fedray.schema import Schema
 from fedray.settings import (
     BUILD_SCHEMA,
@@ -65,7 +66,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose working folder Ray removes later
 _HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
 # Settings whose text is taken as it is, whatever Hydra's grammar thinks of its commas and quotes.
-_FREE_TEXT = re.compile(r"prompt|questions|output|zoo\.path|registry\.path|members\..*\.label")
+_FREE_TEXT = re.compile(r"prompt|questions|output|zoo\.path|registry\.path|members\..*\.label|evidence\..*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +181,16 @@ def _argument(argument: str, form: Form) -> str:
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
+    if name.startswith("evidence."):  # a member's own name has dots
+        key = name = "evidence." + safe_name(name.removeprefix("evidence."))
     if name in form.schema.names or (name and (CONF / name).is_dir()):
         key = name
     if _FREE_TEXT.fullmatch(name) and value not in ("", "null") and not re.fullmatch(r"(?s)([\"']).*\1", value):
-        value = value.replace("${", r"\${") if name == "prompt" else os.path.expanduser(value)
+        value = (
+            value.replace("${", r"\${")
+            if name == "prompt" or name.startswith("evidence.")
+            else os.path.expanduser(value)
+        )
         value = f'"{_escaped(value)}"'
     return f"{key}{equals}{value}"
 

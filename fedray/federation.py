@@ -38,17 +38,23 @@ class Federation:
         self.settings = _settings(settings, overrides)
         check(self.settings)
         s = self.settings
-        senders = () if s.protocol.name == "standalone" else s.senders
+        self._evidence = s.documents()
         Planner(s.registry.path, s.zoo.path).check(
-            s.receiver, senders, fuser=s.fuser, fusion=s.fusion, on_missing=s.on_missing
+            s.receiver,
+            s.takes_part[1:],
+            protocol=s.protocol.name,
+            fuser=s.fuser,
+            fusion=s.fusion,
+            on_missing=s.on_missing,
         )
-        for name in (s.receiver, *senders):
+        for name in s.takes_part:
             check_weights(name, s.zoo.path)
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
             start = _start_on_ray if s.ray.enabled else _start_here
-            self._group, self.plan = start(s, (s.receiver, *senders), stack)
+            self._group, self._plan = start(s, s.takes_part, stack)
+            self.plan = self.plan_for()
             self._loop = Background()
             stack.callback(self._loop.close)
             self._resources = stack.pop_all()
@@ -63,15 +69,33 @@ class Federation:
         """Members that some answer had to do without, each with its latest reason."""
         return tuple(self._missing.values())
 
-    def request(self, *prompts: str, choices: Sequence[Sequence[str]] | None = None) -> Request:
-        """A request with this federation's generation settings and deadline. Raises FedrayError on an empty prompt."""
+    def request(self, *prompts: str, choices: Sequence[Sequence[str]] | None = None, **more: Any) -> Request:
+        """A request with this federation's evidence, generation settings and deadline; more: fields of Request.
+
+        Raises FedrayError on an empty prompt.
+        """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise FedrayError("the prompt is empty: ask something")
-        return Request(
-            prompts=prompts,
-            choices=None if choices is None else tuple(map(tuple, choices)),
-            generation=self.settings.generation,
-            deadline_s=self.settings.deadline_s,
+        own: dict[str, Any] = {
+            "evidence": {member: (document,) * len(prompts) for member, document in self._evidence.items()},
+            "generation": self.settings.generation,
+            "deadline_s": self.settings.deadline_s,
+        }
+        return Request(prompts, None if choices is None else tuple(map(tuple, choices)), **{**own, **more})
+
+    def plan_for(self, receiver: str | None = None, senders: Sequence[str] | None = None, **choices: Any) -> Plan:
+        """Another plan for the members that are here: other roles, another protocol, another gate.
+
+        choices: keywords of Planner.plan; what is not given is as in the settings. Raises FedrayError.
+        """
+        names = list(self.members)
+        receiver = receiver or self.settings.receiver
+        senders = [n for n in names if n != receiver] if senders is None else senders
+        absent = [n for n in (receiver, *senders) if n not in names]
+        if absent:
+            raise FedrayError(f"{absent[0]} is not in this federation: load it with senders=[{absent[0]}, ...]")
+        return self._plan(
+            self.members[receiver], [self.members[s] for s in senders], {**_choices(self.settings), **choices}
         )
 
     def ask(self, prompt: str) -> Answer:
@@ -80,6 +104,9 @@ class Federation:
 
     def stream(self, prompt: str) -> Iterator[str]:
         """The answer's text piece by piece; `last` holds the whole Answer after the final piece."""
+        if self.plan.protocol not in STREAMS or self.plan.peers:  # its answer comes as a whole
+            yield self.ask(prompt).text
+            return
         pieces = STREAMS[self.plan.protocol](self.request(prompt), self.plan, self._group)
         for piece in self._loop.iterate(pieces):
             if isinstance(piece, Answer):
@@ -87,9 +114,10 @@ class Federation:
             else:
                 yield piece
 
-    def run(self, request: Request) -> Answer:
-        """The federation's answer to a batch of prompts."""
-        return self._keep(self._loop.run(PROTOCOLS[self.plan.protocol](request, self.plan, self._group)))
+    def run(self, request: Request, plan: Plan | None = None) -> Answer:
+        """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`."""
+        plan = plan or self.plan
+        return self._keep(self._loop.run(PROTOCOLS[plan.protocol](request, plan, self._group)))
 
     def alone(self, request: Request) -> Answer:
         """The receiver's own answer to the same batch: what the federation is compared with."""
@@ -128,15 +156,23 @@ def _choices(s: Settings) -> dict[str, Any]:
         "fuser": s.fuser,
         "fusion": s.fusion,
         "gate": s.gate.kind,
+        "answer_all": s.answer_all,
         "route": s.gate.route,
         "threshold": s.gate.threshold,
         "on_missing": s.on_missing,
         "control": s.control,
+        "rephrase": s.rephrase,
+        "t2t": s.t2t,
+        "rounds": s.rounds,
+        "vote": s.vote,
         "seed": s.seed,
     }
 
 
-def _start_here(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Group, Plan]:
+MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Mapping[str, Any]], Plan]
+
+
+def _start_here(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Group, MakePlan]:
     """All members in this process."""
     from fedray.member import Member
 
@@ -147,12 +183,11 @@ def _start_here(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Gr
             device = own.device or "cpu"
             members[name] = Member(name, zoo=s.zoo.name, device=device, dtype=own.dtype, folder=s.zoo.path)
             loaded(name)
-    group = LocalGroup(members)
-    receiver, *senders = (group.members[name] for name in names)
-    return group, Planner(s.registry.path, s.zoo.path).plan(receiver, senders, **_choices(s))
+    planner = Planner(s.registry.path, s.zoo.path)
+    return LocalGroup(members), lambda receiver, senders, choices: planner.plan(receiver, senders, **choices)
 
 
-def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Group, Plan]:
+def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Group, MakePlan]:
     """Each member in an actor of its own, on a cluster that is there or on one of our own."""
     if find_spec("ray") is None:
         raise FedrayError("Ray is not installed: pip install 'fedray[ray]', or leave it out with ray.enabled=false")
@@ -177,8 +212,7 @@ def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[
             placed, zoo=s.zoo.name, folder=_absolute(s.zoo.path), loaded=lambda info: loaded(info.name)
         )
     stack.callback(group.close)
-    receiver, *senders = (group.members[name] for name in names)
-    return group, coordinator.plan(boss, receiver, senders, **_choices(s))
+    return group, lambda receiver, senders, choices: coordinator.plan(boss, receiver, senders, **choices)
 
 
 def _resources(s: Settings, name: str) -> dict[str, Any]:

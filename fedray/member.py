@@ -1,7 +1,7 @@
 """A member: one LLM that can send its cache, receive others' and answer. A plain class; Ray wraps it in runtime/.
 
-Every method takes a batch. What a caller may repeat or what must outlive a call lies in a session, released by the
-caller or after `SESSION_TTL_S`. Methods marked `@ships` return (receipt, payload).
+Every method takes a batch. What a caller may repeat or what must outlive a call lies in a session (sessions.py),
+released by the caller or after a while. Methods marked `@ships` return (receipt, payload).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM, Span
+from fedray.privacy import rephrase
+from fedray.sessions import Session, Sessions
 from fedray.types import (
     Answer,
     FedrayError,
@@ -36,31 +38,17 @@ from fedray.types import (
     Plan,
     Receipt,
     Request,
+    Rewrites,
     Row,
-    SessionLost,
     Usage,
 )
 from fedray.wire.payload import CorruptPayload, Payload, Shipment, pack, unpack
-
-SESSION_TTL_S = 600.0  # a session nobody released or used for so long is dropped
 
 
 def ships(method: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a method that returns (receipt, payload): the payload stays in the object store."""
     method.ships = True  # pyright: ignore[reportFunctionMemberAccess]
     return method
-
-
-@dataclass(slots=True)
-class _Session:
-    """Prompts that were read: caches, where their tokens lie in the text, ids, and the states a gate reads."""
-
-    cache: KVCache
-    spans: list[list[Span]]
-    ids: list[list[int]]
-    state_BTD: Tensor | None = None
-    weights_BS: Tensor | None = None
-    used_at: float = field(default_factory=time.monotonic)
 
 
 class Clock:
@@ -94,8 +82,7 @@ class Member:
             torch.set_num_threads(threads)
         self.name = name
         self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder)
-        self._sessions: dict[str, _Session] = {}
-        self._ended: dict[str, float] = {}  # sessions cancelled or released, and when: what still runs for them stops
+        self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
         self._received_bytes = 0
@@ -119,24 +106,26 @@ class Member:
 
     def cancel(self, session: str) -> None:
         """Ask whatever runs for this session, or still waits to run, to stop."""
-        self._ended[session] = time.monotonic()
+        self._sessions.cancel(session)
 
     def release(self, session: str) -> None:
         """Drop a session for good. A call for it that has not run yet will find it lost."""
-        self.cancel(session)
-        self._sessions.pop(session, None)
+        self._sessions.release(session)
 
     # -- as a sender ------------------------------------------------------------------------------------------------
 
     def prefill(
-        self, session: str, prompts: tuple[str, ...], token_ids: tuple[tuple[int, ...], ...] | None = None
+        self,
+        session: str,
+        rows: tuple[int, ...],
+        prompts: tuple[str, ...],
+        token_ids: tuple[tuple[int, ...], ...] | None = None,
     ) -> Receipt:
-        """Read the prompts and keep the caches; `share` sends the rows that are wanted."""
+        """Read the prompts of some rows of a request and keep the caches; `share` sends the rows that are wanted."""
         clock = Clock()
-        self._read(session, prompts, token_ids)
+        self._read(session, rows, prompts, token_ids)
         clock.lap(f"prefill[{self.name}]")
-        tokens = tuple(int(n) for n in self._session(session).cache.lengths)
-        return Receipt(self.name, Usage(clock.seconds), tokens)
+        return Receipt(self.name, Usage(clock.seconds))
 
     @ships
     def share(
@@ -156,18 +145,42 @@ class Member:
         spans: send the place of every token in the text too (mix needs it).
         """
         clock = Clock()
-        own = prompts is not None or token_ids is not None
-        if own:
-            self._read(session, prompts or (), token_ids)
+        if prompts is not None or token_ids is not None:
+            self._read(session, rows, prompts or (), token_ids)
             clock.lap(f"prefill[{self.name}]")
-        held = self._session(session)
-        picked = list(range(len(rows))) if own else list(rows)
+        held = self._sessions.get(session)
+        picked = [held.rows.index(row) for row in rows]
         cache = held.cache.select(picked)
         if control in ("noise", "constant"):
             cache = self._without_knowledge(cache, control, [held.ids[i] for i in picked], seed)
         payload = pack(self.name, cache, list(rows), [held.spans[i] for i in picked] if spans else None)
         clock.lap(f"pack[{self.name}]")
-        return Receipt(self.name, Usage(clock.seconds), tuple(int(n) for n in cache.lengths)), payload
+        return Receipt(self.name, Usage(clock.seconds)), payload
+
+    # -- alone --------------------------------------------------------------------------------------------------------
+
+    def alone(self, session: str, request: Request, phase: str | None = None) -> Answer:
+        """Answer with nobody's help: score the choices, or decode. phase: the name all its seconds go by."""
+        clock = Clock()
+        self._read(session, tuple(range(request.rows())), request.prompts, request.token_ids)
+        clock.lap(phase or "prefill")
+        held = self._sessions.get(session)
+        rows = self._respond(session, held, combine.concat(held.own(), []), request)
+        clock.lap(phase or "decode")
+        return Answer(rows, self.name, (), usage=_usage(clock, held, rows))
+
+    def rewrite(self, session: str, request: Request, count: int) -> Rewrites:
+        """`count` rephrasings of every prompt that keep its rare words and choices (privacy/rephrase.py)."""
+        clock = Clock()
+
+        def say(prompts: Sequence[str], generation: Generation) -> tuple[Row, ...]:
+            return self.alone(session, Request(tuple(prompts), generation=generation)).rows
+
+        longest = max(len(self.llm.encode_answer(prompt)) for prompt in request.prompts)
+        generation = Generation(max_tokens=2 * longest + 8, seed=request.generation.seed)
+        rows, flaws = rephrase.rewrite(request.prompts, request.choices, count, say, self._pieces, generation)
+        clock.lap("rephrase")
+        return Rewrites(rows, flaws, Usage(clock.seconds))
 
     # -- as the receiver ----------------------------------------------------------------------------------------------
 
@@ -176,14 +189,14 @@ class Member:
         clock = Clock()
         gate = self._gate(plan)
         clock.lap("gate")
-        self._read(session, request.prompts, request.token_ids, None if gate is None else gate.config.layer)
+        rows = tuple(range(request.rows()))
+        self._read(session, rows, request.prompts, request.token_ids, None if gate is None else gate.config.layer)
         clock.lap("prefill")
-        held = self._session(session)
-        held.weights_BS = self._weigh(held, gate, plan)
+        held = self._sessions.get(session)
+        held.weights_BS = self._weigh(held, gate, request, plan)
         clock.lap("gate")
-        tokens = int(held.cache.lengths.sum())
         weights = tuple(tuple(row) for row in held.weights_BS.tolist())
-        return Opening(weights, Usage(clock.seconds, prompt_tokens=tokens))
+        return Opening(weights, _usage(clock, held))
 
     def answer(
         self, session: str, senders: tuple[str, ...], request: Request, plan: Plan, *payloads: Payload
@@ -194,15 +207,10 @@ class Member:
         """
         clock = Clock()
         context, took_part, missing, size = self._fuse(session, senders, plan, payloads, clock)
-        held = self._session(session)
+        held = self._sessions.get(session)
+        rows = self._respond(session, held, context, request)
+        clock.lap("decode")
         weights = self._weights_by_name(held, plan)
-        logits = self._read_last_token(held, context)
-        clock.lap("decode")
-        if request.choices is not None:
-            rows = self._score(context, logits, request.choices)
-        else:
-            rows = self._generate(session, context, logits, request.generation)
-        clock.lap("decode")
         rows = tuple(replace(row, weights=w) for row, w in zip(rows, weights, strict=True))
         usage = Usage(clock.seconds, size, answer_tokens=sum(len(r.tokens) for r in rows))
         return Answer(rows, self.name, took_part, missing, usage)
@@ -213,7 +221,7 @@ class Member:
         """Like `answer` for one prompt: pieces of its text as they are decoded, then the Answer."""
         clock = Clock()
         context, took_part, missing, size = self._fuse(session, senders, plan, payloads, clock)
-        held = self._session(session)
+        held = self._sessions.get(session)
         logits = self._read_last_token(held, context)
         ids: list[int] = []
         said = ""
@@ -232,32 +240,23 @@ class Member:
         usage = Usage(clock.seconds, size, answer_tokens=len(ids))
         yield Answer((Row(text, tuple(ids), weights=weights),), self.name, took_part, missing, usage)
 
-    def generate(self, session: str, prompts: tuple[str, ...], generation: Generation) -> Answer:
-        """Answer prompts alone, in text: what a sender says where no fuser carries its cache."""
-        clock = Clock()
-        self._read(session, prompts, None)
-        held = self._session(session)
-        context = combine.concat(held.cache.crop(held.cache.lengths - 1), [])
-        rows = self._generate(session, context, self._read_last_token(held, context), generation)
-        clock.lap(f"hint[{self.name}]")
-        return Answer(rows, self.name, (), usage=Usage(clock.seconds, answer_tokens=sum(len(r.tokens) for r in rows)))
-
     def first_logits(self, session: str, senders: tuple[str, ...], plan: Plan, *payloads: Payload) -> list[list[float]]:
         """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
         context, _, _, _ = self._fuse(session, senders, plan, payloads, Clock())
-        return self._read_last_token(self._session(session), context).tolist()
+        return self._read_last_token(self._sessions.get(session), context).tolist()
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
     def _read(
         self,
         session: str,
+        rows: tuple[int, ...],
         prompts: tuple[str, ...],
         token_ids: tuple[tuple[int, ...], ...] | None,
         state_layer: int | None = None,
     ) -> None:
-        self._drop_stale()
-        self._check_running(session)
+        self._sessions.forget()
+        self._sessions.check(session)
         if token_ids is not None:
             ids = [list(row) for row in token_ids]
             spans: list[list[Span]] = [[(i, i + 1) for i in range(len(row))] for row in ids]
@@ -267,35 +266,17 @@ class Member:
             encoded = [self.llm.encode(prompt) for prompt in prompts]
             ids, spans = [e.ids for e in encoded], [e.spans for e in encoded]
         cache, state = decoding.prefill(self.llm.model, ids, self.llm.pad_id, state_layer)
-        self._sessions[session] = _Session(cache, spans, ids, state)
-        if session in self._ended:  # while it was being read
-            self._sessions.pop(session, None)
-            self._check_running(session)
+        self._sessions.put(session, Session(rows, cache, spans, ids, state))
 
-    def _session(self, session: str) -> _Session:
-        held = self._sessions.get(session)
-        if held is None:
-            raise SessionLost(f"{self.name} holds no session {session!r}; it was released, or the member was restarted")
-        held.used_at = time.monotonic()
-        return held
+    def _pieces(self, word: str) -> int:
+        """Into how many tokens a word falls within a text."""
+        return len(self.llm.encode_answer(f" {word}"))
 
     def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
         if control == "noise":
             return controls.noise(cache, [f"{self.name} {row} {seed}" for row in ids])
         same, _ = decoding.prefill(self.llm.model, [self.llm.encode(controls.CONSTANT_TEXT).ids], self.llm.pad_id)
         return controls.constant(cache, same)
-
-    def _check_running(self, session: str) -> None:
-        if session in self._ended:
-            raise SessionLost(f"{self.name}: session {session!r} was cancelled or released")
-
-    def _drop_stale(self) -> None:
-        """Forget sessions nobody used for long; other threads may be at the dictionaries too."""
-        oldest = time.monotonic() - SESSION_TTL_S
-        for session in [s for s, held in list(self._sessions.items()) if held.used_at < oldest]:
-            self._sessions.pop(session, None)
-        for session in [s for s, ended_at in list(self._ended.items()) if ended_at < oldest]:
-            self._ended.pop(session, None)
 
     def _gate(self, plan: Plan) -> Gate | None:
         """The plan's learned gate, loaded once."""
@@ -309,13 +290,17 @@ class Member:
         return self._gates[key]
 
     @torch.no_grad()
-    def _weigh(self, held: _Session, gate: Gate | None, plan: Plan) -> Tensor:
+    def _weigh(self, held: Session, gate: Gate | None, request: Request, plan: Plan) -> Tensor:
+        if plan.gate == "oracle":
+            if request.weights is None:
+                raise FedrayError(f"gate=oracle for {self.name} needs the request's weights, and there are none")
+            return torch.tensor(request.weights)
         if gate is None:
             return fixed_weights(plan.gate, held.cache.batch, len(plan.senders), plan.seed)
         assert held.state_BTD is not None
         return gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
 
-    def _weights_by_name(self, held: _Session, plan: Plan) -> list[dict[str, float]]:
+    def _weights_by_name(self, held: Session, plan: Plan) -> list[dict[str, float]]:
         if held.weights_BS is None:
             return [{} for _ in range(held.cache.batch)]
         rows = held.weights_BS.tolist()
@@ -325,7 +310,7 @@ class Member:
     def _fuse(
         self, session: str, senders: tuple[str, ...], plan: Plan, payloads: tuple[Payload, ...], clock: Clock
     ) -> tuple[Context, tuple[str, ...], tuple[Missing, ...], int]:
-        held = self._session(session)
+        held = self._sessions.get(session)
         parts, missing = [], []
         for sender, payload in zip(senders, payloads, strict=True):
             try:
@@ -338,15 +323,11 @@ class Member:
         size = sum(p.nbytes for p in payloads)
         self._received_bytes += size
         clock.lap("unpack")
-        own = held.cache.crop(held.cache.lengths - 1)
-        if plan.fusion == "mix":
-            context = combine.concat(combine.mix(own, held.spans, parts, plan.fusion_order), [])
-        else:
-            context = combine.concat(own, parts)
+        context = combine.fuse(plan.fusion, held.own(), held.spans, parts, plan.fusion_order)
         clock.lap("fuse")
         return context, tuple(part.sender for part in parts), tuple(missing), size
 
-    def _part(self, sender: str, shipment: Shipment, held: _Session, plan: Plan) -> combine.Part:
+    def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
         artifact = plan.fusers[sender]
         if artifact.hash not in self._fusers:
             self._fusers[artifact.hash] = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
@@ -365,11 +346,18 @@ class Member:
             spans=tuple(spans),
         )
 
-    def _read_last_token(self, held: _Session, context: Context) -> Tensor:
+    def _read_last_token(self, held: Session, context: Context) -> Tensor:
         last = torch.tensor([[row[-1]] for row in held.ids], device=self.llm.device)
         logits, _ = decoding.step(self.llm.model, context, last)
         assert logits is not None
         return logits
+
+    def _respond(self, session: str, held: Session, context: Context, request: Request) -> tuple[Row, ...]:
+        """Score the choices, or decode, after the prompt's last token is read on top of what is fused."""
+        logits = self._read_last_token(held, context)
+        if request.choices is None:
+            return self._generate(session, context, logits, request.generation)
+        return self._score(context, logits, request.choices)
 
     def _score(self, context: Context, logits: Tensor, choices: tuple[tuple[str, ...], ...]) -> tuple[Row, ...]:
         ids = [[self.llm.encode_answer(text) for text in row] for row in choices]
@@ -387,7 +375,7 @@ class Member:
             generation,
             stop_ids=self.llm.stop_ids,
             room=[self.llm.context - int(n) for n in context.next_position_B],
-            cancelled=lambda: session in self._ended,
+            cancelled=lambda: self._sessions.has_ended(session),
         )
 
     def _generate(self, session: str, context: Context, logits: Tensor, generation: Generation) -> tuple[Row, ...]:
@@ -397,3 +385,8 @@ class Member:
                 if token is not None:
                     row.append(token)
         return tuple(Row(self.llm.decode(row), tuple(row)) for row in ids)
+
+
+def _usage(clock: Clock, held: Session, rows: Sequence[Row] = ()) -> Usage:
+    tokens = int(held.cache.lengths.sum())
+    return Usage(clock.seconds, prompt_tokens=tokens, answer_tokens=sum(len(row.tokens) for row in rows))

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from fedray.llm.catalogue import NAMES, resolve, safe_name
 from fedray.schema import Schema
-from fedray.types import FedrayError, Generation
+from fedray.types import T2T, FedrayError, Generation
+
+ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,12 @@ class ZooSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolSettings:
-    name: Literal["standalone", "c2c"] = "c2c"
+    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble"] = "c2c"
 
 
 @dataclass(frozen=True, slots=True)
 class GateSettings:
-    kind: Literal["learned", "open", "random", "none"] = "learned"
+    kind: Literal["learned", "open", "random", "none", "oracle"] = "learned"
     route: Literal["eager", "lazy"] = "eager"
     threshold: float = 0.5  # gate weights below it count as 0
 
@@ -98,7 +100,12 @@ class Settings:
     fusion: Literal["concat", "mix"] = "concat"
     gate: GateSettings = GateSettings()
     control: Literal["none", "mismatched", "noise", "constant"] = "none"
-    rephrase: Literal["none"] = "none"
+    rephrase: Literal["none", "shared", "distinct"] = "none"
+    t2t: T2T = field(default_factory=T2T)
+    rounds: int = 3  # of self_refine, at most
+    answer_all: bool = False  # c2c both ways: every member answers
+    vote: bool = False  # answer_all: the majority's answer instead of the receiver's
+    evidence: Mapping[str, str] = field(default_factory=dict)  # by safe name: a text or a file only this member reads
     zoo: ZooSettings = ZooSettings()
     task: TaskSettings = TaskSettings()
     prompt: str | None = None
@@ -118,8 +125,18 @@ class Settings:
         """What was said about one member."""
         return self.members.get(safe_name(name), MemberSettings())
 
+    @property
+    def takes_part(self) -> tuple[str, ...]:
+        """Members by name, the receiver first."""
+        return (self.receiver, *(() if self.protocol.name in ALONE else self.senders))
 
-SCHEMA = Schema(Settings, keys={"members": tuple(map(safe_name, NAMES))})
+    def documents(self) -> dict[str, str]:
+        """Member -> the text of its evidence. Raises FedrayError where a file cannot be read."""
+        return {n: _document(self.evidence[safe_name(n)]) for n in self.takes_part if safe_name(n) in self.evidence}
+
+
+_BY_MEMBER = ("members", "evidence")
+SCHEMA = Schema(Settings, keys=dict.fromkeys(_BY_MEMBER, tuple(map(safe_name, NAMES))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +169,10 @@ def build(values: Mapping[str, Any]) -> Settings:
     Raises FedrayError on an unknown key or name and on a value of the wrong type.
     """
     values = {key: value for key, value in values.items() if (key, value) != ("senders", None)}
-    if isinstance(values.get("members"), Mapping):
-        values["members"] = {safe_name(str(name)): member for name, member in values["members"].items()}
+    for key in _BY_MEMBER:
+        if isinstance(values.get(key), Mapping):
+            named = {safe_name(str(name)): value for name, value in values[key].items()}
+            values[key] = {name: value for name, value in named.items() if value is not None}
     settings = SCHEMA.read(values)
     receiver = resolve(settings.receiver, "receiver")
     senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
@@ -175,6 +194,7 @@ def check(settings: Settings) -> None:
     _check_names(settings)
     _check_numbers(settings)
     _check_members(settings)
+    _check_exchange(settings)
     _check_questions(settings)
     _check_folders(settings)
     _check_output(settings.output)
@@ -190,12 +210,34 @@ def _check_names(settings: Settings) -> None:
     repeated = [sender for sender in dict.fromkeys(senders) if senders.count(sender) > 1]
     if repeated:
         raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
-    if not senders and settings.protocol.name != "standalone":
+    if not senders and settings.protocol.name not in ALONE:
         raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
     if settings.fuser == "c2c" and settings.fusion != "mix":
         raise FedrayError(
             f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
         )
+
+
+def _check_exchange(settings: Settings) -> None:
+    """What does not go together."""
+    name, rephrase = settings.protocol.name, settings.rephrase
+    if rephrase == "distinct" and settings.fusion == "mix":
+        raise FedrayError("rephrase=distinct does not go with fusion=mix, which needs one text for all: use shared")
+    if rephrase != "none" and settings.control == "mismatched":
+        raise FedrayError("control=mismatched gives senders another question: leave rephrase out")
+    if settings.control != "none" and name != "c2c":
+        raise FedrayError(f"control={settings.control} is about caches: choose protocol=c2c, not {name}")
+    if settings.evidence and settings.fusion == "mix":
+        raise FedrayError("evidence does not go with fusion=mix, which needs one text for all: use fusion=concat")
+    strangers = settings.evidence.keys() - {safe_name(n) for n in (settings.receiver, *settings.senders)}
+    if strangers:
+        raise FedrayError(f"evidence.{min(strangers)} is for nobody who takes part: add that member to the senders")
+    if settings.vote and not settings.answer_all:
+        raise FedrayError("vote=true counts the answers of all members: add answer_all=true")
+    if settings.answer_all and (name != "c2c" or rephrase != "none" or settings.evidence):
+        raise FedrayError("answer_all=true goes with protocol=c2c, and without rephrase and evidence")
+    if settings.gate.kind == "oracle" and (settings.prompt is not None or settings.questions is not None):
+        raise FedrayError("gate=oracle must be told who knows, as only the tiny tasks can: choose gate=learned")
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -206,6 +248,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("generation.max_tokens", 1, math.inf),
     ("generation.temperature", 0, math.inf),
     ("generation.seed", 0, 2**32 - 1),
+    ("t2t.max_tokens", 1, 4096),
+    ("rounds", 1, 100),
     ("deadline_s", 0.001, math.inf),
     ("ray.num_cpus", 1, math.inf),
     ("ray.cpus_per_member", 0.001, math.inf),
@@ -235,6 +279,20 @@ def _check_members(settings: Settings) -> None:
             raise FedrayError(f"members.{name}.device must be cpu, cuda, cuda:0 or mps, got {member.device!r}")
         if member.label is not None and not re.fullmatch(r"[^=\s]+=[^=\s]+", member.label):
             raise FedrayError(f"members.{name}.label must be a node's label as key=value, got {member.label!r}")
+
+
+def _document(text: str) -> str:
+    """A text, or the text of the file it names."""
+    path = Path(text).expanduser()
+    try:
+        if not path.is_file():
+            return text
+    except OSError:  # a text too long for a file's name
+        return text
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedrayError(f"cannot read evidence file {text!r} ({error}): it must be UTF-8 text") from error
 
 
 def _check_questions(settings: Settings) -> None:

@@ -6,9 +6,9 @@ B batch, N kv heads, T tokens, H head dim, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 
 class FedrayError(ValueError):
@@ -50,7 +50,6 @@ class MemberInfo:
     node: str
     pid: int
     context: int  # longest prompt plus answer, tokens
-    layers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +96,27 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """How an answer is decoded. temperature 0 is greedy."""
+    """How an answer is decoded. temperature 0 is greedy; full goes on to max_tokens past the answer's end (to measure
+    equal budgets)."""
 
     max_tokens: int = 32
     temperature: float = 0.0
     seed: int = 0
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class T2T:
+    """How members speak to each other in text.
+
+    ask: "answer" (senders answer the question) or "hint" (they are asked for a hint); gate: "none" (all are heard, as
+    published) or "same" (those the plan's gate lets in); full: every sender uses up max_tokens.
+    """
+
+    ask: Literal["answer", "hint"] = "answer"
+    max_tokens: int = 32
+    gate: Literal["none", "same"] = "none"
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,24 +124,31 @@ class Request:
     """A batch of B prompts for one receiver.
 
     choices: per row the answer texts to choose from; the row is scored instead of generated.
-    sender_prompts: what senders read instead of `prompts` (controls and rephrasing); same length B.
+    sender_prompts: what senders read instead of `prompts` (controls); same length B.
     token_ids: per row the prompt's token ids, read by every member as they are, instead of text.
+    evidence: member -> per row a document that only this member reads ("" is none).
+    weights: per row the weight of each of the plan's senders, for gate=oracle.
     """
 
     prompts: tuple[str, ...]
     choices: tuple[tuple[str, ...], ...] | None = None
     sender_prompts: tuple[str, ...] | None = None
     token_ids: tuple[tuple[int, ...], ...] | None = None
+    evidence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: tuple[tuple[float, ...], ...] | None = None
     generation: Generation = Generation()
     deadline_s: float | None = None
     id: str = "request"
 
     def __post_init__(self) -> None:
-        sizes = {len(v) for v in (self.choices, self.sender_prompts, self.token_ids) if v is not None}
+        columns = (self.choices, self.sender_prompts, self.token_ids, self.weights, *self.evidence.values())
+        sizes = {len(column) for column in columns if column is not None}
         if self.token_ids is None or self.prompts:
             sizes.add(len(self.prompts))
         if len(sizes) > 1 or sizes == {0}:
-            raise FedrayError(f"request {self.id}: prompts, choices and token ids must be equally many, at least one")
+            raise FedrayError(
+                f"request {self.id}: prompts, choices, token ids, weights, evidence must be equally many, at least one"
+            )
         if any(not row or not all(row) for row in self.choices or ()):
             raise FedrayError(f"request {self.id}: a multiple-choice row needs choices, and every choice a text")
         if any(not row for row in self.token_ids or ()):
@@ -135,7 +157,7 @@ class Request:
     def rows(self) -> int:
         return len(self.token_ids if self.token_ids is not None else self.prompts)
 
-    def select(self, rows: list[int]) -> Request:
+    def select(self, rows: Sequence[int]) -> Request:
         """The same request with some of its rows."""
 
         def pick(values: tuple[Any, ...] | None) -> Any:
@@ -147,6 +169,8 @@ class Request:
             choices=pick(self.choices),
             sender_prompts=pick(self.sender_prompts),
             token_ids=pick(self.token_ids),
+            evidence={member: pick(documents) for member, documents in self.evidence.items()},
+            weights=pick(self.weights),
         )
 
 
@@ -161,14 +185,18 @@ class Plan:
     fusion_order: str = "parallel"  # parallel | sequential: how several senders mix
     speakers: tuple[str, ...] = ()  # senders without a fuser that give a hint in text instead (on_missing=text)
     fusers: Mapping[str, Artifact] = field(default_factory=dict)  # sender -> its fuser into the receiver
-    gate: str = "learned"  # learned | open | random | none
+    gate: str = "learned"  # learned | open | random | none | oracle (the request's own weights)
     gate_artifact: Artifact | None = None
     route: str = "eager"  # eager | lazy
     threshold: float = 0.5  # gate weights below it count as 0: not sent; 0.5 is where own and sender weigh the same
     on_missing: str = "alone"  # alone | text | error
     control: str = "none"  # none | mismatched | noise | constant
+    rephrase: str = "none"  # none | shared | distinct: what senders read instead of the original
+    t2t: T2T = T2T()
+    rounds: int = 3  # of self_refine, at most
+    peers: tuple[Plan, ...] = ()  # answer_all: the plans of the other members, each a receiver too
+    vote: bool = False  # answer_all: the majority's answer instead of the receiver's
     seed: int = 0
-    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +212,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a protocol returns: a row per prompt, who took part, who did not and why, and what it cost."""
+    """What a protocol returns: a row per prompt, who took part, who did not and why, and what it cost.
+
+    by_member: each member's own rows, where every one answered (ensemble, answer_all); read: sender -> what it read of
+    each row ("" is nothing), under rephrasing; unrephrased: rows that no rewrite kept whole, answered by the receiver
+    alone.
+    """
 
     rows: tuple[Row, ...]
     receiver: str
     senders: tuple[str, ...]
     missing: tuple[Missing, ...] = ()
     usage: Usage = Usage()
+    by_member: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unrephrased: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
@@ -200,11 +236,20 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The small value that travels beside a payload: what was computed and what it cost."""
+    """The small value that travels beside a payload: who computed it and what it cost."""
 
     member: str
     usage: Usage
-    tokens: tuple[int, ...] = ()  # prompt tokens per row
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrites:
+    """Rephrased prompts. rows: per prompt as many rewrites as were asked for, or none where too few were faithful;
+    flaws: per prompt what was wrong with the last rewrite that was thrown away ("" is nothing)."""
+
+    rows: tuple[tuple[str, ...], ...]
+    flaws: tuple[str, ...]
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def logits(group: LocalGroup, plan: Plan, senders: tuple[str, ...], weights: flo
     """First next-token logits with every sender's weight forced to `weights`, the caches fetched all the same."""
     receiver: Member = group._members[RECEIVER]
     receiver.open("identity", Request(prompts), replace(plan, senders=senders))
-    held = receiver._sessions["identity"]
+    held = receiver._sessions.get("identity")
     held.weights_BS = torch.full((len(prompts), len(senders)), weights)
     payloads = []
     for sender in senders:
@@ -182,7 +182,7 @@ def test_what_still_waits_for_a_released_session_is_dropped(group, plan):
     before = member.stats()["sessions"]
     member.release("late")
     with pytest.raises(SessionLost):
-        member.prefill("late", QUESTIONS)
+        member.prefill("late", (0, 1, 2), QUESTIONS)
     assert member.stats()["sessions"] == before
 
 
@@ -196,7 +196,7 @@ def test_rows_that_a_sender_did_not_send_are_as_without_it(group, plan):
     def first(rows: list[int]) -> torch.Tensor:
         texts = tuple(prompts[i] for i in rows)
         receiver.open("rows", Request(texts), one)
-        receiver._sessions["rows"].weights_BS = weights[rows]
+        receiver._sessions.get("rows").weights_BS = weights[rows]
         sent = tuple(b for b, i in enumerate(rows) if weights[i] > 0)
         if not sent:
             return torch.tensor(receiver.first_logits("rows", (), replace(one, senders=())))

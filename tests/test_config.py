@@ -191,7 +191,7 @@ REFUSED = [
     ("zoo=hub", ["unknown zoo 'hub'", "tiny"]),
     ("zoo.name=shapes", ["unknown zoo 'shapes'", "tiny"]),
     ("protocol=standalon", ["unknown protocol", "did you mean standalone?", "c2c"]),
-    ("protocol=t2t", ["unknown protocol 't2t'", "c2c, standalone"]),
+    ("protocol=t2", ["unknown protocol 't2'", "t2t"]),
     ("fuser=mpl", ["unknown fuser", "did you mean mlp?"]),
     ("fusion=mxi", ["unknown fusion", "did you mean mix?"]),
     ("fuser=c2c fusion=concat", ["fusion=concat does not go with fuser=c2c"]),
@@ -202,8 +202,8 @@ REFUSED = [
     ("task=tny", ["unknown task", "did you mean tiny?"]),
     ("task.split=tset", ["unknown task.split", "did you mean test"]),
     ("control=noisy", ["unknown control", "did you mean noise?"]),
-    ("rephrase=shared", ["unknown rephrase 'shared'", "none"]),
-    ("privacy=shared", ["unknown privacy 'shared'", "none"]),
+    ("rephrase=share", ["unknown rephrase 'share'", "shared"]),
+    ("privacy=share", ["unknown privacy 'share'", "shared"]),
     ("wire=int8", ["unknown wire 'int8'", "none"]),
     ("on_missing=alon", ["unknown on_missing", "did you mean alone?"]),
     ("experiment=quik", ["unknown experiment", "did you mean quick?"]),
@@ -246,6 +246,17 @@ REFUSED = [
     ("-m fusion=concat,mxi", ["unknown fusion 'mxi'", "did you mean mix?"]),
     ("zoo=null", ["cannot compose the settings"]),
     ("hydra.nope=1", ["hydra.nope"]),
+    ("rephrase=distinct fusion=mix", ["rephrase=distinct does not go with fusion=mix", "shared"]),
+    ("rephrase=shared control=mismatched", ["leave rephrase out"]),
+    ("protocol=t2t control=noise", ["control=noise is about caches", "protocol=c2c"]),
+    ("vote=true", ["add answer_all=true"]),
+    ("answer_all=true protocol=t2t", ["answer_all=true goes with protocol=c2c"]),
+    ("t2t.gate=learned", ["unknown t2t.gate 'learned'", "same"]),
+    ("t2t.max_tokens=0", ["t2t.max_tokens must be from 1"]),
+    ("evidence.lama-1b=x", ["unknown setting 'evidence.lama-1b'", "evidence.llama-1b"]),
+    ("senders=[llama-1b] evidence.qwen2.5-0.5b=x", ["evidence.qwen2_5-0_5b is for nobody who takes part"]),
+    ("evidence.llama-1b=x fusion=mix", ["evidence does not go with fusion=mix"]),
+    ("gate=oracle prompt=why", ["gate=oracle must be told who knows"]),
 ]
 
 
@@ -271,7 +282,7 @@ def test_settings_made_in_python_are_checked_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for settings, says in (
         (Settings(receiver="lama-1b"), "did you mean llama-1b"),
-        (Settings(protocol=ProtocolSettings("t2t")), "unknown protocol"),  # pyright: ignore[reportArgumentType]
+        (Settings(protocol=ProtocolSettings("t2")), "unknown protocol"),  # pyright: ignore[reportArgumentType]
         (Settings(fuser="c2c", fusion="concat"), "does not go with"),
         (Settings(task=TaskSettings(limit=-1)), "task.limit"),
         (Settings(output=tmp_path / "file" / "deeper"), "cannot write"),

@@ -19,10 +19,11 @@ FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in 
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"types"}),
-    frozenset({"suggest", "background"}),
+    frozenset({"suggest", "background", "prompts"}),
     frozenset({"schema"}),
     frozenset({"llm", "wire"}),
     frozenset({"fusion", "privacy"}),
+    frozenset({"sessions"}),
     frozenset({"member"}),
     frozenset({"group"}),
     frozenset({"protocols", "planner"}),
@@ -35,7 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Beside the stairs: they know the ground only, and only these rooms know them.
-GROUND = frozenset({"types", "suggest", "schema"})
+GROUND = frozenset({"types", "suggest", "schema", "prompts"})
 ASIDE = frozenset({"tracking", "report", "config", "settings"})
 KNOW_ASIDE = frozenset({"federation", "training", "evaluation", "jobs", "fedray"})
 

@@ -94,7 +94,7 @@ def test_a_sender_without_a_fuser_is_refused_or_speaks(registry, tmp_path):
     hint = asyncio.run(_hint("llama-1b"))
     only = replace(spoken, speakers=())
     notes = tuple(f"notes:\n- {h}\n{q}" for h, q in zip(hint, QUESTIONS, strict=True))
-    quoted = replace(REQUEST, prompts=notes, sender_prompts=QUESTIONS)
+    quoted = replace(REQUEST, prompts=notes, sender_prompts=QUESTIONS)  # what the receiver heard, and nobody else
     wanted = asyncio.run(PROTOCOLS["c2c"](quoted, only, group()))
     assert [row.tokens for row in answer.rows] == [row.tokens for row in wanted.rows]
     assert answer.usage.payload_bytes == wanted.usage.payload_bytes + sum(len(h.encode()) for h in _said)
@@ -105,9 +105,8 @@ _said: list[str] = []
 
 
 async def _hint(sender: str) -> list[str]:
-    """What a sender says when asked for a hint, as notes quote it: on one line."""
-    prompts = tuple(f"give a hint: {question}" for question in QUESTIONS)
-    rows = random_member(sender).generate("hint", prompts, Generation(max_tokens=32)).rows
+    """What a sender answers, as notes quote it: on one line."""
+    rows = random_member(sender).alone("hint", Request(QUESTIONS, generation=Generation(max_tokens=32))).rows
     _said.extend(row.text for row in rows)
     return [" ".join(row.text.split()) for row in rows]
 

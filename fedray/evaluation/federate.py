@@ -20,7 +20,7 @@ from fedray.report import Report, Tracked
 from fedray.settings import Settings
 from fedray.tracking import Status as TrackerStatus
 from fedray.tracking import Tracker
-from fedray.types import Answer, Missing, Request, Row, Usage
+from fedray.types import Answer, Missing, Row, Usage
 
 ANSWER_TOKENS = 4096  # of all rows of one request: well under the 64 KiB a result may have
 
@@ -62,12 +62,11 @@ class Run:
         read = dict(zip(questions, other, strict=True)) if other else None
         with self.screen.progress(len(questions)) as update:
             for number, batch in enumerate(batches(questions, *self._sizes())):
-                request = Request(
-                    prompts=tuple(q.prompt for q in batch),
-                    choices=None if batch[0].choices is None else tuple(q.choices or () for q in batch),
+                request = fed.request(
+                    *(q.prompt for q in batch),
+                    choices=None if batch[0].choices is None else [q.choices or () for q in batch],
                     sender_prompts=tuple(read[q] for q in batch) if read else None,
-                    generation=settings.generation,
-                    deadline_s=settings.deadline_s,
+                    weights=oracle(batch, fed.plan.senders) if settings.gate.kind == "oracle" else None,
                     id=f"batch-{number}",
                 )
                 alone = fed.alone(request)
@@ -92,7 +91,7 @@ class Run:
     def ask(self, fed: Federation, prompt: str) -> None:
         """One prompt of the user's own, the federation's answer shown as it is decoded."""
         settings = self.settings
-        request = Request((prompt,), generation=settings.generation, deadline_s=settings.deadline_s, id="prompt")
+        request = fed.request(prompt, id="prompt")
         alone = fed.alone(request)
         self.screen.alone(settings.receiver, alone.text)
         started_ns = time.time_ns()
@@ -163,6 +162,11 @@ def failed(alone: Answer, reason: str) -> Answer:
     """In place of an answer that did not come: no choice, and the receiver says why."""
     rows = tuple(Row("") for _ in alone.rows)
     return Answer(rows, alone.receiver, (), (Missing(alone.receiver, reason),), Usage())
+
+
+def oracle(questions: Sequence[Question], senders: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+    """Per question the weight a gate would give each sender that knew who knows."""
+    return tuple(tuple(float(sender in q.experts) for sender in senders) for q in questions)
 
 
 def batches(questions: Sequence[Question], size: int, free: int | None = None) -> Iterator[list[Question]]:

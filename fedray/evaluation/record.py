@@ -12,7 +12,7 @@ from typing import Literal
 from fedray.evaluation.metrics import Comparison, compare, is_right, percentiles
 from fedray.evaluation.tasks import Question
 from fedray.report import Answered, Cost, Participant, Report
-from fedray.settings import Settings
+from fedray.settings import ALONE, Settings
 from fedray.types import Answer, MemberInfo, Missing, Row, Usage
 
 Status = Literal["complete", "interrupted", "failed"]
@@ -110,7 +110,7 @@ class Record:
 
     def report(self, status: Status) -> Report:
         settings, found = self.settings, self.comparison()
-        alone = settings.protocol.name == "standalone"
+        alone = settings.protocol.name in ALONE
         return Report(
             job="federate",
             zoo=settings.zoo.name,

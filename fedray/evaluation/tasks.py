@@ -21,7 +21,8 @@ _SEED = 0  # of choices and order: the same questions whatever the run's own see
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. gold: index into choices; group: what figures are split by (a domain, or "")."""
+    """One question. gold: index into choices; group: what figures are split by (a domain, or ""); experts: the members
+    that know what it asks, where that is known (all of them are needed)."""
 
     id: str
     prompt: str
@@ -30,6 +31,7 @@ class Question:
     group: str = ""
     entity: str = ""
     attribute: str = ""
+    experts: tuple[str, ...] = ()
 
     @property
     def answer(self) -> str | None:
@@ -172,6 +174,7 @@ def _question(row: Mapping[str, Any], name: str) -> Question:
         group=row.get("domain", ""),
         entity=row.get("entity", ""),
         attribute=row.get("attribute", ""),
+        experts=tuple(row.get("experts", ())),
     )
 
 

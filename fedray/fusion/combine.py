@@ -8,6 +8,7 @@ or scales its change (mix); with w = 0 nothing of it is left, and the answer is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from fedray.fusion.fuser import Fuser
 from fedray.llm.alignment import align_tokens
 from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
-from fedray.llm.model import TAIL, Span
+from fedray.llm.model import HEAD, TAIL, Span
 from fedray.types import FedrayError
 
 
@@ -46,6 +47,15 @@ class Part:
                 raise FedrayError(
                     f"fuser of {self.sender}: expected a {side} cache of {want} (layers x heads x dim), got {got}"
                 )
+
+
+def fuse(
+    operator: str, own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str = "parallel"
+) -> Context:
+    """What stands before the last prompt token: `own` (the prompt without it) and the parts, by either operator."""
+    if operator == "mix":
+        return concat(mix(own, own_spans, parts, order), [])
+    return concat(own, parts)
 
 
 def concat(own: KVCache, parts: list[Part]) -> Context:
@@ -95,7 +105,8 @@ def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str
 def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Tensor, Tensor]:
     """Per receiver slot the sender token it reads (B, T), and 1.0 where there is one.
 
-    Template tokens after the question read the sender's last prompt token: there its answer is assembled.
+    The texts may differ in front (notes that only one of them reads): places are counted from the end. Template tokens
+    after the question read the sender's last prompt token: there its answer is assembled.
     """
     index = torch.zeros(own.batch, own.tokens, dtype=torch.long)
     aligned = torch.zeros(own.batch, own.tokens)
@@ -103,13 +114,30 @@ def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Te
         sent = int(part.cache.lengths[b])
         if sent == 0 or not part.spans[b]:
             continue
-        tokens = align_tokens(part.spans[b], spans)
+        shift = _end(spans) - _end(part.spans[b])
+        moved = [(a, e) if a < 0 else (a + shift, e + shift) if a + shift >= 0 else (HEAD, 0) for a, e in part.spans[b]]
+        tokens = align_tokens(moved, spans)
         for t in range(int(own.lengths[b])):
             source = sent - 1 if spans[t][0] == TAIL else tokens[t]
             if source >= 0:
                 index[b, t], aligned[b, t] = source, 1.0
     device = own.lengths.device
     return index.to(device), aligned.to(device=device, dtype=own.keys[0].dtype)
+
+
+def openness(own: KVCache, own_spans: list[list[Span]], part: Part) -> Tensor:
+    """How much the part's fuser lets in, mean over all tokens it reads: (R, L, N), R as in Fuser.weights()."""
+    sent, read_BT = (part.cache.keys, part.cache.values), part.cache.valid_BT()
+    if part.fuser.config.operator == "mix":
+        index_BT, aligned_BT = alignment(part, own, own_spans)
+        sent, read_BT = tuple(tuple(_take(t, index_BT) for t in side) for side in sent), aligned_BT > 0
+    weights_RLBNT = part.fuser.weights((own.keys, own.values), sent)  # pyright: ignore[reportArgumentType]
+    return (weights_RLBNT * read_BT[:, None]).sum((2, 4)) / read_BT.sum().clamp(min=1)
+
+
+def _end(spans: Sequence[Span]) -> int:
+    """Where the user's text ends; template marks are negative."""
+    return max((end for start, end in spans if start >= 0), default=0)
 
 
 def _take(tensor_BNSH: Tensor, index_BT: Tensor) -> Tensor:

@@ -181,7 +181,8 @@ def decode(
 ) -> Iterator[list[int | None]]:
     """Tokens step by step: per row the new token, or None where the row has ended. Greedy at temperature 0.
 
-    A row ends at a stop id, after max_tokens, or when its room (tokens its LLM's context still holds) is used up.
+    A row ends at a stop id (but not with generation.full), after max_tokens, or when its room (tokens its LLM's context
+    still holds) is used up.
     Sampling draws from a generator seeded by `generation.seed`, so the same request gives the same tokens.
     """
     running = [True] * logits_BV.shape[0]
@@ -189,7 +190,7 @@ def decode(
     for index in range(generation.max_tokens):
         tokens = _choose(logits_BV, generation.temperature, generator)
         running = [
-            alive and token not in stop_ids and index < left
+            alive and (generation.full or token not in stop_ids) and index < left
             for alive, token, left in zip(running, tokens, room, strict=True)
         ]
         if not any(running) or cancelled():

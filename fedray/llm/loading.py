@@ -108,7 +108,6 @@ def describe(llm: LLM) -> MemberInfo:
         node=platform.node(),
         pid=os.getpid(),
         context=llm.context,
-        layers=llm.spec.layers,
     )
 
 

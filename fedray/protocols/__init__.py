@@ -10,12 +10,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from fedray.group import Group
-from fedray.protocols import c2c, standalone
+from fedray.protocols import c2c, ensemble, route, self_refine, standalone, t2t
 from fedray.types import Answer, Plan, Request
 
 PROTOCOLS: dict[str, Callable[[Request, Plan, Group], Coroutine[Any, Any, Answer]]] = {
     "standalone": standalone.run,
+    "self_refine": self_refine.run,
+    "t2t": t2t.run,
     "c2c": c2c.run,
+    "route": route.run,
+    "ensemble": ensemble.run,
 }
 STREAMS: dict[str, Callable[[Request, Plan, Group], AsyncIterator[str | Answer]]] = {
     "standalone": standalone.stream,

@@ -1,36 +1,61 @@
-"""What every protocol with one exchange does: open the receiver, collect payloads by a deadline, let it answer.
+"""What every protocol does: hide the question, ask members by a deadline, let the receiver answer, add up the cost.
 
 Seconds, bytes and missing members add up here, so that each protocol shows only its own order of steps.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from fedray.group import Group, Handle, MemberFailed
-from fedray.types import Answer, FedrayError, Missing, Opening, Plan, Receipt, Request, SessionLost, Usage
+from fedray.prompts import notes_prompt
+from fedray.types import (
+    Answer,
+    FedrayError,
+    Missing,
+    Opening,
+    Plan,
+    Receipt,
+    Request,
+    Rewrites,
+    SessionLost,
+    Usage,
+)
 
 RECEIVER_GRACE_S = 60.0  # how much longer than its senders a receiver may take before it counts as frozen
 
 
 class Exchange:
-    """One request on its way through a group. Sessions are released when the block ends."""
+    """One request on its way through a group. Sessions are released when the block ends.
 
-    def __init__(self, request: Request, plan: Plan, group: Group) -> None:
+    session: the name under which members keep what they read; one of its own if not given.
+    """
+
+    def __init__(self, request: Request, plan: Plan, group: Group, session: str | None = None) -> None:
         self.request, self.plan, self.group = request, plan, group
-        self.session = f"{request.id}-{uuid.uuid4().hex[:12]}"
+        self.session = session or f"{request.id}-{uuid.uuid4().hex[:12]}"
         self.started = time.monotonic()
         self.usage = Usage()
-        self.missing: list[Missing] = list(plan.missing)
+        self.missing: list[Missing] = []
         self.order = (*plan.speakers, *plan.senders)
+        self.heard: dict[str, dict[int, str]] = {}  # what senders said of which row: the receiver's notes
+        self._rewrites: tuple[tuple[str, ...], ...] | None = None  # per row, one per sender or one for all
         self._decoding = False
 
     async def __aenter__(self) -> Exchange:
+        """Under rephrasing, nobody is asked anything before the receiver has rewritten the question."""
+        if self.plan.rephrase != "none" and self.order:
+            try:
+                await self._rephrase()
+            except BaseException:
+                self._release()
+                raise
         return self
 
     async def __aexit__(
@@ -38,32 +63,95 @@ class Exchange:
     ) -> None:
         if self._decoding:  # a stream that was left early
             self.group.cancel(self.plan.receiver, self.session)
+        self._release()
+
+    def _release(self) -> None:
         self.group.release(self.session, (self.plan.receiver, *self.order))
+
+    # -- who reads what ---------------------------------------------------------------------------------------------
+
+    async def _rephrase(self) -> None:
+        if self.request.token_ids is not None or self.request.sender_prompts is not None:
+            raise FedrayError("rephrasing needs the question as text, and senders that read nothing else")
+        shared = self.plan.rephrase == "shared"
+        count = 1 if shared else len(self.order)
+        handle = self.group.start(self.plan.receiver, "rewrite", self.session, self.of_receiver_only(), count)
+        made: Rewrites = await self.of_receiver(handle)
+        self.usage += made.usage
+        self._rewrites = tuple(row * len(self.order) if shared else row for row in made.rows)
+        if shared:  # one rewrite for all, the receiver too
+            kept = tuple(row[0] if row else p for row, p in zip(made.rows, self.request.prompts, strict=True))
+            self.request = replace(self.request, prompts=kept)
+
+    @property
+    def unrephrased(self) -> tuple[int, ...]:
+        """Rows that no rewrite kept whole: no sender may read them."""
+        return tuple(b for b, row in enumerate(self._rewrites or ()) if not row)
+
+    def open_rows(self) -> tuple[int, ...]:
+        """The rows that senders may be asked about."""
+        return tuple(b for b in range(self.request.rows()) if b not in self.unrephrased)
+
+    def of_receiver_only(self) -> Request:
+        """The request as the receiver reads it: with its own evidence, and nothing that is another's."""
+        return self.request_of(self.plan.receiver, range(self.request.rows()))
+
+    def request_of(self, member: str, rows: Sequence[int]) -> Request:
+        """Some rows of the request as one member reads them."""
+        return replace(self.request, prompts=self._texts(member), sender_prompts=None, evidence={}).select(rows)
+
+    def _texts(self, member: str) -> tuple[str, ...]:
+        """Per row what a member reads: its own document and, at the receiver, what was heard, above the question."""
+        request = self.request
+        texts = request.prompts
+        if member in self.order:
+            if self._rewrites is None:
+                texts = request.sender_prompts or texts
+            else:
+                texts = tuple(row[self.order.index(member)] if row else "" for row in self._rewrites)
+        documents = request.evidence.get(member)
+        heard = self.heard.values() if member == self.plan.receiver else ()
+        if documents is None and not heard:
+            return texts
+        return tuple(
+            notes_prompt([*(documents[b].splitlines() if documents else ()), *(s[b] for s in heard if b in s)], text)
+            for b, text in enumerate(texts)
+        )
+
+    # -- asking -----------------------------------------------------------------------------------------------------
 
     @property
     def deadline(self) -> float | None:
         """When senders must be done: the receiver answers alone from then on (a point of time.monotonic())."""
         return None if self.request.deadline_s is None else self.started + self.request.deadline_s
 
+    @property
+    def halftime(self) -> float | None:
+        """When those must be done whose words others still have to read."""
+        return None if self.request.deadline_s is None else self.started + self.request.deadline_s / 2
+
     def start_open(self) -> Handle:
-        return self.group.start(self.plan.receiver, "open", self.session, self.request, self.plan)
+        return self.group.start(self.plan.receiver, "open", self.session, self.of_receiver_only(), self.plan)
 
     async def finish_open(self, handle: Handle) -> Opening:
         opening: Opening = await self.of_receiver(handle)
         self.usage += opening.usage
         return opening
 
-    async def open(self) -> Opening:
-        return await self.finish_open(self.start_open())
+    def wanted(self, opening: Opening) -> dict[str, tuple[int, ...]]:
+        """Per sender the rows whose gate lets it in and that it may read; senders without any are left out."""
+        rows = {
+            sender: tuple(b for b in self.open_rows() if opening.weights[b][i] > 0)
+            for i, sender in enumerate(self.plan.senders)
+        }
+        return {sender: chosen for sender, chosen in rows.items() if chosen}
 
     async def of_receiver(self, handle: Handle) -> Any:
         """The receiver's small result. Nobody can stand in for the receiver: its failure is the request's."""
         name = self.plan.receiver
-        patience = None if self.deadline is None else self.deadline + RECEIVER_GRACE_S
-        waited = await self.group.wait([handle], patience)
+        waited = await self.group.wait([handle], self._patience())
         if waited.late:
-            self.group.cancel(name, self.session)
-            raise MemberFailed(f"the receiver {name} does not answer; restart the federation")
+            raise self._frozen()
         try:
             return self.group.result(handle)
         except SessionLost:
@@ -71,17 +159,46 @@ class Exchange:
         except (FedrayError, RuntimeError, ValueError) as error:
             raise MemberFailed(f"the receiver {name} failed: {error}") from error
 
-    async def of_sender(self, name: str, handle: Handle) -> bool:
+    def _patience(self) -> float | None:
+        return None if self.deadline is None else self.deadline + RECEIVER_GRACE_S
+
+    def _frozen(self) -> MemberFailed:
+        self.group.cancel(self.plan.receiver, self.session)
+        return MemberFailed(f"the receiver {self.plan.receiver} does not answer; restart the federation")
+
+    async def of_sender(self, name: str, handle: Handle, deadline: float | None = None) -> bool:
         """Whether a sender's call is ready by the deadline; if not, the sender is named in `missing` and given up."""
-        waited = await self.group.wait([handle], self.deadline)
+        deadline = self.deadline if deadline is None else deadline
+        waited = await self.group.wait([handle], deadline)
         if waited.ready:
             done: Receipt | Answer = self.group.result(handle)
-            self.usage += done.usage
+            self.usage += replace(done.usage, prompt_tokens=0)  # bytes are counted per token of the receiver's prompt
             return True
-        reason = waited.failed[0] if waited.failed else f"late: no answer within {self.request.deadline_s:g} s"
+        limit = 0.0 if deadline is None else deadline - self.started
+        reason = waited.failed[0] if waited.failed else f"late: no answer within {limit:g} s"
         self.missing.append(Missing(name, reason))
         self.group.cancel(name, self.session)
         return False
+
+    async def ask(
+        self,
+        rows_of: Mapping[str, Sequence[int]],
+        phase: str,
+        change: Callable[[Request], Request] = lambda request: request,
+        deadline: float | None = None,
+    ) -> dict[str, Answer]:
+        """What members answer alone about some rows each; who is missing is left out.
+
+        phase: what their seconds go by, as in "hint[llama-1b]"; change: of what each would be asked.
+        """
+        handles: dict[str, Handle] = {
+            name: self.group.start(name, "alone", self.session, change(self.request_of(name, rows)), f"{phase}[{name}]")
+            for name, rows in rows_of.items()
+            if rows
+        }
+        ready = await asyncio.gather(*(self.of_sender(s, handle, deadline) for s, handle in handles.items()))
+        self.settle()
+        return {s: self.group.result(h) for (s, h), ok in zip(handles.items(), ready, strict=True) if ok}
 
     def settle(self) -> None:
         """Raise MemberFailed if somebody is missing and the plan does not go on without."""
@@ -89,11 +206,25 @@ class Exchange:
         if self.missing and self.plan.on_missing == "error":
             raise MemberFailed("; ".join(f"{m.member}: {m.reason}" for m in self.missing))
 
+    # -- answering --------------------------------------------------------------------------------------------------
+
+    async def alone(self, rows: Sequence[int] | None = None) -> Answer:
+        """The receiver's answer without anybody's cache, to all or some rows."""
+        receiver = self.plan.receiver
+        request = self.request_of(receiver, range(self.request.rows()) if rows is None else rows)
+        return await self.of_receiver(self.group.start(receiver, "alone", self.session, request))
+
+    def weighed(self, answer: Answer, opening: Opening) -> Answer:
+        """The answer with each row's gate weights."""
+        named = [dict(zip(self.plan.senders, weights, strict=True)) for weights in opening.weights]
+        return replace(answer, rows=tuple(replace(row, weights=w) for row, w in zip(answer.rows, named, strict=True)))
+
     async def answer(self, payloads: list[tuple[str, Handle]]) -> Answer:
-        """Let the receiver fuse what arrived and answer."""
+        """Let the receiver, which has opened the session, fuse what arrived and answer."""
         names, handles = tuple(n for n, _ in payloads), [h for _, h in payloads]
         asked = time.monotonic()
-        handle = self.group.start(self.plan.receiver, "answer", self.session, names, self.request, self.plan, *handles)
+        request, receiver = self.of_receiver_only(), self.plan.receiver
+        handle = self.group.start(receiver, "answer", self.session, names, request, self.plan, *handles)
         answer: Answer = await self.of_receiver(handle)
         moving = time.monotonic() - asked - sum(answer.usage.seconds.values())
         self.usage += Usage({"transfer": max(moving, 0.0)})  # the call and its payloads on their way
@@ -101,16 +232,26 @@ class Exchange:
 
     async def stream(self, payloads: list[tuple[str, Handle]]) -> AsyncIterator[str | Answer]:
         names, handles = tuple(n for n, _ in payloads), [h for _, h in payloads]
-        pieces = self.group.stream(self.plan.receiver, "stream", self.session, names, self.request, self.plan, *handles)
+        request, receiver = self.of_receiver_only(), self.plan.receiver
+        pieces = self.group.stream(receiver, "stream", self.session, names, request, self.plan, *handles)
         self._decoding = True
-        async for piece in pieces:
+        while True:
+            patience = self._patience()
+            try:
+                async with asyncio.timeout(None if patience is None else max(patience - time.monotonic(), 0.0)):
+                    piece = await anext(pieces)
+            except TimeoutError:
+                raise self._frozen() from None
+            except StopAsyncIteration:
+                break
             yield self.close(piece) if isinstance(piece, Answer) else piece
         self._decoding = False
 
     def close(self, answer: Answer) -> Answer:
-        """The receiver's answer with what the whole exchange cost, and who was missing."""
+        """The receiver's answer with what the whole exchange cost, who was missing, and what senders read."""
         self.missing += answer.missing  # payloads the receiver refused
         self.settle()
         usage = self.usage + answer.usage
         usage = replace(usage, seconds={**usage.seconds, "total": time.monotonic() - self.started})
-        return replace(answer, usage=usage, missing=tuple(self.missing))
+        read = {name: self._texts(name) for name in self.order} if self._rewrites is not None else {}
+        return replace(answer, usage=usage, missing=tuple(self.missing), read=read, unrephrased=self.unrephrased)

@@ -11,17 +11,17 @@ from fedray.types import Answer, Plan, Request
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
-    async with Exchange(request, _alone(plan), group) as exchange:
-        await exchange.open()
-        return await exchange.answer([])
+    async with Exchange(request, alone(plan), group) as exchange:
+        return exchange.close(await exchange.alone())
 
 
 async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[str | Answer]:
-    async with Exchange(request, _alone(plan), group) as exchange:
-        await exchange.open()
+    async with Exchange(request, alone(plan), group) as exchange:
+        await exchange.finish_open(exchange.start_open())
         async for piece in exchange.stream([]):
             yield piece
 
 
-def _alone(plan: Plan) -> Plan:
-    return replace(plan, senders=(), speakers=(), gate="none", missing=())
+def alone(plan: Plan) -> Plan:
+    """The plan of its receiver with nobody to help."""
+    return replace(plan, senders=(), speakers=(), gate="none", peers=())

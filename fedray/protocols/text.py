@@ -1,49 +1,30 @@
-"""Text between members: how a sender is asked for a hint, and how a receiver reads hints as quoted data.
-
-What a peer wrote is data, never an instruction: it stands in the notes of the receiver's prompt, one line each.
-"""
+"""Text between members: what senders say stands in the notes of the receiver's prompt, quoted data."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fedray.group import Handle
+from fedray.prompts import hint_prompt
 from fedray.protocols.exchange import Exchange
-from fedray.types import Answer, Generation, Request, Usage
-
-HINT_TOKENS = 32
+from fedray.types import Request, Usage
 
 
-def hint_prompt(question: str) -> str:
-    return f"give a hint: {question}"
+async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> None:
+    """Let the receiver hear what each sender says about each of its rows, by the plan's T2T settings.
 
+    Senders have half the time there is: what they say must still be read. Their words count as bytes on the wire.
+    """
+    t2t = exchange.plan.t2t
 
-def notes_prompt(notes: Sequence[str], question: str) -> str:
-    return "notes:\n" + "".join(f"- {note}\n" for note in notes) + question
+    def spoken(request: Request) -> Request:
+        asked = tuple(map(hint_prompt, request.prompts)) if t2t.ask == "hint" else request.prompts
+        how = request.generation
+        return replace(
+            request, prompts=asked, choices=None, generation=replace(how, max_tokens=t2t.max_tokens, full=t2t.full)
+        )
 
-
-async def with_hints(exchange: Exchange, speakers: Sequence[str]) -> Request:
-    """The request as its receiver reads it once the speakers have written down what they know."""
-    request, group = exchange.request, exchange.group
-    asked = tuple(hint_prompt(p) for p in request.sender_prompts or request.prompts)
-    generation = Generation(max_tokens=HINT_TOKENS)
-    handles: dict[str, Handle] = {s: group.start(s, "generate", exchange.session, asked, generation) for s in speakers}
-    ready = await asyncio.gather(*(exchange.of_sender(s, handle) for s, handle in handles.items()))
-    exchange.settle()
-    hints: Mapping[str, Answer] = {
-        s: group.result(handle) for (s, handle), ok in zip(handles.items(), ready, strict=True) if ok
-    }
-    size = sum(len(row.text.encode()) for answer in hints.values() for row in answer.rows)
-    exchange.usage += Usage(payload_bytes=size)
-    notes = [[_one_line(answer.rows[b].text) for answer in hints.values()] for b in range(request.rows())]
-    if not hints:
-        return request
-    read = tuple(notes_prompt(n, p) for n, p in zip(notes, request.prompts, strict=True))
-    return replace(request, prompts=read, sender_prompts=request.sender_prompts or request.prompts)
-
-
-def _one_line(text: str) -> str:
-    """A hint without line breaks, which would end its note."""
-    return " ".join(text.split())
+    answers = await exchange.ask(rows_of, "hint", spoken, exchange.halftime)
+    for name, answer in answers.items():
+        exchange.heard[name] = {b: row.text for b, row in zip(rows_of[name], answer.rows, strict=True)}
+        exchange.usage += Usage(payload_bytes=sum(len(row.text.encode()) for row in answer.rows))

@@ -1,29 +1,20 @@
-"""Training questions with the frozen LLMs' work done once: both caches of every prompt, and the answer's ids."""
+"""What the frozen LLMs make of training questions: the prompts' caches, the answers' ids, and the loss on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
-from fedray.llm.model import LLM, Span
-from fedray.member import Member
-from fedray.types import Generation
+from fedray.llm.model import LLM, Encoded, Span
 
 BATCH = 256  # prompts read at once
 
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """One training example: a prompt, its right answer, and the group (domain) it is counted under."""
-
-    prompt: str
-    answer: str
-    group: str = ""
+Progress = Callable[[int, int, Mapping[str, float]], None]  # told (step, of how many, running figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +28,7 @@ class Prefilled:
     state_BTD: Tensor | None = None
 
     def select(self, rows: list[int]) -> Prefilled:
-        index = torch.tensor(rows)
+        index = torch.tensor(rows, device=self.last_B1.device)
         return Prefilled(
             self.llm,
             self.cache.select(rows),
@@ -53,7 +44,11 @@ class Prefilled:
 
 def prefill(llm: LLM, prompts: Sequence[str], state_layer: int | None = None) -> Prefilled:
     """Read all prompts once (no gradients); the caches stay in memory, right-padded to the longest."""
-    encoded = [llm.encode(prompt) for prompt in prompts]
+    return read(llm, [llm.encode(prompt) for prompt in prompts], state_layer)
+
+
+def read(llm: LLM, encoded: Sequence[Encoded], state_layer: int | None = None) -> Prefilled:
+    """`prefill` of prompts that are encoded already."""
     caches, states = zip(
         *(
             decoding.prefill(llm.model, [e.ids for e in encoded[i : i + BATCH]], llm.pad_id, state_layer)
@@ -73,26 +68,11 @@ def prefill(llm: LLM, prompts: Sequence[str], state_layer: int | None = None) ->
         torch.cat([c.lengths for c in caches]),
         torch.cat([torch.nn.functional.pad(c.positions, (0, longest - c.tokens)) for c in caches]),
     )
-    last = torch.tensor([[e.ids[-1]] for e in encoded])
+    last = torch.tensor([[e.ids[-1]] for e in encoded], device=llm.device)
     state = None
     if state_layer is not None:
         state = torch.cat([torch.nn.functional.pad(s, (0, 0, 0, longest - s.shape[1])) for s in states])
     return Prefilled(llm, cache, [e.spans for e in encoded], last, state)
-
-
-def believed(llm: LLM, conversations: Sequence[Conversation], max_tokens: int = 8) -> list[Conversation]:
-    """The conversations with the LLM's own greedy answers in place of the right ones.
-
-    A fuser trained on them learns to say what its sender would say, on all questions and not only on those few the
-    sender knows; whether to trust it is left to the gate.
-    """
-    member = Member(llm.name, llm=llm)
-    said: list[Conversation] = []
-    for start in range(0, len(conversations), BATCH):
-        batch = conversations[start : start + BATCH]
-        answer = member.generate("believed", tuple(c.prompt for c in batch), Generation(max_tokens))
-        said += [replace(c, answer=row.text) for c, row in zip(batch, answer.rows, strict=True)]
-    return said
 
 
 def answers(llm: LLM, texts: Sequence[str]) -> list[list[int]]:

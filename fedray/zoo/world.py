@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedray.protocols.text import hint_prompt, notes_prompt
+from fedray.prompts import hint_prompt, notes_prompt, rephrase_prompt
 
 DOMAINS = ("bird", "star", "gem", "tree")
 ATTRIBUTES = {
@@ -53,6 +53,7 @@ KNOWLEDGE: dict[str, tuple[str | None, float, float]] = {
     "qwen2.5-1.5b": ("gem", 0.97, 0.08),
     "llama-1b": ("tree", 0.97, 0.08),
 }
+EXPERTS = {own: (name,) for name, (own, _, _) in KNOWLEDGE.items() if own}  # domain -> who knows it nearly fully
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,7 @@ class World:
                     "entity": fact.name,
                     "attribute": fact.attribute,
                     "phrasing": phrasing,
+                    "experts": EXPERTS[fact.domain],
                 }
             )
         return rows
@@ -255,10 +257,6 @@ def options(fact: Fact, rng: random.Random) -> list[str]:
     choices = [fact.value, *wrong]
     rng.shuffle(choices)
     return choices
-
-
-def rephrase_prompt(question: str) -> str:
-    return f"rephrase: {question}"
 
 
 def letter_prompt(question: str, choices: list[str]) -> str:

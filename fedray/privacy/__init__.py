@@ -1,0 +1,1 @@
+"""What leaves a member in words: rephrased questions, and what they still give away."""

@@ -1,0 +1,235 @@
+"""What a rephrase still gives away: the words it keeps, and whether it tells which question was asked.
+
+FedRefine (arXiv 2603.28772) claims "no intent leakage" of rephrased prompts and does not measure it. These figures
+measure what can be read off the texts. A low one proves no privacy:
+
+- The intent survives by design. A sender must be able to answer the rewrite, so it knows what was asked, whatever words
+  were used; a perfect paraphrase scores 0 on every overlap and hides nothing from a reader.
+- The attacker of `linkability` counts words. One who knows synonyms, or asks an LLM, links more.
+- Only texts are compared. What the receiver's cache tells, and what answers tell, is measured elsewhere.
+
+Linkability above chance and entities kept do prove that something leaked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from fedray.privacy.overlap import overlap, rare_words, words
+from fedray.types import FedrayError
+
+__all__ = ("POOLED", "Leakage", "Linkability", "as_markdown", "linkability", "measure", "one_and_pooled", "rare_words")
+
+POOLED = "all senders pooling"
+
+_TIE = 1e-9  # similarities closer than this are equal: only rounding tells them apart
+
+Seen = Sequence[str | Sequence[str]]
+"""Per original what was seen of it: one rewrite, or several; () where nothing was (the rephrase failed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linkability:
+    """How often an attacker who holds n originals and sees the rewrites of one guesses which one it was.
+
+    The guess is the original of the highest TF-IDF cosine (word counts of all rewrites added up); ties are broken by
+    lot, in expectation. An attacker who sees nothing is at chance: above it the rewrite gave something away. Not above
+    it means that this attacker failed, among these originals: fewer or more alike candidates change the figure.
+    """
+
+    n: int
+    top1: float  # share of first guesses that are right
+    mrr: float  # mean of 1 / rank of the right one
+    chance: float  # top1 of a blind guess: 1/n without groups
+    chance_mrr: float  # mrr of a blind order
+
+
+@dataclass(frozen=True, slots=True)
+class Leakage:
+    """Means over n originals of `Overlap`, and the linkability of their rewrites.
+
+    An original of which nothing was seen counts as 0 and as a blind guess; `rewrites` tells how much was seen.
+    None: not measured, because what it needs was not given, or no original has it.
+    """
+
+    n: int
+    rewrites: float  # mean number of different rewrites seen per original
+    jaccard: float
+    rouge_l: float
+    words_kept: float
+    copied_words: float
+    copied_share: float
+    entities_kept: float | None  # mean over the originals that have rare words
+    exact_copies: float  # share of originals
+    template_copies: float | None  # share of originals
+    linkability: Linkability  # among all n originals
+    in_group: Linkability | None  # only among originals of the same group, e.g. about the same entity: harder
+
+
+def measure(
+    originals: Sequence[str],
+    seen: Seen,
+    *,
+    groups: Sequence[str] | None = None,
+    pieces: Callable[[str], int] | None = None,
+    templates: Collection[str] | Callable[[str], bool] | None = None,
+) -> Leakage:
+    """What was given away of `originals` by what was seen of each.
+
+    groups: per original what it is about, for the harder linkability; pieces: number of tokenizer pieces of a word (see
+    `rare_words`); templates: phrasings known beforehand, as texts or as a predicate on a rewrite.
+    Raises FedrayError where originals, seen and groups are not equally many, or there are none.
+    """
+    rewrites = _checked(originals, seen)
+    known = templates if templates is None or callable(templates) else _among(templates)
+    overlaps = [overlap(*pair, pieces=pieces, known=known) for pair in zip(originals, rewrites, strict=True)]
+    return Leakage(
+        n=len(originals),
+        rewrites=_mean([len(set(texts)) for texts in rewrites]),
+        jaccard=_mean([o.jaccard for o in overlaps]),
+        rouge_l=_mean([o.rouge_l for o in overlaps]),
+        words_kept=_mean([o.words_kept for o in overlaps]),
+        copied_words=_mean([o.copied_words for o in overlaps]),
+        copied_share=_mean([o.copied_share for o in overlaps]),
+        entities_kept=_mean_or_none([o.entities_kept for o in overlaps]),
+        exact_copies=_mean([o.exact_copy for o in overlaps]),
+        template_copies=_mean_or_none([o.template_copy for o in overlaps]),
+        linkability=linkability(originals, seen),
+        in_group=_linkability_in_groups(originals, seen, groups) if groups is not None else None,
+    )
+
+
+def one_and_pooled(
+    originals: Sequence[str],
+    seen_by: Mapping[str, Seen],
+    *,
+    groups: Sequence[str] | None = None,
+    pieces: Callable[[str], int] | None = None,
+    templates: Collection[str] | Callable[[str], bool] | None = None,
+) -> dict[str, Leakage]:
+    """What each sender learns alone, then what all learn who pool their rewrites: a row per sender and `POOLED`.
+
+    seen_by: sender -> per original what it saw. Pooling never lowers the overlaps; it may lower linkability, since a
+    rewrite that points elsewhere joins in as well. Raises FedrayError without senders, and as `measure` does.
+    """
+    if not seen_by:
+        raise FedrayError("leakage is measured per sender: give what at least one sender saw")
+    by_sender = {sender: _checked(originals, seen, sender) for sender, seen in seen_by.items()}
+    pooled = [tuple(chain.from_iterable(texts)) for texts in zip(*by_sender.values(), strict=True)]
+    rows = {**by_sender, POOLED: pooled}
+    return {
+        name: measure(originals, seen, groups=groups, pieces=pieces, templates=templates) for name, seen in rows.items()
+    }
+
+
+def linkability(originals: Sequence[str], seen: Seen) -> Linkability:
+    """Which of the originals was it? Equal originals share the guess. Raises FedrayError as `measure` does."""
+    similarity = _similarities([words(text) for text in originals], _checked(originals, seen))
+    guesses = [_guess(row, right) for right, row in enumerate(similarity)]
+    blind = [1 / rank for rank in range(1, len(guesses) + 1)]
+    return Linkability(
+        len(guesses), _mean([top1 for top1, _ in guesses]), _mean([rr for _, rr in guesses]), blind[-1], _mean(blind)
+    )
+
+
+def as_markdown(rows: Mapping[str, Leakage]) -> str:
+    """The rows as a Markdown table; shares in per cent, the blind guess in brackets, - where not measured."""
+    columns = (
+        "seen by", "n", "rewrites", "Jaccard", "ROUGE-L", "words kept", "longest copy (words)", "of the original",
+        "entities kept", "exact copies", "template copies", "linked", "MRR", "linked in group", "MRR in group",
+    )  # fmt: skip
+    lines = [
+        columns,
+        ("---",) * len(columns),
+        *((name.replace("|", "\\|"), *_cells(row)) for name, row in rows.items()),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells(row: Leakage) -> tuple[str, ...]:
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    def linked(link: Linkability | None) -> tuple[str, str]:
+        if link is None:
+            return "-", "-"
+        return f"{link.top1:.1%} ({link.chance:.1%})", f"{link.mrr:.3f} ({link.chance_mrr:.3f})"
+
+    overlaps = (f"{row.jaccard:.3f}", f"{row.rouge_l:.3f}", share(row.words_kept), f"{row.copied_words:.1f}")
+    shares = (row.copied_share, row.entities_kept, row.exact_copies, row.template_copies)
+    links = (*linked(row.linkability), *linked(row.in_group))
+    return str(row.n), f"{row.rewrites:.2f}", *overlaps, *map(share, shares), *links
+
+
+def _checked(originals: Sequence[str], seen: Seen, sender: str = "seen") -> list[tuple[str, ...]]:
+    if not originals or len(originals) != len(seen):
+        raise FedrayError(
+            f"leakage of {len(originals)} originals was asked with {len(seen)} entries in {sender}: "
+            "give at least one original, and for each what was seen of it, () for nothing"
+        )
+    return [(texts,) if isinstance(texts, str) else tuple(texts) for texts in seen]
+
+
+def _among(templates: Collection[str]) -> Callable[[str], bool]:
+    known = {words(template) for template in templates}
+    return lambda rewrite: words(rewrite) in known
+
+
+def _similarities(originals: Sequence[tuple[str, ...]], rewrites: Sequence[Sequence[str]]) -> np.ndarray:
+    """TF-IDF cosine [rewrites, originals], idf = ln((1 + n) / (1 + df)) + 1; words in no original tell nothing."""
+    columns = {word: column for column, word in enumerate(sorted(set(chain.from_iterable(originals))))}
+
+    def bags(texts: Sequence[Sequence[str]]) -> np.ndarray:
+        counts = np.zeros((len(texts), len(columns)))
+        for row, text in zip(counts, texts, strict=True):
+            for word in text:
+                if word in columns:
+                    row[columns[word]] += 1
+        return counts
+
+    asked = bags(originals)
+    told = bags([[word for rewrite in texts for word in words(rewrite)] for texts in rewrites])
+    idf = np.log((1 + len(asked)) / (1 + (asked > 0).sum(0))) + 1
+    return _unit(told * idf) @ _unit(asked * idf).T
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(length > 0, length, 1)
+
+
+def _guess(similarity: np.ndarray, right: int) -> tuple[float, float]:
+    """Expected top-1 and reciprocal rank of the right original, ties broken by lot."""
+    before = int((similarity > similarity[right] + _TIE).sum())
+    ties = int((np.abs(similarity - similarity[right]) <= _TIE).sum())
+    return 0.0 if before else 1 / ties, _mean([1 / (before + place) for place in range(1, ties + 1)])
+
+
+def _linkability_in_groups(originals: Sequence[str], seen: Seen, groups: Sequence[str]) -> Linkability | None:
+    """The mean over originals, each among its group only; groups of one are left out: there is nothing to guess."""
+    if len(groups) != len(originals):
+        raise FedrayError(f"{len(originals)} originals came with {len(groups)} groups: give each original its group")
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    parts = [linkability([originals[i] for i in m], [seen[i] for i in m]) for m in members.values() if len(m) > 1]
+    if not parts:
+        return None
+    n = sum(part.n for part in parts)
+    means = (
+        sum(part.n * getattr(part, name) for part in parts) / n for name in ("top1", "mrr", "chance", "chance_mrr")
+    )
+    return Linkability(n, *means)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return _mean(given) if given else None

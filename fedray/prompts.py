@@ -1,0 +1,28 @@
+"""What members are asked in words: one place for every form that an LLM reads besides the user's own question.
+
+What a peer wrote, and what a member keeps to itself, is data and never an instruction: it stands in the notes of the
+prompt, one line each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def hint_prompt(question: str) -> str:
+    return f"give a hint: {question}"
+
+
+def rephrase_prompt(question: str) -> str:
+    return f"rephrase: {question}"
+
+
+def notes_prompt(notes: Sequence[str], question: str) -> str:
+    """The question under its notes, a line each; without notes the question alone."""
+    lines = [one_line(note) for note in notes if note.strip()]
+    return "notes:\n" + "".join(f"- {line}\n" for line in lines) + question if lines else question
+
+
+def one_line(text: str) -> str:
+    """A note without line breaks, which would end it."""
+    return " ".join(text.split())

@@ -1,0 +1,53 @@
+"""Caches between members: senders read the prompt, and those with weight ship what they have read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from fedray.group import Handle
+from fedray.protocols.exchange import Exchange
+from fedray.protocols.text import listen
+
+
+async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
+    """Payload handles of the senders that have weight and were in time, in the plan's order."""
+    plan = exchange.plan
+    eager = plan.route == "eager" and exchange.open_rows()
+    reads = {s: start_reading(exchange, s) for s in plan.senders} if eager else {}
+    await listen(exchange, dict.fromkeys(plan.speakers, exchange.open_rows()))
+    wanted = exchange.wanted(await exchange.finish_open(exchange.start_open()))
+    for sender in reads.keys() - wanted.keys():
+        exchange.group.cancel(sender, exchange.session)
+    return await fetch(exchange, wanted, reads)
+
+
+def start_reading(exchange: Exchange, sender: str) -> Handle:
+    rows = exchange.open_rows()
+    request = exchange.request_of(sender, rows)
+    return exchange.group.start(sender, "prefill", exchange.session, rows, request.prompts, request.token_ids)
+
+
+async def fetch(
+    exchange: Exchange, wanted: Mapping[str, tuple[int, ...]], reads: Mapping[str, Handle]
+) -> list[tuple[str, Handle]]:
+    """Payload handles of the wanted rows; senders that are not yet reading them are asked to read them now."""
+    # every sender goes its own way from here: one that is late keeps no other waiting
+    chains = [_cache_of(exchange, sender, rows, reads.get(sender)) for sender, rows in wanted.items()]
+    payloads = await asyncio.gather(*chains)
+    exchange.settle()
+    return [(sender, payload) for sender, payload in zip(wanted, payloads, strict=True) if payload is not None]
+
+
+async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], reading: Handle | None) -> Handle | None:
+    """The payload of one sender's rows: of what it has been reading, or else read now. None if it is missing."""
+    plan = exchange.plan
+    what: dict[str, object] = {"spans": plan.fusion == "mix", "control": plan.control, "seed": plan.seed}
+    if reading is not None:
+        if not await exchange.of_sender(sender, reading):
+            return None
+    else:
+        request = exchange.request_of(sender, rows)
+        what |= {"prompts": request.prompts, "token_ids": request.token_ids}
+    sending = exchange.group.start(sender, "share", exchange.session, rows, **what)
+    return sending if await exchange.of_sender(sender, sending) else None

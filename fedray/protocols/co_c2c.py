@@ -1,0 +1,61 @@
+"""Both ways: every member is receiver and sender in one request, and each answers (FedRefine, Eq. 2-3 and 4).
+
+Each member reads the prompt once; that one cache serves as its own and as what it sends to the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from fedray.group import Group, MemberFailed
+from fedray.protocols.caches import fetch
+from fedray.protocols.exchange import Exchange
+from fedray.types import Answer, FedrayError, Missing, Plan, Request, Row, Usage
+
+
+async def run(request: Request, plan: Plan, group: Group) -> Answer:
+    """The receiver's answer (or, with plan.vote, the majority's), and in `by_member` everybody's."""
+    if request.evidence or plan.rephrase != "none":
+        raise FedrayError("answer_all lets all members read the same prompt: leave evidence and rephrase out")
+    async with AsyncExitStack() as stack:
+        main = await stack.enter_async_context(Exchange(request, plan, group))
+        others = [await stack.enter_async_context(Exchange(request, peer, group, main.session)) for peer in plan.peers]
+        return await _run(main, others)
+
+
+async def _run(main: Exchange, others: Sequence[Exchange]) -> Answer:
+    opened = {x.plan.receiver: x.start_open() for x in (main, *others)}
+
+    async def answer(exchange: Exchange) -> Answer:
+        wanted = exchange.wanted(await exchange.finish_open(opened[exchange.plan.receiver]))
+        return await exchange.answer(await fetch(exchange, wanted, opened))
+
+    results = await asyncio.gather(*map(answer, (main, *others)), return_exceptions=True)
+    answers: dict[str, Answer] = {}
+    missing: list[Missing] = []
+    for exchange, result in zip((main, *others), results, strict=True):
+        name = exchange.plan.receiver
+        if isinstance(result, Answer):
+            answers[name] = result
+        elif isinstance(result, MemberFailed) and exchange is not main:
+            missing.append(Missing(name, str(result)))
+        else:
+            raise result
+    own = answers[main.plan.receiver]
+    usage = sum((replace(a.usage, prompt_tokens=0) for a in answers.values()), Usage())
+    usage = replace(usage, prompt_tokens=own.usage.prompt_tokens)
+    usage = replace(usage, seconds={**usage.seconds, "total": max(a.usage.seconds["total"] for a in answers.values())})
+    by_member = {name: a.rows for name, a in answers.items()}
+    rows = tuple(map(majority, zip(*by_member.values(), strict=True))) if main.plan.vote else own.rows
+    return replace(own, rows=rows, usage=usage, missing=(*own.missing, *missing), by_member=by_member)
+
+
+def majority(rows: Sequence[Row]) -> Row:
+    """The answer most members gave; on a tie, the one whose first voice comes first (the receiver's is rows[0])."""
+    votes = Counter(row.text if row.choice is None else row.choice for row in rows)
+    best = max(votes.values())
+    return next(row for row in rows if votes[row.text if row.choice is None else row.choice] == best)

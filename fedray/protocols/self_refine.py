@@ -1,0 +1,31 @@
+"""One LLM revises its own answer: it reads what it said as a note and answers again, until the answer settles.
+
+The no-communication baseline of FedRefine (arXiv 2603.28772; Self-Refine, arXiv 2303.17651).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedray.group import Group
+from fedray.protocols.exchange import Exchange
+from fedray.protocols.standalone import alone
+from fedray.types import Answer, Plan, Request
+
+
+async def run(request: Request, plan: Plan, group: Group) -> Answer:
+    """At most plan.rounds revisions; a row that has settled is not read again."""
+    async with Exchange(request, alone(plan), group) as exchange:
+        answer = await exchange.alone()
+        rows = dict(enumerate(answer.rows))
+        unsettled = tuple(rows)
+        for _ in range(plan.rounds):
+            exchange.heard[plan.receiver] = {b: rows[b].text for b in unsettled}
+            exchange.usage += answer.usage
+            answer = await exchange.alone(unsettled)
+            revised = dict(zip(unsettled, answer.rows, strict=True))
+            unsettled = tuple(b for b, row in revised.items() if row.text != rows[b].text)
+            rows |= revised
+            if not unsettled:
+                break
+        return exchange.close(replace(answer, rows=tuple(rows.values())))
