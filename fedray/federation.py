@@ -209,10 +209,22 @@ def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[
     stack.callback(coordinator.stop, boss)
     with _progress(len(names)) as loaded:
         group = actors.load_members(
-            placed, zoo=s.zoo.name, folder=_absolute(s.zoo.path), loaded=lambda info: loaded(info.name)
+            placed,
+            zoo=s.zoo.name,
+            folder=_absolute(s.zoo.path),
+            loaded=lambda info: loaded(info.name),
+            slow=_say_who_is_missing,
         )
     stack.callback(group.close)
     return group, lambda receiver, senders, choices: coordinator.plan(boss, receiver, senders, **choices)
+
+
+def _say_who_is_missing(names: Sequence[str]) -> None:
+    Console(stderr=True).print(
+        f"still loading {', '.join(names)}: if others use the cluster's CPUs or GPUs, this waits until they are free "
+        "(Ctrl-C ends it)",
+        highlight=False,
+    )
 
 
 def _resources(s: Settings, name: str) -> dict[str, Any]:

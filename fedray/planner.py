@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedray.fusion.registry import EMBEDDED, Registry, check_weights, fuser_name, gate_name
+from fedray.fusion.registry import SHIPPED, Registry, check_weights, fuser_name, gate_name
 from fedray.types import T2T, FedrayError, MemberInfo, Plan
 
 FUSING = ("c2c",)  # protocols in which senders give their caches
@@ -18,7 +18,7 @@ class Planner:
 
     def __init__(self, registry: Path | None = None, zoo: Path | None = None) -> None:
         """registry: the user's, over the zoo's own; zoo: a zoo built elsewhere, None is the embedded one."""
-        self._registry = Registry(registry, EMBEDDED if zoo is None else zoo / "registry")
+        self._registry = Registry(registry, SHIPPED if zoo is None else zoo / "registry")
 
     def check(
         self, receiver: str, senders: Sequence[str], *, protocol: str, fuser: str, fusion: str, on_missing: str

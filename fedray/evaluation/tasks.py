@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from fedray.llm.catalogue import EMBEDDED, WORLD
 from fedray.settings import Settings
 from fedray.types import FedrayError
 from fedray.zoo.world import World, seen_in_fusing
 
 TASKS = ("tiny", "tiny-unseen")
-_WORLD = "world.json"  # in a zoo's folder: {"seed": the seed of the world its LLMs know}
-_EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
 _SEED = 0  # of choices and order: the same questions whatever the run's own seed
 
 
@@ -48,7 +47,7 @@ def load_task(settings: Settings) -> list[Question]:
         return read_questions(settings.questions)
     if settings.task.name not in TASKS:
         raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
-    world = World(_world_seed(settings.zoo.path or _EMBEDDED))
+    world = World(_world_seed(settings.zoo.path or EMBEDDED))
     seen = settings.task.name == "tiny"
     facts = [fact for fact in world.split(settings.task.split) if seen_in_fusing(fact) is seen]
     questions = [_question(row, str(row["id"])) for row in world.multiple_choice(facts, _SEED)]
@@ -179,7 +178,7 @@ def _question(row: Mapping[str, Any], name: str) -> Question:
 
 
 def _world_seed(zoo: Path) -> int:
-    path = zoo / _WORLD
+    path = zoo / WORLD
     if not path.is_file():
         return 0
     try:

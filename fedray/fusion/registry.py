@@ -29,9 +29,10 @@ from safetensors.torch import save as save_tensors
 from fedray import __version__
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
+from fedray.llm.catalogue import EMBEDDED
 from fedray.types import Artifact, FedrayError, MemberInfo
 
-EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights" / "registry"
+SHIPPED = EMBEDDED / "registry"
 MANIFEST_VERSION = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,80}--[a-z0-9][a-z0-9._-]{0,80}")
 _HASH = re.compile(r"[0-9a-f]{16}")
@@ -80,7 +81,7 @@ def gate_name(receiver: str) -> str:
 class Registry:
     """The embedded registry under an optional user registry. A later registration of a pair wins."""
 
-    def __init__(self, path: Path | None = None, embedded: Path | None = EMBEDDED) -> None:
+    def __init__(self, path: Path | None = None, embedded: Path | None = SHIPPED) -> None:
         self.path = path
         self.roots = [root for root in (path, embedded) if root is not None]
 
@@ -189,7 +190,7 @@ def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
 
 def _locate(artifact: Artifact) -> Path:
     """Where the artifact lies on this machine: another node may have the package installed elsewhere."""
-    path, embedded = Path(artifact.path), EMBEDDED / artifact.name / artifact.hash
+    path, embedded = Path(artifact.path), SHIPPED / artifact.name / artifact.hash
     return embedded if not path.is_dir() and embedded.is_dir() else path
 
 

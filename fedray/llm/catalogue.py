@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedray.suggest import unknown
 
@@ -29,6 +30,10 @@ CATALOGUE: dict[str, Entry] = {
     )
 }
 NAMES = tuple(CATALOGUE)
+
+# A built zoo's folder holds llms/NAME, registry/ and world.json; this one ships inside the package.
+EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
+WORLD = "world.json"  # {"seed": the seed of the world its LLMs know}
 _ALIASES = {alias: entry.name for entry in CATALOGUE.values() for alias in entry.aliases}
 
 

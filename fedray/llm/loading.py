@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fedray.llm.cache import spec_of
+from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.decoding import ATTENTION
 from fedray.llm.model import LLM, check_length, encode, hash_tokenizer, template_of
 from fedray.types import FedrayError, MemberInfo
 
-EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
 HASHES = "hashes.json"  # LLM name -> sha256 of its model.safetensors
 
 

@@ -7,6 +7,7 @@ holds a reference and passes it on, and Ray moves the bytes from store to store.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from fedray.types import FedrayError, MemberInfo
 CONTROL = frozenset({"info", "ping", "stats", "cancel", "release"})  # answered while a member computes
 INLINE_BYTES = 1024  # larger returns go to the store; Ray's default of 100 KiB would send small caches to the driver
 SLICE_S = 0.5  # longest a waiting thread sleeps, so that an abandoned wait ends soon
+SLOW_S = 20.0  # members take 5 to 10 s to load; who takes longer is waiting for something
 FETCH_S = 5.0  # a small value of a node that just reported it ready
 
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME")  # read by Hugging Face's libraries when they are imported
@@ -55,9 +57,11 @@ def load_members(
     zoo: str = "tiny",
     folder: Path | None = None,
     loaded: Callable[[MemberInfo], None] = lambda info: None,
+    slow: Callable[[Sequence[str]], None] = lambda names: None,
 ) -> RayGroup:
     """Start one actor per placement, all at once, and wait until every one has its LLM; `loaded` hears of each.
 
+    slow: hears once, after SLOW_S, who is still to come: the cluster may be busy with others, and then this waits.
     Raises FedrayError naming the first member that cannot start; the others are ended.
     """
     with ExitStack() as undo:
@@ -67,13 +71,15 @@ def load_members(
                 p.member, zoo=zoo, device=p.device, dtype=p.dtype, threads=p.threads, folder=folder
             )
             undo.callback(ray.kill, actors[p.member])
-        group = RayGroup(actors, gather_infos(actors, loaded))
+        group = RayGroup(actors, gather_infos(actors, loaded, slow))
         undo.pop_all()
         return group
 
 
 def gather_infos(
-    actors: Mapping[str, ActorHandle], loaded: Callable[[MemberInfo], None] = lambda info: None
+    actors: Mapping[str, ActorHandle],
+    loaded: Callable[[MemberInfo], None] = lambda info: None,
+    slow: Callable[[Sequence[str]], None] = lambda names: None,
 ) -> dict[str, MemberInfo]:
     """Who every member is and on which node, in the order of `actors`, as soon as its constructor is through.
 
@@ -81,8 +87,12 @@ def gather_infos(
     """
     waiting: dict[Any, str] = {actor.__ray_call__.remote(_info): name for name, actor in actors.items()}
     infos: dict[str, Any] = {}
+    patience = time.monotonic() + SLOW_S
     while waiting:
         done, _ = ray.wait(list(waiting), timeout=SLICE_S)
+        if time.monotonic() > patience:
+            slow(sorted(waiting.values()))
+            patience = math.inf
         for ref in done:
             name = waiting.pop(ref)
             try:
