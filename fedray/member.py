@@ -42,7 +42,7 @@ from fedray.types import (
     Row,
     Usage,
 )
-from fedray.wire.payload import CorruptPayload, Payload, Shipment, pack, unpack
+from fedray.wire.payload import Payload, Shipment, pack, unpack
 
 
 def ships(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -314,7 +314,7 @@ class Member:
         parts, missing = [], []
         for sender, payload in zip(senders, payloads, strict=True):
             try:
-                shipment = unpack(payload, device=self.llm.device, dtype=self.llm.model.dtype)
+                shipment = unpack(payload, batch=held.cache.batch, device=self.llm.device, dtype=self.llm.model.dtype)
                 part = self._part(sender, shipment, held, plan)
                 part.check(held.cache)
                 parts.append(part)
@@ -332,8 +332,6 @@ class Member:
         if artifact.hash not in self._fusers:
             self._fusers[artifact.hash] = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
         batch = held.cache.batch
-        if any(row >= batch for row in shipment.rows):
-            raise CorruptPayload(f"payload of {sender}: it names a row beyond the batch of {batch}; ask again")
         weights_BS = held.weights_BS if held.weights_BS is not None else torch.ones(batch, len(plan.senders))
         spans: list[tuple[Span, ...]] = [()] * batch
         for row, of_row in zip(shipment.rows, shipment.spans, strict=False):

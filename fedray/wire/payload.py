@@ -81,14 +81,25 @@ def pack(member: str, cache: KVCache, rows: list[int], spans: list[list[tuple[in
     return Payload(_PREFIX.pack(MAGIC, VERSION, len(text)) + text, tuple(buffers))
 
 
-def unpack(payload: Payload, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Shipment:
-    """Check a payload and rebuild its cache in memory of one's own (one copy). Raises CorruptPayload."""
+def unpack(
+    payload: Payload,
+    *,
+    batch: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Shipment:
+    """Check a payload and rebuild its cache in memory of one's own (one copy). Raises CorruptPayload.
+
+    batch: rows of the request it belongs to; nothing is allocated for a payload that names others.
+    """
     body = _read_header(payload.header)
     member = str(body["member"])
     spec = KVSpec(*body["spec"])
     lengths, rows, spans = body["lengths"], body["rows"], body["spans"]
     wire_dtype = _DTYPES.get(body["dtype"])
     sound = len(lengths) == len(rows) == len(set(rows)) and (not spans or [len(s) for s in spans] == lengths)
+    if batch is not None and any(row >= batch for row in rows):
+        raise CorruptPayload(f"payload of {member}: it names a row beyond the batch of {batch}; ask the sender again")
     if wire_dtype is None or not sound or len(payload.buffers) != 2 * spec.layers + 1:
         raise CorruptPayload(f"payload of {member}: its header does not hold together; ask the sender again")
     total = sum(lengths)
@@ -103,7 +114,7 @@ def unpack(payload: Payload, *, device: str | torch.device = "cpu", dtype: torch
     longest = max(lengths, default=0)
     lengths_B = torch.tensor(lengths, dtype=torch.long)
     valid = torch.arange(longest)[None] < lengths_B[:, None]
-    layers = [_unsqueeze(b, wire_dtype, spec, valid, total) for b in payload.buffers[:-1]]
+    layers = [_unsqueeze(b, wire_dtype, spec, valid) for b in payload.buffers[:-1]]
     if not all(bool(torch.isfinite(layer).all()) for layer in layers):
         raise CorruptPayload(f"payload of {member}: it holds NaN or infinite numbers; the sender is at fault")
     positions = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -152,13 +163,13 @@ def _squeeze(tensor_BNTH: Tensor, valid_BT: Tensor, ragged: bool) -> Tensor:
     return tensor_BTNH[valid_BT] if ragged else tensor_BTNH.flatten(0, 1)
 
 
-def _unsqueeze(buffer: np.ndarray, dtype: torch.dtype, spec: KVSpec, valid_BT: Tensor, total: int) -> Tensor:
-    flat = torch.frombuffer(bytearray(buffer.data), dtype=dtype) if total else torch.empty(0, dtype=dtype)
-    flat = flat.view(total, spec.kv_heads, spec.head_dim)
-    batch, longest = valid_BT.shape
-    if total == batch * longest:
-        padded = flat.view(batch, longest, spec.kv_heads, spec.head_dim)
+def _unsqueeze(buffer: np.ndarray, dtype: torch.dtype, spec: KVSpec, valid_BT: Tensor) -> Tensor:
+    """(B, N, T, H) from the bytes of the valid tokens, padding zero."""
+    size, ragged = (*valid_BT.shape, spec.kv_heads * spec.head_dim * dtype.itemsize), not bool(valid_BT.all())
+    if ragged:
+        padded = np.zeros(size, np.uint8)
+        padded[valid_BT.numpy()] = buffer.reshape(-1, size[-1])
     else:
-        padded = torch.zeros(batch, longest, spec.kv_heads, spec.head_dim, dtype=dtype)
-        padded[valid_BT] = flat
-    return padded.transpose(1, 2)
+        padded = buffer.reshape(size).copy()  # the store's memory is shared with others
+    flat = torch.from_numpy(padded).view(dtype)
+    return flat.unflatten(-1, (spec.kv_heads, spec.head_dim)).transpose(1, 2)
