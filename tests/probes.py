@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-_sizes: list[int] = []
+_taken: list[bytes] = []
 
 
 def process_id(actor: object = None) -> int:
@@ -13,23 +13,28 @@ def process_id(actor: object = None) -> int:
 
 
 def start_counting(actor: object = None) -> None:
-    """Count what this process takes from Ray from now on: arguments, results, and objects of the store."""
+    """Keep what this process takes from Ray from now on: arguments, results, and objects of the store."""
     from ray._private.worker import global_worker
 
     deserialize = global_worker.deserialize_objects
 
     def counting(serialized_objects: Any, *rest: Any, **kwargs: Any) -> Any:
-        _sizes.extend(len(data) for data, _, *_ in serialized_objects if data is not None)
+        _taken.extend(bytes(data) for data, _, *_ in serialized_objects if data is not None)
         return deserialize(serialized_objects, *rest, **kwargs)
 
     setattr(global_worker, "deserialize_objects", counting)  # noqa: B010  # Ray's type hints forbid it
 
 
 def stop_counting(actor: object = None) -> list[int]:
-    """The sizes in bytes since the start."""
+    """The sizes in bytes of all that was taken since the start."""
     from ray._private.worker import global_worker
 
     del global_worker.deserialize_objects  # the instance's; the class's own is back
-    sizes = _sizes.copy()
-    _sizes.clear()
+    sizes = [len(data) for data in _taken]
+    _taken.clear()
     return sizes
+
+
+def taken(actor: object = None) -> list[bytes]:
+    """All that was taken since the start, as it came."""
+    return _taken.copy()
