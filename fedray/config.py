@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fedray.evaluation.settings import EvaluateSettings, build_evaluation, check_evaluation
 from fedray.llm.catalogue import safe_name
 from fedray.schema import Schema
 from fedray.settings import (
     BUILD_SCHEMA,
+    BY_MEMBER,
     SCHEMA,
     BuildSettings,
     GateSettings,
@@ -36,19 +38,40 @@ from fedray.settings import (
     check_build,
 )
 from fedray.suggest import unknown
+from fedray.training.settings import (
+    FUSER_JOB,
+    GATE_JOB,
+    REGISTRY_JOB,
+    FuserJob,
+    GateJob,
+    RegistryJob,
+    build_fuser_job,
+    build_gate_job,
+    check_fuser_job,
+    check_gate_job,
+    check_registry_job,
+)
 from fedray.types import FedrayError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 __all__ = [
+    "EVALUATION",
+    "FUSER_TRAINING",
+    "GATE_TRAINING",
+    "REGISTRY",
     "ZOO_BUILD",
     "BuildSettings",
+    "EvaluateSettings",
     "Form",
+    "FuserJob",
+    "GateJob",
     "GateSettings",
     "MemberSettings",
     "ProtocolSettings",
     "RaySettings",
+    "RegistryJob",
     "RegistrySettings",
     "Settings",
     "TaskSettings",
@@ -66,23 +89,31 @@ BAD_INPUT, INTERRUPTED = 2, 130
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose working folder Ray removes later
 _HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
 # Settings whose text is taken as it is, whatever Hydra's grammar thinks of its commas and quotes.
-_FREE_TEXT = re.compile(r"prompt|questions|output|zoo\.path|registry\.path|members\..*\.label|evidence\..*")
+_FREE_TEXT = re.compile(
+    r"prompt|questions|output|name|hash|to|zoo\.path|registry\.path|members\..*\.label|evidence\..*"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """What a job can be told: the names of its settings, how values become typed ones, and the checks before it runs.
 
-    Typed settings have a field `output`, the folder the job writes to.
+    Typed settings have a field `output`, the folder the job writes to. words: settings that bare words on the command
+    line stand for, in their order.
     """
 
     schema: Schema[Any]
     build: Callable[[Mapping[str, Any]], Any]
     check: Callable[[Any], None]
+    words: tuple[str, ...] = ()
 
 
 FEDERATION = Form(SCHEMA, build, check)
+EVALUATION = Form(Schema(EvaluateSettings, keys=BY_MEMBER), build_evaluation, check_evaluation)
 ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
+FUSER_TRAINING = Form(FUSER_JOB, build_fuser_job, check_fuser_job)
+GATE_TRAINING = Form(GATE_JOB, build_gate_job, check_gate_job)
+REGISTRY = Form(REGISTRY_JOB, REGISTRY_JOB.read, check_registry_job, words=("action", "name"))
 
 
 def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
@@ -161,7 +192,7 @@ def _command_line(form: Form) -> Iterator[None]:
     if _HOME in os.environ:
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path(os.environ[_HOME]).absolute()}/mlflow.db")
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [argv[0], *(_argument(argument, form) for argument in argv[1:])]
+    sys.argv = [argv[0], *(_argument(argument, form) for argument in _named(argv[1:], form))]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
@@ -171,6 +202,15 @@ def _command_line(form: Form) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _named(arguments: Sequence[str], form: Form) -> Iterator[str]:
+    """Bare words with the names they stand for: show llama-1b becomes action=show name=llama-1b."""
+    words = iter(form.words)
+    for argument in arguments:
+        bare = "=" not in argument and not argument.startswith(("-", "+", "~"))
+        word = next(words, None) if bare else None
+        yield f"{word}={argument}" if word else argument
 
 
 def _argument(argument: str, form: Form) -> str:

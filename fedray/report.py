@@ -71,10 +71,127 @@ class Tracked:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """A fuser or gate: one that was trained (or would have been, had the job not ended), or one that is in a registry.
+
+    figures: the last of its training (loss, accuracy, gain, ...); validation: accuracy on questions about entities that
+    no training has seen, per group, with it and by the receiver alone.
+    """
+
+    name: str  # sender--receiver, or gate--receiver
+    role: str  # fuser | gate | llm
+    status: str  # complete | interrupted | failed
+    hash: str | None = None  # of its content, once it is in the registry
+    path: str | None = None  # its folder there
+    steps: int = 0  # trained, in all
+    resumed_at: int = 0  # the step of the checkpoint this run went on from
+    questions: int = 0  # it was trained on
+    seconds: float = 0.0  # of this run
+    figures: Mapping[str, float | None] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=dict)
+    validation_alone: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Wall-clock seconds of one phase over requests that were asked one at a time."""
+
+    mean: float
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A row of an evaluation: one way of answering a task, with all its drawings (seeds) of the questions together."""
+
+    task: str
+    receiver: str
+    senders: tuple[str, ...]  # empty where the receiver is alone
+    way: str  # a short label of protocol, gate, rephrase, ...
+    protocol: str
+    type: str | None  # FedRefine, Appendix A: {homogeneous, heterogeneous} {token, cache}; None where nothing crosses
+    fuser: str  # "none" where nothing is fused
+    fusion: str
+    gate: str
+    rephrase: str
+    control: str
+    t2t_gate: str  # none: every sender is heard, as published; same: those the gate lets in
+    full: bool  # every sender uses up t2t.max_tokens
+    answer_all: bool
+    seeds: tuple[int, ...]
+    n: int  # answers, of all seeds together
+    accuracy: float
+    stderr: float | None  # clustered by what the question is about
+    accuracy_alone: float
+    p_alone: float  # exact McNemar test against the receiver alone, two-sided; of several seeds the largest
+    gain_points: float  # over the receiver alone, in percentage points
+    gain_percent: float | None  # the same relative to it, in per cent
+    rescued: int
+    harmed: int
+    unparseable: float  # share of answers that name none of the choices
+    failed: int  # questions that got no answer: they count as wrong
+    unrephrased: int  # questions that no rewrite kept whole: the receiver answered them alone
+    latency_requests: int  # that were asked one at a time; the seconds are theirs
+    latency_mean: float | None
+    latency_p50: float | None
+    latency_p95: float | None
+    latency: Mapping[str, Spread]  # phase -> seconds
+    payload_bytes: int  # on the wire, asked in batches
+    bytes_per_token: float  # payload_bytes over the receiver's prompt tokens
+    bytes_per_token_analytic: float | None  # every sender's whole cache, or a 32-bit token id of each
+    weights: Mapping[str, float]  # sender -> mean gate weight
+    by_member: Mapping[str, float]  # accuracy of each, where each answers
+    missing: tuple[Missing, ...]
+    wall_s: float  # that asking took
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two ways of answering the same questions, paired: what b changes over a."""
+
+    task: str
+    rows: tuple[int, int]  # a and b in `rows`
+    a: str
+    b: str
+    n: int
+    accuracy_a: float
+    accuracy_b: float
+    points: float  # b over a
+    rescued: int  # a wrong, b right
+    harmed: int
+    p: float  # as p_alone
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What a sender gives a federation and what it brings: with it against without it."""
+
+    task: str
+    receiver: str
+    way: str
+    of: int  # senders in all
+    sender: str
+    points: float  # accuracy that goes with it, in percentage points
+    p: float
+    bytes_per_token: float  # that go with it
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """In which order senders join, and why; fixed before any test question was asked."""
+
+    by: str  # validation: by their gain as the only sender; given: as they were named
+    senders: tuple[str, ...]
+    gains: Mapping[str, float] = field(default_factory=dict)  # percentage points over the receiver alone
+    n: int = 0  # validation questions
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """One run of one job. Fields with a default may be absent from a job they do not concern."""
 
-    job: str  # federate | train_fuser | ...
+    job: str  # federate | evaluate | train_fuser | train_gate | registry | build_zoo
     zoo: str  # what stands behind the names: tiny | hub | shapes
     receiver: str
     senders: tuple[str, ...]  # as asked for; `missing` names those that took no part
@@ -99,6 +216,11 @@ class Report:
     members: tuple[Participant, ...] = ()
     answers: tuple[Answered, ...] = ()
     trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
+    learned: tuple[Learned, ...] = ()  # fusers and gates the job trained or found
+    rows: tuple[Evaluated, ...] = ()
+    comparisons: tuple[Compared, ...] = ()
+    contributions: tuple[Contribution, ...] = ()
+    order: Order | None = None
     tracking: Tracked | None = None
     schema: int = SCHEMA
 
@@ -151,9 +273,26 @@ def _parse(keys: dict[str, Any]) -> Report:
         missing=tuple(Missing(**m) for m in keys["missing"]),
         members=tuple(Participant(**m) for m in keys["members"]),
         answers=tuple(Answered(**a) for a in answers),
+        learned=tuple(Learned(**part) for part in keys.get("learned", ())),
+        rows=tuple(map(_evaluated, keys.get("rows", ()))),
+        comparisons=tuple(Compared(**{**c, "rows": tuple(c["rows"])}) for c in keys.get("comparisons", ())),
+        contributions=tuple(Contribution(**c) for c in keys.get("contributions", ())),
+        order=Order(**{**order, "senders": tuple(order["senders"])}) if (order := keys.get("order")) else None,
         tracking=Tracked(**keys["tracking"]) if keys["tracking"] else None,
     )
     return Report(**values)
+
+
+def _evaluated(row: Mapping[str, Any]) -> Evaluated:
+    return Evaluated(
+        **{
+            **row,
+            "senders": tuple(row["senders"]),
+            "seeds": tuple(row["seeds"]),
+            "latency": {phase: Spread(**value) for phase, value in row["latency"].items()},
+            "missing": tuple(Missing(**m) for m in row["missing"]),
+        }
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fedray.llm.catalogue import NAMES, resolve, safe_name
 from fedray.schema import Schema
@@ -39,7 +39,9 @@ class GateSettings:
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
-    name: Literal["tiny", "tiny-unseen"] = "tiny"
+    name: Literal[
+        "tiny", "tiny-unseen", "tiny-joint", "tiny-joint-halves", "tiny-evidence", "tiny-evidence-pooled"
+    ] = "tiny"
     limit: int | None = 200  # questions; None asks all
     split: Literal["train", "validation", "test"] = "test"
     batch_size: int = 32
@@ -135,8 +137,9 @@ class Settings:
         return {n: _document(self.evidence[safe_name(n)]) for n in self.takes_part if safe_name(n) in self.evidence}
 
 
-_BY_MEMBER = ("members", "evidence")
-SCHEMA = Schema(Settings, keys=dict.fromkeys(_BY_MEMBER, tuple(map(safe_name, NAMES))))
+S = TypeVar("S", bound=Settings)
+BY_MEMBER: dict[str, tuple[str, ...]] = {key: tuple(map(safe_name, NAMES)) for key in ("members", "evidence")}
+SCHEMA = Schema(Settings, keys=BY_MEMBER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ class BuildSettings:
     workers: int | None = None  # tasks at a time; None is one per core
     shorten: float = 1.0  # factor on all training lengths, to try the build
     table: bool = True  # measure the default federation on all held-out questions afterwards
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
 
 BUILD_SCHEMA = Schema(BuildSettings)
@@ -156,24 +160,29 @@ BUILD_SCHEMA = Schema(BuildSettings)
 
 def check_build(settings: BuildSettings) -> None:
     """Refuse a build that cannot be meant. Raises FedrayError."""
-    _check_range("seed", settings.seed, 0, 2**32 - 1)
-    _check_range("workers", settings.workers, 1)
-    _check_range("shorten", settings.shorten, 0.001, 1)
-    _check_output(settings.output)
+    check_range("seed", settings.seed, 0, 2**32 - 1)
+    check_range("workers", settings.workers, 1)
+    check_range("shorten", settings.shorten, 0.001, 1)
+    check_output(settings.output)
 
 
 def build(values: Mapping[str, Any]) -> Settings:
-    """Settings from nested values, names canonical; what is not given has its default.
+    """Settings from nested values; see `read`."""
+    return read(SCHEMA, values)
+
+
+def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
+    """Settings, or a job's own kind of them, from nested values, names canonical; what is not given has its default.
 
     Senders default to everyone but the receiver, fusion to what the fuser implies, generation.seed to seed.
     Raises FedrayError on an unknown key or name and on a value of the wrong type.
     """
     values = {key: value for key, value in values.items() if (key, value) != ("senders", None)}
-    for key in _BY_MEMBER:
+    for key in BY_MEMBER:
         if isinstance(values.get(key), Mapping):
             named = {safe_name(str(name)): value for name, value in values[key].items()}
             values[key] = {name: value for name, value in named.items() if value is not None}
-    settings = SCHEMA.read(values)
+    settings = schema.read(values)
     receiver = resolve(settings.receiver, "receiver")
     senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
     implied = "mix" if settings.fuser == "c2c" else "concat"
@@ -197,7 +206,7 @@ def check(settings: Settings) -> None:
     _check_exchange(settings)
     _check_questions(settings)
     _check_folders(settings)
-    _check_output(settings.output)
+    check_output(settings.output)
 
 
 def _check_names(settings: Settings) -> None:
@@ -261,10 +270,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 def _check_numbers(settings: Settings) -> None:
     for path, low, high in _RANGES:
-        _check_range(path, attrgetter(path)(settings), low, high)
+        check_range(path, attrgetter(path)(settings), low, high)
 
 
-def _check_range(path: str, value: float | None, low: float, high: float = math.inf) -> None:
+def check_range(path: str, value: float | None, low: float, high: float = math.inf) -> None:
+    """Raises FedrayError naming the setting; None is in every range."""
     if value is None or (math.isfinite(value) and low <= value <= high):
         return
     wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
@@ -273,8 +283,8 @@ def _check_range(path: str, value: float | None, low: float, high: float = math.
 
 def _check_members(settings: Settings) -> None:
     for name, member in settings.members.items():
-        _check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)
-        _check_range(f"members.{name}.num_gpus", member.num_gpus, 0)
+        check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)
+        check_range(f"members.{name}.num_gpus", member.num_gpus, 0)
         if member.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", member.device):
             raise FedrayError(f"members.{name}.device must be cpu, cuda, cuda:0 or mps, got {member.device!r}")
         if member.label is not None and not re.fullmatch(r"[^=\s]+=[^=\s]+", member.label):
@@ -323,7 +333,8 @@ def _check_folders(settings: Settings) -> None:
             raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
+    """Raises FedrayError where a job could not write."""
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise FedrayError(f"cannot write to output folder {str(output)!r}: choose another with output=DIR")

@@ -124,7 +124,7 @@ class Request:
     """A batch of B prompts for one receiver.
 
     choices: per row the answer texts to choose from; the row is scored instead of generated.
-    sender_prompts: what senders read instead of `prompts` (controls); same length B.
+    asked: member -> what it reads of each row instead of `prompts` (controls; a part that it alone can know).
     token_ids: per row the prompt's token ids, read by every member as they are, instead of text.
     evidence: member -> per row a document that only this member reads ("" is none).
     weights: per row the weight of each of the plan's senders, for gate=oracle.
@@ -132,7 +132,7 @@ class Request:
 
     prompts: tuple[str, ...]
     choices: tuple[tuple[str, ...], ...] | None = None
-    sender_prompts: tuple[str, ...] | None = None
+    asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     token_ids: tuple[tuple[int, ...], ...] | None = None
     evidence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     weights: tuple[tuple[float, ...], ...] | None = None
@@ -141,7 +141,7 @@ class Request:
     id: str = "request"
 
     def __post_init__(self) -> None:
-        columns = (self.choices, self.sender_prompts, self.token_ids, self.weights, *self.evidence.values())
+        columns = (self.choices, self.token_ids, self.weights, *self.asked.values(), *self.evidence.values())
         sizes = {len(column) for column in columns if column is not None}
         if self.token_ids is None or self.prompts:
             sizes.add(len(self.prompts))
@@ -167,7 +167,7 @@ class Request:
             self,
             prompts=pick(self.prompts) or (),
             choices=pick(self.choices),
-            sender_prompts=pick(self.sender_prompts),
+            asked={member: pick(texts) for member, texts in self.asked.items()},
             token_ids=pick(self.token_ids),
             evidence={member: pick(documents) for member, documents in self.evidence.items()},
             weights=pick(self.weights),

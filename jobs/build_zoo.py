@@ -6,14 +6,9 @@ from fedray.config import ZOO_BUILD, BuildSettings, launch
 
 
 def build_zoo(settings: BuildSettings) -> int:
-    from fedray.evaluation import zoo_table  # torch is imported after the settings are checked
-    from fedray.zoo import screen
+    from fedray.evaluation.zoo_build import run  # torch is imported after the settings are checked
 
-    report = screen.run(settings)
-    if settings.table:
-        zoo_table.run(settings.output, settings.seed)
-    print(f"report: {report}")
-    return 0
+    return run(settings)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Shared by all tests: a zoo of random weights on disk, and one Ray cluster of two labelled nodes.
 
-What Ray reads from the environment is set here, before anything imports it.
+What Ray and torch read from the environment is set here, before anything imports them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="fr", dir="/tmp")  # short: Ray's sockets lie in it
 os.environ |= {
+    "OMP_NUM_THREADS": "1",  # LLMs this small lose time to a second thread, and minutes on a busy machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TMPDIR": _FOLDER.name,
     "RAY_AUTH_MODE": "token",

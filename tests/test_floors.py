@@ -30,6 +30,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime"}),
     frozenset({"federation"}),
     frozenset({"training", "evaluation", "zoo"}),
+    frozenset({"inventory"}),
     frozenset({"fedray"}),  # the package's own __init__.py: its public face
     frozenset({"jobs"}),
 )
@@ -38,16 +39,28 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Beside the stairs: they know the ground only, and only these rooms know them.
 GROUND = frozenset({"types", "suggest", "schema", "prompts"})
 ASIDE = frozenset({"tracking", "report", "config", "settings"})
-KNOW_ASIDE = frozenset({"federation", "training", "evaluation", "jobs", "fedray"})
+KNOW_ASIDE = frozenset({"federation", "training", "evaluation", "inventory", "jobs", "fedray"})
 
 # What a room knows besides, module by module.
 BESIDES = {
     "wire": {"fedray.llm.cache"},
     "evaluation": {"fedray.zoo.world"},
     "training": {"fedray.zoo.world"},
-    "zoo": {"fedray.training.data", "fedray.training.fuser_trainer", "fedray.training.gate_trainer", "fedray.settings"},
+    "zoo": {
+        "fedray.training.conversations",
+        "fedray.training.pair",
+        "fedray.training.fuser_trainer",
+        "fedray.training.gate_trainer",
+        "fedray.training.settings",
+        "fedray.settings",
+    },
     "settings": {"fedray.llm.catalogue"},
-    "config": {"fedray.llm.catalogue", "fedray.settings"},
+    "config": {
+        "fedray.evaluation.settings",
+        "fedray.training.settings",
+        "fedray.llm.catalogue",
+        "fedray.settings",
+    },
 }
 
 OUTSIDE = {

@@ -94,7 +94,7 @@ def test_a_sender_without_a_fuser_is_refused_or_speaks(registry, tmp_path):
     hint = asyncio.run(_hint("llama-1b"))
     only = replace(spoken, speakers=())
     notes = tuple(f"notes:\n- {h}\n{q}" for h, q in zip(hint, QUESTIONS, strict=True))
-    quoted = replace(REQUEST, prompts=notes, sender_prompts=QUESTIONS)  # what the receiver heard, and nobody else
+    quoted = replace(REQUEST, prompts=notes, asked=dict.fromkeys(SENDERS, QUESTIONS))
     wanted = asyncio.run(PROTOCOLS["c2c"](quoted, only, group()))
     assert [row.tokens for row in answer.rows] == [row.tokens for row in wanted.rows]
     assert answer.usage.payload_bytes == wanted.usage.payload_bytes + sum(len(h.encode()) for h in _said)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedray import report
-from fedray.report import Answered, Cost, Participant, Percentiles, Report, Tracked
+from fedray.report import Answered, Cost, Learned, Participant, Percentiles, Report, Tracked
 from fedray.types import FedrayError, Missing
 
 FULL = Report(
@@ -32,6 +32,9 @@ FULL = Report(
         Answered("und größer?", None, None, "ja", None),
     ),
     trust={"bird": {"llama-1b": 0.8}},
+    learned=(
+        Learned("a--b", "fuser", "complete", "0123", "/x", 9, 4, 100, 1.5, {"loss": 0.5}, {"bird": 1.0}, {"bird": 0.5}),
+    ),
     tracking=Tracked("sqlite:////x/mlflow.db", "abc"),
 )
 

@@ -191,6 +191,28 @@ def test_a_server_that_dies_in_between_gets_the_rest_into_the_same_run(
     check(store, taken[0])
 
 
+@pytest.mark.parametrize("down", [False, True], ids=["at once", "later"])
+def test_a_registered_model_has_versions_and_the_alias_is_on_the_newest(tmp_path: Path, store: str, down: bool) -> None:
+    version, model = tmp_path / "registry" / "a--b" / "0123", f"fuser.llama-1b--qwen3-0.6b.{down}"
+    version.mkdir(parents=True)
+    (version / "model.safetensors").write_bytes(b"weights")
+    runs = []
+    for number, digest in enumerate(("0123", "4567")):
+        output = tmp_path / str(number)
+        with Tracker(Settings("http://127.0.0.1:9" if down else store), output) as track:
+            track.register(model, version, alias="in-use", hash=digest)
+        if down:
+            pending = json.loads((output / PENDING).read_text())
+            (output / PENDING).write_text(json.dumps({**pending, "uri": store}))
+        runs.append(sync(output) if down else track.run())
+    client = mlflow.MlflowClient(store)
+    newest = client.get_model_version_by_alias(model, "in-use")
+    assert (newest.version, newest.run_id, newest.tags["hash"]) == (2, runs[-1][1], "4567")
+    assert [f.path for f in client.list_artifacts(runs[0][1], "model")] == ["model/model.safetensors"]
+    assert mlflow.artifacts.download_artifacts(newest.source, dst_path=str(tmp_path / "got"))
+    assert (tmp_path / "got" / "model" / "model.safetensors").read_bytes() == b"weights"
+
+
 def test_switched_off_or_unused_it_leaves_nothing(tmp_path: Path) -> None:
     for settings, uses in ((Settings(f"sqlite:///{tmp_path}/a.db", enabled=False), True), (Settings("x://"), False)):
         with Tracker(settings, tmp_path / "out") as track:

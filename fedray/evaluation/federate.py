@@ -12,7 +12,7 @@ from fedray import report as reports
 from fedray.evaluation import figures
 from fedray.evaluation.record import Record, Status
 from fedray.evaluation.screen import Screen
-from fedray.evaluation.tasks import Question, load_task, mismatched
+from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
 from fedray.federation import Federation
 from fedray.group import MemberFailed
 from fedray.llm.loading import check_prompts
@@ -24,7 +24,7 @@ from fedray.types import Answer, Missing, Row, Usage
 
 ANSWER_TOKENS = 4096  # of all rows of one request: well under the 64 KiB a result may have
 
-_ENDS: dict[Status, TrackerStatus] = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+ENDS: dict[Status, TrackerStatus] = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
 class Run:
@@ -62,13 +62,8 @@ class Run:
         read = dict(zip(questions, other, strict=True)) if other else None
         with self.screen.progress(len(questions)) as update:
             for number, batch in enumerate(batches(questions, *self._sizes())):
-                request = fed.request(
-                    *(q.prompt for q in batch),
-                    choices=None if batch[0].choices is None else [q.choices or () for q in batch],
-                    sender_prompts=tuple(read[q] for q in batch) if read else None,
-                    weights=oracle(batch, fed.plan.senders) if settings.gate.kind == "oracle" else None,
-                    id=f"batch-{number}",
-                )
+                prompts = tuple(q.prompt for q in batch)
+                request = fed.request(*prompts, **request_fields(batch, fed.plan, read), id=f"batch-{number}")
                 alone = fed.alone(request)
                 started_ns = time.time_ns()
                 try:
@@ -112,7 +107,7 @@ class Run:
         tracker.table("questions.json", [{**_row(r.answered()), "outcome": r.outcome} for r in record.results])
         tracker.artifact(settings.output / ".hydra", "hydra", quotes=True)
         tracker.artifact(path, quotes=True)
-        tracker.close(_ENDS[status])
+        tracker.close(ENDS[status])
         if tracker.problem:
             self.screen.untracked(tracker.problem, str(settings.output))
         elif where:
@@ -162,11 +157,6 @@ def failed(alone: Answer, reason: str) -> Answer:
     """In place of an answer that did not come: no choice, and the receiver says why."""
     rows = tuple(Row("") for _ in alone.rows)
     return Answer(rows, alone.receiver, (), (Missing(alone.receiver, reason),), Usage())
-
-
-def oracle(questions: Sequence[Question], senders: Sequence[str]) -> tuple[tuple[float, ...], ...]:
-    """Per question the weight a gate would give each sender that knew who knows."""
-    return tuple(tuple(float(sender in q.experts) for sender in senders) for q in questions)
 
 
 def batches(questions: Sequence[Question], size: int, free: int | None = None) -> Iterator[list[Question]]:

@@ -39,7 +39,7 @@ def accuracy(groups: Mapping[str, Comparison], path: Path, *, zoo: str, receiver
     axes.set_ylabel("accuracy (share right, ± stderr)")
     axes.set_title(f"The receiver alone and federated  ·  zoo={zoo}, n={_total(groups)}", fontsize=11)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    return _save(figure, axes, path)
+    return save(figure, axes, path)
 
 
 def latency(seconds: Mapping[str, Percentiles], path: Path, *, zoo: str, n: int) -> Path:
@@ -60,18 +60,20 @@ def latency(seconds: Mapping[str, Percentiles], path: Path, *, zoo: str, n: int)
     axes.set_xlabel("seconds of work per request, each phase at its own percentile")
     axes.set_title(f"Where a request spends its time  ·  zoo={zoo}, n={n}", fontsize=11)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22))
-    return _save(figure, axes, path)
+    return save(figure, axes, path)
 
 
 def _total(groups: Mapping[str, Comparison]) -> int:
     return max(comparison.n for comparison in groups.values())
 
 
-def _save(figure: Figure, axes: Axes, path: Path) -> Path:
+def save(figure: Figure, axes: Axes, path: Path, *, grid: bool = True) -> Path:
+    """Write a figure in the common style; its folder is made."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.set_axisbelow(True)
-    axes.grid(alpha=0.25)
+    if grid:
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from fedray.report import Percentiles
+from fedray.report import Percentiles, Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,22 @@ def stderr(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
+def clustered_stderr(right: Sequence[bool], clusters: Sequence[str]) -> float:
+    """Standard error of a share whose answers come in clusters (questions about one entity stand or fall together).
+
+    The cluster-robust variance of a mean with the correction G / (G - 1) for G clusters; not a number for one cluster.
+    Raises ValueError on different or zero lengths.
+    """
+    share = accuracy(right)
+    sums: dict[str, float] = {}
+    for hit, cluster in zip(right, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + hit - share
+    count = len(sums)
+    if count == 1:
+        return math.nan
+    return math.sqrt(count / (count - 1) * sum(s * s for s in sums.values())) / len(right)
+
+
 def mcnemar(rescued: int, harmed: int) -> float:
     """Exact two-sided p-value that rescuing and harming are equally likely: only questions that changed count."""
     changed = rescued + harmed
@@ -71,6 +87,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, p50 and p95; raises ValueError without any."""
+    if not values:
+        raise ValueError("the spread of no values is undefined")
+    p50, p95 = np.percentile(values, (50, 95))
+    return Spread(float(np.mean(values)), float(p50), float(p95))
 
 
 def percentiles(requests: Iterable[Mapping[str, float]]) -> dict[str, Percentiles]:

@@ -65,10 +65,7 @@ class Record:
 
     def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing]) -> None:
         """Who takes part."""
-        receiver = self.settings.receiver
-        self.members = tuple(
-            Participant(m.name, "receiver" if m.name == receiver else "sender", *_place(m)) for m in members.values()
-        )
+        self.members = participants(members, self.settings.receiver)
         self._miss(missing)
 
     def add(self, questions: Sequence[Question], alone: Answer, federated: Answer) -> None:
@@ -138,6 +135,13 @@ class Record:
             answers=tuple(result.answered() for result in self.results),
             trust=self.trust(),
         )
+
+
+def participants(members: Mapping[str, MemberInfo], receiver: str) -> tuple[Participant, ...]:
+    """Who takes part, for the report."""
+    return tuple(
+        Participant(m.name, "receiver" if m.name == receiver else "sender", *_place(m)) for m in members.values()
+    )
 
 
 def _place(member: MemberInfo) -> tuple[str, int, str, str, int]:

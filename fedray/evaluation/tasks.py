@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from fedray.llm.catalogue import EMBEDDED, WORLD
+from fedray.llm.catalogue import EMBEDDED
 from fedray.settings import Settings
-from fedray.types import FedrayError
-from fedray.zoo.world import World, seen_in_fusing
+from fedray.types import FedrayError, Plan
+from fedray.zoo.questions import evidence, joint
+from fedray.zoo.world import World, seed_of, seen_in_fusing
 
-TASKS = ("tiny", "tiny-unseen")
-_SEED = 0  # of choices and order: the same questions whatever the run's own seed
+TASKS = ("tiny", "tiny-unseen", "tiny-joint", "tiny-joint-halves", "tiny-evidence", "tiny-evidence-pooled")
+JOINT = 1000  # questions about two facts; there are many more
+_SEED = 0  # of the order: a limit takes questions about the same facts, however they are phrased
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """One question. gold: index into choices; group: what figures are split by (a domain, or ""); experts: the members
-    that know what it asks, where that is known (all of them are needed)."""
+    that know what it asks, where that is known (all of them are needed); asked, evidence: member -> what it reads
+    instead of the prompt, and the document that it alone holds."""
 
     id: str
     prompt: str
@@ -31,6 +34,8 @@ class Question:
     entity: str = ""
     attribute: str = ""
     experts: tuple[str, ...] = ()
+    asked: Mapping[str, str] = field(default_factory=dict, hash=False)
+    evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def answer(self) -> str | None:
@@ -38,21 +43,53 @@ class Question:
         return self.choices[self.gold] if self.choices and self.gold is not None else None
 
 
-def load_task(settings: Settings) -> list[Question]:
+def load_task(settings: Settings, seed: int = 0) -> list[Question]:
     """The questions of a run: all of `questions=FILE` in its order, or the task's, shuffled and limited.
 
+    seed: of the task's phrasings and choices; they are the same whatever the run's own seed.
     Raises FedrayError where a file does not say what it should: file, line, remedy.
     """
     if settings.questions is not None:
         return read_questions(settings.questions)
     if settings.task.name not in TASKS:
         raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
-    world = World(_world_seed(settings.zoo.path or EMBEDDED))
-    seen = settings.task.name == "tiny"
-    facts = [fact for fact in world.split(settings.task.split) if seen_in_fusing(fact) is seen]
-    questions = [_question(row, str(row["id"])) for row in world.multiple_choice(facts, _SEED)]
+    world = World(seed_of(settings.zoo.path or EMBEDDED))
+    questions = [_question(row, str(row["id"])) for row in _rows(settings, world, seed)]
     random.Random(_SEED).shuffle(questions)
     return questions[: settings.task.limit]
+
+
+def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
+    """Rows in the schema of OpenBookQA, about the entities of the task's split."""
+    name, split = settings.task.name, world.split(settings.task.split)
+    facts = [fact for fact in split if seen_in_fusing(fact) is (name != "tiny-unseen")]
+    if name.startswith("tiny-joint"):
+        rows = joint(world, facts, JOINT, seed)
+        return rows if name == "tiny-joint-halves" else [{**row, "asked": {}} for row in rows]
+    if name.startswith("tiny-evidence"):
+        rows = evidence(world, facts, 1, seed)
+        if name == "tiny-evidence":
+            return rows
+        pooled = ("\n".join(row["evidence"].values()) for row in rows)  # everything in one prompt: nothing is private
+        return [{**row, "evidence": {settings.receiver: text}} for row, text in zip(rows, pooled, strict=True)]
+    return world.multiple_choice(facts, seed)
+
+
+def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Question, str] | None) -> dict[str, Any]:
+    """What a Request says of these questions besides their prompts. instead: what senders read (control=mismatched)."""
+    asked = {name for q in questions for name in q.asked}
+    holders = {name for q in questions for name in q.evidence}
+    fields = {
+        "choices": None if questions[0].choices is None else tuple(q.choices or () for q in questions),
+        "asked": dict.fromkeys(plan.senders, tuple(instead[q] for q in questions))
+        if instead
+        else {name: tuple(q.asked.get(name, q.prompt) for q in questions) for name in asked},
+        "evidence": {name: tuple(q.evidence.get(name, "") for q in questions) for name in holders},
+        "weights": tuple(tuple(float(sender in q.experts) for sender in plan.senders) for q in questions)
+        if plan.gate == "oracle"
+        else None,
+    }
+    return {name: value for name, value in fields.items() if value}
 
 
 def mismatched(questions: list[Question], seed: int) -> list[str]:
@@ -174,14 +211,6 @@ def _question(row: Mapping[str, Any], name: str) -> Question:
         entity=row.get("entity", ""),
         attribute=row.get("attribute", ""),
         experts=tuple(row.get("experts", ())),
+        asked=row.get("asked", {}),
+        evidence=row.get("evidence", {}),
     )
-
-
-def _world_seed(zoo: Path) -> int:
-    path = zoo / WORLD
-    if not path.is_file():
-        return 0
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["seed"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise FedrayError(f'{path} is damaged: it must say {{"seed": NUMBER}}; rebuild the zoo') from error

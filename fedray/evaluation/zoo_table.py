@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fedray.evaluation.federate import batches
 from fedray.evaluation.metrics import compare, holm, is_right
-from fedray.evaluation.tasks import Question, load_task, mismatched
+from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
 from fedray.group import LocalGroup
 from fedray.llm.catalogue import NAMES
 from fedray.member import Member
@@ -109,8 +109,7 @@ class Zoo:
         for batch in batches(self.questions, BATCH):
             request = Request(
                 prompts=tuple(q.prompt for q in batch),
-                choices=tuple(q.choices or () for q in batch),
-                sender_prompts=tuple(read[q] for q in batch) if read else None,
+                **request_fields(batch, plan, read),
             )
             answer = asyncio.run(_run(request, plan, self.group))
             right += [is_right(row.choice, q.gold or 0) for row, q in zip(answer.rows, batch, strict=True)]
@@ -152,7 +151,7 @@ def measure(zoo: Zoo, receiver: str, on_row: Callable[[TableRow], None], operato
                 on_row(zoo.row(f"{fusion}: {control}, gate {gate}", plan))
 
 
-def run(folder: Path, seed: int) -> None:
+def run(folder: Path, seed: int) -> list[TableRow]:
     """Measure the default receiver's table of the zoo in `folder`, show it, and leave table.md and table.json there."""
     screen = Console(width=None if sys.stdout.isatty() else 120)
     rows: list[TableRow] = []
@@ -168,6 +167,7 @@ def run(folder: Path, seed: int) -> None:
     (folder / "table.md").write_text(as_markdown(rows, title), encoding="utf-8")
     (folder / "table.json").write_text(json.dumps(as_json(rows), indent=1) + "\n", encoding="utf-8")
     screen.print(f"table: {folder / 'table.md'}", highlight=False, soft_wrap=True)
+    return rows
 
 
 def oracle(rows: Sequence[TableRow]) -> float:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedray.fusion.fuser import Fuser, FuserConfig
+from fedray.fusion.fuser import Fuser, FuserConfig, Sides
 
 
 class RMSNorm(nn.Module):
@@ -69,21 +69,33 @@ class C2CProjector(nn.Module):
         """All (B, N, T, H); returns the changes to (own_key, own_value)."""
         return self._change("key", sent_key, own_key), self._change("value", sent_value, own_value)
 
+    def weights(
+        self, sent_key: Tensor, sent_value: Tensor, own_key: Tensor, own_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gate times dynamic weight, (B, N, T), of keys and of values."""
+        both = (("key", sent_key, own_key), ("value", sent_value, own_value))
+        key, value = (self._weight(x, self._trunk(x, sent, own))[..., 0] for x, sent, own in both)
+        return key, value
+
     def _change(self, x: str, sent_BNTH: Tensor, own_BNTH: Tensor) -> Tensor:
-        heads = own_BNTH.shape[1]
+        trunk = self._trunk(x, sent_BNTH, own_BNTH)
+        # 3. projection into the receiver's space
+        projected = getattr(self, f"{x}_proj_out")(getattr(self, f"{x}_proj_mlp2")(trunk))
+        projected = projected.unflatten(-1, (own_BNTH.shape[1], -1)).transpose(1, 2)
+        return self._weight(x, trunk) * projected
+
+    def _trunk(self, x: str, sent_BNTH: Tensor, own_BNTH: Tensor) -> Tensor:
         # 1. features of both caches, heads flattened per token
         features = torch.cat([_flat(sent_BNTH), _flat(own_BNTH)], dim=-1)
         # 2. shared trunk
-        trunk = getattr(self, f"{x}_mlp1")(getattr(self, f"{x}_in")(features))
-        # 3. projection into the receiver's space
-        projected = getattr(self, f"{x}_proj_out")(getattr(self, f"{x}_proj_mlp2")(trunk))
-        projected = projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return getattr(self, f"{x}_mlp1")(getattr(self, f"{x}_in")(features))
+
+    def _weight(self, x: str, trunk: Tensor) -> Tensor:
         # 4. dynamic weight per token and head
         weight = torch.sigmoid(getattr(self, f"{x}_scalar_head")(getattr(self, f"{x}_scalar_mlp2")(trunk)))
         weight_BNT1 = weight.transpose(1, 2)[..., None]
         # 5. gate, one logit per layer: Gumbel-sigmoid in training, hard at inference
-        gate = self._gate(getattr(self, f"{x}_gate_logit"), weight_BNT1)
-        return gate * weight_BNT1 * projected
+        return self._gate(getattr(self, f"{x}_gate_logit"), weight_BNT1) * weight_BNT1
 
     def _gate(self, logit: Tensor, like_BNT1: Tensor) -> Tensor:
         if not self.training:
@@ -106,14 +118,19 @@ class C2CFuser(Fuser):
             C2CProjector(source, spec.kv_heads, spec.head_dim, config) for _ in range(spec.layers)
         )
 
-    def mix(
-        self, own: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], sent: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def mix(self, own: Sides, sent: Sides) -> Sides:
         changes = [
             projector(sent[0][s], sent[1][s], own[0][t], own[1][t])
             for t, (s, projector) in enumerate(zip(self.layers, self.projectors, strict=True))
         ]
         return tuple(k for k, _ in changes), tuple(v for _, v in changes)
+
+    def weights(self, own: Sides, sent: Sides) -> Tensor:
+        layers = [
+            torch.stack(projector.weights(sent[0][s], sent[1][s], own[0][t], own[1][t]))  # pyright: ignore
+            for t, (s, projector) in enumerate(zip(self.layers, self.projectors, strict=True))
+        ]
+        return torch.stack(layers, dim=1)
 
     def anneal(self, progress: float, start: float = 1.0, end: float = 0.001) -> None:
         """Set the gates' temperature T0 (T1/T0)^progress, progress in [0, 1]."""

@@ -19,6 +19,7 @@ from fedray.llm.alignment import align_layers
 from fedray.types import KVSpec
 
 OPERATORS = ("concat", "mix")
+Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,15 @@ class Fuser(nn.Module):
         """Sender layers (B, N, T, H) -> the same tokens in the receiver's space."""
         raise NotImplementedError
 
-    def mix(
-        self, own: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], sent: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def mix(self, own: Sides, sent: Sides) -> Sides:
         """Changes (new minus own) to the receiver's keys and values, from sender layers aligned to its tokens."""
+        raise NotImplementedError
+
+    def weights(self, own: Sides, sent: Sides) -> Tensor:
+        """How much of every token is let in, from 0 to 1: (R, L, B, N, T), R = 1 in `concat`, K and V apart in `mix`.
+
+        own, sent: as in mix(); `concat` reads the sender's alone.
+        """
         raise NotImplementedError
 
     def _stack(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], layers: list[int]) -> Tensor:
@@ -113,7 +119,7 @@ class MLPFuser(Fuser):
     @torch.no_grad()
     def standardize(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
         """Set the input shift and scale from sample caches, so that every feature enters with unit variance."""
-        x = self._stack(keys, values, self.layers)
+        x = self._stack(keys, values, self.layers).float()
         self.shift.copy_(x.mean(1, keepdim=True))
         self.scale.copy_(1.0 / x.std(1, keepdim=True).clamp(min=1e-3))
 
@@ -134,9 +140,7 @@ class MLPFuser(Fuser):
         weights = F.logsigmoid(self.SHARPNESS * logits + 2.0)
         return Projection(tuple(projected[:layers]), tuple(projected[layers:]), tuple(weights))
 
-    def mix(
-        self, own: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], sent: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def mix(self, own: Sides, sent: Sides) -> Sides:
         assert self.own_weight is not None, "a concat fuser cannot mix"
         batch, layers = own[0][0].shape[0], self.config.receiver.layers
         hidden = self._hidden(*sent)
@@ -144,6 +148,13 @@ class MLPFuser(Fuser):
         logits = self._unstack(self.weight(hidden) + self.own_weight(mine), batch)
         change = torch.sigmoid(logits) * (self._unstack(self.third(hidden), batch) - self._unstack(mine, batch))
         return tuple(change[:layers]), tuple(change[layers:])
+
+    def weights(self, own: Sides, sent: Sides) -> Tensor:
+        if self.own_weight is None:
+            return torch.stack(self.project(*sent).log_weights).exp()[None]
+        batch, layers = own[0][0].shape[0], self.config.receiver.layers
+        logits = self.weight(self._hidden(*sent)) + self.own_weight(self._stack(*own, list(range(layers))))
+        return torch.sigmoid(self._unstack(logits, batch)[..., 0]).unflatten(0, (2, layers))
 
 
 class GroupedLinear(nn.Module):

@@ -17,6 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fedray import __version__
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
 from fedray.llm.catalogue import EMBEDDED
+from fedray.suggest import unknown
 from fedray.types import Artifact, FedrayError, MemberInfo
 
 SHIPPED = EMBEDDED / "registry"
@@ -115,6 +117,17 @@ class Registry:
         instead = f"there is {', '.join(others)}" if others else "registry.path=DIR may hold one of your own"
         raise FedrayError(f"no fuser={kind} fusion={operator} for {sender.name} -> {receiver.name}; {instead}")
 
+    def fuser_in_use(
+        self, sender: str, receiver: str, weights: Mapping[str, str], kind: str, operator: str
+    ) -> Artifact | None:
+        """The fuser a federation would find for LLMs of these weights (name -> hash), before any is loaded."""
+        name = fuser_name(sender, receiver)
+        for manifest, path in self.versions(name):
+            trained_for = {llm: hashes["weights"] for llm, hashes in manifest.llms.items()}
+            if (manifest.kind, manifest.operator, trained_for) == (kind, operator, weights):
+                return Artifact(name, manifest.hash, str(path))
+        return None
+
     def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str) -> Artifact:
         """The gate of a receiver that knows all these senders. Raises FedrayError."""
         name = gate_name(receiver.name)
@@ -127,8 +140,38 @@ class Registry:
                 raise FedrayError(f"the gate of {receiver.name} was trained for other weights of it; use gate=open")
         known = f"it knows {', '.join(gates[0][0].config['senders'])}" if gates else "there is none"
         raise FedrayError(
-            f"no fusion={operator} gate of {receiver.name} for {', '.join(senders)} ({known}); use gate=open"
+            f"no fusion={operator} gate of {receiver.name} for {', '.join(senders)} ({known}); train one with "
+            f"jobs/train_gate.py receiver={receiver.name} 'senders=[{','.join(senders)}]', or use gate=open"
         )
+
+    def pick(self, name: str, digest: str | None = None) -> tuple[Manifest, Path]:
+        """The newest version of a fuser or gate, or the one whose hash begins with `digest`. Raises FedrayError."""
+        versions = self.versions(name) if _NAME.fullmatch(name) else []
+        if not versions:
+            raise unknown("fuser or gate", name, sorted({m.name for m, _ in self.list()}))
+        found = {m.hash: (m, path) for m, path in reversed(versions)}  # the user's, where both have one
+        matching = [known for known in found if known.startswith(digest or versions[0][0].hash)]
+        if len(matching) != 1:
+            what = "several versions" if matching else "no version"
+            raise FedrayError(f"{name} has {what} whose hash begins with {digest}: there is {', '.join(found)}")
+        return found[matching[0]]
+
+    def delete(self, name: str, digest: str | None = None) -> Path:
+        """Remove a version for good; returns where it was. Raises FedrayError: unknown, embedded, or one of several."""
+        manifest, folder = self.pick(name, digest)
+        own = {m.hash for m, path in self.versions(name) if self.path and path.is_relative_to(self.path)}
+        if manifest.hash not in own:
+            raise FedrayError(f"{name} {manifest.hash} is in the embedded registry, which is read-only: it stays")
+        if digest is None and len(own) > 1:
+            raise FedrayError(
+                f"{name} has several versions: say which, as in hash={manifest.hash}, of {', '.join(own)}"
+            )
+        gone = folder.with_name(f".old-{folder.name}")  # out of sight at one stroke
+        folder.rename(gone)
+        shutil.rmtree(gone)
+        with suppress(OSError):  # other versions are there
+            folder.parent.rmdir()
+        return folder
 
     def add_fuser(
         self,

@@ -71,7 +71,7 @@ class Exchange:
     # -- who reads what ---------------------------------------------------------------------------------------------
 
     async def _rephrase(self) -> None:
-        if self.request.token_ids is not None or self.request.sender_prompts is not None:
+        if self.request.token_ids is not None or self.request.asked:
             raise FedrayError("rephrasing needs the question as text, and senders that read nothing else")
         shared = self.plan.rephrase == "shared"
         count = 1 if shared else len(self.order)
@@ -98,7 +98,7 @@ class Exchange:
 
     def request_of(self, member: str, rows: Sequence[int]) -> Request:
         """Some rows of the request as one member reads them."""
-        return replace(self.request, prompts=self._texts(member), sender_prompts=None, evidence={}).select(rows)
+        return replace(self.request, prompts=self._texts(member), asked={}, evidence={}).select(rows)
 
     def _texts(self, member: str) -> tuple[str, ...]:
         """Per row what a member reads: its own document and, at the receiver, what was heard, above the question."""
@@ -106,7 +106,7 @@ class Exchange:
         texts = request.prompts
         if member in self.order:
             if self._rewrites is None:
-                texts = request.sender_prompts or texts
+                texts = request.asked.get(member, texts)
             else:
                 texts = tuple(row[self.order.index(member)] if row else "" for row in self._rewrites)
         documents = request.evidence.get(member)

@@ -82,12 +82,33 @@ class Store:
                 local = self._folder / path
                 log = self._client.log_artifacts if local.is_dir() else self._client.log_artifact
                 log(run_id, str(local), to or None)
+            case {"do": "register", "model": model, "artifact": artifact, "alias": alias, "tags": tags}:
+                self._register(run_id, model, artifact, alias, tags)
+            case {"do": "child"}:
+                self._child(run_id, operation)
             case {"do": "trace"}:
                 self._trace(run_id, operation)
             case {"do": "end", "status": status, "time_ms": at}:
                 self._client.set_terminated(run_id, status, at)
             case _:
                 raise AssertionError(f"unknown operation {operation}")
+
+    def _register(self, run_id: str, model: str, artifact: str, alias: str, tags: dict[str, str]) -> None:
+        if not self._client.search_registered_models(f"name = '{model}'"):
+            self._client.create_registered_model(model)
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{artifact}"
+        version = self._client.create_model_version(model, source, run_id, tags=tags)
+        self._client.set_registered_model_alias(model, alias, version.version)
+
+    def _child(self, run_id: str, child: Operation) -> None:
+        from mlflow.entities import Metric, Param
+
+        at, tags = child["time_ms"], {"mlflow.parentRunId": run_id, **child["tags"]}
+        run = self._client.create_run(self._experiment, start_time=at, tags=tags, run_name=child["name"])
+        metrics = [Metric(k, v, at, 0) for k, v in child["metrics"].items()]
+        params = [Param(k, v) for k, v in child["params"].items()]
+        self._client.log_batch(run.info.run_id, metrics=metrics, params=params)
+        self._client.set_terminated(run.info.run_id, "FINISHED", at)
 
     def _trace(self, run_id: str, trace: Operation) -> None:
         import mlflow

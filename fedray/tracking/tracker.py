@@ -77,8 +77,7 @@ class Tracker:
 
     def metrics(self, values: Mapping[str, float | None], step: int = 0) -> None:
         """Numbers by name; None and numbers that are not finite are left out."""
-        finite = {_metric(name): float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
-        if finite:
+        if finite := _finite(values):
             self._log({"do": "metrics", "values": finite, "step": step, "time_ms": _now_ms()})
 
     def table(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -91,6 +90,32 @@ class Tracker:
         """A file or folder, if it exists. quotes: it holds prompts, so a private run keeps it to itself."""
         if path.exists() and not (quotes and self._veil):
             self._log({"do": "artifact", "path": os.path.relpath(path, self._output), "to": to})
+
+    def register(self, model: str, folder: Path, *, alias: str, **tags: str) -> None:
+        """A new version of a registered model: the folder's files, and the alias that says it is the one in use."""
+        self.artifact(folder, "model")
+        self._log({"do": "register", "model": model, "artifact": "model", "alias": alias, "tags": tags})
+
+    def child(
+        self,
+        name: str,
+        *,
+        params: Mapping[str, object],
+        metrics: Mapping[str, float | None],
+        tags: Mapping[str, str],
+    ) -> None:
+        """A finished run of its own under this one; numbers as `metrics` takes them."""
+        values = {key: str(value) for key, value in params.items()}
+        self._log(
+            {
+                "do": "child",
+                "name": name,
+                "params": values,
+                "metrics": _finite(metrics),
+                "tags": dict(tags),
+                "time_ms": _now_ms(),
+            }
+        )
 
     def trace(self, request: Request, answer: Answer, started_ns: int) -> None:
         """One request as a tree of spans; only the first `traces` requests leave one."""
@@ -181,6 +206,10 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {_metric(name): float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
 
 
 def _metric(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,6 @@ from fedray.llm.cache import KVCache
 from fedray.llm.model import LLM, Encoded, Span
 
 BATCH = 256  # prompts read at once
-
-Progress = Callable[[int, int, Mapping[str, float]], None]  # told (step, of how many, running figures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,125 +1,272 @@
-"""Training of one fuser: LLMs frozen, loss on answer tokens, the senders' and the receiver's prefill done once."""
+"""Training of one fuser: LLMs frozen, loss on answer tokens. The one loop, whoever calls it and wherever it runs."""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from fedray.fusion import combine
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Fuser, FuserConfig, MLPFuser, build_fuser
-from fedray.llm.decoding import Context
-from fedray.llm.model import LLM
-from fedray.training.data import Conversation, Prefilled, answer_loss, answers, prefill
+from fedray.training.checkpoint import Checkpoint, Snapshot
+from fedray.training.crew import Crew, Progress
+from fedray.training.data import BATCH, answer_loss
+from fedray.training.pair import Example, Pair, batches
+from fedray.types import KVSpec
 
-Progress = Callable[[int, int, dict[str, float]], None]
+Schedule = Literal["onecycle", "linear", "constant"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
 class FuserRecipe:
-    """How a fuser is trained."""
+    """How a fuser is trained: what decides its weights, beside the LLMs and the questions.
+
+    batch_size: questions a step, over all workers; accumulation: parts in which a worker reads its share of them.
+    schedule: onecycle (up and down along cosines, with the momentum against it), linear (down to nothing) or constant;
+    warmup: the share of the steps in which the rate rises. precision: of the forward pass; the fuser's own weights stay
+    float32; auto is bfloat16 on a GPU that has it. validate_every: steps, 0 is never; patience: validations without a
+    lower loss until training stops and the best weights are taken, 0 is endless.
+    """
 
     kind: str = "mlp"
     operator: str = "concat"
     hidden: int = 128
     steps: int = 900
     batch_size: int = 96
+    accumulation: int = 1
     learning_rate: float = 4e-3
     weight_decay: float = 0.01
+    schedule: Schedule = "onecycle"
+    warmup: float = 0.3
+    precision: Precision = "auto"
+    validate_every: int = 0
+    patience: int = 0
     seed: int = 0
 
 
-class Pair:
-    """A sender and a receiver that have both read the same conversations."""
+class FuserLoss(nn.Module):
+    """A fuser in its place between two frozen LLMs: examples in, the loss (B,) of their answers out. What DDP wraps."""
 
-    def __init__(self, sender: Prefilled, receiver: Prefilled, conversations: Sequence[Conversation]) -> None:
-        self.sender, self.receiver = sender, receiver
-        self.answers = answers(receiver.llm, [c.answer for c in conversations])
-        self.groups = [c.group for c in conversations]
+    def __init__(self, fuser: Fuser, pair: Pair) -> None:
+        super().__init__()
+        self.fuser = fuser
+        self.pair = pair
 
-    @classmethod
-    def read(cls, sender: LLM, receiver: LLM, conversations: Sequence[Conversation]) -> Pair:
-        prompts = [c.prompt for c in conversations]
-        return cls(prefill(sender, prompts), prefill(receiver, prompts), conversations)
-
-    def __len__(self) -> int:
-        return len(self.answers)
-
-    def context(self, fuser: Fuser, rows: list[int]) -> tuple[Context, Prefilled]:
-        """What the receiver sees of these rows through the fuser, fully open."""
-        sent, own = self.sender.select(rows), self.receiver.select(rows)
-        part = combine.Part(sent.llm.name, fuser, sent.cache, torch.ones(len(rows)), tuple(map(tuple, sent.spans)))
-        return fused_context(own, [part], fuser.config.operator), own
+    def forward(self, batch: list[Example]) -> tuple[Tensor, Tensor]:
+        context, own = self.pair.context(self.fuser, batch)
+        return answer_loss(own.llm, context, own.last_B1, [e.answer for e in batch])
 
 
-def fused_context(own: Prefilled, parts: list[combine.Part], operator: str) -> Context:
-    if operator == "mix":
-        return combine.concat(combine.mix(own.own(), own.spans, parts), [])
-    return combine.concat(own.own(), parts)
+class FuserTraining:
+    """One fuser on its way from a seeded initialization to trained; it can stop at any step and go on from there.
 
+    check: what is validated on. checkpoint: where the state is kept, every `save_every` steps; what lies there already
+    is gone on from. Raises FedrayError where it is of another training.
+    """
 
-def train_fuser(pair: Pair, recipe: FuserRecipe, on_step: Progress | None = None) -> Fuser:
-    """A fuser for `pair`, trained from a seeded initialization."""
-    torch.manual_seed(recipe.seed)
-    rng = random.Random(recipe.seed)
-    fuser = build_fuser(
-        FuserConfig(
-            recipe.kind,
-            recipe.operator,
-            pair.sender.llm.spec,
-            pair.receiver.llm.spec,
-            hidden=recipe.hidden,
-            intermediate=recipe.hidden,
+    def __init__(
+        self,
+        pair: Pair,
+        recipe: FuserRecipe,
+        *,
+        check: Pair | None = None,
+        crew: Crew | None = None,
+        checkpoint: Checkpoint | None = None,
+        save_every: int = 50,
+    ) -> None:
+        self.pair, self.recipe, self.check = pair, recipe, check
+        self.crew = crew or Crew()
+        self.step = 0
+        self.means: dict[str, float] = {"loss": 0.0, "accuracy": 0.0}  # running, of the latest steps
+        self.validations: list[tuple[int, float]] = []  # after which step, and the loss
+        self.finished = False
+        self._checkpoint, self._save_every = checkpoint, save_every
+        snapshot = checkpoint.load() if checkpoint else None
+        self._rng = random.Random(recipe.seed)
+        self.fuser = self._begin(standardized=snapshot is not None)
+        self._best: dict[str, Tensor] = {}
+        self._optimizer = torch.optim.AdamW(
+            self.fuser.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-    ).train()
-    if isinstance(fuser, MLPFuser):
-        sample = pair.sender.cache.select(rng.sample(range(len(pair)), min(len(pair), 512)))
-        fuser.standardize(sample.keys, sample.values)
-    optimizer = torch.optim.AdamW(fuser.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
-    mean = {"loss": 0.0, "accuracy": 0.0}
-    for step in range(recipe.steps):
-        rows = draw(len(pair), recipe.batch_size, rng)
-        context, own = pair.context(fuser, rows)
-        loss_B, right_B = answer_loss(own.llm, context, own.last_B1, [pair.answers[i] for i in rows])
-        optimizer.zero_grad(set_to_none=True)
-        loss_B.mean().backward()
-        torch.nn.utils.clip_grad_norm_(fuser.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if isinstance(fuser, C2CFuser):
-            fuser.anneal((step + 1) / recipe.steps)
-        share = 0.05 if step else 1.0
-        mean["loss"] += share * (float(loss_B.detach().mean()) - mean["loss"])
-        mean["accuracy"] += share * (float(right_B.float().mean()) - mean["accuracy"])
-        if on_step:
-            on_step(step + 1, recipe.steps, mean)
-    return fuser.eval()
+        if snapshot:
+            self._restore(snapshot)
+        self._schedule = schedule(self._optimizer, recipe, self.step)
+        self.resumed_at = self.step
+
+    def run(self, on_step: Progress | None = None) -> Fuser:
+        """Train to the end."""
+        recipe = self.recipe
+        module = self.crew.join(FuserLoss(self.fuser, self.pair))
+        parts = recipe.accumulation
+        drawn = batches(
+            self.pair, recipe.batch_size, recipe.steps, self._rng, first=self.step, parts=parts, crew=self.crew
+        )
+        while self.step < recipe.steps and not self.finished:
+            self._take_step(module, [next(drawn) for _ in range(parts)])
+            due = self.check is not None and recipe.validate_every and self._is_due(recipe.validate_every)
+            figures = {**self.means, **(self._validate(self.check) if self.check and due else {})}
+            if on_step:
+                on_step(self.step, recipe.steps, {**figures, "learning_rate": float(self._schedule.get_last_lr()[0])})
+            if self._is_due(self._save_every) and not self.finished:
+                self._save()
+        self._finish()
+        return self.fuser.eval()
+
+    def figures(self) -> dict[str, float]:
+        """The running figures, and the best validation's loss."""
+        best = {"validation/loss": min(loss for _, loss in self.validations)} if self.validations else {}
+        return {**self.means, **best}
+
+    def _begin(self, *, standardized: bool) -> Fuser:
+        """The fuser before its first step."""
+        recipe, pair = self.recipe, self.pair
+        torch.manual_seed(recipe.seed)
+        fuser = build_fuser(fuser_config(recipe, pair.sender.spec, pair.receiver.spec)).to(pair.receiver.device).train()
+        if isinstance(fuser, MLPFuser):
+            rows = self._rng.sample(range(len(pair)), min(len(pair), 512))
+            if not standardized:
+                sample = pair.sample(rows)
+                fuser.standardize(sample.keys, sample.values)
+        return fuser
+
+    def _take_step(self, module: nn.Module, parts: list[list[Example]]) -> None:
+        recipe, crew = self.recipe, self.crew
+        # Every step draws from a seed of its own, so that one that is resumed draws what it would have drawn.
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step * crew.size + crew.rank)
+        self._optimizer.zero_grad(set_to_none=True)
+        figures = torch.zeros(2)
+        for number, batch in enumerate(parts, 1):
+            with nullcontext() if number == len(parts) else crew.apart(module):
+                with self._precision():
+                    loss_B, right_B = module(batch)
+                (loss_B.mean() / len(parts)).backward()
+            figures += torch.stack([loss_B.detach().mean(), right_B.float().mean()]).cpu() / len(parts)
+        nn.utils.clip_grad_norm_(self.fuser.parameters(), 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        self.step += 1
+        if isinstance(self.fuser, C2CFuser):
+            self.fuser.anneal(self.step / recipe.steps)
+        share = 0.05 if self.step > 1 else 1.0
+        for name, value in zip(self.means, (crew.total(figures) / crew.size).tolist(), strict=True):
+            self.means[name] += share * (value - self.means[name])
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.recipe.steps
+
+    @torch.no_grad()
+    def _validate(self, check: Pair) -> dict[str, float]:
+        """Loss and accuracy on `check`, every worker a share of it, and how much the fuser lets in, layer by layer."""
+        self.fuser.eval()
+        with self._precision():
+            loss_Q, right_Q = losses(check, self.fuser, self.crew)
+            open_RLN = check.openness(self.fuser, check.rows(range(min(len(check), BATCH)))).float().cpu()
+        self.fuser.train()
+        loss = float(loss_Q.mean())
+        self.validations.append((self.step, loss))
+        best = min(range(len(self.validations)), key=lambda i: self.validations[i][1])
+        if self.recipe.patience:
+            if best == len(self.validations) - 1:
+                self._best = {name: tensor.detach().clone() for name, tensor in self.fuser.state_dict().items()}
+            self.finished = len(self.validations) - 1 - best >= self.recipe.patience
+        layers = {f"weight/layer-{t}": float(w) for t, w in enumerate(open_RLN.mean((0, 2)))}
+        accuracy = float(right_Q.mean())
+        return {"validation/loss": loss, "validation/accuracy": accuracy, "weight": float(open_RLN.mean()), **layers}
+
+    def _finish(self) -> None:
+        if self._best:
+            self.fuser.load_state_dict(self._best)
+            self._best = {}
+        self.finished = True
+        self._save()
+
+    # -- what a checkpoint holds --------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self._checkpoint is None or self.crew.rank:
+            return
+        state = self._optimizer.state_dict()
+        tensors = {f"fuser.{name}": tensor for name, tensor in self.fuser.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors |= {f"optimizer.{i}.{key}": t for i, states in state["state"].items() for key, t in states.items()}
+        values = {
+            "step": self.step,
+            "finished": self.finished,
+            "means": self.means,
+            "validations": self.validations,
+            "groups": state["param_groups"],
+        }
+        self._checkpoint.save(Snapshot(tensors, values))
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        values: Mapping[str, Any] = snapshot.values
+        self.fuser.load_state_dict(snapshot.under("fuser"))
+        self._best = {k: v.to(self.pair.receiver.device) for k, v in snapshot.under("best").items()}
+        self.step, self.finished, self.means = values["step"], values["finished"], values["means"]
+        self.validations = [(step, loss) for step, loss in values["validations"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in snapshot.under("optimizer").items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        self._optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+
+    def _precision(self) -> AbstractContextManager[object]:
+        device = self.pair.receiver.device
+        wanted = self.recipe.precision
+        if wanted == "auto":
+            wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        return torch.autocast(device.type, torch.bfloat16) if wanted == "bfloat16" else nullcontext()
 
 
-def draw(count: int, size: int, rng: random.Random) -> list[int]:
-    """A batch of distinct rows out of `count`."""
-    chosen: dict[int, None] = {}
-    while len(chosen) < min(size, count):
-        chosen[rng.randrange(count)] = None
-    return list(chosen)
+def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> FuserConfig:
+    return FuserConfig(recipe.kind, recipe.operator, sender, receiver, hidden=recipe.hidden, intermediate=recipe.hidden)
+
+
+def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -> LRScheduler:
+    """The learning rate from `step` on; an optimizer that goes on knows its beginnings."""
+    if recipe.schedule == "onecycle":
+        total, rise = recipe.steps, recipe.warmup
+        return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=rise, last_epoch=step - 1)
+    rise = max(1, round(recipe.steps * recipe.warmup))
+
+    def factor(k: int) -> float:
+        if k < rise or recipe.schedule == "constant":
+            return min(1.0, (k + 1) / rise)
+        return max(0.0, (recipe.steps - k) / max(1, recipe.steps - rise))
+
+    return LambdaLR(optimizer, factor, last_epoch=step - 1)
 
 
 @torch.no_grad()
-def accuracy_by_group(pair: Pair, fuser: Fuser | None, batch_size: int = 256) -> dict[str, float]:
+def losses(pair: Pair, fuser: Fuser | None, crew: Crew | None = None) -> tuple[Tensor, Tensor]:
+    """Per question the loss of its answer and whether greedy decoding would give it (both (Q,)).
+
+    Without a fuser: the receiver alone. Every worker reads a share of the batches.
+    """
+    crew = crew or Crew()
+    found_2Q = torch.zeros(2, len(pair))
+    starts = range(0, len(pair), BATCH)
+    for start in starts[crew.rank :: crew.size]:
+        batch = pair.rows(range(start, min(start + BATCH, len(pair))))
+        context, own = pair.context(fuser, batch)
+        loss_B, right_B = answer_loss(own.llm, context, own.last_B1, [e.answer for e in batch])
+        found_2Q[0, start : start + BATCH], found_2Q[1, start : start + BATCH] = loss_B.cpu(), right_B.cpu()
+    loss_Q, right_Q = crew.total(found_2Q)
+    return loss_Q, right_Q
+
+
+def accuracy_by_group(pair: Pair, fuser: Fuser | None) -> dict[str, float]:
     """Share of answers greedy decoding would give, per group; without a fuser the receiver's own."""
-    right: dict[str, list[bool]] = {}
-    for start in range(0, len(pair), batch_size):
-        rows = list(range(start, min(start + batch_size, len(pair))))
-        if fuser is None:
-            own = pair.receiver.select(rows)
-            context = combine.concat(own.own(), [])
-        else:
-            context, own = pair.context(fuser, rows)
-        _, right_B = answer_loss(own.llm, context, own.last_B1, [pair.answers[i] for i in rows])
-        for row, ok in zip(rows, right_B.tolist(), strict=True):
-            right.setdefault(pair.groups[row], []).append(ok)
-    return {group: sum(values) / len(values) for group, values in sorted(right.items())}
+    _, right_Q = losses(pair, fuser)
+    right: dict[str, list[float]] = {}
+    for talk, value in zip(pair.examples.conversations, right_Q.tolist(), strict=True):
+        right.setdefault(talk.group, []).append(value)
+    return {group: math.fsum(values) / len(values) for group, values in sorted(right.items())}

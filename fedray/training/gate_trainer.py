@@ -7,8 +7,10 @@ the expected accuracy of a receiver that lets sender s in with chance w_s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +18,17 @@ from torch import Tensor
 from fedray.fusion import combine
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.training.data import BATCH, Conversation, Prefilled, answer_loss, answers
-from fedray.training.fuser_trainer import Progress, fused_context
+from fedray.llm.model import LLM
+from fedray.training.checkpoint import Checkpoint, Snapshot
+from fedray.training.conversations import Conversation
+from fedray.training.crew import Crew, Progress, Tell
+from fedray.training.data import BATCH, Prefilled, answer_loss, answers, prefill
 
 
 @dataclass(frozen=True, slots=True)
 class GateRecipe:
-    """price: how much likelier a right answer must become for a sender to be let in."""
+    """price: how much likelier a right answer must become for a sender to be let in. layers, starts: the states the
+    gate may read, and how often it is begun anew for each; the best on validation questions is kept."""
 
     operator: str = "concat"
     steps: int = 500
@@ -30,7 +36,112 @@ class GateRecipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     price: float = 0.05
+    layers: tuple[int, ...] = (0, 1, 3)
+    starts: int = 3
     seed: int = 0
+
+
+class GateTraining:
+    """A receiver's gate over its senders, from measured gains to the best of several starts.
+
+    sets: questions to train on ("train") and to choose by ("validation"). checkpoint: keeps what was measured and the
+    best gate so far; what lies there already is gone on from. Raises FedrayError where it is of another training.
+    """
+
+    def __init__(
+        self,
+        receiver: LLM,
+        senders: Mapping[str, LLM],
+        fusers: Mapping[str, Fuser],
+        sets: Mapping[str, Sequence[Conversation]],
+        recipe: GateRecipe,
+        *,
+        crew: Crew | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.receiver, self.senders, self.fusers, self.sets, self.recipe = receiver, senders, fusers, sets, recipe
+        self.crew, self._checkpoint = crew or Crew(), checkpoint
+        self.gate: Gate | None = None
+        self.worth = -1.0  # of the best gate, on validation questions
+        self._tried = 0
+        self._gains: dict[str, Tensor] = {}
+        snapshot = checkpoint.load() if checkpoint else None
+        if snapshot:
+            self._restore(snapshot)
+        self.resumed_at = self._tried
+
+    @property
+    def trials(self) -> list[tuple[int, int]]:
+        """Every layer with every start."""
+        return [(layer, start) for layer in self.recipe.layers for start in range(self.recipe.starts)]
+
+    def run(self, tell: Tell | None = None) -> Gate:
+        """Measure, try every start at every layer, and return the best gate."""
+        tell = tell or (lambda phase, step, of, figures: None)
+        for split, talks in self.sets.items():
+            if split not in self._gains:
+                self._gains[split] = self._measure(talks, partial(tell, f"measuring {split}"))
+                self._save()
+        recipe, trials = self.recipe, self.trials
+        read: dict[str, Prefilled] = {}
+        for number, (layer, start) in enumerate(trials):
+            if number < self._tried:
+                continue
+            if start == 0 or not read:
+                read = {split: self._read(talks, layer) for split, talks in self.sets.items()}
+
+            def on_step(step: int, of: int, figures: Mapping[str, float], before: int = number * recipe.steps) -> None:
+                tell("training", before + step, of * len(trials), figures)
+
+            seeded = replace(recipe, seed=recipe.seed + start)
+            gate = train_gate(read["train"], tuple(self.senders), self._gains["train"], seeded, layer, on_step)
+            value = validate_gate(gate, read["validation"], self._gains["validation"], recipe.price)
+            if value > self.worth or self.gate is None:
+                self.worth, self.gate = value, gate
+            self._tried = number + 1
+            self._save()
+        assert self.gate is not None, "a recipe tries at least one layer"
+        return self.gate
+
+    def mean_weights(self) -> dict[str, dict[str, float]]:
+        """Group of validation questions -> sender -> the best gate's mean weight."""
+        assert self.gate is not None
+        read = self._read(self.sets["validation"], self.gate.config.layer)
+        weights_QS = weigh(self.gate, read)
+        groups = [talk.group for talk in self.sets["validation"]]
+        found = {}
+        for group in sorted(set(groups)):
+            mean_S = weights_QS[torch.tensor([g == group for g in groups])].mean(0)
+            found[group] = dict(zip(self.senders, mean_S.tolist(), strict=True))
+        return found
+
+    def _read(self, talks: Sequence[Conversation], layer: int) -> Prefilled:
+        return prefill(self.receiver, [talk.prompt for talk in talks], layer)
+
+    def _measure(self, talks: Sequence[Conversation], on_done: Progress) -> Tensor:
+        prompts = [talk.prompt for talk in talks]
+        read = {name: prefill(llm, prompts) for name, llm in self.senders.items()}
+        own = prefill(self.receiver, prompts)
+        return measure_gains(own, read, self.fusers, talks, self.recipe.operator, self.crew, on_done)
+
+    # -- what a checkpoint holds --------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self._checkpoint is None or self.crew.rank:
+            return
+        tensors = {f"gains.{split}": gains for split, gains in self._gains.items()}
+        values: dict[str, Any] = {"tried": self._tried, "worth": self.worth, "gate": None}
+        if self.gate is not None:
+            tensors |= {f"gate.{name}": tensor for name, tensor in self.gate.state_dict().items()}
+            values["gate"] = self.gate.config.to_dict()
+        self._checkpoint.save(Snapshot(tensors, values))
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self._gains = snapshot.under("gains")
+        self._tried, self.worth = snapshot.values["tried"], snapshot.values["worth"]
+        if snapshot.values["gate"]:
+            self.gate = Gate(GateConfig.from_dict(snapshot.values["gate"])).to(self.receiver.device).eval()
+            self.gate.load_state_dict(snapshot.under("gate"))
 
 
 @torch.no_grad()
@@ -40,30 +151,36 @@ def measure_gains(
     fusers: Mapping[str, Fuser],
     conversations: Sequence[Conversation],
     operator: str,
-    on_done: Callable[[int, int], None] | None = None,
+    crew: Crew | None = None,
+    on_done: Progress | None = None,
 ) -> Tensor:
-    """Gain (Q, S): p(answer | question, sender s's cache) - p(answer | question), p per token (geometric mean)."""
+    """Gain (Q, S): p(answer | question, sender s's cache) - p(answer | question), p per token (geometric mean).
+
+    Every worker measures a share of the questions.
+    """
+    crew = crew or Crew()
     targets = answers(receiver.llm, [c.answer for c in conversations])
     rows_of = [list(range(i, min(i + BATCH, len(targets)))) for i in range(0, len(targets), BATCH)]
-    gains: list[Tensor] = []
-    for done, rows in enumerate(rows_of):
+    gains_QS = torch.zeros(len(targets), len(senders))
+    for done, rows in enumerate(rows_of[crew.rank :: crew.size], 1):
         own = receiver.select(rows)
 
         def probability(parts: list[combine.Part], own: Prefilled = own, rows: list[int] = rows) -> Tensor:
-            context = fused_context(own, parts, operator)
+            context = combine.fuse(operator, own.own(), own.spans, parts)
             loss_B, _ = answer_loss(own.llm, context, own.last_B1, [targets[i] for i in rows])
-            return torch.exp(-loss_B)
+            return torch.exp(-loss_B).cpu()
 
         alone_B = probability([])
         helped = []
         for name, sender in senders.items():
             sent = sender.select(rows)
-            spans = tuple(map(tuple, sent.spans))
-            helped.append(probability([combine.Part(name, fusers[name], sent.cache, torch.ones(len(rows)), spans)]))
-        gains.append(torch.stack(helped, dim=1) - alone_B[:, None])
+            weight_B = torch.ones(len(rows), device=own.llm.device)
+            part = combine.Part(name, fusers[name], sent.cache, weight_B, tuple(map(tuple, sent.spans)))
+            helped.append(probability([part]))
+        gains_QS[rows] = torch.stack(helped, dim=1) - alone_B[:, None]
         if on_done:
-            on_done(done + 1, len(rows_of))
-    return torch.cat(gains)
+            on_done(min(done * crew.size, len(rows_of)), len(rows_of), {})
+    return crew.total(gains_QS)
 
 
 def train_gate(
@@ -82,13 +199,13 @@ def train_gate(
     assert state_QTD is not None, "prefill the receiver with state_layer"
     torch.manual_seed(recipe.seed)
     config = GateConfig(receiver.llm.name, tuple(senders), state_QTD.shape[2], recipe.operator, layer)
-    gate = Gate(config).train()
+    gate = Gate(config).to(state_QTD.device).train()
     optimizer = torch.optim.AdamW(gate.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
     for step in range(recipe.steps):
         rows = torch.randint(len(state_QTD), (min(recipe.batch_size, len(state_QTD)),))
-        weights_BS = gate(state_QTD[rows], valid_QT[rows])
-        gain = worth(weights_BS, gains_QS[rows], recipe.price)
+        weights_BS = gate(state_QTD[rows].float(), valid_QT[rows])
+        gain = worth(weights_BS, gains_QS[rows].to(weights_BS), recipe.price)
         optimizer.zero_grad(set_to_none=True)
         (-gain).backward()
         optimizer.step()
@@ -104,7 +221,12 @@ def worth(weights_BS: Tensor, gains_BS: Tensor, price: float) -> Tensor:
 
 
 @torch.no_grad()
+def weigh(gate: Gate, receiver: Prefilled) -> Tensor:
+    """Weights (Q, S) of all questions the receiver has read."""
+    assert receiver.state_BTD is not None
+    return gate(receiver.state_BTD.float(), receiver.cache.valid_BT()).cpu()
+
+
 def validate_gate(gate: Gate, receiver: Prefilled, gains_QS: Tensor, price: float) -> float:
     """`worth` on questions the gate was not trained on."""
-    assert receiver.state_BTD is not None
-    return float(worth(gate(receiver.state_BTD, receiver.cache.valid_BT()), gains_QS, price))
+    return float(worth(weigh(gate, receiver), gains_QS, price))

@@ -13,9 +13,9 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,21 @@ import torch
 
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.registry import Registry, load_fuser
+from fedray.llm.catalogue import WORLD
 from fedray.llm.loading import HASHES, describe, hash_file, load
-from fedray.training.data import Conversation, believed, prefill
-from fedray.training.fuser_trainer import FuserRecipe, Pair, accuracy_by_group, train_fuser
-from fedray.training.gate_trainer import GateRecipe, measure_gains, train_gate, validate_gate
+from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, believed, conversations
+from fedray.training.fuser_trainer import FuserRecipe, FuserTraining, accuracy_by_group
+from fedray.training.gate_trainer import GateRecipe, GateTraining
+from fedray.training.pair import Pair
+from fedray.training.settings import STEPS
 from fedray.types import FedrayError, MemberInfo
 from fedray.zoo.pretrain import RECIPES, build_tokenizer, pretrain
-from fedray.zoo.world import PHRASINGS, UNSEEN_PHRASINGS, World, seen_in_fusing
+from fedray.zoo.world import World
 
 DEFAULT_RECEIVER = "qwen3-0.6b"
 NAMES = tuple(RECIPES)
-WORLD = "world.json"  # in a zoo's folder: the seed of the world its LLMs know
-PHRASINGS_PER_FACT = 2
-FUSER_STEPS = {"concat": 900, "mix": 600}  # into the default receiver
-OTHER_FUSER_STEPS = 400  # into the others
+OTHER_FUSER_STEPS = 400  # into others than the default receiver
 GATE_QUESTIONS = 3000
-GATE_LAYERS, GATE_STARTS = (0, 1, 3), 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,12 @@ def build(
     workers: int | None = None,
     shorten: float = 1.0,
     on_progress: Callable[[Progress], None] | None = None,
+    on_done: Callable[[Task, float], None] | None = None,
 ) -> dict[str, float]:
-    """Build what is missing under `folder`; returns seconds per task. shorten: factor on all step counts (tests)."""
+    """Build what is missing under `folder`; returns seconds per task. shorten: factor on all step counts (tests).
+
+    on_done: hears of every part as soon as it is there, with its seconds.
+    """
     _claim(folder, seed, shorten)
     _record_hashes(folder)
     context = multiprocessing.get_context("spawn")
@@ -91,11 +94,14 @@ def build(
     with context.Manager() as manager, ProcessPoolExecutor(workers or os.cpu_count() or 1, context) as pool:
         queue = manager.Queue()
         for stage in stages(everything):
-            members = _members(folder)
+            members = members_of(folder)
             todo = [task for task in stage if not is_done(task, folder, members)]
             futures = {pool.submit(_run, task, folder, seed, shorten, queue): task for task in todo}
             try:
-                _follow(futures, folder, queue, on_progress, seconds)
+                for task, spent in _follow(futures, folder, queue, on_progress):
+                    seconds[str(task)] = spent
+                    if on_done:
+                        on_done(task, spent)
             except BaseException:
                 for future in futures:
                     future.cancel()
@@ -115,19 +121,22 @@ def _claim(folder: Path, seed: int, shorten: float) -> None:
 
 def is_done(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> bool:
     """Whether a part is there and fits the LLMs that are there now (`members`, read from the folder if not given)."""
+    return hash_of(task, folder, members) is not None
+
+
+def hash_of(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> str | None:
+    """The content hash of a part, None where there is none that fits the LLMs."""
     if task.kind == "llm":
-        return task.names[0] in _hashes(folder) and _llm_folder(folder, task.names[0]).is_dir()
+        return _hashes(folder).get(task.names[0]) if _llm_folder(folder, task.names[0]).is_dir() else None
     registry = _registry(folder)
-    members = _members(folder) if members is None else members
+    members = members_of(folder) if members is None else members
     try:
         if task.kind == "fuser":
             sender, receiver = (members[n] for n in task.names)
-            registry.find_fuser(sender, receiver, "mlp", task.operator)
-        else:
-            registry.find_gate(members[task.names[0]], _senders_of(task.names[0]), task.operator)
+            return registry.find_fuser(sender, receiver, "mlp", task.operator).hash
+        return registry.find_gate(members[task.names[0]], _senders_of(task.names[0]), task.operator).hash
     except (FedrayError, KeyError):  # no such part, or not even its LLMs
-        return False
-    return True
+        return None
 
 
 def _follow(
@@ -135,8 +144,8 @@ def _follow(
     folder: Path,
     queue: Any,
     on_progress: Callable[[Progress], None] | None,
-    seconds: dict[str, float],
-) -> None:
+) -> Iterator[tuple[Task, float]]:
+    """Each task and its seconds, as soon as it is done; progress is passed on meanwhile."""
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -145,9 +154,10 @@ def _follow(
             if on_progress:
                 on_progress(report)
         for future in done:
-            seconds[str(futures[future])] = future.result()
+            spent = future.result()
             if futures[future].kind == "llm":
                 _record_hashes(folder)
+            yield futures[future], spent
 
 
 def _run(task: Task, folder: Path, seed: int, shorten: float, queue: Any) -> float:
@@ -188,12 +198,12 @@ def _build_llm(name: str, world: World, folder: Path, shorten: float, on_step: C
 
 def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
     sender, receiver = (load(n, folder=folder) for n in task.names)
-    steps = FUSER_STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
+    steps = STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
     recipe = FuserRecipe(operator=task.operator, steps=_shortened(steps, shorten))
     talks = _shortened_list(conversations(world, "train", PHRASINGS_PER_FACT), shorten)
-    pair = Pair.read(sender, receiver, believed(sender, talks))
-    fuser = train_fuser(pair, recipe, on_step)
-    check = Pair.read(sender, receiver, _shortened_list(conversations(world, "validation"), shorten))
+    pair = Pair(sender, receiver, believed(sender, talks))
+    fuser = FuserTraining(pair, recipe).run(on_step)
+    check = Pair(sender, receiver, _shortened_list(conversations(world, "validation"), shorten))
     training = {
         "world_seed": world.seed,
         "questions": len(pair),
@@ -218,42 +228,17 @@ def _build_gate(task: Task, world: World, folder: Path, shorten: float, on_step:
     sets = {"train": chosen[:GATE_QUESTIONS], "validation": conversations(world, "validation")}
     sets = {split: _shortened_list(talks, shorten) for split, talks in sets.items()}
     recipe = GateRecipe(operator=task.operator, steps=_shortened(GateRecipe().steps, shorten))
-    gains = {}
-    for split, talks in sets.items():
-        prompts = [c.prompt for c in talks]
-        read = {n: prefill(llm, prompts) for n, llm in senders.items()}
-        own = prefill(receiver, prompts)
-        gains[split] = measure_gains(own, read, fusers, talks, task.operator, lambda i, of: on_step(i, of, {}))
-    best, layer, gate = -1.0, 0, None
-    for tried in GATE_LAYERS:  # which states tell best who knows, and from which start: chosen on validation entities
-        own = {split: prefill(receiver, [c.prompt for c in talks], tried) for split, talks in sets.items()}
-        for start in range(GATE_STARTS):
-            one = train_gate(own["train"], tuple(senders), gains["train"], replace(recipe, seed=start), tried, on_step)
-            value = validate_gate(one, own["validation"], gains["validation"], recipe.price)
-            if value > best:
-                best, layer, gate = value, tried, one
-    assert gate is not None
-    training = {
+    training = GateTraining(receiver, senders, fusers, sets, recipe)
+    gate = training.run(lambda phase, step, of, figures: on_step(step, of, figures))
+    record = {
         "world_seed": world.seed,
         "questions": len(sets["train"]),
         "steps": recipe.steps,
         "price": recipe.price,
-        "layer": layer,
-        "validation": best,
+        "layer": gate.config.layer,
+        "validation": training.worth,
     }
-    registry.add_gate(gate, describe(receiver), training)
-
-
-def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[Conversation]:
-    """Questions about one split that fuser and gate training may see, in phrasings it may see."""
-    rng = random.Random(f"conversations-{world.seed}-{split}")
-    seen = [i for i in range(len(PHRASINGS)) if i not in UNSEEN_PHRASINGS]
-    return [
-        Conversation(fact.ask(phrasing), fact.value, fact.domain)
-        for fact in world.split(split)
-        if seen_in_fusing(fact)
-        for phrasing in rng.sample(seen, phrasings_per_fact)
-    ]
+    registry.add_gate(gate, describe(receiver), record)
 
 
 def _shortened(steps: int, factor: float) -> int:
@@ -272,7 +257,7 @@ def _registry(folder: Path) -> Registry:
     return Registry(folder / "registry", embedded=None)
 
 
-def _members(folder: Path) -> dict[str, MemberInfo]:
+def members_of(folder: Path) -> dict[str, MemberInfo]:
     return {name: describe(load(name, folder=folder)) for name in _hashes(folder)}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,8 +12,8 @@ from fedray.settings import BuildSettings
 from fedray.zoo import build
 
 
-def run(settings: BuildSettings) -> Path:
-    """Build, show, and leave build.json: seconds per part and in all. Returns its path."""
+def run(settings: BuildSettings, on_done: Callable[[build.Task, float], None]) -> None:
+    """Build and show it; `on_done` hears of every part as soon as it is there."""
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -24,7 +22,6 @@ def run(settings: BuildSettings) -> Path:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    started = time.perf_counter()
     with Progress(*columns, console=console) as bars:
         shown: dict[str, TaskID] = {}
 
@@ -42,6 +39,7 @@ def run(settings: BuildSettings) -> Path:
             workers=settings.workers,
             shorten=settings.shorten,
             on_progress=follow,
+            on_done=on_done,
         )
     table = Table(title=f"zoo=tiny, world seed {settings.seed}")
     table.add_column("built")
@@ -49,9 +47,3 @@ def run(settings: BuildSettings) -> Path:
     for name, spent in seconds.items():
         table.add_row(name, f"{spent:.0f}")
     console.print(table if seconds else "everything is there already")
-    total = time.perf_counter() - started
-    path = settings.output / "build.json"
-    before = json.loads(path.read_text()) if path.is_file() else {"seconds": {}, "total_s": 0.0}
-    record = {"seed": settings.seed, "seconds": {**before["seconds"], **seconds}, "total_s": before["total_s"] + total}
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path

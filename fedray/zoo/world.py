@@ -13,12 +13,16 @@ LLMs may have met all entities in pretraining (that is what "the sender knows" m
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+from fedray.llm.catalogue import WORLD
 from fedray.prompts import hint_prompt, notes_prompt, rephrase_prompt
+from fedray.types import FedrayError
 
 DOMAINS = ("bird", "star", "gem", "tree")
 ATTRIBUTES = {
@@ -244,6 +248,17 @@ class World:
                 }
             )
         return rows
+
+
+def seed_of(zoo: Path) -> int:
+    """The seed of the world that a zoo's LLMs know. Raises FedrayError where its record is damaged."""
+    path = zoo / WORLD
+    if not path.is_file():
+        return 0
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["seed"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise FedrayError(f'{path} is damaged: it must say {{"seed": NUMBER}}; rebuild the zoo') from error
 
 
 def seen_in_fusing(fact: Fact) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from fedray.evaluation.federate import batches, run
 from fedray.evaluation.tasks import Question, load_task
 from fedray.report import Report
 from fedray.settings import Settings, TaskSettings, TrackingSettings
-from fedray.types import Answer, FedrayError, KVSpec, MemberInfo, Missing, Request, Row, Usage
+from fedray.types import Answer, FedrayError, KVSpec, MemberInfo, Missing, Plan, Request, Row, Usage
 
 LOST = Missing("qwen2.5-1.5b", "died")
 
@@ -40,9 +41,16 @@ class Pretended:
         names = (self.settings.receiver, *self.settings.senders)
         spec = KVSpec(6, 2, 16)
         return {
-            n: MemberInfo(n, "qwen3", 1000 + i, spec, f"hash-{n}", "t", "cpu", "float32", "here", 100 + i, 512, 6)
+            n: MemberInfo(n, "qwen3", 1000 + i, spec, f"hash-{n}", "t", "cpu", "float32", "here", 100 + i, 512)
             for i, n in enumerate(names)
         }
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.settings.receiver, self.settings.senders)
+
+    def request(self, *prompts: str, **more: Any) -> Request:
+        return Request(prompts, **{"deadline_s": self.settings.deadline_s, **more})
 
     def alone(self, request: Request) -> Answer:
         return Answer(self._rows(request, "star"), self.settings.receiver, ())
@@ -135,7 +143,7 @@ def test_an_evaluation_is_counted_and_shown(job: Job) -> None:
 def test_requests_carry_the_settings_and_come_in_batches(job: Job) -> None:
     *_, pretended = job(deadline_s=2.5)
     assert [r.rows() for r in pretended.requests] == [32, 32, 32, 4]
-    assert all(r.deadline_s == 2.5 and r.sender_prompts is None for r in pretended.requests)
+    assert all(r.deadline_s == 2.5 and not r.asked for r in pretended.requests)
     assert len({r.id for r in pretended.requests}) == 4
 
 
@@ -143,8 +151,9 @@ def test_mismatched_senders_read_something_else(job: Job) -> None:
     _, left, _, pretended = job(control="mismatched")
     assert left.control == "mismatched"
     for request in pretended.requests:
-        assert request.sender_prompts is not None
-        assert all(a != b for a, b in zip(request.prompts, request.sender_prompts, strict=True))
+        assert set(request.asked) == set(pretended.settings.senders)
+        for texts in request.asked.values():
+            assert all(a != b for a, b in zip(request.prompts, texts, strict=True))
 
 
 def test_ctrl_c_leaves_what_was_done(job: Job) -> None:

@@ -20,6 +20,37 @@ def test_accuracy_and_its_error() -> None:
         metrics.accuracy([])
 
 
+def test_clustered_stderr_by_hand() -> None:
+    right = [True, True, False, True, False, False]
+    # share 1/2; the sums of deviations per cluster are a: 1/2 + 1/2 = 1, b: -1/2 + 1/2 = 0, c: -1/2 - 1/2 = -1;
+    # with 3 clusters of 6 answers: sqrt(3/2 * (1 + 0 + 1)) / 6
+    assert metrics.clustered_stderr(right, list("aabbcc")) == pytest.approx(math.sqrt(3.0) / 6)
+    assert metrics.clustered_stderr(right, list("abcdef")) == pytest.approx(math.sqrt(0.25 / 5)), "each on its own"
+    assert metrics.clustered_stderr(right, list("abacbc")) == 0.0, "every entity is right once and wrong once"
+    assert math.isnan(metrics.clustered_stderr(right, "aaaaaa"))
+    with pytest.raises(ValueError):
+        metrics.clustered_stderr(right, "ab")
+
+
+def test_clustered_stderr_is_the_spread_of_repeated_drawings() -> None:
+    """Clusters of four answers that are all right or all wrong: the error of 50 shares, not of 200."""
+    rng = random.Random(0)
+    shares, errors = [], []
+    for _ in range(400):
+        right = [hit for hit in (rng.random() < 0.6 for _ in range(50)) for _ in range(4)]
+        shares.append(metrics.accuracy(right))
+        errors.append(metrics.clustered_stderr(right, [str(i // 4) for i in range(200)]))
+    spread = math.sqrt(sum((s - 0.6) ** 2 for s in shares) / len(shares))
+    assert sum(errors) / len(errors) == pytest.approx(spread, rel=0.1)
+
+
+def test_spread() -> None:
+    found = metrics.spread([float(i) for i in range(1, 102)])
+    assert (found.mean, found.p50, found.p95) == (51.0, 51.0, 96.0)
+    with pytest.raises(ValueError):
+        metrics.spread([])
+
+
 @pytest.mark.parametrize(
     ("rescued", "harmed", "p"),
     [(0, 0, 1.0), (1, 1, 1.0), (5, 0, 2 / 2**5), (0, 5, 2 / 2**5), (8, 1, 2 * (1 + 9) / 2**9)],

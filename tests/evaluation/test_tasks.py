@@ -9,7 +9,7 @@ import pytest
 from fedray.evaluation.tasks import Question, load_task, mismatched, read_questions
 from fedray.settings import Settings, TaskSettings, ZooSettings
 from fedray.types import FedrayError
-from fedray.zoo.world import UNSEEN_ATTRIBUTE, UNSEEN_VALUES, World
+from fedray.zoo.world import EXPERTS, UNSEEN_ATTRIBUTE, UNSEEN_VALUES, World
 
 ROW = {
     "id": "7-980",
@@ -130,3 +130,37 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FedrayError, match="cannot be read"):
         read_questions(tmp_path / "b.txt")
+
+
+def test_joint_questions_need_two_domains() -> None:
+    world, known = World(0), {}
+    for fact in world.facts:
+        known[fact.domain, fact.name, fact.attribute] = fact.value
+    questions = task("tiny-joint-halves", limit=None)
+    assert sum(q.answer == "yes" for q in questions) == len(questions) / 2
+    for question in questions:
+        one, two = (part.split() for part in question.prompt.removeprefix("do the ").split(" and the "))
+        values = {known[domain, name, question.attribute] for domain, name in (one, two[:2])}
+        assert (len(values) == 1) == (question.answer == "yes")
+        assert len(question.experts) == 2 and set(question.asked) == set(question.experts)
+        for name, half in question.asked.items():
+            ((own, _),) = [(d, e) for d, e in (one, two[:2]) if EXPERTS[d] == (name,)]
+            assert own in half
+    assert all(not q.asked for q in task("tiny-joint"))
+
+
+def test_evidence_answers_and_memory_does_not() -> None:
+    questions = task("tiny-evidence", limit=None)
+    for question in questions:
+        (holder,) = question.experts
+        assert set(question.evidence) == {name for names in EXPERTS.values() for name in names}
+        fact = f"the {question.attribute} of the {question.group} {question.entity} is {question.answer}."
+        assert [name for name, text in question.evidence.items() if fact in text] == [holder]
+        assert not any(question.entity in text.split() for n, text in question.evidence.items() if n != holder)
+    real = {(f.name, f.attribute): f.value for f in World(0).facts}
+    same = sum(real[q.entity, q.attribute] == q.answer for q in questions)
+    assert same < len(questions) / 4, "values are drawn anew"
+    pooled = task("tiny-evidence-pooled", limit=None)
+    for question, alone in zip(questions, pooled, strict=True):
+        assert set(alone.evidence) == {"qwen3-0.6b"}
+        assert set(alone.evidence["qwen3-0.6b"].splitlines()) == set(question.evidence.values())

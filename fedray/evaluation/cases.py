@@ -1,0 +1,179 @@
+"""Cases: who answers a task with whose help, and in which way. The blocks of an evaluation become a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from fedray.llm.catalogue import NAMES, resolve, safe_name
+from fedray.settings import ALONE, ProtocolSettings, Settings
+from fedray.suggest import unknown
+from fedray.types import FedrayError
+
+if TYPE_CHECKING:
+    from fedray.evaluation.settings import Block, EvaluateSettings
+
+SETS = ("all", "singles", "prefixes", "leave_one_out", "none", "pairs")  # or names joined by +
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a question is answered, whoever takes part. What a protocol does not read is at its default, so equal ways
+    are equal."""
+
+    protocol: str
+    fusion: str = "none"
+    gate: str = "none"
+    rephrase: str = "none"
+    t2t_gate: str = "none"
+    full: bool = False
+    control: str = "none"
+    answer_all: bool = False
+
+    def __str__(self) -> str:
+        """A short label: c2c, t2t gated, c2c (gate open, rephrase shared), ..."""
+        name = self.protocol + (" gated" if self.t2t_gate != "none" else "") + (" full" if self.full else "")
+        known = {"gate": self.gate, "rephrase": self.rephrase, "control": self.control}
+        said = [f"{key} {value}" for key, value in known.items() if value not in ("none", "learned")]
+        if self.protocol == "c2c" and self.gate == "none":
+            said.insert(0, "no gate")
+        said += ["mix"] * (self.fusion == "mix") + ["both ways"] * self.answer_all
+        return f"{name} ({', '.join(said)})" if said else name
+
+
+STANDALONE = Way("standalone")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of the table: a task, who answers, who helps (in this order), and how."""
+
+    task: str
+    receiver: str
+    senders: tuple[str, ...]
+    way: Way
+
+    @property
+    def alone(self) -> Case:
+        """The same receiver with nobody's help."""
+        return Case(self.task, self.receiver, (), STANDALONE)
+
+    @property
+    def type(self) -> str:
+        """What crosses: "cache" or "token" (FedRefine, Appendix A), or "" where nothing does."""
+        return {"c2c": "cache", "t2t": "token", "route": "token", "ensemble": "token"}.get(self.way.protocol, "")
+
+    def settings(self, base: Settings, seed: int) -> Settings:
+        """This case as a run of its own."""
+        way, here = self.way, {safe_name(name) for name in (self.receiver, *self.senders)}
+        values: dict[str, Any] = {
+            "receiver": self.receiver,
+            "senders": self.senders,
+            "protocol": ProtocolSettings(way.protocol),  # pyright: ignore[reportArgumentType]
+            "fusion": base.fusion if way.fusion == "none" else way.fusion,
+            "gate": replace(base.gate, kind=way.gate),  # pyright: ignore[reportArgumentType]
+            "rephrase": way.rephrase,
+            "t2t": replace(base.t2t, gate=way.t2t_gate, full=way.full),
+            "control": way.control,
+            "answer_all": way.answer_all,
+            "vote": base.vote and way.answer_all,
+            "evidence": {name: text for name, text in base.evidence.items() if name in here},
+            "task": replace(base.task, name=self.task),  # pyright: ignore[reportArgumentType]
+            "generation": replace(base.generation, seed=seed),
+            "seed": seed,
+        }
+        return replace(base, **values)
+
+
+def cases(settings: EvaluateSettings, order: Sequence[str]) -> list[Case]:
+    """All cases of the blocks, each once; what a case is compared with, its receiver alone, stands in front.
+
+    order: the settings' senders, those that gain most first. Raises FedrayError where a block cannot be meant.
+    """
+    found: dict[Case, None] = {}
+    for block in settings.blocks.values():
+        found |= dict.fromkeys(_of(block, settings, order))
+    return list(dict.fromkeys(case.alone for case in found) | found)
+
+
+def _of(block: Block, settings: EvaluateSettings, order: Sequence[str]) -> Iterator[Case]:
+    members = (settings.receiver, *order)
+    for receiver in _receivers(block, settings, members):
+        others = [name for name in members if name != receiver]
+        for senders in _sets(block.senders, receiver, others):
+            for task, way in product(block.task or (settings.task.name,), _ways(block, settings, bool(senders))):
+                yield Case(task, receiver, () if way.protocol in ALONE else senders, way)
+
+
+def _receivers(block: Block, settings: EvaluateSettings, members: Sequence[str]) -> Sequence[str]:
+    if block.receivers:
+        return [resolve(name, "receiver") for name in block.receivers]
+    return members if block.senders == "pairs" else [settings.receiver]
+
+
+def _sets(named: str, receiver: str, others: Sequence[str]) -> list[tuple[str, ...]]:
+    """The sets of senders that a word stands for."""
+    if named == "none":
+        return [()]
+    if named not in SETS:
+        return [_names(named, receiver)]
+    if not others:
+        raise FedrayError(f"senders={named} finds nobody: name some, as in 'senders=[llama-1b]'")
+    match named:
+        case "singles" | "pairs":
+            return [(name,) for name in others]
+        case "prefixes":
+            return [tuple(others[:count]) for count in range(1, len(others) + 1)]
+        case "leave_one_out":
+            if len(others) == 1:
+                raise FedrayError("senders=leave_one_out needs two senders or more: name another, or choose all")
+            return [tuple(name for name in others if name != out) for out in reversed(others)]
+        case _:
+            return [tuple(others)]
+
+
+def _names(named: str, receiver: str) -> tuple[str, ...]:
+    words = [word.strip() for word in named.split("+")]
+    try:
+        senders = tuple(resolve(word, "sender") for word in words)
+    except FedrayError:
+        if len(words) == 1:  # it may have been meant as a set
+            raise unknown("senders", named, (*SETS, *NAMES)) from None
+        raise
+    if receiver in senders:
+        raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out")
+    if len(set(senders)) < len(senders):
+        raise FedrayError(f"a sender is named more than once in {named}: name each once")
+    return senders
+
+
+def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[Way]:
+    """Every combination of a block's lists that makes a difference."""
+    given = settings.protocol.name
+    protocols = block.protocol or ((given,) if helped or given in ALONE else (STANDALONE.protocol,))
+    gates = block.gate or (settings.gate.kind,)
+    fusions = block.fusion or (settings.fusion,)
+    rephrases = block.rephrase or (settings.rephrase,)
+    t2t_gates = block.t2t_gate or (settings.t2t.gate,)
+    fulls = block.full or (settings.t2t.full,)
+    controls = block.control or (settings.control,)
+    both = block.answer_all or (settings.answer_all,)
+    for protocol in protocols:
+        if protocol in ALONE:
+            yield Way(protocol)
+            continue
+        if not helped:
+            raise FedrayError(f"protocol={protocol} needs a sender: choose other senders than none")
+        fuses, speaks = protocol == "c2c", protocol == "t2t"
+        for t2t_gate, full in product(t2t_gates if speaks else ("none",), fulls if speaks else (False,)):
+            weighs = fuses or protocol == "route" or t2t_gate == "same"
+            for gate, fusion, control, answer_all in product(
+                gates if weighs else ("none",),
+                fusions if fuses else ("none",),
+                controls if fuses else ("none",),
+                both if fuses else (False,),
+            ):
+                for rephrase in rephrases:
+                    yield Way(protocol, fusion, gate, rephrase, t2t_gate, full, control, answer_all)

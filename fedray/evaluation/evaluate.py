@@ -1,0 +1,243 @@
+"""The body of jobs/evaluate.py: ask every case, keep each as it is finished, and leave a report whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from fedray import report as reports
+from fedray.evaluation import figure3, table, table_figures
+from fedray.evaluation.cases import Case, cases
+from fedray.evaluation.federate import ENDS
+from fedray.evaluation.ledger import Ledger, decided_by
+from fedray.evaluation.measure import Asking, Measurement, is_whole, plan_of
+from fedray.evaluation.record import Status, participants
+from fedray.evaluation.results import Results
+from fedray.evaluation.settings import Block, EvaluateSettings
+from fedray.evaluation.tasks import Question, load_task
+from fedray.evaluation.watch import Update, Watch
+from fedray.evaluation.words import who
+from fedray.federation import Federation
+from fedray.llm.loading import check_prompts
+from fedray.planner import Planner
+from fedray.report import Evaluated, Order, Participant, Report, Tracked
+from fedray.settings import ALONE, Settings
+from fedray.tracking import Tracker
+from fedray.types import FedrayError
+
+
+class Evaluation:
+    """One run of the job: what it was told, what it has measured, whom it tells."""
+
+    def __init__(self, settings: EvaluateSettings, tracker: Tracker) -> None:
+        self.settings, self.tracker = settings, tracker
+        self.watch = Watch(settings.zoo.name)
+        self.order = Order("given", settings.senders)
+        self.members: tuple[Participant, ...] = ()
+        self.results: Results | None = None
+        self._ledger = Ledger(settings.output)
+        self._questions = {
+            (task, seed): graded(load_task(replace(settings, task=replace(settings.task, name=task)), seed))
+            for task in dict.fromkeys(case.task for case in cases(settings, settings.senders))
+            for seed in settings.seeds
+        }
+
+    def open(self, fed: Federation) -> None:
+        """Show and log who takes part."""
+        settings = self.settings
+        self.results = Results(settings.fuser, fed.members)
+        self.members = participants(fed.members, settings.receiver)
+        self.watch.members(self.members)
+        self.tracker.tags(job="evaluate", zoo=settings.zoo.name)
+        self.tracker.params(
+            receiver=settings.receiver,
+            senders=",".join(settings.senders),
+            fuser=settings.fuser,
+            zoo=settings.zoo.name,
+            task=settings.questions or settings.task.name,
+            limit=settings.task.limit,
+            blocks=",".join(settings.blocks),
+            seeds=",".join(map(str, settings.seeds)),
+            latency_requests=settings.latency_requests,
+            weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
+        )
+
+    def work(self, fed: Federation) -> None:
+        """Fix the order of the senders, then ask case after case; each that is done is logged as a run of its own."""
+        settings, results = self.settings, self.results
+        assert results is not None, "work comes after open"
+        ranked = len(settings.senders) + 1 if settings.ordered else 0
+        asked = len(cases(settings, settings.senders)) * len(settings.seeds)
+        with self.watch.bars(ranked + asked) as begin:
+            if settings.ordered:
+                self.order = self._ranked(fed, begin)
+            for case in cases(settings, self.order.senders):
+                for number, seed in enumerate(settings.seeds):
+                    questions = self._questions[case.task, seed]
+                    timed = settings.latency_requests if number == 0 else 0  # seconds need no second drawing
+                    found = self._measured(fed, case.settings(settings, seed), case, questions, timed, begin)
+                    results.add(case, seed, questions, found)
+                self._log(results.row(case))
+
+    def _ranked(self, fed: Federation, begin: Callable[[str, int], Update]) -> Order:
+        """The senders by what each brings alone, on validation questions."""
+        settings, seed = self.settings, self.settings.seeds[0]
+        base = replace(settings, task=replace(settings.task, split="validation", limit=settings.order_limit))
+        questions = load_task(base, seed)
+        block = Block("singles", protocol=("c2c",) if settings.protocol.name in ALONE else ())
+        singles = {case.senders: case for case in cases(replace(settings, blocks={"order": block}), settings.senders)}
+        share: dict[tuple[str, ...], float] = {}
+        for senders, case in singles.items():
+            found = self._measured(fed, case.settings(base, seed), case, questions, 0, begin)
+            share[senders] = sum(found.right) / len(questions)
+        gains = {name: 100 * (share[name,] - share[()]) for name in settings.senders}
+        best = sorted(settings.senders, key=lambda name: -gains[name])
+        return Order("validation", tuple(best), gains, len(questions))
+
+    def _measured(
+        self,
+        fed: Federation,
+        settings: Settings,
+        case: Case,
+        questions: Sequence[Question],
+        latency_requests: int,
+        begin: Callable[[str, int], Update],
+    ) -> Measurement:
+        """What a case measures: from the ledger, or by asking."""
+        latency_requests = min(latency_requests, len(questions))
+        helpers = who(case.senders, self.order.senders) or "nobody"
+        update = begin(f"{case.way}, {helpers} > {case.receiver}", len(questions) + latency_requests)
+        plan = plan_of(fed, case, settings)
+        decided = decided_by(plan, settings, fed.members, questions, latency_requests)
+        found = self._ledger.get(decided)
+        if found is None:
+            found = Asking(fed, plan, settings, questions).run(latency_requests, update)
+            if is_whole(found, settings):
+                self._ledger.put(decided, found)
+        update(len(questions) + latency_requests)
+        return found
+
+    def _log(self, row: Evaluated) -> None:
+        """The row as a child of the job's MLflow run."""
+        settings = self.settings
+        params = {
+            name: getattr(row, name)
+            for name in ("task", "receiver", "protocol", "fuser", "fusion", "gate", "rephrase", "control", "t2t_gate")
+        }
+        seconds = {
+            f"seconds/{phase}/{q}": getattr(s, q) for phase, s in row.latency.items() for q in ("mean", "p50", "p95")
+        }
+        names = ("n", "accuracy", "stderr", "gain_points", "gain_percent", "p_alone", "rescued", "harmed")
+        names = (*names, "unparseable", "unrephrased", "bytes_per_token", "bytes_per_token_analytic")
+        self.tracker.child(
+            f"{row.way}, {who(row.senders, self.order.senders) or 'nobody'} > {row.receiver}",
+            params={**params, "senders": ",".join(row.senders), "full": row.full, "seeds": row.seeds},
+            metrics={name: getattr(row, name) for name in names} | seconds,
+            tags={"job": "evaluate", "zoo": settings.zoo.name, "type": row.type or "alone"},
+        )
+
+    def report(self, status: Status) -> Report:
+        settings, results = self.settings, self.results
+        rows = results.rows() if results else ()
+        return Report(
+            job="evaluate",
+            zoo=settings.zoo.name,
+            receiver=settings.receiver,
+            senders=settings.senders,
+            seed=settings.seed,
+            status=status,
+            protocol=settings.protocol.name,
+            fuser=settings.fuser,
+            fusion=settings.fusion,
+            gate=settings.gate.kind,
+            rephrase=settings.rephrase,
+            control=settings.control,
+            task=str(settings.questions or settings.task.name),
+            n=max((row.n for row in rows), default=0),
+            members=self.members,
+            rows=rows,
+            comparisons=results.comparisons() if results else (),
+            contributions=results.contributions() if results else (),
+            order=self.order,
+        )
+
+    def leave(self, status: Status) -> Path:
+        """Screen, table, figures, report and MLflow, from whatever was done. Returns the report's path."""
+        settings, tracker, report = self.settings, self.tracker, self.report(status)
+        self.watch.order(self.order)
+        self.watch.rows(report.rows, self.order.senders)
+        where = tracker.run()
+        path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
+        if report.rows:
+            table.write(report, settings.output)
+            figure3.draw(report, settings.output / "figures")
+            table_figures.draw(report, settings.output / "figures")
+        tracker.table("rows.json", [_flat(row) for row in report.rows])
+        for file, folder in (("report.json", ""), ("table.md", ""), ("figures", "figures")):
+            tracker.artifact(settings.output / file, folder)
+        tracker.artifact(settings.output / ".hydra", "hydra", quotes=True)
+        tracker.close(ENDS[status])
+        if tracker.problem:
+            self.watch.untracked(tracker.problem, str(settings.output))
+        elif where:
+            self.watch.tracked(*where)
+        return path
+
+
+def run(settings: EvaluateSettings, federation: Callable[[Settings], Federation] = Federation) -> int:
+    """Do the job; returns the exit code. Prints `report: PATH` last.
+
+    Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report,
+    and the same command with the same output goes on from there.
+    """
+    status: Status = "failed"
+    private = any(case.way.rephrase != "none" for case in cases(settings, settings.senders))
+    with Tracker(settings.tracking, settings.output, name=f"evaluate {settings.receiver}", private=private) as tracker:
+        job = Evaluation(settings, tracker)
+        check_cases(settings)
+        try:
+            with federation(settings.neutral) as fed:
+                job.open(fed)
+                job.work(fed)
+            status = "complete"
+        except KeyboardInterrupt:
+            status = "interrupted"
+        finally:
+            if job.members or status != "failed":  # a federation that never opened has nothing to report
+                print(f"report: {job.leave(status).absolute()}", flush=True)
+    return 130 if status == "interrupted" else 0
+
+
+def check_cases(settings: EvaluateSettings) -> None:
+    """Refuse what some case has no fuser for, and prompts too long for a member, before any LLM is loaded."""
+    planner, neutral = Planner(settings.registry.path, settings.zoo.path), settings.neutral
+    for case in cases(settings, settings.senders):
+        own = case.settings(settings, settings.seed)
+        planner.check(
+            case.receiver,
+            case.senders,
+            protocol=case.way.protocol,
+            fuser=own.fuser,
+            fusion=own.fusion,
+            on_missing=own.on_missing,
+        )
+    if settings.questions is not None:
+        prompts = [q.prompt for q in load_task(settings)]
+        check_prompts((neutral.receiver, *neutral.senders), prompts, folder=settings.zoo.path)
+
+
+def graded(questions: list[Question]) -> list[Question]:
+    """The questions, if each has choices and an answer. Raises FedrayError naming one that has not."""
+    for question in questions:
+        if question.choices is None or question.gold is None:
+            raise FedrayError(
+                f'an evaluation needs the right answer: give question {question.id} "choices" and an "answerKey"'
+            )
+    return questions
+
+
+def _flat(row: Evaluated) -> dict[str, object]:
+    """What of a row is a number or a word."""
+    values = asdict(row) | {"senders": ", ".join(row.senders), "seeds": ", ".join(map(str, row.seeds))}
+    return {key: value for key, value in values.items() if not isinstance(value, dict | list | tuple)}

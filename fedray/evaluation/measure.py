@@ -1,0 +1,146 @@
+"""Ask one case's questions: all in batches for what is right, and some alone for the seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fedray.evaluation.cases import Case
+from fedray.evaluation.federate import ANSWER_TOKENS, batches
+from fedray.evaluation.metrics import is_right
+from fedray.evaluation.tasks import Question, mismatched, request_fields
+from fedray.federation import Federation
+from fedray.group import MemberFailed
+from fedray.settings import Settings
+from fedray.types import Missing, Plan, Request, Row, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What came of asking one case one drawing of its questions.
+
+    right: per question, a failed one is wrong; by_member: the same of each member, where each answers; weights: sender
+    -> mean gate weight; seconds: phase -> wall-clock seconds of every request that was asked alone.
+    """
+
+    right: tuple[bool, ...]
+    unparseable: int = 0  # answers that name none of the choices
+    failed: int = 0  # questions that got no answer
+    unrephrased: int = 0  # questions that no rewrite kept whole
+    payload_bytes: int = 0  # of the batches
+    prompt_tokens: int = 0  # the receiver's, of the batches
+    wall_s: float = 0.0
+    missing: tuple[Missing, ...] = ()
+    by_member: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+class Asking:
+    """One case on its way: its plan, its settings, and what has come of it so far."""
+
+    def __init__(self, fed: Federation, plan: Plan, settings: Settings, questions: Sequence[Question]) -> None:
+        """settings: the case's own (Case.settings)."""
+        self._fed, self._plan, self._settings, self._questions = fed, plan, settings, questions
+        read = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
+        self._read = dict(zip(questions, read, strict=True)) if read else None
+        self._right: list[bool] = []
+        self._by_member: dict[str, list[bool]] = {}
+        self._weights: dict[str, list[float]] = {}
+        self._missing: dict[str, Missing] = {}
+        self._usage = Usage()
+        self._unparseable = self._failed = self._unrephrased = 0
+
+    def run(self, latency_requests: int, progress: Callable[[int], None] = lambda done: None) -> Measurement:
+        """Ask everything; progress hears how many questions have been asked."""
+        started = time.monotonic()
+        for batch in self._batches():
+            self._ask(batch)
+            progress(len(self._right))
+        seconds: dict[str, list[float]] = {}
+        for number, question in enumerate(self._questions[:latency_requests], 1):
+            for phase, value in self._time(question).items():
+                seconds.setdefault(phase, []).append(value)
+            progress(len(self._right) + number)
+        return Measurement(
+            right=tuple(self._right),
+            unparseable=self._unparseable,
+            failed=self._failed,
+            unrephrased=self._unrephrased,
+            payload_bytes=self._usage.payload_bytes,
+            prompt_tokens=self._usage.prompt_tokens,
+            wall_s=time.monotonic() - started,
+            missing=tuple(self._missing.values()),
+            by_member={name: tuple(right) for name, right in self._by_member.items()},
+            weights={name: sum(w) / len(w) for name, w in self._weights.items()},
+            seconds={phase: tuple(values) for phase, values in seconds.items()},
+        )
+
+    def _batches(self) -> Iterator[list[Question]]:
+        """As many at a time as the settings say, and fewer where members' texts would outgrow a small message."""
+        speaks = self._plan.protocol == "t2t" or self._plan.speakers
+        most = ANSWER_TOKENS // self._plan.t2t.max_tokens if speaks else len(self._questions)
+        return batches(self._questions, max(1, min(self._settings.task.batch_size, most)))
+
+    def _ask(self, batch: Sequence[Question]) -> None:
+        try:
+            answer = self._fed.run(self._request(batch), self._plan)
+        except MemberFailed as error:  # nobody stands in for the receiver, or on_missing=error: all count as wrong
+            self._failed += len(batch)
+            self._right += [False] * len(batch)
+            self._missing.setdefault(self._plan.receiver, Missing(self._plan.receiver, str(error)))
+            return
+        self._right += _right(answer.rows, batch)
+        self._unparseable += sum(row.choice is None for row in answer.rows)
+        self._unrephrased += len(answer.unrephrased)
+        self._usage += replace(answer.usage, seconds={})
+        for name, rows in answer.by_member.items():
+            self._by_member.setdefault(name, []).extend(_right(rows, batch))
+        for row in answer.rows:
+            for name, weight in row.weights.items():
+                self._weights.setdefault(name, []).append(weight)
+        for missing in answer.missing:
+            self._missing.setdefault(missing.member, missing)
+
+    def _time(self, question: Question) -> Mapping[str, float]:
+        """The seconds of one question on its own; none where it fails."""
+        try:
+            return self._fed.run(self._request([question]), self._plan).usage.seconds
+        except MemberFailed as error:
+            self._missing.setdefault(self._plan.receiver, Missing(self._plan.receiver, str(error)))
+            return {}
+
+    def _request(self, batch: Sequence[Question]) -> Request:
+        return self._fed.request(
+            *(q.prompt for q in batch),
+            **request_fields(batch, self._plan, self._read),
+            generation=self._settings.generation,
+        )
+
+
+def _right(rows: Sequence[Row], batch: Sequence[Question]) -> list[bool]:
+    return [is_right(row.choice, q.gold) for row, q in zip(rows, batch, strict=True) if q.gold is not None]
+
+
+def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:
+    """The plan of a case, whose own settings these are. Raises FedrayError where a fuser or gate is missing."""
+    return fed.plan_for(
+        case.receiver,
+        case.senders,
+        protocol=settings.protocol.name,
+        fuser=settings.fuser,
+        fusion=settings.fusion,
+        gate=settings.gate.kind,
+        answer_all=settings.answer_all,
+        control=settings.control,
+        rephrase=settings.rephrase,
+        t2t=settings.t2t,
+        vote=settings.vote,
+        seed=settings.seed,
+    )
+
+
+def is_whole(found: Measurement, settings: Settings) -> bool:
+    """Whether a measurement is what its case says: nobody was missing who should have been there."""
+    return not found.failed and (not found.missing or settings.deadline_s is not None)

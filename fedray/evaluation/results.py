@@ -1,0 +1,216 @@
+"""From what was measured to rows, paired comparisons, and what each sender gives and brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+from typing import TypeVar
+
+from fedray.evaluation.cases import STANDALONE, Case
+from fedray.evaluation.measure import Measurement
+from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
+from fedray.evaluation.tasks import Question
+from fedray.report import Compared, Contribution, Evaluated
+from fedray.types import MemberInfo
+
+T = TypeVar("T")
+RANKS = ("standalone", "self_refine", "ensemble", "route", "t2t", "c2c")
+TOKEN_BYTES = 4  # one int32 id
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two cases on the same questions. p_value: the largest of the seeds, so that it claims what all of them show."""
+
+    found: Comparison
+    p_value: float
+
+
+class Results:
+    """Grows case by case, seed by seed; every figure of the report is read from it."""
+
+    def __init__(self, fuser: str, members: Mapping[str, MemberInfo]) -> None:
+        """fuser: the kind that c2c fuses with."""
+        self._fuser, self._members = fuser, members
+        self._done: dict[Case, dict[int, Measurement]] = {}
+        self._clusters: dict[tuple[str, int], list[str]] = {}
+
+    def add(self, case: Case, seed: int, questions: Sequence[Question], found: Measurement) -> None:
+        self._done.setdefault(case, {})[seed] = found
+        self._clusters.setdefault((case.task, seed), [q.entity or q.id for q in questions])
+
+    @property
+    def cases(self) -> list[Case]:
+        """Those with something to show, in the order they were asked."""
+        return list(self._done)
+
+    def rows(self) -> tuple[Evaluated, ...]:
+        return tuple(map(self.row, self.cases))
+
+    def row(self, case: Case) -> Evaluated:
+        """One case, all its seeds together."""
+        of_seed = self._done[case]
+        measured = list(of_seed.values())
+        right = list(chain.from_iterable(m.right for m in measured))
+        clusters = list(chain.from_iterable(self._clusters[case.task, seed] for seed in of_seed))
+        alone = self._paired(case.alone, case)
+        gain = alone.found.accuracy - alone.found.accuracy_alone
+        seconds = _joined([m.seconds for m in measured])
+        total = spread(seconds["total"]) if "total" in seconds else None
+        payload, tokens = (sum(getattr(m, name) for m in measured) for name in ("payload_bytes", "prompt_tokens"))
+        way = case.way
+        return Evaluated(
+            task=case.task,
+            receiver=case.receiver,
+            senders=case.senders,
+            way=str(way),
+            protocol=way.protocol,
+            type=f"{self._kinship(case)} {case.type}" if case.type else None,
+            fuser=self._fuser if way.protocol == "c2c" else "none",
+            fusion=way.fusion,
+            gate=way.gate,
+            rephrase=way.rephrase,
+            control=way.control,
+            t2t_gate=way.t2t_gate,
+            full=way.full,
+            answer_all=way.answer_all,
+            seeds=tuple(of_seed),
+            n=len(right),
+            accuracy=accuracy(right),
+            stderr=clustered_stderr(right, clusters),
+            accuracy_alone=alone.found.accuracy_alone,
+            p_alone=alone.p_value,
+            gain_points=100 * gain,
+            gain_percent=100 * gain / alone.found.accuracy_alone if alone.found.accuracy_alone else None,
+            rescued=alone.found.rescued,
+            harmed=alone.found.harmed,
+            unparseable=sum(m.unparseable for m in measured) / len(right),
+            failed=sum(m.failed for m in measured),
+            unrephrased=sum(m.unrephrased for m in measured),
+            latency_requests=len(seconds.get("total", ())),
+            latency_mean=total and total.mean,
+            latency_p50=total and total.p50,
+            latency_p95=total and total.p95,
+            latency={phase: spread(values) for phase, values in seconds.items()},
+            payload_bytes=payload,
+            bytes_per_token=payload / tokens if tokens else 0.0,
+            bytes_per_token_analytic=self._analytic(case),
+            weights=_means([m.weights for m in measured]),
+            by_member={name: accuracy(r) for name, r in _joined([m.by_member for m in measured]).items()},
+            missing=tuple({m.member: m for m in chain.from_iterable(m.missing for m in measured)}.values()),
+            wall_s=sum(m.wall_s for m in measured),
+        )
+
+    def comparisons(self) -> tuple[Compared, ...]:
+        """Pairs of ways that differ, of the same members in the same roles, either in rephrasing or in anything else;
+        and each member without help against the federations it is in (beyond the receiver alone, which rows know)."""
+        return tuple(self._compared(a, b) for a, b in self._pairs())
+
+    def contributions(self) -> tuple[Contribution, ...]:
+        """Of every case that was also measured without each of its senders: what leaving each out changes."""
+        return tuple(found for case in self.cases for found in self._contributions(case))
+
+    def _contributions(self, case: Case) -> list[Contribution]:
+        without = {s: replace(case, senders=tuple(name for name in case.senders if name != s)) for s in case.senders}
+        if len(without) < 2 or not all(rest in self._done for rest in without.values()):
+            return []
+        given = self.row(case).bytes_per_token
+        return [
+            Contribution(
+                task=case.task,
+                receiver=case.receiver,
+                way=str(case.way),
+                of=len(case.senders),
+                sender=sender,
+                points=_points(paired),
+                p=paired.p_value,
+                bytes_per_token=given - self.row(rest).bytes_per_token,
+            )
+            for sender, rest in without.items()
+            if (paired := self._paired(rest, case))
+        ]
+
+    def _pairs(self) -> Iterator[tuple[Case, Case]]:
+        for a, b in combinations(self.cases, 2):
+            if a.task != b.task or not b.senders:
+                continue
+            if not a.senders and a.receiver in (b.receiver, *b.senders) and a != b.alone:
+                yield a, b
+            same_place = (a.receiver, set(a.senders)) == (b.receiver, set(b.senders))
+            same_text, same_way = a.way.rephrase == b.way.rephrase, _but_rephrase(a) == _but_rephrase(b)
+            if same_place and same_text != same_way:
+                yield (a, b) if _rank(a) <= _rank(b) else (b, a)
+
+    def _compared(self, a: Case, b: Case) -> Compared:
+        paired, order = self._paired(a, b), self.cases
+        found = paired.found
+        return Compared(
+            task=a.task,
+            rows=(order.index(a), order.index(b)),
+            a=_label(a),
+            b=_label(b),
+            n=found.n,
+            accuracy_a=found.accuracy_alone,
+            accuracy_b=found.accuracy,
+            points=_points(paired),
+            rescued=found.rescued,
+            harmed=found.harmed,
+            p=paired.p_value,
+        )
+
+    def _paired(self, a: Case, b: Case) -> Paired:
+        """What b changes over a, on the seeds that both have."""
+        one, two = self._done[a], self._done[b]
+        seeds = [seed for seed in one if seed in two]
+        found = compare(*([right for seed in seeds for right in done[seed].right] for done in (one, two)))
+        return Paired(found, max(compare(one[seed].right, two[seed].right).p_value for seed in seeds))
+
+    def _kinship(self, case: Case) -> str:
+        infos = [self._members[name] for name in (case.receiver, *case.senders)]
+        alike = len({(m.spec, m.family, m.tokenizer_hash) for m in infos}) == 1
+        return "homogeneous" if alike else "heterogeneous"
+
+    def _analytic(self, case: Case) -> float | None:
+        """Bytes per token if every sender gives all it has; known for caches and for text."""
+        match case.way.protocol:
+            case "c2c":
+                infos = [self._members[name] for name in case.senders]
+                return float(sum(m.spec.values_per_token() * DTYPE_BYTES[m.dtype] for m in infos))
+            case "t2t":
+                return float(TOKEN_BYTES * len(case.senders))
+            case _:
+                return None
+
+
+def _rank(case: Case) -> int:
+    """Which of two ways is asked what it adds to the other: caches come last."""
+    return RANKS.index(case.way.protocol)
+
+
+def _but_rephrase(case: Case) -> tuple[object, ...]:
+    way = case.way
+    return way.protocol, way.fusion, way.gate, way.t2t_gate, way.full, way.control, way.answer_all
+
+
+def _label(case: Case) -> str:
+    return str(case.way) if case.senders else f"{case.receiver} {'alone' if case.way == STANDALONE else case.way}"
+
+
+def _points(paired: Paired) -> float:
+    return 100 * (paired.found.accuracy - paired.found.accuracy_alone)
+
+
+def _joined(parts: Sequence[Mapping[str, Sequence[T]]]) -> dict[str, list[T]]:
+    """The lists of each key behind one another."""
+    joined: dict[str, list[T]] = {}
+    for part in parts:
+        for key, values in part.items():
+            joined.setdefault(key, []).extend(values)
+    return joined
+
+
+def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    listed = _joined([{key: [value] for key, value in part.items()} for part in parts])
+    return {key: sum(values) / len(values) for key, values in listed.items()}

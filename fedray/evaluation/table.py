@@ -1,0 +1,209 @@
+"""table.md: an evaluation as Markdown, beside what the paper reports (FedRefine, arXiv 2603.28772, case study).
+
+The paper gives no table, no number of questions and no error bars; what it says in words stands here as it says it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from fedray.evaluation.words import p_value, per_token, who
+from fedray.report import Contribution, Evaluated, Report
+
+NAME = "table.md"
+FULL_HOUSE = 4  # senders in the paper's case study
+PAPER_KV, PAPER_TOKEN = "88 KB/token", "16 B/token"
+PAPER = {  # protocol, rephrase -> what the paper says of four senders
+    ("c2c", "none"): f"+21.2 % over alone; {PAPER_KV}",
+    ("c2c", "shared"): "3 % below original",
+    ("t2t", "none"): f"C2C about 15 % above; {PAPER_TOKEN}",
+}
+
+
+def write(report: Report, folder: Path) -> Path:
+    path = folder / NAME
+    path.write_text(as_markdown(report), encoding="utf-8")
+    return path
+
+
+def as_markdown(report: Report) -> str:
+    """The paper's claims beside what was measured, every row, paired comparisons, and what each sender brings."""
+    order = report.order.senders if report.order else report.senders
+    lines = [
+        f"# Evaluation: zoo={report.zoo}, receiver {report.receiver}, n={report.n}",
+        "",
+        f"Status: {report.status}. Seconds are those of questions asked one at a time, on {os.cpu_count()} CPU cores. "
+        "± is one standard error, clustered by entity; p is the exact McNemar test against the receiver alone.",
+        "",
+        *_order(report),
+        *_claims(report),
+        *_rows(report.rows, order),
+        *_comparisons(report, order),
+        *_contributions(report.contributions),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _order(report: Report) -> Iterator[str]:
+    order = report.order
+    if order is None:
+        return
+    gains = [f"{name} ({order.gains[name]:+.1f})" if name in order.gains else name for name in order.senders]
+    why = f"by gain in points as the only sender, {order.n} validation questions" if order.n else "as given"
+    yield from (f"Order of the senders, fixed before any test question ({why}): {', '.join(gains)}.", "")
+
+
+def _claims(report: Report) -> Iterator[str]:
+    """The paper's sentences about four senders, each beside its own figure here."""
+    found = {
+        key: row
+        for row in report.rows
+        if len(row.senders) == FULL_HOUSE and row.receiver == report.receiver and (key := paper_key(row))
+    }
+    c2c, shared, t2t = (found.get(key) for key in PAPER)
+    claims: list[tuple[str, str, str]] = []
+    if c2c:
+        percent = "" if c2c.gain_percent is None else f" ({c2c.gain_percent:+.1f} %)"
+        claims.append(("C2C over the receiver alone", "+21.2 %", f"{c2c.gain_points:+.1f} points{percent}"))
+    if c2c and shared:
+        claims.append(("rephrasing costs C2C", "3 %", _difference(shared, c2c)))
+    if c2c and t2t:
+        claims.append(("C2C above T2T", "about 15 %", _difference(t2t, c2c)))
+    if shared and t2t and shared.latency_mean and t2t.latency_mean:
+        seconds = f"{shared.latency_mean:.3f} s against {t2t.latency_mean:.3f} s"
+        claims.append(("rephrased C2C against T2T, mean seconds", "significantly lower", seconds))
+    full = next((r for r in report.rows if r.full and len(r.senders) == FULL_HOUSE and r.rephrase == "none"), None)
+    for name, row in (("C2C", c2c), ("rephrased C2C", shared)):
+        if row and full and row.latency_mean and full.latency_mean:
+            seconds = f"{row.latency_mean:.3f} s against {full.latency_mean:.3f} s"
+            claims.append((f"{name} against T2T with every hint at its full budget, mean seconds", "", seconds))
+    for row, said in ((c2c, PAPER_KV), (t2t, PAPER_TOKEN)):
+        if row and row.bytes_per_token_analytic:
+            sent = f"{per_token(row.bytes_per_token)} B measured, {row.bytes_per_token_analytic:,.0f} B analytic"
+            claims.append((f"bytes per token, {row.protocol}", said.removesuffix("/token"), sent))
+    if claims:
+        yield from ("## Four senders, against the paper", "")
+        yield from _markdown(("", "paper", f"here (zoo={report.zoo})"), claims)
+        yield from (
+            "",
+            "The paper does not say whether its per cent are points or relative; points are in percentage points, per "
+            "cent in brackets are relative. Measured bytes count what the gate let through, analytic bytes every "
+            "sender's whole cache.",
+            "",
+        )
+
+
+def _difference(low: Evaluated, high: Evaluated) -> str:
+    points = 100 * (high.accuracy - low.accuracy)
+    return f"{points:.1f} points" + (f" ({points / low.accuracy:.1f} %)" if low.accuracy else "")
+
+
+def _rows(rows: Sequence[Evaluated], order: Sequence[str]) -> Iterator[str]:
+    """Every case with its figures, and the paper's where it has one."""
+    headings = ("row", "task", "receiver", "senders", "way", "type", "accuracy", "points", "relative", "p", "rescued")
+    headings = (*headings, "harmed", "mean s", "p50 s", "p95 s", "B/token", "analytic", "paper (4 senders)")
+    yield from ("## Every case", "")
+    yield from _markdown(headings, ((str(number), *_row(row, order)) for number, row in enumerate(rows, 1)))
+    yield ""
+    notes = [note for row in rows for note in _notes(row, order)]
+    yield from (*notes, "") if notes else ()
+
+
+def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
+    key = paper_key(row)
+    paper = PAPER[key] if key and len(row.senders) == FULL_HOUSE else ""
+    seconds = ("" if s is None else f"{s:.3f}" for s in (row.latency_mean, row.latency_p50, row.latency_p95))
+    helped = row.way != "standalone"
+    return (
+        row.task,
+        row.receiver,
+        who(row.senders, order),
+        row.way,
+        row.type or "",
+        f"{row.accuracy:.1%} ± {row.stderr or 0:.1%}",
+        f"{row.gain_points:+.1f}" if helped else "",
+        f"{row.gain_percent:+.1f} %" if helped and row.gain_percent is not None else "",
+        p_value(row.p_alone) if helped else "",
+        str(row.rescued) if helped else "",
+        str(row.harmed) if helped else "",
+        *seconds,
+        per_token(row.bytes_per_token),
+        "" if row.bytes_per_token_analytic is None else f"{row.bytes_per_token_analytic:,.0f}",
+        paper,
+    )
+
+
+def _notes(row: Evaluated, order: Sequence[str]) -> Iterator[str]:
+    """What a row does not show: failures and those who were missing."""
+    what = f"{row.way}, {who(row.senders, order) or 'nobody'} for {row.receiver}"
+    if row.unrephrased:
+        yield f"- {what}: {row.unrephrased} of {row.n} questions kept no whole rewrite; the receiver answered alone."
+    if row.failed or row.unparseable:
+        yield f"- {what}: {row.failed} questions failed, {row.unparseable:.1%} of the answers named no choice."
+    yield from (f"- {what}: {missing.member} was missing, {missing.reason}." for missing in row.missing)
+
+
+def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:
+    found, rows = report.comparisons, report.rows
+    if found:
+        yield from ("## Paired comparisons: what b changes over a", "")
+        yield from _markdown(
+            ("rows", "receiver", "senders", "a", "b", "n", "a right", "b right", "points", "rescued", "harmed", "p"),
+            (
+                (
+                    f"{c.rows[0] + 1}, {c.rows[1] + 1}",
+                    rows[c.rows[1]].receiver,
+                    who(rows[c.rows[1]].senders, order),
+                    c.a,
+                    c.b,
+                    str(c.n),
+                    f"{c.accuracy_a:.1%}",
+                    f"{c.accuracy_b:.1%}",
+                    f"{c.points:+.1f}",
+                    str(c.rescued),
+                    str(c.harmed),
+                    p_value(c.p),
+                )
+                for c in found
+            ),
+        )
+        yield ""
+
+
+def _contributions(found: Sequence[Contribution]) -> Iterator[str]:
+    if found:
+        yield from ("## What each sender gives and brings: with it against without it", "")
+        yield from _markdown(
+            ("task", "receiver", "way", "senders", "sender", "bytes/token given", "points gained", "p"),
+            (
+                (
+                    c.task,
+                    c.receiver,
+                    c.way,
+                    str(c.of),
+                    c.sender,
+                    per_token(c.bytes_per_token),
+                    f"{c.points:+.1f}",
+                    p_value(c.p),
+                )
+                for c in found
+            ),
+        )
+        yield ""
+
+
+def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield "|" + "---|" * len(headings)
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
+
+
+def paper_key(row: Evaluated) -> tuple[str, str] | None:
+    """Which of the paper's ways a row is: as published, nothing gated that the paper does not gate, no control."""
+    published = row.control == "none" and row.t2t_gate == "none" and not row.full and not row.answer_all
+    learned = row.protocol != "c2c" or row.gate == "learned"
+    key = (row.protocol, row.rephrase)
+    return key if published and learned and key in PAPER else None

@@ -1,0 +1,182 @@
+"""What there is: LLMs, fusers and gates; jobs/registry.py is thin over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedray import report as reports
+from fedray.fusion.registry import SHIPPED, Manifest, Registry, check_weights
+from fedray.llm import loading
+from fedray.llm.catalogue import CATALOGUE, EMBEDDED, NAMES
+from fedray.report import Learned, Report
+from fedray.training.settings import RegistryJob
+from fedray.types import FedrayError
+
+
+class Inventory:
+    """The LLMs of a zoo, and the registry of its fusers and gates under one's own."""
+
+    def __init__(self, registry: Path | None, zoo: Path | None) -> None:
+        self.zoo = zoo
+        self.registry = Registry(registry, SHIPPED if zoo is None else zoo / "registry")
+
+    def llms(self) -> list[Learned]:
+        root = (self.zoo or EMBEDDED) / "llms"
+        there = [name for name in NAMES if (root / name / "model.safetensors").is_file()]
+        return [
+            Learned(name, "llm", "complete", loading.check_weights(name, self.zoo)[:16], str(root / name))
+            for name in there
+        ]
+
+    def learned(self) -> list[tuple[Manifest, Path]]:
+        """All fusers and gates by name, the newest version first."""
+        return sorted(self.registry.list(), key=lambda version: (version[0].role, version[0].name))
+
+    def export(self, name: str, digest: str | None, to: Path) -> Path:
+        """Copy an LLM to TO/llms/NAME, or a version to TO/NAME/HASH, so that TO is a zoo or a registry of its own.
+
+        Raises FedrayError: unknown, damaged, or TO cannot be written.
+        """
+        if name in CATALOGUE:
+            loading.check_weights(name, self.zoo)
+            source, target = (self.zoo or EMBEDDED) / "llms" / name, to / "llms" / name
+        else:
+            manifest, source = self.registry.pick(name, digest)
+            check_weights(manifest, source)
+            target = to / manifest.name / manifest.hash
+        return _copy(source, target)
+
+
+def run(settings: RegistryJob) -> int:
+    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    inventory = Inventory(settings.registry.path, settings.zoo.path)
+    actions: dict[str, Callable[[RegistryJob, Inventory, Console], Iterable[Learned]]] = {
+        "list": _list,
+        "show": _show,
+        "delete": _delete,
+        "export": _export,
+    }
+    learned = tuple(actions[settings.action](settings, inventory, console))
+    report = Report("registry", settings.zoo.name, "", (), 0, "complete", task=settings.action, learned=learned)
+    print(f"report: {reports.write(report, settings.output).absolute()}")
+    return 0
+
+
+def _list(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
+    llms, learned = inventory.llms(), inventory.learned()
+    _table(console, "LLMs", ("name", "hash", "size"), [(m.name, m.hash or "", _size(Path(m.path or ""))) for m in llms])
+    own = settings.registry.path
+    rows = [
+        (
+            m.name,
+            *_kind(m),
+            m.hash,
+            _size(path),
+            str(own)
+            if own and path.is_relative_to(own)
+            else "embedded"
+            if inventory.zoo is None
+            else str(inventory.zoo),
+        )
+        for m, path in learned
+    ]
+    headings = ("name", "fuser", "fusion", "hash", "size", "in")
+    for role, title in (("fuser", "Fusers"), ("gate", "Gates")):
+        shown = [row for row, (m, _) in zip(rows, learned, strict=True) if m.role == role]
+        _table(console, title, headings, shown)
+    return [*llms, *(_learned(m, path) for m, path in learned)]
+
+
+def _show(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
+    assert settings.name is not None
+    if settings.name in CATALOGUE:
+        (llm,) = [llm for llm in inventory.llms() if llm.name == settings.name] or [None]
+        if llm is None:
+            raise FedrayError(f"zoo.path={inventory.zoo} has no {settings.name}: rebuild it, or leave zoo.path out")
+        entry = CATALOGUE[settings.name]
+        facts = {"hash": llm.hash, "family": entry.family, "stands for": entry.repo, "folder": llm.path}
+        _table(console, settings.name, ("", ""), [(key, str(value)) for key, value in facts.items()])
+        return [llm]
+    manifest, path = inventory.registry.pick(settings.name, settings.hash)
+    check_weights(manifest, path)
+    facts = {**asdict(manifest), "folder": str(path)}
+    _table(console, f"{manifest.name} {manifest.hash}", ("", ""), [(key, _text(v)) for key, v in facts.items()])
+    return [_learned(manifest, path)]
+
+
+def _delete(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
+    assert settings.name is not None
+    if settings.name in CATALOGUE:
+        raise FedrayError(f"{settings.name} is an LLM of the zoo, and a zoo is read-only: name a fuser or a gate")
+    folder = inventory.registry.delete(settings.name, settings.hash)
+    console.print(Text(f"{settings.name} {folder.name} is gone from {folder.parent.parent}"), soft_wrap=True)
+    return []
+
+
+def _export(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
+    assert settings.name is not None and settings.to is not None
+    target = inventory.export(settings.name, settings.hash, settings.to)
+    option = "zoo.path" if settings.name in CATALOGUE else "registry.path"
+    console.print(Text(f"{settings.name} is in {target}: {option}={settings.to} uses it"), soft_wrap=True)
+    return []
+
+
+def _learned(manifest: Manifest, path: Path) -> Learned:
+    training = manifest.training
+    return Learned(
+        manifest.name,
+        manifest.role,
+        "complete",
+        manifest.hash,
+        str(path),
+        steps=training.get("steps", 0),
+        questions=training.get("questions", 0),
+    )
+
+
+def _kind(manifest: Manifest) -> tuple[str, str]:
+    return manifest.kind if manifest.role == "fuser" else "", manifest.operator
+
+
+def _size(folder: Path) -> str:
+    return f"{sum(file.stat().st_size for file in folder.iterdir()) / 2**20:.2f} MiB"
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, indent=1) if isinstance(value, Mapping) else str(value)
+
+
+def _copy(source: Path, target: Path) -> Path:
+    """A folder's copy, whole or not at all."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+        shutil.copytree(source, staging, dirs_exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(staging, target)
+    except OSError as error:
+        raise FedrayError(f"{target} cannot be written ({error.strerror}); choose another folder: to=DIR") from error
+    return target
+
+
+def _table(console: Console, title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(headings))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if table.row_count:
+        console.print(Text(title, "bold"))
+        console.print(table)

@@ -1,0 +1,142 @@
+"""The checkpoint of one training: survives a kill at any moment, and says what it is a checkpoint of.
+
+    <registry>/.training/<what is trained>/checkpoint.safetensors
+
+One file holds everything: tensors, and in its header (JSON) what is trained, from what and by which code. It is written
+beside the old one and takes its place at one stroke, so there is always one whole checkpoint, the last or the new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedray import __version__
+from fedray.types import FedrayError
+
+FOLDER = ".training"  # in a registry
+NAME = "checkpoint.safetensors"
+CODE = f"fedray {__version__}, torch {torch.__version__.partition('+')[0]}"
+T = TypeVar("T")
+_ANEW = "start anew with restart=true"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A training at one moment. values: JSON's own values."""
+
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix.`, without it."""
+        return {k.removeprefix(f"{prefix}."): v for k, v in self.tensors.items() if k.startswith(f"{prefix}.")}
+
+
+class Checkpoint:
+    """The place of one training's snapshots.
+
+    what: what is trained, in words ("the fuser llama-1b -> qwen3-0.6b"); llms: hashes of those it is trained for;
+    settings: everything else that decides the weights. A checkpoint that differs in any of them, or in the code's
+    version, is refused by name.
+    """
+
+    def __init__(self, folder: Path, what: str, llms: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        self.path = folder / NAME
+        self._meaning = json.loads(json.dumps({"what": what, "llms": llms, "code": CODE, "settings": settings}))
+
+    def check(self) -> None:
+        """Refuse what `load` would refuse, without reading the tensors. Raises FedrayError."""
+        self._open(lambda file: None)
+
+    def load(self) -> Snapshot | None:
+        """The last snapshot, or None where there is none. Raises FedrayError: damaged, or of another training."""
+        self._clear()
+        return self._open(
+            lambda file: Snapshot(
+                {key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118  # it is no mapping
+                json.loads(file.metadata()["values"]),
+            )
+        )
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Put a snapshot in the place of the last one. Raises FedrayError where it cannot; the last one then stays."""
+        header = {"meaning": json.dumps(self._meaning), "values": json.dumps(dict(snapshot.values))}
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in snapshot.tensors.items()}
+        new = self.path.with_name(f".{NAME}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, new, header)
+            _flush(new)
+            os.replace(new, self.path)
+            _flush(self.path.parent)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                new.unlink()
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise FedrayError(
+                f"{self.path} cannot be written ({reason}); what was saved before is untouched: make room, and the "
+                "same command goes on from there"
+            ) from error
+
+    def discard(self) -> None:
+        """Remove the checkpoint, and its folder if nothing else lies in it."""
+        self._clear()
+        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()
+
+    def _clear(self) -> None:
+        """Remove what a kill left half written."""
+        for half in self.path.parent.glob(f".{NAME}.*"):
+            half.unlink(missing_ok=True)
+
+    def _open(self, read: Callable[[Any], T]) -> T | None:
+        """What `read` makes of the file, if there is one."""
+        try:
+            if not self.path.is_file():
+                return None
+            with safe_open(self.path, framework="pt") as file:
+                self._compare(json.loads((file.metadata() or {})["meaning"]))
+                return read(file)
+        except FedrayError:
+            raise
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise FedrayError(f"{self.path} is damaged ({error}); {_ANEW}") from error
+
+    def _compare(self, there: Mapping[str, Any]) -> None:
+        here = self._meaning
+        if there["what"] != here["what"]:
+            raise FedrayError(f"{self.path} is a checkpoint of {there['what']}, not of {here['what']}; {_ANEW}")
+        if there["llms"] != here["llms"]:
+            raise FedrayError(f"{self.path} was trained for other weights of {', '.join(here['llms'])}; {_ANEW}")
+        if there["code"] != here["code"]:
+            raise FedrayError(
+                f"{self.path} was written by {there['code']}, this is {here['code']}; finish it with that, or {_ANEW}"
+            )
+        was, now = there["settings"], here["settings"]
+        differ = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+        if differ:
+            before, after = (", ".join(f"{key}={side.get(key)}" for key in differ) for side in (was, now))
+            raise FedrayError(
+                f"{self.path} was begun with {before}, this is {after}; finish it with those settings, or {_ANEW}"
+            )
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk itself, so that a power cut finds it there too."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

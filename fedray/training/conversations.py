@@ -1,0 +1,59 @@
+"""What fusers and gates are trained on: questions of the tiny world, answered rightly or as a sender would."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from fedray.llm.model import LLM
+from fedray.member import Member
+from fedray.types import Generation, Request
+from fedray.zoo.world import PHRASINGS, UNSEEN_PHRASINGS, World, seen_in_fusing
+
+PHRASINGS_PER_FACT = 2  # of a question to train on
+BATCH = 256  # questions answered at once
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One training example: a prompt, its right answer, and the group (domain) it is counted under."""
+
+    prompt: str
+    answer: str
+    group: str = ""
+
+
+def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[Conversation]:
+    """Questions about one split that fuser and gate training may see, in phrasings it may see."""
+    rng = random.Random(f"conversations-{world.seed}-{split}")
+    seen = [i for i in range(len(PHRASINGS)) if i not in UNSEEN_PHRASINGS]
+    return [
+        Conversation(fact.ask(phrasing), fact.value, fact.domain)
+        for fact in world.split(split)
+        if seen_in_fusing(fact)
+        for phrasing in rng.sample(seen, phrasings_per_fact)
+    ]
+
+
+def believed(
+    llm: LLM,
+    talks: Sequence[Conversation],
+    max_tokens: int = 8,
+    on_done: Callable[[int, int], None] | None = None,
+) -> list[Conversation]:
+    """The conversations with the LLM's own greedy answers in place of the right ones.
+
+    A fuser trained on them learns to say what its sender would say, on all questions and not only on those few the
+    sender knows; whether to trust it is left to the gate.
+    """
+    member = Member(llm.name, llm=llm)
+    said: list[Conversation] = []
+    for start in range(0, len(talks), BATCH):
+        batch = talks[start : start + BATCH]
+        request = Request(tuple(c.prompt for c in batch), generation=Generation(max_tokens))
+        answer = member.alone("believed", request)
+        said += [replace(c, answer=row.text) for c, row in zip(batch, answer.rows, strict=True)]
+        if on_done:
+            on_done(len(said), len(talks))
+    return said

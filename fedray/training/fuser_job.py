@@ -1,0 +1,167 @@
+"""The body of jobs/train_fuser.py: one fuser, or all that are missing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedray.fusion.fuser import build_fuser
+from fedray.fusion.registry import SHIPPED, Registry, fuser_name
+from fedray.llm.catalogue import EMBEDDED, NAMES
+from fedray.llm.loading import describe, load
+from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
+from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, believed, conversations
+from fedray.training.crew import Crew, Tell
+from fedray.training.data import BATCH
+from fedray.training.figures import Heatmap
+from fedray.training.fuser_trainer import FuserRecipe, FuserTraining, accuracy_by_group, fuser_config
+from fedray.training.job import Job, Outcome, Task, hashes
+from fedray.training.pair import Pair
+from fedray.training.settings import EVERYONE, FuserJob
+from fedray.training.workers import Work
+from fedray.types import Artifact
+from fedray.zoo.world import World, seed_of
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One fuser to train, as every worker is told."""
+
+    sender: str
+    receiver: str
+    recipe: FuserRecipe
+    settings: FuserJob
+    zoo: Path | None
+    checkpoint: Checkpoint
+
+
+def run(settings: FuserJob) -> int:
+    """Do the job; returns the exit code. Raises FedrayError."""
+    job = Job(settings, "train_fuser", settings.control)
+    assert settings.sender is not None
+    senders = _without_fuser(settings) if settings.sender == EVERYONE else [settings.sender]
+    return job.run([_task(settings, sender) for sender in senders])
+
+
+def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
+    """One worker's part in the training of one fuser."""
+    s, zoo = order.settings, order.zoo
+    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, folder=zoo)
+    sender = load(order.sender, zoo=s.zoo.name, device=s.device, folder=zoo) if s.control != "identical" else receiver
+    world = World(seed_of(zoo or EMBEDDED))
+    talks = _some(conversations(world, "train", PHRASINGS_PER_FACT), s)
+    check = _some(conversations(world, "validation"), s)
+
+    def pair(asked: list[Conversation], phase: str = "") -> Pair:
+        if phase and s.answers == "sender":
+            asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
+        return Pair(sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=s.control == "single")
+
+    training = FuserTraining(
+        pair(talks, "sender answers"),
+        order.recipe,
+        check=pair(check, "to validate with") if s.validate_every else None,
+        crew=crew,
+        checkpoint=order.checkpoint,
+        save_every=s.save_every,
+    )
+    fuser = training.run(lambda step, of, figures: tell("training", step, of, figures))
+    right = pair(check)
+    weights_RLN = right.openness(fuser, right.rows(range(min(len(right), BATCH)))).float().cpu()
+    validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)
+    record = {
+        "world_seed": world.seed,
+        "questions": len(training.pair),
+        "steps": training.step,
+        "answers": s.answers,
+        "recipe": asdict(order.recipe),
+        "validation": validation,
+        "validation_alone": alone,
+    }
+    sides = ("K", "V") if len(weights_RLN) == 2 else ("",)
+    heatmap = Heatmap(
+        values=tuple(map(tuple, weights_RLN.permute(1, 0, 2).flatten(1).tolist())),
+        rows=tuple(f"layer {t}" for t in range(weights_RLN.shape[1])),
+        columns=tuple(f"{side} head {n}".strip() for side in sides for n in range(weights_RLN.shape[2])),
+        title="How much of the sender the fuser lets in",
+    )
+    members = (describe(receiver), *((describe(sender),) if sender is not receiver else ()))
+    return Outcome(
+        members,
+        len(training.pair),
+        training.step,
+        training.resumed_at,
+        training.figures(),
+        heatmap,
+        record,
+        validation,
+        alone,
+    )
+
+
+def _some(talks: list[Conversation], settings: FuserJob) -> list[Conversation]:
+    """As many as the settings' limit, drawn by their seed."""
+    if settings.limit is None or settings.limit >= len(talks):
+        return talks
+    rows = random.Random(settings.seed).sample(range(len(talks)), settings.limit)
+    return [talks[row] for row in sorted(rows)]
+
+
+def _task(settings: FuserJob, sender: str) -> Task:
+    receiver, control, zoo = settings.receiver, settings.control, settings.zoo.path
+    name = fuser_name(sender, receiver)
+    kind = f"{settings.fuser}-{settings.fusion}" + ("" if control == "none" else f"-{control}")
+    recipe = FuserRecipe(
+        kind=settings.fuser,
+        operator=settings.fusion,
+        hidden=settings.hidden,
+        steps=settings.all_steps,
+        batch_size=settings.batch_size,
+        accumulation=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        precision=settings.precision,
+        validate_every=settings.validate_every,
+        patience=settings.patience,
+        seed=settings.seed,
+    )
+    data = {"answers": settings.answers, "limit": settings.limit, "world_seed": seed_of(zoo or EMBEDDED)}
+    checkpoint = Checkpoint(
+        settings.root.absolute() / FOLDER / f"{name}.{kind}",
+        what=f"the fuser {sender} -> {receiver}" + ("" if control == "none" else f" (control={control})"),
+        llms=hashes((sender, receiver), zoo),
+        settings={**asdict(recipe), **data},
+    )
+
+    def register(outcome: Outcome, snapshot: Snapshot) -> Artifact:
+        to, by = outcome.members
+        fuser = build_fuser(fuser_config(recipe, by.spec, to.spec))
+        fuser.load_state_dict(snapshot.under("fuser"))
+        return Registry(settings.root).add_fuser(fuser, by, to, outcome.record)
+
+    order = Order(sender, receiver, recipe, settings, zoo and zoo.absolute(), checkpoint)
+    params = {"sender": sender, "receiver": receiver, "control": control, "zoo": settings.zoo.name, **asdict(recipe)}
+    return Task(
+        name if control == "none" else f"{name}-{control}",
+        "fuser",
+        (sender,),
+        Work(train, order),
+        checkpoint,
+        register if control == "none" else None,
+        {**params, **data, "workers": settings.workers},
+    )
+
+
+def _without_fuser(settings: FuserJob) -> list[str]:
+    """Senders whose fuser of this kind into the receiver a federation would not find."""
+    zoo = settings.zoo.path
+    registry = Registry(settings.root, SHIPPED if zoo is None else zoo / "registry")
+
+    def has_one(sender: str) -> bool:
+        weights = hashes((sender, settings.receiver), zoo)
+        return registry.fuser_in_use(sender, settings.receiver, weights, settings.fuser, settings.fusion) is not None
+
+    return [name for name in NAMES if name != settings.receiver and not has_one(name)]

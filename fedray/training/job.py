@@ -1,0 +1,192 @@
+"""What the training jobs do around a training: screen, MLflow, the registry, and a report whatever happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fedray import report as reports
+from fedray.llm.loading import check_weights
+from fedray.report import Learned, Participant, Report, Tracked
+from fedray.tracking import Tracker
+from fedray.training import figures
+from fedray.training.checkpoint import Checkpoint, Snapshot
+from fedray.training.screen import Screen
+from fedray.training.settings import FuserJob, GateJob
+from fedray.training.workers import Work, Workers, check, run
+from fedray.types import Artifact, FedrayError, MemberInfo
+
+LOG_EVERY = 10  # steps between two points of MLflow's curves
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a training says of itself when it is done; the weights lie in its checkpoint.
+
+    members: the receiver first. figures: the last running ones. validation: accuracy per group of questions, with what
+    was trained and by the receiver alone. trust: per group and sender the mean weight of a gate. record: goes into the
+    manifest, so it names no date, host or path.
+    """
+
+    members: tuple[MemberInfo, ...]
+    questions: int
+    steps: int
+    resumed_at: int
+    figures: Mapping[str, float]
+    weights: figures.Heatmap
+    record: Mapping[str, Any]
+    validation: Mapping[str, float] = field(default_factory=dict)
+    validation_alone: Mapping[str, float] = field(default_factory=dict)
+    trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One fuser or gate to train. register: puts the finished weights into the registry, None is not registered."""
+
+    name: str
+    role: str
+    senders: tuple[str, ...]
+    work: Work[Outcome]
+    checkpoint: Checkpoint
+    register: Callable[[Outcome, Snapshot], Artifact] | None
+    params: Mapping[str, Any]
+
+
+class Job:
+    """One run of a training job."""
+
+    def __init__(self, settings: FuserJob | GateJob, name: str, control: str = "none") -> None:
+        self.settings = settings
+        self.screen = Screen(settings.zoo.name)
+        self._report = Report(
+            job=name,
+            zoo=settings.zoo.name,
+            receiver=settings.receiver,
+            senders=(),
+            seed=settings.seed,
+            status="failed",
+            fuser=settings.fuser,
+            fusion=settings.fusion,
+            gate="none",
+            control=control,
+        )
+
+    def run(self, tasks: Sequence[Task]) -> int:
+        """Train one after the other; returns the exit code. Prints `report: PATH` last.
+
+        Raises FedrayError for what cannot be trained; what was done until then is in the report.
+        """
+        self._report = replace(self._report, senders=tuple(dict.fromkeys(s for task in tasks for s in task.senders)))
+        for task in tasks:  # refused before anything is loaded
+            check(self._workers(task))
+            if self.settings.restart:
+                task.checkpoint.discard()
+            task.checkpoint.check()
+        path: Path | None = None
+        try:
+            for number, task in enumerate(tasks, 1):
+                path = self._train(task, alone=len(tasks) == 1, last=number == len(tasks))
+            if not tasks:
+                self.screen.line("nothing to train: every pair has its fuser")
+                path = self._leave("complete")
+        except KeyboardInterrupt:
+            path = self._leave("interrupted")
+            self.screen.line("interrupted; the same command goes on from the last checkpoint")
+            return 130
+        except FedrayError:
+            path = self._leave("failed")
+            raise
+        finally:
+            print(f"report: {(path or self._leave('failed')).absolute()}", flush=True)
+        return 0
+
+    def _train(self, task: Task, *, alone: bool, last: bool) -> Path:
+        """One task, in a run of its own in MLflow; several have folders of their own for what is left there."""
+        settings = self.settings
+        folder = settings.output if alone else settings.output / task.name
+        part = Learned(task.name, task.role, "failed")
+        started = time.perf_counter()
+        with Tracker(settings.tracking, folder, name=f"train {task.name}") as tracker:
+            tracker.tags(job=self._report.job, zoo=settings.zoo.name)
+            tracker.params(**task.params)
+            try:
+                with self.screen.progress(task.name) as bar:
+
+                    def tell(phase: str, step: int, of: int, running: Mapping[str, float]) -> None:
+                        nonlocal part
+                        bar(phase, step, of, running)
+                        if running:
+                            part = replace(part, steps=step, figures={**part.figures, **running})
+                        if step % LOG_EVERY == 0 or step == of or "validation/loss" in running:
+                            tracker.metrics(running, step)
+
+                    outcome = run(task.work, self._workers(task), tell)
+                part = replace(part, steps=outcome.steps, resumed_at=outcome.resumed_at, questions=outcome.questions)
+                part = replace(part, figures=outcome.figures, status="complete")
+                part = replace(part, validation=outcome.validation, validation_alone=outcome.validation_alone)
+                members = _participants(outcome.members, self._report.members)
+                self._report = replace(self._report, members=members, trust=outcome.trust)
+                part = self._register(task, outcome, part, tracker, folder)
+            except KeyboardInterrupt:
+                part = replace(part, status="interrupted")
+                raise
+            finally:
+                part = replace(part, seconds=time.perf_counter() - started)
+                self._report = replace(self._report, learned=(*self._report.learned, part), tracking=_tracked(tracker))
+            path = self._leave("complete" if last else "interrupted")
+            tracker.artifact(path)
+            tracker.artifact(settings.output / ".hydra", "hydra")
+        self.screen.learned(part, self._report.trust, str(settings.root))
+        self.screen.tracked(tracker, str(folder))
+        return path
+
+    def _register(self, task: Task, outcome: Outcome, part: Learned, tracker: Tracker, folder: Path) -> Learned:
+        """The finished weights into the registry, and everything to MLflow."""
+        heatmap = outcome.weights.draw(folder / "figures" / "weights.png", task.name, self.settings.zoo.name)
+        tracker.artifact(heatmap, "figures")
+        for key, groups in (("validation", outcome.validation), ("validation_alone", outcome.validation_alone)):
+            tracker.metrics({f"{key}/{group}": share for group, share in groups.items()}, outcome.steps)
+        if task.register is not None:
+            snapshot = task.checkpoint.load()
+            assert snapshot is not None, "a training ends with a checkpoint"
+            artifact = task.register(outcome, snapshot)
+            part = replace(part, hash=artifact.hash, path=artifact.path)
+            alias = f"in-use-{self.settings.fuser}-{self.settings.fusion}"
+            tracker.register(f"{task.role}.{_bare(task)}", Path(artifact.path), alias=alias, hash=artifact.hash)
+        task.checkpoint.discard()
+        return part
+
+    def _workers(self, task: Task) -> Workers:
+        s = self.settings
+        return Workers(s.workers, s.threads, s.device, s.ray, task.checkpoint.path.parent.absolute())
+
+    def _leave(self, status: str) -> Path:
+        self._report = replace(self._report, status=status)
+        return reports.write(self._report, self.settings.output)
+
+
+def hashes(names: Sequence[str], zoo: Path | None) -> dict[str, str]:
+    """The hashes of LLMs' weights, by name, before any is loaded. Raises FedrayError naming a damaged file."""
+    return {name: check_weights(name, zoo)[:16] for name in names}
+
+
+def _bare(task: Task) -> str:
+    """The name of a registered model says its role in front already."""
+    return task.name.removeprefix("gate--")
+
+
+def _participants(members: Sequence[MemberInfo], before: Sequence[Participant]) -> tuple[Participant, ...]:
+    found = {m.name: m for m in before}
+    for number, m in enumerate(members):
+        role = "sender" if number else "receiver"
+        found[m.name] = Participant(m.name, role, m.family, m.parameters, m.device, m.node, m.pid)
+    return tuple(found.values())
+
+
+def _tracked(tracker: Tracker) -> Tracked | None:
+    where = tracker.run()
+    return Tracked(*where) if where else None

@@ -1,0 +1,184 @@
+"""A sender and a receiver that read the same conversations, and the batches a fuser between them is trained on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fedray.fusion import combine, controls
+from fedray.fusion.fuser import Fuser
+from fedray.llm.cache import KVCache
+from fedray.llm.decoding import Context
+from fedray.llm.model import LLM, Encoded
+from fedray.training.conversations import Conversation
+from fedray.training.crew import Crew
+from fedray.training.data import BATCH, Prefilled, answers, prefill, read
+from fedray.types import KVSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation as both LLMs read it; answer: the ids the receiver should decode."""
+
+    row: int
+    sent: Encoded
+    own: Encoded
+    answer: list[int]
+    group: str
+
+
+class Examples(Dataset[Example]):
+    """Conversations, encoded when they are asked for."""
+
+    def __init__(self, sender: LLM, receiver: LLM, conversations: Sequence[Conversation]) -> None:
+        self.sender, self.receiver, self.conversations = sender, receiver, conversations
+        self._kept: list[Example] = []
+
+    def keep(self) -> None:
+        """Encode them all now."""
+        self._kept = [self._encode(row) for row in range(len(self))]
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, row: int) -> Example:
+        return self._kept[row] if self._kept else self._encode(row)
+
+    def _encode(self, row: int) -> Example:
+        talk = self.conversations[row]
+        (answer,) = answers(self.receiver, [talk.answer])
+        return Example(row, self.sender.encode(talk.prompt), self.receiver.encode(talk.prompt), answer, talk.group)
+
+
+class Pair:
+    """Both LLMs' caches of the conversations: read once where they fit in memory, else batch by batch.
+
+    memory_bytes: what all caches together may take, None is no limit. blind: the control without a sender; a constant
+    (its mean over another, fixed text) stands in place of every cache it would send.
+    """
+
+    def __init__(
+        self,
+        sender: LLM,
+        receiver: LLM,
+        conversations: Sequence[Conversation],
+        *,
+        memory_bytes: int | None = None,
+        blind: bool = False,
+    ) -> None:
+        self.sender, self.receiver = sender, receiver
+        self.examples = Examples(sender, receiver, conversations)
+        self._constant = prefill(sender, [controls.CONSTANT_TEXT]).cache if blind else None
+        self._kept: tuple[Prefilled, Prefilled] | None = None
+        if memory_bytes is None or self._size() <= memory_bytes:
+            self.examples.keep()
+            everything = [self.examples[row] for row in range(len(self))]
+            self._kept = read(sender, [e.sent for e in everything]), read(receiver, [e.own for e in everything])
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def in_memory(self) -> bool:
+        return self._kept is not None
+
+    def rows(self, rows: Sequence[int]) -> list[Example]:
+        return [self.examples[row] for row in rows]
+
+    def sent(self, batch: Sequence[Example]) -> Prefilled:
+        """What the sender has read."""
+        if self._kept is None:
+            found = read(self.sender, [e.sent for e in batch])
+        else:
+            found = self._kept[0].select([e.row for e in batch])
+        if self._constant is None:
+            return found
+        return Prefilled(found.llm, controls.constant(found.cache, self._constant), found.spans, found.last_B1)
+
+    def own(self, batch: Sequence[Example]) -> Prefilled:
+        """What the receiver has read."""
+        if self._kept is None:
+            return read(self.receiver, [e.own for e in batch])
+        return self._kept[1].select([e.row for e in batch])
+
+    def part(self, fuser: Fuser, batch: Sequence[Example]) -> combine.Part:
+        """The sender's share in a fusion, fully open."""
+        sent = self.sent(batch)
+        weight_B = torch.ones(len(batch), device=sent.llm.device)
+        return combine.Part(sent.llm.name, fuser, sent.cache, weight_B, tuple(map(tuple, sent.spans)))
+
+    def context(self, fuser: Fuser | None, batch: Sequence[Example]) -> tuple[Context, Prefilled]:
+        """What the receiver sees of these examples through the fuser; without one, its own cache."""
+        own = self.own(batch)
+        if fuser is None:
+            return combine.concat(own.own(), []), own
+        return combine.fuse(fuser.config.operator, own.own(), own.spans, [self.part(fuser, batch)]), own
+
+    def openness(self, fuser: Fuser, batch: Sequence[Example]) -> torch.Tensor:
+        """Mean weight (R, L, N) the fuser gives the sender's tokens."""
+        own = self.own(batch)
+        return combine.openness(own.own(), own.spans, self.part(fuser, batch))
+
+    def sample(self, rows: Sequence[int]) -> KVCache:
+        """The sender's caches of some rows, for a fuser to take its input's scale from."""
+        return self.sent(self.rows(rows)).cache
+
+    def _size(self) -> int:
+        """Bytes of both LLMs' caches, padded to the longest prompt of a sample."""
+        sample = self.rows(range(0, len(self), max(1, len(self) // BATCH)))
+        sides = (self.sender, [e.sent for e in sample]), (self.receiver, [e.own for e in sample])
+        return len(self) * sum(max(len(e.ids) for e in read) * _token_bytes(llm) for llm, read in sides)
+
+
+class Draws(Sampler[list[int]]):
+    """Which rows each step reads, from step `first` on: this worker's, in the parts it reads one after the other.
+
+    Every worker draws the same batches from the same generator. Where a batch falls into several parts, they are of
+    similar lengths, so that little is padded; what a step is trained on stays the same.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], size: int, steps: int, rng: random.Random, *, first: int, parts: int, crew: Crew
+    ) -> None:
+        self._lengths, self._steps, self._rng, self._first, self._crew = lengths, steps, rng, first, crew
+        self._parts = parts * crew.size
+        self._size = max(min(size, len(lengths)) // self._parts, 1)
+
+    def __len__(self) -> int:
+        return (self._steps - self._first) * self._parts // self._crew.size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self._steps):
+            rows = draw(len(self._lengths), self._size * self._parts, self._rng)
+            if step < self._first:
+                continue
+            if self._parts > 1:
+                rows.sort(key=lambda row: (self._lengths[row], row))
+            for part in range(self._crew.rank, self._parts, self._crew.size):
+                yield rows[part * self._size : (part + 1) * self._size]
+
+
+def batches(
+    pair: Pair, size: int, steps: int, rng: random.Random, *, first: int, parts: int, crew: Crew
+) -> Iterator[list[Example]]:
+    """This worker's examples, `parts` batches a step."""
+    lengths = [len(talk.prompt) + len(talk.answer) for talk in pair.examples.conversations]
+    draws = Draws(lengths, size, steps, rng, first=first, parts=parts, crew=crew)
+    return iter(DataLoader(pair.examples, batch_sampler=draws, collate_fn=list))
+
+
+def draw(count: int, size: int, rng: random.Random) -> list[int]:
+    """A batch of distinct rows out of `count`."""
+    chosen: dict[int, None] = {}
+    while len(chosen) < min(size, count):
+        chosen[rng.randrange(count)] = None
+    return list(chosen)
+
+
+def _token_bytes(llm: LLM) -> int:
+    spec: KVSpec = llm.spec
+    return 2 * spec.layers * spec.kv_heads * spec.head_dim * llm.model.dtype.itemsize

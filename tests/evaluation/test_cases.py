@@ -1,0 +1,187 @@
+"""Blocks become cases, or one sentence that says which block cannot be meant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedray.config import CONF, EVALUATION, EvaluateSettings, launch
+from fedray.evaluation.cases import STANDALONE, Case, Way, cases
+from fedray.evaluation.settings import build_evaluation, check_evaluation
+from fedray.settings import Settings
+from fedray.types import FedrayError
+
+A, B, C = "llama-1b", "qwen2.5-1.5b", "qwen2.5-0.5b"
+EXPERIMENTS = [path.stem for path in (CONF / "experiment").glob("*.yaml") if "\nblocks:" in path.read_text()]
+
+
+def settings(**blocks: Any) -> EvaluateSettings:
+    return build_evaluation({"senders": [A, B, C], "blocks": blocks})
+
+
+def found(**block: Any) -> list[Case]:
+    """The cases of one block, without the receivers alone."""
+    return [case for case in cases(settings(x=block), (A, B, C)) if case.way != STANDALONE]
+
+
+@pytest.mark.parametrize(
+    ("senders", "sets"),
+    [
+        ("all", [(A, B, C)]),
+        ("singles", [(A,), (B,), (C,)]),
+        ("prefixes", [(A,), (A, B), (A, B, C)]),
+        ("leave_one_out", [(A, B), (A, C), (B, C)]),
+        (f"{C}+llama-3.2-1b", [(C, A)]),
+        ("qwen2.5-coder-0.5b", [("qwen2.5-coder-0.5b",)]),
+    ],
+)
+def test_sets_of_senders(senders: str, sets: list[tuple[str, ...]]) -> None:
+    assert [case.senders for case in found(senders=senders)] == sets
+
+
+def test_prefixes_follow_the_order() -> None:
+    one = settings(x={"senders": "prefixes"})
+    assert [case.senders for case in cases(one, (C, A, B)) if case.senders] == [(C,), (C, A), (C, A, B)]
+
+
+def test_pairs_are_all_directed_pairs_and_every_receiver_stands_alone_first() -> None:
+    listed = cases(settings(x={"senders": "pairs"}), (A, B, C))
+    everyone = {"qwen3-0.6b", A, B, C}
+    assert {case.receiver for case in listed[:4]} == everyone and all(case.way == STANDALONE for case in listed[:4])
+    assert {(case.receiver, *case.senders) for case in listed[4:]} == {
+        (a, b) for a in everyone for b in everyone if a != b
+    }
+
+
+def test_every_combination_that_makes_a_difference_is_a_case() -> None:
+    ways = [c.way for c in found(protocol=["c2c", "t2t"], gate=["learned", "open"], rephrase=["none", "shared"])]
+    assert len(ways) == len(set(ways)) == 4 + 2, "text that every sender may say knows no gate"
+    assert all(way.gate == "none" for way in ways if way.protocol == "t2t")
+    gated = [c.way for c in found(protocol=["t2t"], t2t_gate=["none", "same"], gate=["learned", "open"])]
+    assert [str(way) for way in gated] == ["t2t", "t2t gated", "t2t gated (gate open)"]
+    assert [str(c.way) for c in found(senders="none", protocol=["standalone", "self_refine"])] == ["self_refine"]
+
+
+def test_a_case_is_a_run_of_its_own() -> None:
+    base = build_evaluation({"evidence": {A: "a", B: "b"}, "gate": "open"})
+    case = Case("tiny-unseen", B, (A,), Way("t2t", rephrase="shared", t2t_gate="same", gate="random", full=True))
+    own = case.settings(base, 7)
+    assert (own.receiver, own.senders, own.protocol.name, own.task.name) == (B, (A,), "t2t", "tiny-unseen")
+    assert (own.gate.kind, own.t2t.gate, own.t2t.full, own.rephrase) == ("random", "same", True, "shared")
+    assert own.seed == own.generation.seed == 7 and base.seed == 0
+    assert set(case.alone.settings(base, 0).evidence) == {"qwen2_5-1_5b"}, "who takes no part shows no document"
+
+
+def test_defaults_follow() -> None:
+    bare = build_evaluation({"seed": 4})
+    assert bare.seeds == (4,) and [str(case.way) for case in cases(bare, bare.senders)] == ["standalone", "c2c"]
+    assert build_evaluation({"blocks": {"x": None}}).blocks == bare.blocks, "null leaves a block out"
+    assert set(settings(x={"senders": "qwen2.5-coder-0.5b"}).neutral.senders) == {A, B, C, "qwen2.5-coder-0.5b"}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "says"),
+    [
+        ({"sender": "all"}, "unknown setting 'blocks.x.sender': did you mean blocks.x.senders"),
+        ({"senders": "prefixs"}, r"blocks.x: unknown senders 'prefixs' \(did you mean prefixes\?\)"),
+        ({"senders": "lama-1b+qwen2.5-1.5b"}, r"blocks.x: unknown sender 'lama-1b' \(did you mean llama-1b\?\)"),
+        ({"senders": "qwen3-0.6b"}, "blocks.x: qwen3-0.6b is the receiver"),
+        ({"senders": f"{A}+{A}"}, "blocks.x: a sender is named more than once"),
+        ({"receivers": ["qwen"]}, "blocks.x: unknown receiver 'qwen'"),
+        ({"protocol": ["c2cc"]}, r"blocks.x: unknown protocol 'c2cc' \(did you mean c2c\?\)"),
+        ({"protocol": "c2c"}, r"blocks.x.protocol must be a list such as \[c2c\]"),
+        ({"gate": ["shut"]}, "blocks.x: unknown gate 'shut'"),
+        ({"task": ["tinny"]}, "blocks.x: unknown task 'tinny'"),
+        ({"senders": "none", "protocol": ["c2c"]}, "blocks.x: protocol=c2c needs a sender"),
+        ({"rephrase": ["distinct"], "fusion": ["mix"]}, "blocks.x: rephrase=distinct does not go with fusion=mix"),
+        ({"answer_all": [True], "rephrase": ["shared"]}, "blocks.x: answer_all=true goes with"),
+    ],
+)
+def test_a_block_that_cannot_be_meant_is_named(blocks: dict[str, Any], says: str) -> None:
+    with pytest.raises(FedrayError, match=says) as error:
+        check_evaluation(settings(x=blocks))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"seeds": []}, "seeds must be different numbers"),
+        ({"blocks": 3}, "blocks must be a mapping of names"),
+        ({"seeds": [1, 1]}, "seeds must be different numbers"),
+        ({"seeds": [-1]}, "seeds must be from 0"),
+        ({"latency_requests": -1}, "latency_requests must be at least 0"),
+        ({"order": "alphabet"}, "unknown order 'alphabet'"),
+        ({"prompt": "why?"}, "leave prompt out"),
+        ({"blocks": {"x": {"senders": "prefixes"}}, "questions": CONF.parent / "q.txt"}, "cannot read questions file"),
+        ({"senders": [A], "blocks": {"x": {"senders": "leave_one_out"}}}, "blocks.x: .*needs two senders"),
+    ],
+)
+def test_settings_that_cannot_be_meant(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(FedrayError, match=says):
+        check_evaluation(build_evaluation(values))
+
+
+def test_a_file_of_questions_orders_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("why?\n")
+    values = {"questions": path, "blocks": {"x": {"senders": "prefixes"}}}
+    with pytest.raises(FedrayError, match="add order=given"):
+        check_evaluation(build_evaluation(values))
+    check_evaluation(build_evaluation({**values, "order": "given"}))
+
+
+# -- from the command line ------------------------------------------------------------------------------------------
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, list[Settings]]:
+    pytest.importorskip("hydra")
+    ran: list[Settings] = []
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        launch(ran.append, "evaluate", "evaluate", EVALUATION)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, ran
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_compose(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code, (ran,) = call(monkeypatch, f"+experiment={name}", f"output={tmp_path}/out", "task.limit=7")
+    assert code == 0 and isinstance(ran, EvaluateSettings)
+    assert ran.task.limit == 7 and ran.task.batch_size == 64 and len(cases(ran, ran.senders)) > 10
+
+
+def test_yaml_and_dataclass_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, (ran,) = call(monkeypatch, f"output={tmp_path}/out")
+    assert isinstance(ran, EvaluateSettings)
+    for name in ("blocks", "seeds", "latency_requests", "order", "order_limit", "senders", "task", "gate"):
+        assert getattr(ran, name) == getattr(EvaluateSettings(), name), name
+
+
+def test_blocks_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    block = "+blocks.mine={senders: llama-1b+qwen2.5-1.5b, protocol: [t2t], full: [true]}"
+    _, (ran,) = call(monkeypatch, block, f"output={tmp_path}/out")
+    assert isinstance(ran, EvaluateSettings)
+    assert [str(case.way) for case in cases(ran, ran.senders)] == ["standalone", "t2t full"]
+
+
+def test_a_bad_block_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, ran = call(monkeypatch, "+blocks.x={senders: al}", f"output={tmp_path}/out")
+    err = capsys.readouterr().err
+    assert (code, ran) == (2, []) and err.count("\n") == 1 and "did you mean all" in err
+
+
+def test_checks_load_neither_torch_nor_ray() -> None:
+    script = (
+        "import sys\n"
+        "from fedray.config import EVALUATION\n"
+        "EVALUATION.check(EVALUATION.build({'blocks': {'x': {'senders': 'prefixes'}}}))\n"
+        "assert not {'torch', 'transformers', 'ray', 'mlflow', 'matplotlib'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=CONF.parent, check=True)

@@ -1,0 +1,223 @@
+"""An evaluation of real LLMs of random weights, in this process: what is left behind, and what is not asked again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedray import report
+from fedray.evaluation.evaluate import run
+from fedray.evaluation.settings import EvaluateSettings, build_evaluation
+from fedray.evaluation.tasks import load_task
+from fedray.federation import Federation
+from fedray.group import MemberFailed
+from fedray.report import Evaluated, Report
+from fedray.types import Answer, FedrayError, Plan, Request
+
+A, B = "llama-1b", "qwen2.5-1.5b"
+BLOCKS = {"prefixes": {"senders": "prefixes", "protocol": ["c2c", "t2t"]}}
+
+
+class Counting(Federation):
+    """Counts what it is asked, and does on each request what it is told."""
+
+    asked = 0
+    on_request: Callable[[int, Plan], None] = staticmethod(lambda number, plan: None)
+
+    def run(self, request: Request, plan: Plan | None = None) -> Answer:
+        assert plan is not None
+        type(self).asked += 1
+        type(self).on_request(type(self).asked, plan)
+        return super().run(request, plan)
+
+
+class Job:
+    """Runs the job, and says how much it asked."""
+
+    def __init__(self, folder: Path, federation: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+        self.output, self.federation, self.capsys = folder / "out", federation, capsys
+
+    def settings(self, **changes: Any) -> EvaluateSettings:
+        values: dict[str, Any] = {
+            **self.federation,
+            "blocks": BLOCKS,
+            "task": {"limit": 6, "batch_size": 4},
+            "order_limit": 4,
+            "latency_requests": 2,
+            "ray": False,
+            "tracking": {"enabled": False},
+            "t2t": {"max_tokens": 2},
+            "output": self.output,
+        }
+        return build_evaluation({**values, **changes})
+
+    def __call__(
+        self, on_request: Callable[[int, Plan], None] = lambda number, plan: None, **changes: Any
+    ) -> tuple[int, Report, int]:
+        """Exit code, report, and the requests that were made."""
+        Counting.asked, Counting.on_request = 0, staticmethod(on_request)
+        code = run(self.settings(**changes), Counting)
+        self.shown = self.capsys.readouterr().out
+        assert self.shown.splitlines()[-1] == f"report: {self.output / 'report.json'}"
+        return code, report.read(self.output), Counting.asked
+
+
+@pytest.fixture
+def job(tmp_path: Path, random_federation: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> Job:
+    return Job(tmp_path, random_federation, capsys)
+
+
+def measured(row: Evaluated) -> Evaluated:
+    """A row without what no two runs share."""
+    return replace(row, latency={}, latency_mean=None, latency_p50=None, latency_p95=None, wall_s=0.0)
+
+
+def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:
+    code, left, asked = job()
+    assert code == 0 and left.job == "evaluate" and left.status == "complete" and left.order
+    assert left.order.by == "validation" and set(left.order.senders) == {A, B} and left.order.n == 4
+    ways = [(row.way, row.senders) for row in left.rows]
+    first, both = left.order.senders[:1], left.order.senders
+    assert ways == [
+        ("standalone", ()),
+        ("c2c (gate open)", first),
+        ("t2t", first),
+        ("c2c (gate open)", both),
+        ("t2t", both),
+    ]
+    assert asked == 3 * 1 + 5 * (2 + 2), "the order in one batch per case, each case in two and two times alone"
+    alone, c2c, t2t = left.rows[0], left.rows[3], left.rows[4]
+    assert alone.fuser == alone.gate == alone.fusion == "none" and alone.type is None and alone.p_alone == 1.0
+    assert (c2c.fuser, c2c.fusion, c2c.gate, c2c.type) == ("mlp", "concat", "open", "heterogeneous cache")
+    assert (t2t.fuser, t2t.gate, t2t.type) == ("none", "none", "heterogeneous token")
+    for row in left.rows:
+        assert row.n == 6 and row.task == "tiny" and row.seeds == (0,) and not row.failed and not row.missing
+        assert row.accuracy_alone == alone.accuracy and row.rescued - row.harmed == round(row.gain_points * 6 / 100)
+        assert row.latency_requests == 2 and row.latency["total"].p50 == row.latency_p50 and row.latency_p50
+    assert f"prefill[{A}]" in c2c.latency and f"hint[{A}]" in t2t.latency
+    assert alone.bytes_per_token == 0 < t2t.bytes_per_token < 16 < c2c.bytes_per_token
+    assert t2t.bytes_per_token_analytic == 8
+    gate_open = c2c.bytes_per_token_analytic
+    assert gate_open and c2c.bytes_per_token == pytest.approx(gate_open, rel=0.35), "other tokens, the same caches"
+    assert {(c.a, c.b) for c in left.comparisons} == {("t2t", "c2c (gate open)")} and len(left.comparisons) == 2
+    assert left.contributions == (), "nobody was left out but the last"
+    table = (job.output / "table.md").read_text()
+    assert "all 2" in table and "zoo=tiny" in table and "c2c (gate open)" in job.shown
+    assert {p.name for p in (job.output / "figures").iterdir()} >= {"figure3c.png"}
+
+
+def test_a_finished_run_asks_nothing_again(job: Job) -> None:
+    _, left, _ = job()
+    _, again, asked = job()
+    assert asked == 0 and again == left
+
+
+def test_a_killed_run_goes_on_with_the_row_it_was_at(job: Job) -> None:
+    def killed(number: int, plan: Plan) -> None:
+        if number == 10:
+            raise KeyboardInterrupt
+
+    code, left, asked = job(killed)
+    assert code == 130 and left.status == "interrupted" and asked == 10
+    assert [row.way for row in left.rows] == ["standalone"], "what was done can be read"
+    code, whole, asked = job()
+    assert code == 0 and asked == 4 * 4 and whole.status == "complete"
+    job.output = job.output.with_name("other")
+    _, fresh, _ = job()
+    assert list(map(measured, whole.rows)) == list(map(measured, fresh.rows))
+    assert whole.comparisons == fresh.comparisons and whole.order == fresh.order
+
+
+def test_what_decides_a_row_is_in_its_key(job: Job) -> None:
+    small: dict[str, Any] = {"blocks": {"all": {}}, "latency_requests": 0, "order": "given"}
+    _, _, first = job(**small)
+    assert first == 4
+    for change, asked in (
+        ({"task": {"limit": 6, "batch_size": 3}}, 0),  # batches decide nothing
+        ({"gate": "random"}, 2),  # the receiver alone knows no gate
+        ({"seed": 1}, 4),
+        ({"task": {"limit": 4, "batch_size": 4}}, 2),
+        ({"task": {"limit": 6, "batch_size": 4, "split": "validation"}}, 4),
+        ({"latency_requests": 1}, 6),
+        ({}, 0),
+    ):
+        assert job(**{**small, **change})[2] == asked, change
+
+
+def test_seeds_are_drawn_anew_and_counted_together(job: Job) -> None:
+    _, left, asked = job(seeds=[3, 4], blocks={"all": {"protocol": ["t2t"]}}, order="given")
+    assert asked == 2 * (2 * 2 + 2), "seconds are measured with the first seed only"
+    row = left.rows[1]
+    assert row.seeds == (3, 4) and row.n == 12 and row.latency_requests == 2
+    questions = [load_task(job.settings(), seed) for seed in (3, 4)]
+    assert [q.id for q in questions[0]] == [q.id for q in questions[1]] and questions[0] != questions[1]
+
+
+def test_a_failed_request_counts_as_wrong_and_is_asked_again(job: Job) -> None:
+    def refuse(number: int, plan: Plan) -> None:
+        if plan.protocol == "t2t" and number == 3:
+            raise MemberFailed("llama-1b died")
+
+    small: dict[str, Any] = {"blocks": {"all": {"protocol": ["t2t"]}}, "latency_requests": 0, "order": "given"}
+    _, left, _ = job(refuse, **small)
+    row = left.rows[1]
+    assert row.failed == 4 and row.n == 6 and row.missing[0].reason == "llama-1b died"
+    assert "4 questions failed" in (job.output / "table.md").read_text()
+    _, left, asked = job(**small)
+    assert asked == 2 and not left.rows[1].failed
+
+
+def test_a_missing_fuser_is_refused_before_anything_loads(job: Job) -> None:
+    def load(settings: object) -> Federation:
+        raise AssertionError("nothing may load")
+
+    with pytest.raises(FedrayError, match=f"no fuser=mlp fusion=concat for {A} -> {B}"):
+        run(job.settings(blocks={"x": {"senders": A, "receivers": [B]}}), load)
+    assert not job.output.exists()
+
+
+def test_questions_without_answers_are_refused_before_anything_loads(job: Job, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("what is it?\n")
+    with pytest.raises(FedrayError, match=r'give question mine.txt:1 "choices" and an "answerKey"'):
+        run(job.settings(questions=path, blocks={"all": {}}), Counting)
+    rows = [{"question": f"{w}?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"} for w in "xy"]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(rows))
+    _, left, _ = job(questions=path, blocks={"all": {}})
+    assert left.n == 2 and left.rows[1].senders == (A, B) and left.task == str(path)
+
+
+def test_a_damaged_row_is_named(job: Job) -> None:
+    small: dict[str, Any] = {"blocks": {"all": {}}, "latency_requests": 0, "order": "given"}
+    job(**small)
+    path = sorted((job.output / "rows").iterdir())[0]
+    path.write_text("{")
+    with pytest.raises(FedrayError, match=f"{path.name} cannot be read .* delete it"):
+        run(job.settings(**small), Counting)
+    assert report.read(job.output).status == "failed"
+
+
+def test_mlflow_has_a_child_for_every_row(job: Job, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    _, left, _ = job(tracking={"uri": uri}, blocks={"all": {}}, order="given")
+    assert left.tracking
+    client = mlflow.MlflowClient(uri)
+    parent = client.get_run(left.tracking.run_id)
+    assert parent.info.status == "FINISHED" and parent.data.tags["job"] == "evaluate"
+    found = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{left.tracking.run_id}'", order_by=["start_time"]
+    )
+    assert {child.data.params["protocol"] for child in found} == {"standalone", "c2c"}
+    c2c = next(child for child in found if child.data.params["protocol"] == "c2c")
+    row = left.rows[1]
+    assert c2c.info.status == "FINISHED" and c2c.data.params["senders"] == f"{A},{B}"
+    assert c2c.data.metrics["accuracy"] == row.accuracy and c2c.data.tags["type"] == "heterogeneous cache"
+    assert c2c.data.metrics["seconds/total/p50"] == pytest.approx(row.latency_p50)
+    assert {f.path for f in client.list_artifacts(left.tracking.run_id)} >= {"report.json", "table.md", "rows.json"}

@@ -1,0 +1,234 @@
+"""The training jobs themselves, on the embedded LLMs: on Ray Train, killed, interrupted, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedray import report
+from fedray.fusion.registry import SHIPPED, Registry, read_manifest
+from fedray.planner import Planner
+from fedray.report import Learned, Report
+from fedray.training import fuser_job, gate_job
+from fedray.training.checkpoint import FOLDER
+from fedray.training.settings import FuserJob, GateJob, build_fuser_job, build_gate_job, check_fuser_job
+from fedray.types import FedrayError
+
+ROOT = Path(__file__).resolve().parents[2]
+SENDER, RECEIVER = "qwen2.5-0.5b", "qwen3-0.6b"
+SHORT = {"steps": 12, "limit": 48, "batch_size": 16, "hidden": 16, "validate_every": 5, "save_every": 2}
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Jobs set torch's number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(folder: Path, **values: Any) -> FuserJob:
+    given = {"sender": SENDER, "ray": False, "tracking": False, **SHORT, **values}
+    made = build_fuser_job({**given, "registry": {"path": folder / "registry"}, "output": folder / "out"})
+    check_fuser_job(made)
+    return made
+
+
+def train(made: FuserJob, capsys: pytest.CaptureFixture[str]) -> tuple[Report, Learned]:
+    """Run the job; its report and the one part it trained."""
+    assert fuser_job.run(made) == 0
+    *_, last = capsys.readouterr().out.strip().splitlines()
+    assert last == f"report: {(made.output / 'report.json').absolute()}"
+    left = report.read(made.output)
+    (part,) = left.learned
+    return left, part
+
+
+def test_from_nothing_to_a_fuser_that_a_federation_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On real Ray Train in this process, which starts no cluster; and the same bits without Ray."""
+    import ray
+
+    running = ray.is_initialized()
+    made = settings(tmp_path, ray={"enabled": True})
+    left, part = train(made, capsys)
+    assert ray.is_initialized() == running
+    assert (left.job, left.status, left.senders, left.receiver) == ("train_fuser", "complete", (SENDER,), RECEIVER)
+    assert [m.role for m in left.members] == ["receiver", "sender"] and left.members[0].pid == os.getpid()
+    assert (part.name, part.role, part.status) == (f"{SENDER}--{RECEIVER}", "fuser", "complete")
+    assert (part.steps, part.resumed_at, part.questions) == (12, 0, 48) and part.seconds > 0
+    assert {"loss", "accuracy", "validation/loss"} <= part.figures.keys()
+    assert part.validation.keys() == part.validation_alone.keys() and part.validation
+    assert (tmp_path / "out" / "figures" / "weights.png").stat().st_size > 5000
+
+    manifest = read_manifest(Path(part.path or ""))
+    assert manifest.hash == part.hash and manifest.training["recipe"]["steps"] == 12
+    assert str(tmp_path) not in json.dumps(manifest.training), "no path in what is hashed or shared"
+    assert not list((tmp_path / "registry" / FOLDER).iterdir()), "the checkpoint is gone once it is registered"
+    planner = Planner(tmp_path / "registry")
+    infos = [info_of(name) for name in (RECEIVER, SENDER)]
+    plan = planner.plan(infos[0], infos[1:])
+    assert plan.fusers[SENDER].hash == part.hash
+
+    _, again = train(settings(tmp_path / "b"), capsys)
+    assert again.hash == part.hash
+    _, other = train(settings(tmp_path / "c", seed=1), capsys)
+    assert other.hash != part.hash
+
+
+def info_of(name: str):
+    from fedray.llm.loading import describe, load
+
+    return describe(load(name))
+
+
+def test_two_workers_are_one_at_the_same_global_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: object
+) -> None:
+    """DDP over gloo on a Ray cluster."""
+    long = {"steps": 20, "validate_every": 20, "patience": 0, "accumulation": 2}
+    one, alone = train(settings(tmp_path / "one", **long), capsys)
+    two, both = train(settings(tmp_path / "two", **long, workers=2, ray={"enabled": True}), capsys)
+    assert {m.pid for m in two.members} != {m.pid for m in one.members} == {os.getpid()}
+    for figure in ("loss", "accuracy", "validation/loss"):
+        assert both.figures[figure] == pytest.approx(alone.figures[figure], abs=2e-3), figure
+    weights = [load_file(Path(part.path or "") / "model.safetensors") for part in (alone, both)]
+    assert all(torch.allclose(t.float(), weights[1][k].float(), atol=5e-3) for k, t in weights[0].items())
+    _, half = train(settings(tmp_path / "half", **{**long, "batch_size": 8}), capsys)
+    assert half.figures["loss"] != pytest.approx(alone.figures["loss"], abs=2e-3), "another batch is another loss"
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    """The same training as SHORT's, as a command."""
+    given = [f"{key}={value}" for key, value in SHORT.items()]
+    where = [f"registry.path={folder / 'registry'}", f"output={folder / 'out'}", "tracking=none"]
+    return [sys.executable, str(ROOT / "jobs" / "train_fuser.py"), f"sender={SENDER}", *given, *where, *more]
+
+
+def test_killed_at_a_random_moment_and_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGKILL, as from a lost power supply; the hash is that of a training nobody disturbed."""
+    _, whole = train(settings(tmp_path / "whole"), capsys)
+    checkpoint = tmp_path / "registry" / FOLDER / f"{SENDER}--{RECEIVER}.mlp-concat" / "checkpoint.safetensors"
+    with subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, cwd=tmp_path) as job:
+        while not checkpoint.exists() and job.poll() is None:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.5))
+        job.send_signal(signal.SIGKILL)
+    assert (
+        job.returncode == -signal.SIGKILL
+        and checkpoint.exists()
+        and not (tmp_path / "out").joinpath("report.json").exists()
+    )
+    done = subprocess.run(command(tmp_path), capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    (part,) = report.read(tmp_path / "out").learned
+    assert part.resumed_at > 0 and part.hash == whole.hash
+
+
+def test_interrupted_it_leaves_a_report_and_goes_on(tmp_path: Path) -> None:
+    """Ctrl-C."""
+    with subprocess.Popen(command(tmp_path, "steps=4000"), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as job:
+        folder = tmp_path / "registry" / FOLDER / f"{SENDER}--{RECEIVER}.mlp-concat"
+        while not (folder / "checkpoint.safetensors").exists() and job.poll() is None:
+            time.sleep(0.01)
+        job.send_signal(signal.SIGINT)
+        assert job.stdout is not None
+        lines = job.stdout.read().strip().splitlines()
+    assert job.returncode == 130 and lines[-1] == f"report: {tmp_path / 'out' / 'report.json'}"
+    left = report.read(tmp_path / "out")
+    (part,) = left.learned
+    assert (left.status, part.status, part.hash) == ("interrupted", "interrupted", None) and part.steps >= 2
+    assert part.figures["loss"] is not None and (folder / "checkpoint.safetensors").exists()
+
+
+def test_another_command_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(tmp_path)
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fuser_job, "accuracy_by_group", die)  # trained, and not yet registered
+        assert fuser_job.run(made) == 130
+    capsys.readouterr()
+    with pytest.raises(FedrayError, match=r"was begun with steps=12, this is steps=13; .*restart=true"):
+        fuser_job.run(settings(tmp_path, steps=13))
+    assert capsys.readouterr().out == ""
+    _, part = train(made, capsys)
+    assert part.resumed_at == 12 and part.hash
+    with monkeypatch.context() as patch:
+        patch.setattr(fuser_job, "accuracy_by_group", die)
+        assert fuser_job.run(made) == 130
+    capsys.readouterr()
+    _, part = train(settings(tmp_path, steps=13, restart=True), capsys)
+    assert part.resumed_at == 0 and part.steps == 13
+
+
+def test_controls_are_measured_and_never_registered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left, part = train(settings(tmp_path, control="single"), capsys)
+    assert left.control == "single" and part.name == f"{SENDER}--{RECEIVER}-single" and part.hash is None
+    assert part.validation and Registry(tmp_path / "registry", embedded=None).list() == []
+    left, part = train(settings(tmp_path, sender=None, control="identical"), capsys)
+    assert left.senders == (RECEIVER,) and part.name == f"{RECEIVER}--{RECEIVER}-identical" and part.hash is None
+    assert len(left.members) == 1
+
+
+def test_all_is_every_pair_without_a_fuser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The embedded registry has concat fusers of every pair, and mix fusers into the default receiver only."""
+    assert fuser_job.run(settings(tmp_path / "none", sender="all")) == 0
+    assert report.read(tmp_path / "none" / "out").learned == () and "nothing to train" in capsys.readouterr().out
+    some = settings(tmp_path, sender="all", receiver="llama-1b", fusion="mix", steps=2, validate_every=0, patience=0)
+    _, one = train(replace(some, sender="qwen3-0.6b"), capsys)
+    assert fuser_job.run(some) == 0
+    left = report.read(tmp_path / "out")
+    names = [part.name for part in left.learned]
+    assert names == [f"{s}--llama-1b" for s in ("qwen2.5-0.5b", "qwen2.5-coder-0.5b", "qwen2.5-1.5b")]
+    assert left.status == "complete" and len({part.hash for part in (one, *left.learned)}) == 4
+    assert all((tmp_path / "out" / name / "figures" / "weights.png").is_file() for name in names)
+
+
+def gate_settings(folder: Path, **values: Any) -> GateJob:
+    given = {"senders": [SENDER, "llama-1b"], "ray": False, "tracking": False, "limit": 200, "steps": 20, "layers": [0]}
+    where = {"registry": {"path": folder / "registry"}, "output": folder / "out"}
+    return build_gate_job({**given, **where, **values})
+
+
+def test_a_gate_for_some_senders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On Ray Train; its fusers are those in use, and a federation of others is told so."""
+    assert gate_job.run(gate_settings(tmp_path, ray={"enabled": True})) == 0
+    left = report.read(tmp_path / "out")
+    (part,) = left.learned
+    assert (left.job, left.status, part.name, part.role) == ("train_gate", "complete", f"gate--{RECEIVER}", "gate")
+    assert {sender for row in left.trust.values() for sender in row} == {SENDER, "llama-1b"}
+    manifest = read_manifest(Path(part.path or ""))
+    shipped = {m.hash for m, _ in Registry(None, SHIPPED).list()}
+    assert set(manifest.training["fusers"]) == {SENDER, "llama-1b"}
+    assert set(manifest.training["fusers"].values()) <= shipped
+    registry = Registry(tmp_path / "registry", embedded=None)
+    me = info_of(RECEIVER)
+    assert registry.find_gate(me, ("llama-1b",), "concat").hash == part.hash
+    with pytest.raises(FedrayError, match=r"it knows qwen2\.5-0\.5b, llama-1b\); train one with jobs/train_gate\.py"):
+        registry.find_gate(me, ("llama-1b", "qwen2.5-1.5b"), "concat")
+    assert gate_job.run(gate_settings(tmp_path / "again")) == 0
+    assert report.read(tmp_path / "again" / "out").learned[0].hash == part.hash
+
+
+def test_a_gate_needs_its_fusers(tmp_path: Path) -> None:
+    with pytest.raises(FedrayError, match=r"no fuser=mlp fusion=mix for qwen3-0\.6b -> llama-1b: train it with jobs/"):
+        gate_job.run(gate_settings(tmp_path, receiver="llama-1b", senders=["qwen3-0.6b"], fusion="mix"))
+    with pytest.raises(FedrayError, match=r"layers=\[9\]: qwen3-0\.6b has 6 layers"):
+        gate_job.run(gate_settings(tmp_path, layers=[9]))

@@ -1,0 +1,163 @@
+"""What the training jobs and the registry's job can be told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedray.config import CONF, FUSER_TRAINING, GATE_TRAINING, REGISTRY, Form, launch
+from fedray.llm.catalogue import NAMES
+from fedray.training.settings import FuserJob, GateJob, RegistryJob
+
+pytest.importorskip("hydra")
+FORMS = {"train_fuser": FUSER_TRAINING, "train_gate": GATE_TRAINING, "registry": REGISTRY}
+Call = Callable[..., tuple[int, str, list[Any]]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Calls `launch` as a process would: argv in; exit code, stderr and the settings of the jobs that ran out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(name: str, *arguments: str) -> tuple[int, str, list[Any]]:
+        ran: list[Any] = []
+        form: Form = FORMS[name]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            launch(ran.append, name, job_name=name, form=form)
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, capsys.readouterr().err, ran
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("train_fuser", ["sender=llama-3.2-1b"], FuserJob("llama-1b")),
+        ("train_gate", [], GateJob()),
+        ("registry", [], RegistryJob()),
+    ],
+)
+def test_yaml_and_dataclasses_have_the_same_defaults(
+    call: Call, name: str, arguments: list[str], expected: Any
+) -> None:
+    code, err, (made,) = call(name, *arguments)
+    assert (code, err) == (0, "")
+    here = replace(made, output=expected.output, registry=expected.registry)
+    assert here == expected and made.registry.path.resolve() == Path("outputs/registry").resolve()
+    assert (CONF / "hydra" / "help" / f"{name}.yaml").is_file() and call(name, "--help")[:2] == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("sender=all receiver=llama-3.2-1b", FuserJob("all", "llama-1b")),
+        ("sender=llama-1b fuser=c2c", FuserJob("llama-1b", fuser="c2c", fusion="mix")),
+        ("sender=llama-1b fusion=mix steps=7", FuserJob("llama-1b", fusion="mix", steps=7)),
+        ("control=identical", FuserJob("qwen3-0.6b", control="identical")),
+        ("+sender=llama-1b workers=2 accumulation=3 learning_rate=1e-4", None),
+    ],
+)
+def test_command_lines(call: Call, arguments: str, expected: FuserJob | None) -> None:
+    expected = expected or FuserJob("llama-1b", workers=2, accumulation=3, learning_rate=1e-4)
+    code, err, (made,) = call("train_fuser", *arguments.split())
+    assert (code, err) == (0, "") and replace(made, output=expected.output, registry=expected.registry) == expected
+    assert made.all_steps == (made.steps or {"concat": 900, "mix": 600}[made.fusion])
+
+
+def test_senders_of_a_gate_default_to_everyone_else(call: Call) -> None:
+    assert call("train_gate", "receiver=llama-1b")[2][0].senders == NAMES[:-1]
+    made = call("train_gate", "senders=[llama-3.2-1b]", "layers=[2]")[2][0]
+    assert made.senders == ("llama-1b",) and made.layers == (2,)
+
+
+def test_a_sweep(call: Call) -> None:
+    code, err, made = call("train_fuser", "-m", "sender=qwen2.5-0.5b,llama-1b", "hidden=64,128", "output=sweep")
+    assert (code, err) == (0, "")
+    assert [(m.sender, m.hidden) for m in made] == [(s, h) for s in ("qwen2.5-0.5b", "llama-1b") for h in (64, 128)]
+    assert [m.output.relative_to(Path.cwd() / "sweep") for m in made] == [Path(str(n)) for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "no sender: name one, as in sender=qwen2.5-0.5b, or train all with sender=all"),
+        ("sender=lama", "unknown sender 'lama' (did you mean llama-1b?)"),
+        ("sender=qwen3-0.6b", "both sender and receiver: choose another sender"),
+        ("sender=llama-1b control=identical", "control=identical has the receiver as its sender"),
+        ("sender=all control=single", "control=single is trained one at a time"),
+        ("sender=llama-1b control=twins", "unknown control 'twins'"),
+        ("sender=llama-1b fuser=c2c fusion=concat", "does not go with fuser=c2c"),
+        ("sender=llama-1b workers=5", "does not fall into workers=5 times accumulation=1 equal parts"),
+        ("sender=llama-1b workers=2 ray=none", "workers=2 need Ray"),
+        ("sender=llama-1b validate_every=0", "patience counts validations"),
+        ("sender=llama-1b stpes=4", "unknown setting 'stpes': did you mean steps?"),
+        ("sender=llama-1b steps=1", "steps must be at least 2, got 1"),
+        ("sender=llama-1b warmup=2", "warmup must be from 0 to 1"),
+        ("sender=llama-1b learning_rate=fast", "learning_rate must be a number, got 'fast'"),
+        ("sender=llama-1b zoo.path=nowhere", "zoo.path=nowhere is no folder"),
+        ("sender=llama-1b registry.path=null", "the embedded registry is read-only"),
+        ("sender=llama-1b registry.path=file/deeper", "cannot write to"),
+        ("sender=llama-1b schedule=cosine", "unknown schedule 'cosine'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(call: Call, arguments: str, says: str) -> None:
+    Path("file").touch()
+    code, err, ran = call("train_fuser", *arguments.split())
+    assert code == 2 and says in err and err.count("\n") == 1 and not ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("senders=[]", "a gate weighs senders: name some"),
+        ("senders=[qwen3-0.6b]", "qwen3-0.6b is the receiver and among the senders"),
+        ("senders=[llama-1b,llama-3.2-1b]", "a sender is named more than once"),
+        ("layers=[]", "layers names none"),
+        ("layers=[-1]", "layers must be at least 0, got -1"),
+        ("price=3", "price must be from -1 to 1"),
+    ],
+)
+def test_what_is_no_gate_is_refused(call: Call, arguments: str, says: str) -> None:
+    code, err, ran = call("train_gate", *arguments.split())
+    assert code == 2 and says in err and err.count("\n") == 1 and not ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("list", RegistryJob()),
+        ("show llama-1b", RegistryJob("show", "llama-1b")),
+        (
+            "delete gate--qwen3-0.6b hash=1234567890123456",
+            RegistryJob("delete", "gate--qwen3-0.6b", "1234567890123456"),
+        ),
+        ("export a--b to=some,where", RegistryJob("export", "a--b", to=Path("some,where"))),
+        ("action=show name=a--b hash=12e4", RegistryJob("show", "a--b", "12e4")),
+    ],
+)
+def test_bare_words_say_what_to_do(call: Call, arguments: str, expected: RegistryJob) -> None:
+    code, err, (made,) = call("registry", *arguments.split())
+    assert (code, err) == (0, "") and replace(made, output=expected.output, registry=expected.registry) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("shwo a--b", "unknown action 'shwo' (did you mean show?)"),
+        ("delete", "delete what: name an LLM, a fuser or a gate"),
+        ("export a--b", "export a--b needs a folder to go to: add to=DIR"),
+        ("show a--b hash=xyz", "hash=xyz is no hash"),
+        ("show a--b c--d", "cannot read the argument 'c--d'"),
+    ],
+)
+def test_what_is_no_action_is_refused(call: Call, arguments: str, says: str) -> None:
+    code, err, ran = call("registry", *arguments.split())
+    assert code == 2 and says in err and err.count("\n") == 1 and not ran
