@@ -39,9 +39,9 @@ class GateSettings:
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
-    name: Literal[
-        "tiny", "tiny-unseen", "tiny-joint", "tiny-joint-halves", "tiny-evidence", "tiny-evidence-pooled"
-    ] = "tiny"
+    name: Literal["tiny", "tiny-unseen", "tiny-joint", "tiny-joint-halves", "tiny-evidence", "tiny-evidence-pooled"] = (
+        "tiny"
+    )
     limit: int | None = 200  # questions; None asks all
     split: Literal["train", "validation", "test"] = "test"
     batch_size: int = 32

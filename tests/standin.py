@@ -23,9 +23,7 @@ class StandIn:
 
     def info(self) -> MemberInfo:
         spec = KVSpec(1, 1, 1)
-        return MemberInfo(
-            self.name, "none", 0, spec, "", "", "cpu", "float32", platform.node(), os.getpid(), context=0
-        )
+        return MemberInfo(self.name, "none", 0, spec, "", "", "cpu", "float32", platform.node(), os.getpid(), context=0)
 
     def ping(self) -> float:
         return time.time()

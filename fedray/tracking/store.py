@@ -79,7 +79,7 @@ class Store:
             case {"do": "table", "file": file, "columns": columns}:
                 self._client.log_table(run_id, columns, file)
             case {"do": "artifact", "path": path, "to": to}:
-                local = self._folder / path
+                local = (self._folder / path).resolve()
                 log = self._client.log_artifacts if local.is_dir() else self._client.log_artifact
                 log(run_id, str(local), to or None)
             case {"do": "register", "model": model, "artifact": artifact, "alias": alias, "tags": tags}:

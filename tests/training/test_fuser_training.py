@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import random_llm, world
 
+from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import MLPFuser
 from fedray.training.checkpoint import Checkpoint
 from fedray.training.conversations import conversations
@@ -216,6 +217,18 @@ def test_openness_is_what_the_fuser_lets_in(pair: Pair, operator: str, shape: tu
         for bias, wanted in ((-1e3, 0.0), (1e3, 1.0)):
             fuser.weight.bias.fill_(bias)
             torch.testing.assert_close(pair.openness(fuser, batch), torch.full(shape, wanted))
+
+
+def test_openness_of_c2c_is_its_gates_times_its_weights(pair: Pair) -> None:
+    fuser = FuserTraining(pair, replace(RECIPE, kind="c2c", operator="mix")).fuser.eval()
+    batch = pair.rows(range(8))
+    assert isinstance(fuser, C2CFuser)
+    with torch.no_grad():
+        assert float(pair.openness(fuser, batch).abs().max()) == 0, "fresh gates are shut"
+        fuser.projectors[2].value_gate_logit.fill_(1.0)  # pyright: ignore
+        open_RLN = pair.openness(fuser, batch)
+    assert [(r, t) for r in range(2) for t in range(6) if float(open_RLN[r, t].min()) > 0] == [(1, 2)]
+    assert float(open_RLN.max()) < 1
 
 
 def test_losses_are_of_every_question(pair: Pair) -> None:
