@@ -44,11 +44,12 @@ KNOW_ASIDE = frozenset({"federation", "training", "evaluation", "inventory", "jo
 # What a room knows besides, module by module.
 BESIDES = {
     "wire": {"fedray.llm.cache"},
-    "evaluation": {"fedray.zoo.world"},
+    "evaluation": {"fedray.zoo.world", "fedray.zoo.questions", "fedray.zoo.build", "fedray.zoo.screen"},
     "training": {"fedray.zoo.world"},
     "zoo": {
         "fedray.training.conversations",
         "fedray.training.pair",
+        "fedray.training.recipe",
         "fedray.training.fuser_trainer",
         "fedray.training.gate_trainer",
         "fedray.training.settings",

@@ -65,6 +65,7 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: Order, path: Path, lab
     axes.set_xticks(
         range(1, most + 1), [f"{i}\n+{name}" for i, name in enumerate(order.senders[:most], 1)], fontsize=8.5
     )
+    axes.set_xlim(0.75, most + 0.25)
     axes.set_xlabel(f"senders, joining in the order {'fixed on validation questions' if order.n else 'given'}")
     _share(axes, min(r.accuracy - (r.stderr or 0.0) for points in (*lines.values(), [alone]) for r in points))
     axes.set_title(f"Accuracy against the number of senders  ·  {label}", fontsize=11)
@@ -123,7 +124,7 @@ def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | 
     axes.set_xlim(0, 1.16 * max(means.max(), p95.max()))
     axes.set_xlabel(f"mean seconds per question, asked one at a time ({max(r.latency_requests for r in timed)} each)")
     axes.set_title(f"Seconds per question, {most} senders  ·  {label}", fontsize=11)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axes.legend(frameon=False, fontsize=8.5, loc="upper right")
     return save(figure, axes, path)
 
 

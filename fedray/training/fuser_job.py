@@ -15,9 +15,10 @@ from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, beli
 from fedray.training.crew import Crew, Tell
 from fedray.training.data import BATCH
 from fedray.training.figures import Heatmap
-from fedray.training.fuser_trainer import FuserRecipe, FuserTraining, accuracy_by_group, fuser_config
+from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.job import Job, Outcome, Task, hashes
 from fedray.training.pair import Pair
+from fedray.training.recipe import FuserRecipe, fuser_config
 from fedray.training.settings import EVERYONE, FuserJob
 from fedray.training.workers import Work
 from fedray.types import Artifact

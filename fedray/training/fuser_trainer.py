@@ -5,51 +5,19 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from fedray.fusion.c2c import C2CFuser
-from fedray.fusion.fuser import Fuser, FuserConfig, MLPFuser, build_fuser
+from fedray.fusion.fuser import Fuser, MLPFuser, build_fuser
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.crew import Crew, Progress
 from fedray.training.data import BATCH, answer_loss
 from fedray.training.pair import Example, Pair, batches
-from fedray.types import KVSpec
-
-Schedule = Literal["onecycle", "linear", "constant"]
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(frozen=True, slots=True)
-class FuserRecipe:
-    """How a fuser is trained: what decides its weights, beside the LLMs and the questions.
-
-    batch_size: questions a step, over all workers; accumulation: parts in which a worker reads its share of them.
-    schedule: onecycle (up and down along cosines, with the momentum against it), linear (down to nothing) or constant;
-    warmup: the share of the steps in which the rate rises. precision: of the forward pass; the fuser's own weights stay
-    float32; auto is bfloat16 on a GPU that has it. validate_every: steps, 0 is never; patience: validations without a
-    lower loss until training stops and the best weights are taken, 0 is endless.
-    """
-
-    kind: str = "mlp"
-    operator: str = "concat"
-    hidden: int = 128
-    steps: int = 900
-    batch_size: int = 96
-    accumulation: int = 1
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.01
-    schedule: Schedule = "onecycle"
-    warmup: float = 0.3
-    precision: Precision = "auto"
-    validate_every: int = 0
-    patience: int = 0
-    seed: int = 0
+from fedray.training.recipe import FuserRecipe, fuser_config, precision, schedule
 
 
 class FuserLoss(nn.Module):
@@ -145,7 +113,7 @@ class FuserTraining:
         figures = torch.zeros(2)
         for number, batch in enumerate(parts, 1):
             with nullcontext() if number == len(parts) else crew.apart(module):
-                with self._precision():
+                with precision(recipe, self.pair.receiver.device):
                     loss_B, right_B = module(batch)
                 (loss_B.mean() / len(parts)).backward()
             figures += torch.stack([loss_B.detach().mean(), right_B.float().mean()]).cpu() / len(parts)
@@ -166,7 +134,7 @@ class FuserTraining:
     def _validate(self, check: Pair) -> dict[str, float]:
         """Loss and accuracy on `check`, every worker a share of it, and how much the fuser lets in, layer by layer."""
         self.fuser.eval()
-        with self._precision():
+        with precision(self.recipe, self.pair.receiver.device):
             loss_Q, right_Q = losses(check, self.fuser, self.crew)
             open_RLN = check.openness(self.fuser, check.rows(range(min(len(check), BATCH)))).float().cpu()
         self.fuser.train()
@@ -217,32 +185,6 @@ class FuserTraining:
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = tensor
         self._optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
-
-    def _precision(self) -> AbstractContextManager[object]:
-        device = self.pair.receiver.device
-        wanted = self.recipe.precision
-        if wanted == "auto":
-            wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-        return torch.autocast(device.type, torch.bfloat16) if wanted == "bfloat16" else nullcontext()
-
-
-def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> FuserConfig:
-    return FuserConfig(recipe.kind, recipe.operator, sender, receiver, hidden=recipe.hidden, intermediate=recipe.hidden)
-
-
-def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -> LRScheduler:
-    """The learning rate from `step` on; an optimizer that goes on knows its beginnings."""
-    if recipe.schedule == "onecycle":
-        total, rise = recipe.steps, recipe.warmup
-        return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=rise, last_epoch=step - 1)
-    rise = max(1, round(recipe.steps * recipe.warmup))
-
-    def factor(k: int) -> float:
-        if k < rise or recipe.schedule == "constant":
-            return min(1.0, (k + 1) / rise)
-        return max(0.0, (recipe.steps - k) / max(1, recipe.steps - rise))
-
-    return LambdaLR(optimizer, factor, last_epoch=step - 1)
 
 
 @torch.no_grad()

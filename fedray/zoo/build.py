@@ -26,9 +26,10 @@ from fedray.fusion.registry import Registry, load_fuser
 from fedray.llm.catalogue import WORLD
 from fedray.llm.loading import HASHES, describe, hash_file, load
 from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, believed, conversations
-from fedray.training.fuser_trainer import FuserRecipe, FuserTraining, accuracy_by_group
+from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.pair import Pair
+from fedray.training.recipe import FuserRecipe
 from fedray.training.settings import STEPS
 from fedray.types import FedrayError, MemberInfo
 from fedray.zoo.pretrain import RECIPES, build_tokenizer, pretrain

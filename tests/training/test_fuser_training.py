@@ -17,8 +17,9 @@ from fedray.fusion.fuser import MLPFuser
 from fedray.training.checkpoint import Checkpoint
 from fedray.training.conversations import conversations
 from fedray.training.crew import Crew
-from fedray.training.fuser_trainer import FuserRecipe, FuserTraining, Schedule, losses, schedule
+from fedray.training.fuser_trainer import FuserTraining, losses
 from fedray.training.pair import Draws, Pair
+from fedray.training.recipe import FuserRecipe, Schedule, schedule
 
 SENDER, RECEIVER = "llama-1b", "qwen3-0.6b"
 RECIPE = FuserRecipe(hidden=16, steps=6, batch_size=8, validate_every=2)
