@@ -94,6 +94,7 @@ def info_of(name: str):
     return describe(load(name))
 
 
+@pytest.mark.timeout(600)
 def test_two_workers_are_one_at_the_same_global_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: object
 ) -> None:
@@ -117,6 +118,7 @@ def command(folder: Path, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "jobs" / "train_fuser.py"), f"sender={SENDER}", *given, *where, *more]
 
 
+@pytest.mark.timeout(600)
 def test_killed_at_a_random_moment_and_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGKILL, as from a lost power supply; the hash is that of a training nobody disturbed."""
     _, whole = train(settings(tmp_path / "whole"), capsys)
@@ -137,6 +139,7 @@ def test_killed_at_a_random_moment_and_started_again(tmp_path: Path, capsys: pyt
     assert part.resumed_at > 0 and part.hash == whole.hash
 
 
+@pytest.mark.timeout(600)
 def test_interrupted_it_leaves_a_report_and_goes_on(tmp_path: Path) -> None:
     """Ctrl-C."""
     with subprocess.Popen(command(tmp_path, "steps=4000"), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as job:
