@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,28 +87,25 @@ class Job:
             if self.settings.restart:
                 task.checkpoint.discard()
             task.checkpoint.check()
-        path: Path | None = None
+        status = "failed"
         try:
-            for number, task in enumerate(tasks, 1):
-                path = self._train(task, alone=len(tasks) == 1, last=number == len(tasks))
+            for task in tasks:
+                self._train(task, tasks)
             if not tasks:
                 self.screen.line("nothing to train: every pair has its fuser")
-                path = self._leave("complete")
+            status = "complete"
         except KeyboardInterrupt:
-            path = self._leave("interrupted")
+            status = "interrupted"
             self.screen.line("interrupted; the same command goes on from the last checkpoint")
-            return 130
-        except FedrayError:
-            path = self._leave("failed")
-            raise
         finally:
-            print(f"report: {(path or self._leave('failed')).absolute()}", flush=True)
-        return 0
+            with suppress(FedrayError) if status == "failed" else nullcontext():  # a full disk takes no report either
+                print(f"report: {self._leave(status).absolute()}", flush=True)
+        return 130 if status == "interrupted" else 0
 
-    def _train(self, task: Task, *, alone: bool, last: bool) -> Path:
-        """One task, in a run of its own in MLflow; several have folders of their own for what is left there."""
+    def _train(self, task: Task, tasks: Sequence[Task]) -> None:
+        """One task, in a run of its own in MLflow; where there are several, each has a folder for what it leaves."""
         settings = self.settings
-        folder = settings.output if alone else settings.output / task.name
+        folder = settings.output / task.name if len(tasks) > 1 else settings.output
         part = Learned(task.name, task.role, "failed")
         started = time.perf_counter()
         with Tracker(settings.tracking, folder, name=f"train {task.name}") as tracker:
@@ -125,11 +123,6 @@ class Job:
                             tracker.metrics(running, step)
 
                     outcome = run(task.work, self._workers(task), tell)
-                part = replace(part, steps=outcome.steps, resumed_at=outcome.resumed_at, questions=outcome.questions)
-                part = replace(part, figures=outcome.figures, status="complete")
-                part = replace(part, validation=outcome.validation, validation_alone=outcome.validation_alone)
-                members = _participants(outcome.members, self._report.members)
-                self._report = replace(self._report, members=members, trust=outcome.trust)
                 part = self._register(task, outcome, part, tracker, folder)
             except KeyboardInterrupt:
                 part = replace(part, status="interrupted")
@@ -137,15 +130,24 @@ class Job:
             finally:
                 part = replace(part, seconds=time.perf_counter() - started)
                 self._report = replace(self._report, learned=(*self._report.learned, part), tracking=_tracked(tracker))
-            path = self._leave("complete" if last else "interrupted")
-            tracker.artifact(path)
+            tracker.artifact(self._leave("complete" if task is tasks[-1] else "interrupted"))
             tracker.artifact(settings.output / ".hydra", "hydra")
-        self.screen.learned(part, self._report.trust, str(settings.root))
+        self.screen.learned(part, outcome.trust, str(settings.root))
         self.screen.tracked(tracker, str(folder))
-        return path
 
     def _register(self, task: Task, outcome: Outcome, part: Learned, tracker: Tracker, folder: Path) -> Learned:
-        """The finished weights into the registry, and everything to MLflow."""
+        """The finished weights into the registry, and everything into the report and to MLflow."""
+        part = replace(
+            part,
+            steps=outcome.steps,
+            resumed_at=outcome.resumed_at,
+            questions=outcome.questions,
+            figures=outcome.figures,
+            validation=outcome.validation,
+            validation_alone=outcome.validation_alone,
+        )
+        members = _participants(outcome.members, self._report.members)
+        self._report = replace(self._report, members=members, trust=outcome.trust)
         heatmap = outcome.weights.draw(folder / "figures" / "weights.png", task.name, self.settings.zoo.name)
         tracker.artifact(heatmap, "figures")
         for key, groups in (("validation", outcome.validation), ("validation_alone", outcome.validation_alone)):
@@ -158,7 +160,7 @@ class Job:
             alias = f"in-use-{self.settings.fuser}-{self.settings.fusion}"
             tracker.register(f"{task.role}.{_bare(task)}", Path(artifact.path), alias=alias, hash=artifact.hash)
         task.checkpoint.discard()
-        return part
+        return replace(part, status="complete")
 
     def _workers(self, task: Task) -> Workers:
         s = self.settings

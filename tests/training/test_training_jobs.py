@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -179,6 +180,42 @@ def test_another_command_is_refused_before_anything_starts(
     capsys.readouterr()
     _, part = train(settings(tmp_path, steps=13, restart=True), capsys)
     assert part.resumed_at == 0 and part.steps == 13
+
+
+def test_a_full_disk_is_a_sentence_and_the_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = train(settings(tmp_path / "whole"), capsys)
+    made = settings(tmp_path)
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fuser_job, "accuracy_by_group", die)
+        assert fuser_job.run(made) == 130
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # files can grow no larger, as on a full disk
+    try:
+        with pytest.raises(FedrayError, match=r"checkpoint\.safetensors cannot be written .*untouched: make room"):
+            fuser_job.run(made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    left = report.read(made.output)
+    assert (left.status, left.learned[0].status) == ("failed", "failed")
+    capsys.readouterr()
+    _, part = train(made, capsys)
+    assert part.resumed_at == 12 and part.hash == whole.hash
+
+    def no_report(*args: object) -> Path:
+        raise FedrayError("report.json cannot be written")
+
+    monkeypatch.setattr(report, "write", no_report)
+    with monkeypatch.context() as patch, pytest.raises(FedrayError, match="the first trouble"):
+        patch.setattr(
+            fuser_job, "accuracy_by_group", lambda *args: (_ for _ in ()).throw(FedrayError("the first trouble"))
+        )
+        fuser_job.run(made)
 
 
 def test_controls_are_measured_and_never_registered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
