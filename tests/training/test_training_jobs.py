@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -143,7 +144,10 @@ def test_killed_at_a_random_moment_and_started_again(tmp_path: Path, capsys: pyt
 @pytest.mark.timeout(600)
 def test_interrupted_it_leaves_a_report_and_goes_on(tmp_path: Path) -> None:
     """Ctrl-C."""
-    with subprocess.Popen(command(tmp_path, "steps=4000"), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as job:
+    interruptible = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # shells may ignore it
+    with subprocess.Popen(
+        command(tmp_path, "steps=4000"), stdout=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=interruptible
+    ) as job:
         folder = tmp_path / "registry" / FOLDER / f"{SENDER}--{RECEIVER}.mlp-concat"
         while not (folder / "checkpoint.safetensors").exists() and job.poll() is None:
             time.sleep(0.01)
