@@ -176,9 +176,10 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[Any]:
     except FedrayError:
         raise
     except SystemExit as stop:
-        if stop.code:  # what argparse does with an unknown flag
-            raise FedrayError(f"{said.getvalue().rpartition('error: ')[2].strip()}: see --help") from stop
-        raise
+        wrong = said.getvalue().rpartition("error: ")[2].strip()
+        if stop.code and wrong:  # what argparse does with an unknown flag
+            raise FedrayError(f"{wrong}: see --help") from stop
+        raise  # --help and its like, or a signal: Ray makes an exit of SIGTERM
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, LookupError) as error:
         raise _translated(error, form) from error
     return runs

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from fedray.config import CONF, Settings, build, check, launch, load
+from fedray.config import CONF, FEDERATION, Settings, build, check, launch, load
 from fedray.llm.catalogue import CATALOGUE, NAMES, resolve, safe_name
 from fedray.settings import (
     GateSettings,
@@ -323,6 +324,17 @@ def test_errors_of_the_job_are_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(sys, "argv", ["federate.py"])
     with pytest.raises(RuntimeError, match="a bug"):
         launch(fail)
+
+
+def test_a_signal_while_settings_are_composed_is_no_bad_flag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def killed(_: object) -> NoReturn:
+        sys.exit(15)  # Ray's handler of SIGTERM
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["federate.py"])
+    with pytest.raises(SystemExit) as stop:
+        launch(print, job_name="federate", form=replace(FEDERATION, build=killed))
+    assert stop.value.code == 15
 
 
 def test_help_helps(call: Call) -> None:
