@@ -143,7 +143,11 @@ def launch(
         runs = _composed(config_name, job_name or job.__name__, form)
         for settings in runs:
             form.check(settings)
-        code = max((job(settings) or 0 for settings in runs), default=0)
+        code = 0
+        for settings in runs:
+            code = max(code, job(settings) or 0)
+            if code == INTERRUPTED:  # one Ctrl-C ends a sweep
+                break
     except FedrayError as error:
         print(_one_line(error), file=sys.stderr)
         code = BAD_INPUT

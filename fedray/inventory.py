@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedray import report as reports
+from fedray.disk import whole_folder
 from fedray.fusion.registry import SHIPPED, Manifest, Registry, check_weights
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, EMBEDDED, NAMES
@@ -43,6 +42,13 @@ class Inventory:
     def learned(self) -> list[tuple[Manifest, Path]]:
         """All fusers and gates by name, the newest version first."""
         return sorted(self.registry.list(), key=lambda version: (version[0].role, version[0].name))
+
+    def home(self, version: Path) -> str:
+        """Where a version lies, in words."""
+        own = self.registry.path
+        if own and version.is_relative_to(own):
+            return str(own)
+        return "embedded" if self.zoo is None else str(self.zoo)
 
     def export(self, name: str, digest: str | None, to: Path) -> Path:
         """Copy an LLM to TO/llms/NAME, or a version to TO/NAME/HASH, so that TO is a zoo or a registry of its own.
@@ -78,25 +84,10 @@ def run(settings: RegistryJob) -> int:
 def _list(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
     llms, learned = inventory.llms(), inventory.learned()
     _table(console, "LLMs", ("name", "hash", "size"), [(m.name, m.hash or "", _size(Path(m.path or ""))) for m in llms])
-    own = settings.registry.path
-    rows = [
-        (
-            m.name,
-            *_kind(m),
-            m.hash,
-            _size(path),
-            str(own)
-            if own and path.is_relative_to(own)
-            else "embedded"
-            if inventory.zoo is None
-            else str(inventory.zoo),
-        )
-        for m, path in learned
-    ]
     headings = ("name", "fuser", "fusion", "hash", "size", "in")
     for role, title in (("fuser", "Fusers"), ("gate", "Gates")):
-        shown = [row for row, (m, _) in zip(rows, learned, strict=True) if m.role == role]
-        _table(console, title, headings, shown)
+        rows = [(m.name, *_kind(m), m.hash, _size(path), inventory.home(path)) for m, path in learned if m.role == role]
+        _table(console, title, headings, rows)
     return [*llms, *(_learned(m, path) for m, path in learned)]
 
 
@@ -160,14 +151,11 @@ def _text(value: object) -> str:
 
 
 def _copy(source: Path, target: Path) -> Path:
-    """A folder's copy, whole or not at all."""
+    """A folder's files, all of them or none."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
-        shutil.copytree(source, staging, dirs_exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(staging, target)
+        with whole_folder(target) as folder:
+            for file in source.iterdir():
+                shutil.copy2(file, folder)
     except OSError as error:
         raise FedrayError(f"{target} cannot be written ({error.strerror}); choose another folder: to=DIR") from error
     return target

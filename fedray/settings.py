@@ -16,6 +16,15 @@ from fedray.llm.catalogue import NAMES, resolve, safe_name
 from fedray.schema import Schema
 from fedray.types import T2T, FedrayError, Generation
 
+Task = Literal[
+    "tiny",
+    "tiny-unseen",
+    "tiny-phrasings",
+    "tiny-joint",
+    "tiny-joint-halves",
+    "tiny-evidence",
+    "tiny-evidence-pooled",
+]
 ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
 
 
@@ -39,9 +48,7 @@ class GateSettings:
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
-    name: Literal["tiny", "tiny-unseen", "tiny-joint", "tiny-joint-halves", "tiny-evidence", "tiny-evidence-pooled"] = (
-        "tiny"
-    )
+    name: Task = "tiny"
     limit: int | None = 200  # questions; None asks all
     split: Literal["train", "validation", "test"] = "test"
     batch_size: int = 32
@@ -230,7 +237,7 @@ def _check_names(settings: Settings) -> None:
 def _check_exchange(settings: Settings) -> None:
     """What does not go together."""
     name, rephrase = settings.protocol.name, settings.rephrase
-    if rephrase == "distinct" and settings.fusion == "mix":
+    if rephrase == "distinct" and settings.fusion == "mix" and name == "c2c":
         raise FedrayError("rephrase=distinct does not go with fusion=mix, which needs one text for all: use shared")
     if rephrase != "none" and settings.control == "mismatched":
         raise FedrayError("control=mismatched gives senders another question: leave rephrase out")
@@ -243,8 +250,12 @@ def _check_exchange(settings: Settings) -> None:
         raise FedrayError(f"evidence.{min(strangers)} is for nobody who takes part: add that member to the senders")
     if settings.vote and not settings.answer_all:
         raise FedrayError("vote=true counts the answers of all members: add answer_all=true")
-    if settings.answer_all and (name != "c2c" or rephrase != "none" or settings.evidence):
-        raise FedrayError("answer_all=true goes with protocol=c2c, and without rephrase and evidence")
+    apart = rephrase != "none" or settings.evidence or settings.control == "mismatched"
+    if settings.answer_all and (name != "c2c" or apart):
+        raise FedrayError(
+            "answer_all=true goes with protocol=c2c, and without rephrase, evidence and control=mismatched: "
+            "everybody reads the same prompt"
+        )
     if settings.gate.kind == "oracle" and (settings.prompt is not None or settings.questions is not None):
         raise FedrayError("gate=oracle must be told who knows, as only the tiny tasks can: choose gate=learned")
 
@@ -333,8 +344,8 @@ def _check_folders(settings: Settings) -> None:
             raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
 
 
-def check_output(output: Path) -> None:
-    """Raises FedrayError where a job could not write."""
+def check_output(output: Path, key: str = "output") -> None:
+    """Raises FedrayError where a job could not write; key: the setting that names the folder."""
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise FedrayError(f"cannot write to output folder {str(output)!r}: choose another with output=DIR")
+        raise FedrayError(f"cannot write to {key} folder {str(output)!r}: choose another with {key}=DIR")

@@ -252,6 +252,7 @@ REFUSED = [
     ("protocol=t2t control=noise", ["control=noise is about caches", "protocol=c2c"]),
     ("vote=true", ["add answer_all=true"]),
     ("answer_all=true protocol=t2t", ["answer_all=true goes with protocol=c2c"]),
+    ("answer_all=true control=mismatched", ["answer_all=true", "everybody reads the same prompt"]),
     ("t2t.gate=learned", ["unknown t2t.gate 'learned'", "same"]),
     ("t2t.max_tokens=0", ["t2t.max_tokens must be from 1"]),
     ("evidence.lama-1b=x", ["unknown setting 'evidence.lama-1b'", "evidence.llama-1b"]),
@@ -314,6 +315,16 @@ def test_exit_codes(call: Call) -> None:
     assert call(job=lambda settings: 3) == (3, "")
     assert call(job=refuse) == (2, "no fuser for qwen3-0.6b: train one\n")
     assert call(job=interrupt) == (130, "")
+
+
+def test_one_interrupt_ends_a_sweep(call: Call) -> None:
+    ran: list[int] = []
+
+    def interrupted(settings: Settings) -> int:
+        ran.append(settings.seed)
+        return 130 if settings.seed == 2 else 0
+
+    assert call("-m", "seed=1,2,3", job=interrupted) == (130, "") and ran == [1, 2]
 
 
 def test_errors_of_the_job_are_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

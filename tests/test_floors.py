@@ -19,7 +19,7 @@ FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in 
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"types"}),
-    frozenset({"suggest", "background", "prompts"}),
+    frozenset({"suggest", "background", "disk", "prompts"}),
     frozenset({"schema"}),
     frozenset({"llm", "wire"}),
     frozenset({"fusion", "privacy"}),
@@ -37,7 +37,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Beside the stairs: they know the ground only, and only these rooms know them.
-GROUND = frozenset({"types", "suggest", "schema", "prompts"})
+GROUND = frozenset({"types", "suggest", "schema", "prompts", "disk"})
 ASIDE = frozenset({"tracking", "report", "config", "settings"})
 KNOW_ASIDE = frozenset({"federation", "training", "evaluation", "inventory", "jobs", "fedray"})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scarce import full_disk
 from tiny import random_fuser, random_llm
 
 from fedray.fusion.c2c import C2CFuser
@@ -170,6 +171,18 @@ def test_a_manifest_says_what_matters(stored):
     assert manifest.reads == "sender" and manifest.operator == "concat" and manifest.training == {"questions": 3}
     assert set(manifest.llms) == {SENDER, RECEIVER} and all("tokenizer" in v for v in manifest.llms.values())
     assert [m.hash for m, _ in registry.list()] == [artifact.hash]
+
+
+def test_a_full_disk_leaves_the_versions_before(stored):
+    registry, artifact = stored
+    sender, receiver = random_llm(SENDER), random_llm(RECEIVER)
+    other = random_fuser(sender, receiver, "concat", seed=1)
+    with full_disk(20_000), pytest.raises(FedrayError, match=r"File too large.*versions before it are untouched"):
+        registry.add_fuser(other, describe(sender), describe(receiver), {})
+    assert [m.hash for m, _ in registry.list()] == [artifact.hash]
+    assert [path.name for path in Path(artifact.path).parent.iterdir()] == [artifact.hash]
+    with pytest.raises(FedrayError, match="cannot be written"):
+        Registry(Path(artifact.path) / "manifest.json").add_fuser(other, describe(sender), describe(receiver), {})
 
 
 def test_names_that_would_leave_the_registry_are_refused(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scarce import full_disk
 from tiny import random_fuser, random_llm
 
 from fedray import report
@@ -92,3 +93,6 @@ def test_what_is_exported_is_a_registry_or_a_zoo(own: tuple[Path, list[str]], tm
     (tmp_path / "file").touch()
     with pytest.raises(FedrayError, match=r"cannot be written .*to=DIR"):
         do(root, tmp_path / "out", action="export", name=PAIR, to=tmp_path / "file")
+    with full_disk(20_000), pytest.raises(FedrayError, match=r"cannot be written \(File too large\)"):
+        do(root, tmp_path / "out", action="export", name="llama-1b", to=tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").rglob("*")] == ["llms"], "nothing half written is left"

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fedray import __version__
+from fedray.disk import whole_folder
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
 from fedray.llm.catalogue import EMBEDDED
@@ -167,8 +166,11 @@ class Registry:
                 f"{name} has several versions: say which, as in hash={manifest.hash}, of {', '.join(own)}"
             )
         gone = folder.with_name(f".old-{folder.name}")  # out of sight at one stroke
-        folder.rename(gone)
-        shutil.rmtree(gone)
+        try:
+            folder.rename(gone)
+            shutil.rmtree(gone)
+        except OSError as error:
+            raise FedrayError(f"{folder} cannot be removed ({error.strerror}); see who may write there") from error
         with suppress(OSError):  # other versions are there
             folder.parent.rmdir()
         return folder
@@ -293,17 +295,11 @@ def _age(folder: Path) -> tuple[float, str]:
 def _write_version(parent: Path, manifest: Manifest, blob: bytes) -> Path:
     """Write a version folder at one stroke: a crash leaves the old ones as they were."""
     final = parent / manifest.hash
-    parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:
-        (staging / "model.safetensors").write_bytes(blob)
-        (staging / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
-        staging.chmod(0o755)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(staging, final)
+        with whole_folder(final) as folder:
+            (folder / "model.safetensors").write_bytes(blob)
+            (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise FedrayError(
             f"{final} cannot be written ({error.strerror}); the versions before it are untouched"
         ) from error

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedray import __version__
+from fedray.disk import flush
 from fedray.types import FedrayError
 
 FOLDER = ".training"  # in a registry
@@ -55,6 +57,27 @@ class Checkpoint:
         self.path = folder / NAME
         self._meaning = json.loads(json.dumps({"what": what, "llms": llms, "code": CODE, "settings": settings}))
 
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Within it, no other process trains the same. Raises FedrayError where one does; a kill gives the claim up."""
+        lock = FileLock(self.path.with_name("lock"))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise FedrayError(
+                f"another process is training {self._meaning['what']} in {self.path.parent}: wait for it, or choose "
+                "another registry.path"
+            ) from error
+        except OSError as error:
+            raise FedrayError(f"{self.path.parent} cannot be written ({error.strerror}): make room there") from error
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+            self._tidy()
+
     def check(self) -> None:
         """Refuse what `load` would refuse, without reading the tensors. Raises FedrayError."""
         self._open(lambda file: None)
@@ -77,9 +100,9 @@ class Checkpoint:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, new, header)
-            _flush(new)
+            flush(new)
             os.replace(new, self.path)
-            _flush(self.path.parent)
+            flush(self.path.parent)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
                 new.unlink()
@@ -93,7 +116,10 @@ class Checkpoint:
         """Remove the checkpoint, and its folder if nothing else lies in it."""
         self._clear()
         self.path.unlink(missing_ok=True)
-        with suppress(OSError):
+        self._tidy()
+
+    def _tidy(self) -> None:
+        with suppress(OSError):  # something lies in it
             self.path.parent.rmdir()
 
     def _clear(self) -> None:
@@ -119,7 +145,8 @@ class Checkpoint:
         if there["what"] != here["what"]:
             raise FedrayError(f"{self.path} is a checkpoint of {there['what']}, not of {here['what']}; {_ANEW}")
         if there["llms"] != here["llms"]:
-            raise FedrayError(f"{self.path} was trained for other weights of {', '.join(here['llms'])}; {_ANEW}")
+            others = [name for name, weights in here["llms"].items() if there["llms"].get(name) != weights]
+            raise FedrayError(f"{self.path} was trained for other weights of {', '.join(others)}; {_ANEW}")
         if there["code"] != here["code"]:
             raise FedrayError(
                 f"{self.path} was written by {there['code']}, this is {here['code']}; finish it with that, or {_ANEW}"
@@ -131,12 +158,3 @@ class Checkpoint:
             raise FedrayError(
                 f"{self.path} was begun with {before}, this is {after}; finish it with those settings, or {_ANEW}"
             )
-
-
-def _flush(path: Path) -> None:
-    """Onto the disk itself, so that a power cut finds it there too."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

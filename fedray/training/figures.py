@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedray.types import FedrayError
+
 
 @dataclass(frozen=True, slots=True)
 class Heatmap:
@@ -16,7 +18,7 @@ class Heatmap:
     title: str
 
     def draw(self, path: Path, name: str, zoo: str) -> Path:
-        """Write it as a picture."""
+        """Write it as a picture. Raises FedrayError where it cannot."""
         from matplotlib.figure import Figure  # takes a second to import: only the process that draws needs it
 
         high, wide = len(self.rows), len(self.columns)
@@ -32,6 +34,11 @@ class Heatmap:
                     axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
         axes.set_title(f"{self.title}\n{name}  ·  zoo={zoo}", fontsize=10)
         figure.colorbar(image, ax=axes, label="mean weight")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
+        except OSError as error:
+            raise FedrayError(
+                f"{path} cannot be written ({error.strerror}); make room, or choose output=DIR"
+            ) from error
         return path

@@ -18,6 +18,7 @@ from fedray.training.crew import Crew, Progress
 from fedray.training.data import BATCH, answer_loss
 from fedray.training.pair import Example, Pair, batches
 from fedray.training.recipe import FuserRecipe, fuser_config, precision, schedule
+from fedray.types import FedrayError
 
 
 class FuserLoss(nn.Module):
@@ -126,6 +127,11 @@ class FuserTraining:
         share = 0.05 if self.step > 1 else 1.0
         for name, value in zip(self.means, (crew.total(figures) / crew.size).tolist(), strict=True):
             self.means[name] += share * (value - self.means[name])
+        if not math.isfinite(self.means["loss"]):
+            raise FedrayError(
+                f"the loss is no number any more after step {self.step}: the last checkpoint lies before it; lower "
+                f"learning_rate={recipe.learning_rate:g} and start anew with restart=true"
+            )
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.steps

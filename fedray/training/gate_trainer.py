@@ -211,7 +211,8 @@ def train_gate(
         optimizer.step()
         schedule.step()
         if on_step:
-            on_step(step + 1, recipe.steps, {"gain": float(gain.detach()), "weight": float(weights_BS.detach().mean())})
+            means = {f"weight/{s}": w for s, w in zip(senders, weights_BS.detach().mean(0).tolist(), strict=True)}
+            on_step(step + 1, recipe.steps, {"gain": float(gain.detach()), **means})
     return gate.eval()
 
 

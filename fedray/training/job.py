@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,22 @@ class Job:
         Raises FedrayError for what cannot be trained; what was done until then is in the report.
         """
         self._report = replace(self._report, senders=tuple(dict.fromkeys(s for task in tasks for s in task.senders)))
-        for task in tasks:  # refused before anything is loaded
-            check(self._workers(task))
-            if self.settings.restart:
-                task.checkpoint.discard()
-            task.checkpoint.check()
+        with ExitStack() as claims:
+            for task in tasks:  # refused before anything is loaded
+                check(self._workers(task))
+                claims.enter_context(task.checkpoint.claim())
+                if self.settings.restart:
+                    task.checkpoint.discard()
+                task.checkpoint.check()
+            return self._train_all(tasks)
+
+    def _train_all(self, tasks: Sequence[Task]) -> int:
         status = "failed"
         try:
-            for task in tasks:
-                self._train(task, tasks)
+            with self._above(tasks) as above:
+                for task in tasks:
+                    self._train(task, tasks, above.run())
+            self.screen.tracked(above, str(self.settings.output))
             if not tasks:
                 self.screen.line("nothing to train: every pair has its fuser")
             status = "complete"
@@ -102,7 +109,16 @@ class Job:
                 print(f"report: {self._leave(status).absolute()}", flush=True)
         return 130 if status == "interrupted" else 0
 
-    def _train(self, task: Task, tasks: Sequence[Task]) -> None:
+    def _above(self, tasks: Sequence[Task]) -> Tracker:
+        """The run above those of several tasks in MLflow; one task has none."""
+        settings = self.settings
+        tracker = Tracker(settings.tracking, settings.output, name=f"train for {settings.receiver}")
+        if len(tasks) > 1:
+            tracker.tags(job=self._report.job, zoo=settings.zoo.name)
+            tracker.params(receiver=settings.receiver, senders=", ".join(self._report.senders))
+        return tracker
+
+    def _train(self, task: Task, tasks: Sequence[Task], above: tuple[str, str] | None) -> None:
         """One task, in a run of its own in MLflow; where there are several, each has a folder for what it leaves."""
         settings = self.settings
         folder = settings.output / task.name if len(tasks) > 1 else settings.output
@@ -110,6 +126,8 @@ class Job:
         started = time.perf_counter()
         with Tracker(settings.tracking, folder, name=f"train {task.name}") as tracker:
             tracker.tags(job=self._report.job, zoo=settings.zoo.name)
+            if above:
+                tracker.tags(**{"mlflow.parentRunId": above[1]})
             tracker.params(**task.params)
             try:
                 with self.screen.progress(task.name) as bar:
@@ -129,7 +147,9 @@ class Job:
                 raise
             finally:
                 part = replace(part, seconds=time.perf_counter() - started)
-                self._report = replace(self._report, learned=(*self._report.learned, part), tracking=_tracked(tracker))
+                where = above or tracker.run()
+                tracking = Tracked(*where) if where else None
+                self._report = replace(self._report, learned=(*self._report.learned, part), tracking=tracking)
             tracker.artifact(self._leave("complete" if task is tasks[-1] else "interrupted"))
             tracker.artifact(settings.output / ".hydra", "hydra")
         self.screen.learned(part, outcome.trust, str(settings.root))
@@ -187,8 +207,3 @@ def _participants(members: Sequence[MemberInfo], before: Sequence[Participant]) 
         role = "sender" if number else "receiver"
         found[m.name] = Participant(m.name, role, m.family, m.parameters, m.device, m.node, m.pid)
     return tuple(found.values())
-
-
-def _tracked(tracker: Tracker) -> Tracked | None:
-    where = tracker.run()
-    return Tracked(*where) if where else None

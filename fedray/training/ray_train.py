@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 from ray import train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer, prepare_model
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.queue import Queue
 from torch import Tensor, nn
 
@@ -47,8 +47,20 @@ class RayCrew(Crew):
 
     def total(self, tensor: Tensor) -> Tensor:
         if self.size > 1:
-            torch.distributed.all_reduce(tensor)
+            added = tensor.to(get_device())  # NCCL adds on GPUs only
+            torch.distributed.all_reduce(added)
+            tensor = added.to(tensor.device)
         return tensor
+
+
+class NoSecondTry(UserCallback):
+    """Ends a run whose worker has raised a FedrayError, which would only come again."""
+
+    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, BaseException]) -> None:
+        for error in worker_exceptions.values():
+            cause = getattr(error, "_base_exc", error)
+            if isinstance(cause, FedrayError):
+                raise cause
 
 
 def in_this_process(work: Work[T], workers: Workers, tell: Tell) -> T:
@@ -80,7 +92,11 @@ def side_by_side(work: Work[T], workers: Workers, tell: Tell) -> T:
                 scaling_config=ScalingConfig(
                     num_workers=workers.count, use_gpu=gpus > 0, resources_per_worker=resources
                 ),
-                run_config=RunConfig(storage_path=str(storage), failure_config=FailureConfig(max_failures=RESTARTS)),
+                run_config=RunConfig(
+                    storage_path=str(storage),
+                    failure_config=FailureConfig(max_failures=RESTARTS),
+                    callbacks=[NoSecondTry()],
+                ),
             )
             return trainer.fit().return_value  # pyright: ignore
     except TrainingFailedError as error:
@@ -172,13 +188,9 @@ def _quiet() -> Iterator[None]:
 
 def _as_error(error: TrainingFailedError) -> FedrayError:
     """The FedrayError a worker raised, or one about its death."""
+    refused = getattr(error, "controller_failure", None)
+    if isinstance(refused, FedrayError):
+        return refused
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, FedrayError):
-            return cause
-    last = str(next(iter(failures.values()), error)).strip().splitlines()[-1:]
-    return FedrayError(
-        f"training failed {RESTARTS + 1} times in its workers, last with {''.join(last)!r}; the same command goes on "
-        "from the last checkpoint"
-    )
+    last = str(next(iter(failures.values()), error)).strip().splitlines()[-1].partition(". ")[0]
+    return FedrayError(f"training fails in its workers ({last}); the same command goes on from the last checkpoint")

@@ -234,7 +234,7 @@ def _check_surroundings(settings: FuserJob | GateJob) -> None:
     zoo = settings.zoo.path
     if zoo is not None and not zoo.is_dir():
         raise FedrayError(f"zoo.path={zoo} is no folder: check the path, or leave it out for the embedded one")
-    check_output(settings.root)
+    check_output(settings.root, "registry.path")
     check_output(settings.output)
 
 

@@ -27,6 +27,11 @@ class Workers:
     ray: RaySettings
     folder: Path
 
+    @property
+    def here(self) -> bool:
+        """Whether this process does it all: one worker, and no cluster that is asked for."""
+        return self.count == 1 and (self.ray.address is None or not self.ray.enabled)
+
 
 @dataclass(frozen=True, slots=True)
 class Work(Generic[T]):
@@ -41,11 +46,11 @@ class Work(Generic[T]):
 
 def check(workers: Workers) -> None:
     """Refuse workers that cannot be had, before anything starts. Raises FedrayError."""
-    if workers.device == "cuda" and workers.count == 1 and not torch.cuda.is_available():
+    if workers.device == "cuda" and workers.here and not torch.cuda.is_available():
         raise FedrayError("device=cuda, and torch finds no GPU on this machine: leave device out")
     if workers.ray.enabled and find_spec("ray") is None:
         raise FedrayError("Ray is not installed: pip install 'fedray[ray]', or train without it: ray=none")
-    if workers.count > 1:
+    if not workers.here:
         from fedray.training import ray_train
 
         ray_train.check_room(workers)
@@ -62,5 +67,5 @@ def run(work: Work[T], workers: Workers, tell: Tell) -> T:
         return work.do(work.order, Crew(), tell)
     from fedray.training import ray_train
 
-    start = ray_train.in_this_process if workers.count == 1 else ray_train.side_by_side
+    start = ray_train.in_this_process if workers.here else ray_train.side_by_side
     return start(work, workers, tell)

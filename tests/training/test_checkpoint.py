@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scarce import full_disk
 
 from fedray.training import checkpoint as module
 from fedray.training.checkpoint import Checkpoint, Snapshot
@@ -24,17 +23,6 @@ MEANING: dict[str, Any] = {
 
 def snapshot(step: int, numbers: int = 10) -> Snapshot:
     return Snapshot({"fuser.a": torch.full((numbers,), float(step)), "best.a.b": torch.ones(2)}, {"step": step})
-
-
-@contextmanager
-def full_disk(bytes_left: int) -> Iterator[None]:
-    """Files can grow no larger, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -52,6 +40,18 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists() and again.load() is None
 
 
+def test_it_lies_on_the_disk_before_it_takes_the_place_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut needs; a process that is killed would not tell the difference."""
+    done: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, real=real: (done.append(name), real(*given)))
+    Checkpoint(tmp_path, **MEANING).save(snapshot(1))
+    assert done == ["fsync", "replace", "fsync"]
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [
@@ -59,7 +59,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
             {"what": "the fuser qwen2.5-0.5b -> qwen3-0.6b"},
             "is a checkpoint of the fuser llama-1b -> qwen3-0.6b, not of",
         ),
-        ({"llms": {"llama-1b": "cc", "qwen3-0.6b": "bb"}}, "trained for other weights of llama-1b, qwen3-0.6b"),
+        ({"llms": {"llama-1b": "cc", "qwen3-0.6b": "bb"}}, "trained for other weights of llama-1b; start"),
         ({"settings": {**MEANING["settings"], "steps": 5}}, "was begun with steps=9, this is steps=5; finish it with"),
         ({"settings": {**MEANING["settings"], "extra": 1}}, "was begun with extra=None, this is extra=1"),
     ],
@@ -67,8 +67,9 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("look", ["check", "load"])
 def test_a_checkpoint_of_another_training_is_refused_by_name(tmp_path: Path, other: Any, says: str, look: str) -> None:
     Checkpoint(tmp_path, **MEANING).save(snapshot(3))
-    with pytest.raises(FedrayError, match=f"{says}.*restart=true"):
+    with pytest.raises(FedrayError, match=says) as error:
         getattr(Checkpoint(tmp_path, **{**MEANING, **other}), look)()
+    assert str(error.value).endswith("start anew with restart=true")
 
 
 def test_a_checkpoint_of_another_code_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +118,19 @@ def test_what_a_kill_left_half_written_is_not_read_and_goes(tmp_path: Path) -> N
     half.write_bytes(there.path.read_bytes()[:50])
     loaded = there.load()
     assert loaded is not None and loaded.values == {"step": 1} and not half.exists()
+
+
+def test_only_one_process_trains_the_same(tmp_path: Path) -> None:
+    one, two, other = (Checkpoint(tmp_path / name, **MEANING) for name in ("a", "a", "b"))
+    with one.claim():
+        one.save(snapshot(1))
+        with other.claim(), pytest.raises(FedrayError, match="another process is training the fuser llama-1b -> qwen3"):
+            two.claim().__enter__()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["a", "a/checkpoint.safetensors"]
+    with two.claim():
+        assert two.load() is not None
+        two.discard()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(FedrayError, match="file cannot be written"), Checkpoint(tmp_path / "file", **MEANING).claim():
+        pass

@@ -20,6 +20,7 @@ from fedray.training.crew import Crew
 from fedray.training.fuser_trainer import FuserTraining, losses
 from fedray.training.pair import Draws, Pair
 from fedray.training.recipe import FuserRecipe, Schedule, schedule
+from fedray.types import FedrayError
 
 SENDER, RECEIVER = "llama-1b", "qwen3-0.6b"
 RECIPE = FuserRecipe(hidden=16, steps=6, batch_size=8, validate_every=2)
@@ -103,6 +104,15 @@ def test_a_training_that_is_killed_at_every_step_ends_with_the_same_weights(
     again.run()
     assert equal(weights(whole), weights(again))
     assert not equal(weights(whole), weights(trained(pair, replace(recipe, seed=1))))
+
+
+def test_a_training_that_diverges_is_named_and_keeps_no_wreck(tmp_path: Path, pair: Pair) -> None:
+    recipe = replace(RECIPE, learning_rate=1e30, schedule="constant", warmup=0.0)
+    checkpoint = Checkpoint(tmp_path, "a fuser", {}, {})
+    with pytest.raises(FedrayError, match=r"no number any more after step \d.*lower learning_rate=1e\+30"):
+        FuserTraining(pair, recipe, checkpoint=checkpoint, save_every=1).run()
+    left = checkpoint.load()
+    assert left is not None and not left.values["finished"]
 
 
 def test_only_the_fuser_learns(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def test_a_training_that_is_killed_in_every_phase_ends_with_the_same_gate(tmp_pa
     checkpoint = Checkpoint(tmp_path, "a gate", {}, {})
     seen: list[tuple[str, int]] = []
 
-    def stop(phase: str, step: int, of: int, figures: object) -> None:
+    def stop(phase: str, step: int, of: int, figures: Mapping[str, float]) -> None:
+        assert phase != "training" or figures.keys() == {"gain", *(f"weight/{name}" for name in SENDERS)}
         if (phase, step) not in seen and (phase != "training" or step % RECIPE.steps == 2):
             seen.append((phase, step))
             raise Stop

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -19,14 +18,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from scarce import full_disk
 
 from fedray import report
 from fedray.fusion.registry import SHIPPED, Registry, read_manifest
 from fedray.planner import Planner
 from fedray.report import Learned, Report
-from fedray.training import fuser_job, gate_job
+from fedray.settings import RaySettings, TrackingSettings
+from fedray.tracking import sync
+from fedray.tracking.pending import PENDING
+from fedray.training import fuser_job, gate_job, workers
 from fedray.training.checkpoint import FOLDER
+from fedray.training.crew import Crew, Tell
 from fedray.training.settings import FuserJob, GateJob, build_fuser_job, build_gate_job, check_fuser_job
+from fedray.training.workers import Work, Workers
 from fedray.types import FedrayError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +101,40 @@ def info_of(name: str):
     return describe(load(name))
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow store."""
+    pytest.importorskip("mlflow")
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+def test_what_mlflow_shows_arrives_later_where_its_server_is_down(
+    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = settings(tmp_path, tracking={"uri": "http://127.0.0.1:9"})
+    assert fuser_job.run(made) == 0
+    assert f"the figures wait, send them with `python -m fedray.tracking {made.output}`" in capsys.readouterr().out
+    left = report.read(made.output)
+    (part,) = left.learned
+    assert (left.status, left.tracking) == ("complete", None) and part.hash
+    waiting = made.output / PENDING
+    waiting.write_text(waiting.read_text().replace("http://127.0.0.1:9", store))
+    uri, run_id = sync(made.output)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["zoo"] == "tiny"
+    assert (run.data.params["sender"], run.data.params["receiver"]) == (SENDER, RECEIVER)
+    assert [point.step for point in client.get_metric_history(run_id, "loss")] == [5, 10, 12]
+    curves = {"validation/loss", "weight", *(f"weight/layer-{t}" for t in range(6))}
+    assert all([m.step for m in client.get_metric_history(run_id, curve)] == [5, 10, 12] for curve in curves)
+    assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/weights.png"]
+    version = client.get_model_version_by_alias(f"fuser.{SENDER}--{RECEIVER}", "in-use-mlp-concat")
+    assert (version.run_id, version.tags["hash"]) == (run_id, part.hash)
+
+
 @pytest.mark.timeout(600)
 def test_two_workers_are_one_at_the_same_global_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: object
@@ -111,6 +150,39 @@ def test_two_workers_are_one_at_the_same_global_batch(
     assert all(torch.allclose(t.float(), weights[1][k].float(), atol=5e-3) for k, t in weights[0].items())
     _, half = train(settings(tmp_path / "half", **{**long, "batch_size": 8}), capsys)
     assert half.figures["loss"] != pytest.approx(alone.figures["loss"], abs=2e-3), "another batch is another loss"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_start_again_after_a_death_and_not_after_a_refusal(tmp_path: Path, cluster: object) -> None:
+    def die_then_refuse(folder: Path, crew: Crew, tell: Tell) -> None:
+        begun = folder / f"worker-{crew.rank}"
+        first = not begun.exists()
+        with begun.open("a") as file:
+            file.write("x")
+        if not first:
+            raise FedrayError("it would come again")
+        if crew.rank == 1:
+            time.sleep(2)  # Ray Train gives up where a worker dies while the group is still being started
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    two = Workers(2, 1, "cpu", RaySettings(), tmp_path / "ray")
+    with pytest.raises(FedrayError, match=r"^it would come again$"):
+        workers.run(Work(die_then_refuse, tmp_path), two, lambda *news: None)
+    assert [(tmp_path / f"worker-{rank}").read_text() for rank in (0, 1)] == ["xx", "xx"]
+
+
+@pytest.mark.parametrize(
+    ("count", "ray", "here"),
+    [
+        (1, RaySettings(), True),
+        (1, RaySettings(enabled=False, address="head:6379"), True),
+        (1, RaySettings(address="head:6379"), False),
+        (2, RaySettings(), False),
+    ],
+)
+def test_a_cluster_that_is_named_is_used(count: int, ray: RaySettings, here: bool, tmp_path: Path) -> None:
+    assert Workers(count, 1, "cpu", ray, tmp_path).here == here
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -198,15 +270,15 @@ def test_a_full_disk_is_a_sentence_and_the_training_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(fuser_job, "accuracy_by_group", die)
         assert fuser_job.run(made) == 130
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # files can grow no larger, as on a full disk
-    try:
-        with pytest.raises(FedrayError, match=r"checkpoint\.safetensors cannot be written .*untouched: make room"):
-            fuser_job.run(made)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(40_000), pytest.raises(FedrayError, match=r"checkpoint\.safetensors cannot be written .*untouched"):
+        fuser_job.run(made)
     left = report.read(made.output)
     assert (left.status, left.learned[0].status) == ("failed", "failed")
+    figure = tmp_path / "out" / "figures"
+    figure.touch()  # the picture finds no place
+    with pytest.raises(FedrayError, match=r"weights\.png cannot be written"):
+        fuser_job.run(made)
+    figure.unlink()
     capsys.readouterr()
     _, part = train(made, capsys)
     assert part.resumed_at == 12 and part.hash == whole.hash
@@ -226,23 +298,34 @@ def test_controls_are_measured_and_never_registered(tmp_path: Path, capsys: pyte
     left, part = train(settings(tmp_path, control="single"), capsys)
     assert left.control == "single" and part.name == f"{SENDER}--{RECEIVER}-single" and part.hash is None
     assert part.validation and Registry(tmp_path / "registry", embedded=None).list() == []
+    _, seeing = train(settings(tmp_path / "seeing"), capsys)
+    assert part.figures["loss"] != pytest.approx(seeing.figures["loss"], abs=1e-3), "single sees no sender"
     left, part = train(settings(tmp_path, sender=None, control="identical"), capsys)
     assert left.senders == (RECEIVER,) and part.name == f"{RECEIVER}--{RECEIVER}-identical" and part.hash is None
     assert len(left.members) == 1
 
 
-def test_all_is_every_pair_without_a_fuser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_is_every_pair_without_a_fuser(tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The embedded registry has concat fusers of every pair, and mix fusers into the default receiver only."""
     assert fuser_job.run(settings(tmp_path / "none", sender="all")) == 0
     assert report.read(tmp_path / "none" / "out").learned == () and "nothing to train" in capsys.readouterr().out
     some = settings(tmp_path, sender="all", receiver="llama-1b", fusion="mix", steps=2, validate_every=0, patience=0)
     _, one = train(replace(some, sender="qwen3-0.6b"), capsys)
-    assert fuser_job.run(some) == 0
+    assert fuser_job.run(replace(some, tracking=TrackingSettings(uri=store))) == 0
     left = report.read(tmp_path / "out")
     names = [part.name for part in left.learned]
     assert names == [f"{s}--llama-1b" for s in ("qwen2.5-0.5b", "qwen2.5-coder-0.5b", "qwen2.5-1.5b")]
     assert left.status == "complete" and len({part.hash for part in (one, *left.learned)}) == 4
     assert all((tmp_path / "out" / name / "figures" / "weights.png").is_file() for name in names)
+
+    from mlflow import MlflowClient
+
+    assert left.tracking
+    client, above = MlflowClient(store), left.tracking.run_id
+    run = client.get_run(above)
+    below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{above}'")
+    assert {r.info.run_name for r in below} == {f"train {name}" for name in names}
+    assert run.data.params["senders"] == ", ".join(left.senders) and {r.info.status for r in below} == {"FINISHED"}
 
 
 def gate_settings(folder: Path, **values: Any) -> GateJob:

@@ -104,7 +104,7 @@ def test_a_sweep(call: Call) -> None:
         ("sender=llama-1b learning_rate=fast", "learning_rate must be a number, got 'fast'"),
         ("sender=llama-1b zoo.path=nowhere", "zoo.path=nowhere is no folder"),
         ("sender=llama-1b registry.path=null", "the embedded registry is read-only"),
-        ("sender=llama-1b registry.path=file/deeper", "cannot write to"),
+        ("sender=llama-1b registry.path=file/deeper", "choose another with registry.path=DIR"),
         ("sender=llama-1b schedule=cosine", "unknown schedule 'cosine'"),
     ],
 )
