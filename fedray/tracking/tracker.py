@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -110,6 +111,7 @@ class Tracker:
             {
                 "do": "child",
                 "name": name,
+                "key": uuid.uuid4().hex,
                 "params": values,
                 "metrics": _finite(metrics),
                 "tags": dict(tags),
