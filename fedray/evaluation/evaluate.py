@@ -139,6 +139,11 @@ class Evaluation:
             metrics={name: getattr(row, name) for name in names} | seconds | told,
             tags={"job": "evaluate", "zoo": settings.zoo.name, "type": row.type or "alone"},
         )
+        joined = row.senders == self.order.senders[: len(row.senders)] and row.receiver == settings.receiver
+        if joined and row.control == "none" and figure3.line(row):  # figure 3a as curves of the job's own run
+            words = (row.protocol, row.fusion, row.rephrase)
+            name = " ".join(word for word in words if word != "none")
+            self.tracker.metrics({f"accuracy_by_senders/{row.task}/{name}": row.accuracy}, step=len(row.senders))
 
     def report(self, status: Status) -> Report:
         settings, results = self.settings, self.results
@@ -173,6 +178,7 @@ class Evaluation:
         where = tracker.run()
         path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
         if report.rows:
+            tracker.describe(table.as_markdown(report))
             table.write(report, settings.output)
             figure3.draw(report, settings.output / "figures")
             table_figures.draw(report, settings.output / "figures")

@@ -46,9 +46,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 def accuracy_by_senders(rows: Sequence[Evaluated], order: Order, path: Path, label: str) -> Path | None:
     """(a) Accuracy against the number of senders, who join in a fixed order; bands of one standard error."""
-    lines = {
-        way: [r for r in rows if _line(r) == way and r.senders == order.senders[: len(r.senders)]] for way in LINES
-    }
+    lines = {way: [r for r in rows if line(r) == way and r.senders == order.senders[: len(r.senders)]] for way in LINES}
     lines = {way: sorted(points, key=lambda r: len(r.senders)) for way, points in lines.items() if len(points) > 1}
     alone = _alone(rows)
     if not lines or alone is None:
@@ -77,7 +75,7 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: Order, path: Path, lab
 def accuracy_by_sender(rows: Sequence[Evaluated], order: Sequence[str], path: Path, label: str) -> Path | None:
     """(b) Point to point: each sender as the only one, by cache and by text."""
     bars = {
-        way: {r.senders[0]: r for r in rows if _line(r) == way and len(r.senders) == 1}
+        way: {r.senders[0]: r for r in rows if line(r) == way and len(r.senders) == 1}
         for way in (("c2c", "none"), ("t2t", "none"))
     }
     names = [name for name in order if any(name in found for found in bars.values())]
@@ -141,7 +139,7 @@ def seconds_label(row: Evaluated) -> str:
     return f"{name} ({', '.join(extras)})" if extras else name
 
 
-def _line(row: Evaluated) -> tuple[str, str] | None:
+def line(row: Evaluated) -> tuple[str, str] | None:
     """Which of the figure's lines a row belongs to: as published, with the learned gate for caches."""
     plain = row.t2t_gate == "none" and not row.full and not row.answer_all
     gated = row.protocol != "c2c" or row.gate == "learned"

@@ -243,15 +243,18 @@ def test_a_damaged_row_is_named(job: Job) -> None:
 def test_mlflow_has_a_child_for_every_row(job: Job, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    _, left, _ = job(tracking={"uri": uri}, blocks={"all": {}}, order="given")
+    _, left, _ = job(tracking={"uri": uri}, blocks={"all": {"protocol": ["c2c", "t2t"]}}, order="given")
     assert left.tracking
     client = mlflow.MlflowClient(uri)
     parent = client.get_run(left.tracking.run_id)
     assert parent.info.status == "FINISHED" and parent.data.tags["job"] == "evaluate"
+    assert "| 2 | " in parent.data.tags["mlflow.note.content"], "the table stands on the run's page"
+    (curve,) = client.get_metric_history(left.tracking.run_id, "accuracy_by_senders/tiny/t2t")
+    assert (curve.step, curve.value) == (2, left.rows[2].accuracy)
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{left.tracking.run_id}'", order_by=["start_time"]
     )
-    assert {child.data.params["protocol"] for child in found} == {"standalone", "c2c"}
+    assert {child.data.params["protocol"] for child in found} == {"standalone", "c2c", "t2t"}
     c2c = next(child for child in found if child.data.params["protocol"] == "c2c")
     row = left.rows[1]
     assert c2c.info.status == "FINISHED" and c2c.data.params["senders"] == f"{A},{B}"
