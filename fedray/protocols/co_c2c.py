@@ -21,6 +21,8 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
     """The receiver's answer (or, with plan.vote, the majority's), and in `by_member` everybody's."""
     if request.evidence or plan.rephrase != "none":
         raise FedrayError("answer_all lets all members read the same prompt: leave evidence and rephrase out")
+    if request.token_ids is None and any(fuser.reads_ids for p in (plan, *plan.peers) for fuser in p.fusers.values()):
+        raise FedrayError("answer_all does not go with fusers whose senders read the receiver's ids: leave it out")
     async with AsyncExitStack() as stack:
         main = await stack.enter_async_context(Exchange(request, plan, group))
         others = [await stack.enter_async_context(Exchange(request, peer, group, main.session)) for peer in plan.peers]
