@@ -191,7 +191,7 @@ class Order:
 class Report:
     """One run of one job. Fields with a default may be absent from a job they do not concern."""
 
-    job: str  # federate | evaluate | train_fuser | train_gate | registry | build_zoo
+    job: str  # federate | evaluate | train_fuser | train_gate | registry | import_c2c | build_zoo
     zoo: str  # what stands behind the names: tiny | hub | shapes
     receiver: str
     senders: tuple[str, ...]  # as asked for; `missing` names those that took no part
@@ -200,6 +200,7 @@ class Report:
     protocol: str = "c2c"
     fuser: str = "mlp"
     fusion: str = "concat"
+    fusion_order: str = "parallel"  # of several senders, in mix
     gate: str = "learned"
     rephrase: str = "none"
     control: str = "none"

@@ -118,6 +118,7 @@ class Record:
             protocol=settings.protocol.name,
             fuser=settings.fuser,
             fusion=settings.fusion,
+            fusion_order=settings.fusion_order,
             gate="none" if alone else settings.gate.kind,
             rephrase=settings.rephrase,
             control=settings.control,
