@@ -15,7 +15,9 @@ import torch
 from reference import FUSERS, RECEIVER, SENDERS, zoo
 
 from fedray import report
+from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.c2c_checkpoint import read_checkpoint
+from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.registry import Registry, load_fuser
 from fedray.importing import check_names, run
 from fedray.llm.loading import describe, load, sketch
@@ -174,6 +176,14 @@ def test_the_recipe_says_how_tokens_align(pair: Path, members: dict[str, MemberI
     for aligned, says in ((False, "ids"), (True, "text")):
         recipe(is_do_alignment=aligned)(pair)
         assert read_checkpoint(pair, members[QWEN2], members[RECEIVER])[0].config.token_alignment == says
+
+
+def test_at_full_size_it_has_the_published_number_of_parameters() -> None:
+    """Qwen2.5-0.5B -> Qwen3-0.6B."""
+    qwen2, qwen3 = KVSpec(24, 2, 64), KVSpec(28, 8, 128)
+    with torch.device("meta"):
+        fuser = C2CFuser(FuserConfig("c2c", "mix", qwen2, qwen3, hidden=1024, intermediate=1024))
+    assert sum(parameter.numel() for parameter in fuser.parameters()) == 477_848_056
 
 
 def test_names_are_those_of_the_recipe() -> None:

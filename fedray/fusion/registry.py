@@ -236,14 +236,16 @@ class Registry:
 def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
     """Load a fuser whose file still has the hash its manifest promises. Raises FedrayError."""
     manifest, tensors = _read(_locate(artifact))
-    fuser = build_fuser(FuserConfig.from_dict(manifest.config))
+    with torch.device("meta"):  # a fuser of real size takes gigabytes: only its own tensors are ever in memory
+        fuser = build_fuser(FuserConfig.from_dict(manifest.config))
     _fill(fuser, tensors, artifact)
     return fuser.to(device).eval()
 
 
 def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
     manifest, tensors = _read(_locate(artifact))
-    gate = Gate(GateConfig.from_dict(manifest.config))
+    with torch.device("meta"):
+        gate = Gate(GateConfig.from_dict(manifest.config))
     _fill(gate, tensors, artifact)
     return gate.to(device).eval()
 
@@ -288,7 +290,7 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, torch.Tensor]]:
 
 def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], artifact: Artifact) -> None:
     try:
-        module.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=True)
+        module.load_state_dict({name: tensors.pop(name).float() for name in tuple(tensors)}, strict=True, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise FedrayError(f"{artifact.path} does not hold what its manifest says ({reason}); train it again") from error
