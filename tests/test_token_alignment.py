@@ -11,12 +11,13 @@ import pytest
 import torch
 from tiny import QUESTIONS, random_llm, random_member
 
+from fedray.federation import Federation
 from fedray.fusion import combine
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.fusion.registry import Registry
 from fedray.group import LocalGroup
 from fedray.llm.cache import KVCache
-from fedray.llm.loading import describe
+from fedray.llm.loading import describe, load
 from fedray.llm.model import HEAD, TAIL, Span
 from fedray.protocols import PROTOCOLS
 from fedray.types import Answer, FedrayError, Generation, KVSpec, Plan, Request
@@ -114,6 +115,22 @@ def test_the_sender_reads_what_the_receiver_reads(group: LocalGroup, plans: dict
     assert max(map(max, ids)) < random_llm(SENDER).model.config.vocab_size
     torch.testing.assert_close(scored(group, plan), scored(group, plan, prompts=(), token_ids=ids), atol=1e-5, rtol=0)
     assert (scored(group, plan) - scored(group, plans["assembled"])).abs().max() > 1e-3
+
+
+def test_ids_reach_a_sender_on_ray(random_zoo: Path, cluster: Any, tmp_path: Path) -> None:
+    """As a handle, from member to member."""
+    receiver, sender = (load(name, folder=random_zoo) for name in ("qwen3-0.6b", SENDER))
+    fuser = fuser_of(sender.spec, receiver.spec, "ids")
+    Registry(tmp_path, embedded=None).add_fuser(fuser, describe(sender), describe(receiver), {})
+    places = {"zoo": {"path": random_zoo}, "registry": {"path": tmp_path}, "generation": {"max_tokens": 6}}
+    said = {}
+    for ray in (False, True):
+        with Federation(receiver=receiver.name, senders=(SENDER,), fuser="c2c", gate="none", ray=ray, **places) as fed:
+            answer = fed.run(fed.request(*QUESTIONS))
+            assert not answer.missing and answer.senders == (SENDER,)
+            said[ray] = [row.tokens for row in answer.rows]
+            alone = [row.tokens for row in fed.alone(fed.request(*QUESTIONS)).rows]
+    assert said[True] == said[False] != alone
 
 
 def test_another_question_for_the_sender_is_in_the_receivers_template_too(
