@@ -41,14 +41,18 @@ from fedray.suggest import unknown
 from fedray.training.settings import (
     FUSER_JOB,
     GATE_JOB,
+    IMPORT_JOB,
     REGISTRY_JOB,
     FuserJob,
     GateJob,
+    ImportJob,
     RegistryJob,
     build_fuser_job,
     build_gate_job,
+    build_import_job,
     check_fuser_job,
     check_gate_job,
+    check_import_job,
     check_registry_job,
 )
 from fedray.types import FedrayError
@@ -60,6 +64,7 @@ __all__ = [
     "EVALUATION",
     "FUSER_TRAINING",
     "GATE_TRAINING",
+    "IMPORT",
     "REGISTRY",
     "ZOO_BUILD",
     "BuildSettings",
@@ -68,6 +73,7 @@ __all__ = [
     "FuserJob",
     "GateJob",
     "GateSettings",
+    "ImportJob",
     "MemberSettings",
     "ProtocolSettings",
     "RaySettings",
@@ -90,7 +96,7 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose wor
 _HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
 # Settings whose text is taken as it is, whatever Hydra's grammar thinks of its commas and quotes.
 _FREE_TEXT = re.compile(
-    r"prompt|questions|output|name|hash|to|zoo\.path|registry\.path|members\..*\.label|evidence\..*"
+    r"prompt|questions|output|name|hash|to|source|revision|zoo\.path|registry\.path|members\..*\.label|evidence\..*"
 )
 
 
@@ -114,6 +120,7 @@ ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
 FUSER_TRAINING = Form(FUSER_JOB, build_fuser_job, check_fuser_job)
 GATE_TRAINING = Form(GATE_JOB, build_gate_job, check_gate_job)
 REGISTRY = Form(REGISTRY_JOB, REGISTRY_JOB.read, check_registry_job, words=("action", "name"))
+IMPORT = Form(IMPORT_JOB, build_import_job, check_import_job, words=("source",))
 
 
 def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:

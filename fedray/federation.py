@@ -155,6 +155,7 @@ def _choices(s: Settings) -> dict[str, Any]:
         "protocol": s.protocol.name,
         "fuser": s.fuser,
         "fusion": s.fusion,
+        "fusion_order": s.fusion_order,
         "gate": s.gate.kind,
         "answer_all": s.answer_all,
         "route": s.gate.route,

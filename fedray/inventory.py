@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from fedray import report as reports
 from fedray.disk import whole_folder
+from fedray.fusion import hub
 from fedray.fusion.registry import SHIPPED, Manifest, Registry, check_weights
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, EMBEDDED, NAMES
@@ -50,11 +52,14 @@ class Inventory:
             return str(own)
         return "embedded" if self.zoo is None else str(self.zoo)
 
-    def export(self, name: str, digest: str | None, to: Path) -> Path:
+    def export(self, name: str, digest: str | None, to: Path, form: str = "registry") -> Path:
         """Copy an LLM to TO/llms/NAME, or a version to TO/NAME/HASH, so that TO is a zoo or a registry of its own.
 
-        Raises FedrayError: unknown, damaged, or TO cannot be written.
+        form: "hub" writes a version to TO/NAME as a repository of the hub. Raises FedrayError: unknown, damaged, or TO
+        cannot be written.
         """
+        if form == "hub":
+            return hub.write(*self.registry.pick(name, digest), to / name)
         if name in CATALOGUE:
             loading.check_weights(name, self.zoo)
             source, target = (self.zoo or EMBEDDED) / "llms" / name, to / "llms" / name
@@ -63,6 +68,22 @@ class Inventory:
             check_weights(manifest, source)
             target = to / manifest.name / manifest.hash
         return _copy(source, target)
+
+    def push(self, name: str, digest: str | None, repo: str, private: bool) -> tuple[Manifest, str]:
+        """Commit a version to a repository of the hub; returns it and the commit's address. Raises FedrayError."""
+        manifest, version = self.registry.pick(name, digest)
+        with tempfile.TemporaryDirectory(prefix="fedray-") as temporary:
+            folder = hub.write(manifest, version, Path(temporary, manifest.name), repo)
+            return manifest, hub.push(folder, repo, f"{manifest.name} {manifest.hash}", private=private)
+
+    def load(self, where: str, revision: str | None = None) -> tuple[Manifest, Path]:
+        """Take a version from a folder of `export`, or a repository of `push`, into one's own registry.
+
+        Raises FedrayError: unknown, out of reach, not what it says.
+        """
+        folder = Path(where)
+        manifest, blob = hub.read(folder if folder.is_dir() else hub.download(where, hub.FILES, revision))
+        return manifest, Path(self.registry.adopt(manifest, blob).path)
 
 
 def run(settings: RegistryJob) -> int:
@@ -74,6 +95,8 @@ def run(settings: RegistryJob) -> int:
         "show": _show,
         "delete": _delete,
         "export": _export,
+        "push": _push,
+        "load": _load,
     }
     learned = tuple(actions[settings.action](settings, inventory, console))
     report = Report("registry", settings.zoo.name, "", (), 0, "complete", task=settings.action, learned=learned)
@@ -119,10 +142,27 @@ def _delete(settings: RegistryJob, inventory: Inventory, console: Console) -> li
 
 def _export(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
     assert settings.name is not None and settings.to is not None
-    target = inventory.export(settings.name, settings.hash, settings.to)
+    target = inventory.export(settings.name, settings.hash, settings.to, settings.form)
     option = "zoo.path" if settings.name in CATALOGUE else "registry.path"
-    console.print(Text(f"{settings.name} is in {target}: {option}={settings.to} uses it"), soft_wrap=True)
+    use = f"{option}={settings.to} uses it" if settings.form == "registry" else f"load {target} takes it in elsewhere"
+    console.print(Text(f"{settings.name} is in {target}: {use}"), soft_wrap=True)
     return []
+
+
+def _push(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
+    assert settings.name is not None and settings.to is not None
+    repo = settings.to.as_posix()
+    manifest, address = inventory.push(settings.name, settings.hash, repo, settings.private)
+    console.print(Text(f"{manifest.name} {manifest.hash} is on the hub: {address}"), soft_wrap=True)
+    console.print(Text(f"take it in with: python jobs/registry.py load {repo} registry.path=DIR"), soft_wrap=True)
+    return []
+
+
+def _load(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
+    assert settings.name is not None
+    manifest, path = inventory.load(settings.name, settings.revision)
+    console.print(Text(f"{manifest.name} {manifest.hash} is in {inventory.home(path)}"), soft_wrap=True)
+    return [_learned(manifest, path)]
 
 
 def _learned(manifest: Manifest, path: Path) -> Learned:

@@ -184,6 +184,11 @@ class Member:
 
     # -- as the receiver ----------------------------------------------------------------------------------------------
 
+    @ships
+    def tokenize(self, prompts: tuple[str, ...]) -> tuple[Receipt, tuple[tuple[int, ...], ...]]:
+        """The token ids of prompts in this LLM's template, for senders that read them as they are."""
+        return Receipt(self.name, Usage()), tuple(tuple(self.llm.encode(prompt).ids) for prompt in prompts)
+
     def open(self, session: str, request: Request, plan: Plan) -> Opening:
         """Read the receiver's own prompts and weigh the plan's senders by its gate."""
         clock = Clock()
@@ -261,7 +266,7 @@ class Member:
             ids = [list(row) for row in token_ids]
             spans: list[list[Span]] = [[(i, i + 1) for i in range(len(row))] for row in ids]
             for row in ids:
-                self.llm.check_length(len(row))
+                self.llm.check_ids(row)
         else:
             encoded = [self.llm.encode(prompt) for prompt in prompts]
             ids, spans = [e.ids for e in encoded], [e.spans for e in encoded]

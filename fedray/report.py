@@ -202,7 +202,7 @@ class Order:
 class Report:
     """One run of one job. Fields with a default may be absent from a job they do not concern."""
 
-    job: str  # federate | evaluate | train_fuser | train_gate | registry | build_zoo
+    job: str  # federate | evaluate | train_fuser | train_gate | registry | import_c2c | build_zoo
     zoo: str  # what stands behind the names: tiny | hub | shapes
     receiver: str
     senders: tuple[str, ...]  # as asked for; `missing` names those that took no part
@@ -212,6 +212,7 @@ class Report:
     type: str | None = None  # homogeneous | heterogeneous, and token | cache (FedRefine, Appendix A); None: neither
     fuser: str = "mlp"
     fusion: str = "concat"
+    fusion_order: str = "parallel"  # of several senders, in mix
     gate: str = "learned"
     rephrase: str = "none"
     control: str = "none"

@@ -107,6 +107,7 @@ class Settings:
     protocol: ProtocolSettings = ProtocolSettings()
     fuser: Literal["mlp", "c2c"] = "mlp"
     fusion: Literal["concat", "mix"] = "concat"
+    fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
     gate: GateSettings = GateSettings()
     control: Literal["none", "mismatched", "noise", "constant"] = "none"
     rephrase: Literal["none", "shared", "distinct"] = "none"
@@ -237,6 +238,11 @@ def _check_names(settings: Settings) -> None:
 def _check_exchange(settings: Settings) -> None:
     """What does not go together."""
     name, rephrase = settings.protocol.name, settings.rephrase
+    if settings.fusion_order == "sequential" and settings.fusion != "mix":
+        raise FedrayError(
+            f"fusion_order=sequential is about fusion=mix, where one sender's change can build on another's: leave it "
+            f"out of fusion={settings.fusion}, or choose fusion=mix"
+        )
     if rephrase == "distinct" and settings.fusion == "mix" and name == "c2c":
         raise FedrayError("rephrase=distinct does not go with fusion=mix, which needs one text for all: use shared")
     if rephrase != "none" and settings.control == "mismatched":

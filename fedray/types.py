@@ -92,6 +92,7 @@ class Artifact:
     name: str  # "<sender>--<receiver>" or "gate--<receiver>"
     hash: str
     path: str  # folder with model.safetensors and manifest.json, readable from the member's machine
+    reads_ids: bool = False  # a fuser whose sender must read the receiver's token ids instead of the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ class Request:
 
         return replace(
             self,
-            prompts=pick(self.prompts) or (),
+            prompts=pick(self.prompts or None) or (),
             choices=pick(self.choices),
             asked={member: pick(texts) for member, texts in self.asked.items()},
             token_ids=pick(self.token_ids),

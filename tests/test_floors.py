@@ -30,7 +30,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime"}),
     frozenset({"federation"}),
     frozenset({"training", "evaluation", "zoo"}),
-    frozenset({"inventory"}),
+    frozenset({"inventory", "importing"}),
     frozenset({"fedray"}),  # the package's own __init__.py: its public face
     frozenset({"jobs"}),
 )
@@ -39,7 +39,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Beside the stairs: they know the ground only, and only these rooms know them.
 GROUND = frozenset({"types", "suggest", "schema", "prompts", "disk"})
 ASIDE = frozenset({"tracking", "report", "config", "settings"})
-KNOW_ASIDE = frozenset({"federation", "training", "evaluation", "inventory", "jobs", "fedray"})
+KNOW_ASIDE = frozenset({"federation", "training", "evaluation", "inventory", "importing", "jobs", "fedray"})
 
 # What a room knows besides, module by module.
 BESIDES = {

@@ -63,11 +63,13 @@ class Case:
     def settings(self, base: Settings, seed: int) -> Settings:
         """This case as a run of its own."""
         way, here = self.way, {safe_name(name) for name in (self.receiver, *self.senders)}
+        fusion = base.fusion if way.fusion == "none" else way.fusion
         values: dict[str, Any] = {
             "receiver": self.receiver,
             "senders": self.senders,
             "protocol": ProtocolSettings(way.protocol),  # pyright: ignore[reportArgumentType]
-            "fusion": base.fusion if way.fusion == "none" else way.fusion,
+            "fusion": fusion,
+            "fusion_order": base.fusion_order if fusion == "mix" else "parallel",
             "gate": replace(base.gate, kind=way.gate),  # pyright: ignore[reportArgumentType]
             "rephrase": way.rephrase,
             "t2t": replace(base.t2t, gate=way.t2t_gate, full=way.full),

@@ -158,6 +158,7 @@ class Evaluation:
             protocol=settings.protocol.name,
             fuser=settings.fuser,
             fusion=settings.fusion,
+            fusion_order=settings.fusion_order,
             gate=settings.gate.kind,
             rephrase=settings.rephrase,
             control=settings.control,

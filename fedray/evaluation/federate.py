@@ -43,7 +43,8 @@ class Run:
         self.tracker.tags(job="federate", zoo=settings.zoo.name, type=self.record.kind or "alone")
         self.tracker.params(
             **{
-                name: getattr(settings, name) for name in ("receiver", "fuser", "fusion", "control", "rephrase", "seed")
+                name: getattr(settings, name)
+                for name in ("receiver", "fuser", "fusion", "fusion_order", "control", "rephrase", "seed")
             },
             senders=",".join(settings.senders),
             protocol=settings.protocol.name,

@@ -140,6 +140,7 @@ def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:
         protocol=settings.protocol.name,
         fuser=settings.fuser,
         fusion=settings.fusion,
+        fusion_order=settings.fusion_order,
         gate=settings.gate.kind,
         answer_all=settings.answer_all,
         control=settings.control,

@@ -124,6 +124,7 @@ class Record:
             type=self.kind,
             fuser=settings.fuser,
             fusion=settings.fusion,
+            fusion_order=settings.fusion_order,
             gate="none" if alone else settings.gate.kind,
             rephrase=settings.rephrase,
             control=settings.control,

@@ -103,26 +103,34 @@ def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str
 
 
 def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Tensor, Tensor]:
-    """Per receiver slot the sender token it reads (B, T), and 1.0 where there is one.
-
-    The texts may differ in front (notes that only one of them reads): places are counted from the end. Template tokens
-    after the question read the sender's last prompt token: there its answer is assembled.
-    """
+    """Per receiver slot the sender token it reads (B, T), and 1.0 where there is one."""
     index = torch.zeros(own.batch, own.tokens, dtype=torch.long)
     aligned = torch.zeros(own.batch, own.tokens)
     for b, spans in enumerate(own_spans):
-        sent = int(part.cache.lengths[b])
-        if sent == 0 or not part.spans[b]:
-            continue
-        shift = _end(spans) - _end(part.spans[b])
-        moved = [(a, e) if a < 0 else (a + shift, e + shift) if a + shift >= 0 else (HEAD, 0) for a, e in part.spans[b]]
-        tokens = align_tokens(moved, spans)
-        for t in range(int(own.lengths[b])):
-            source = sent - 1 if spans[t][0] == TAIL else tokens[t]
+        for t, source in enumerate(_sources(part, b, spans, int(own.lengths[b]))):
             if source >= 0:
                 index[b, t], aligned[b, t] = source, 1.0
     device = own.lengths.device
     return index.to(device), aligned.to(device=device, dtype=own.keys[0].dtype)
+
+
+def _sources(part: Part, b: int, spans: Sequence[Span], own_length: int) -> list[int]:
+    """Per receiver token of row b the sender token it reads, or -1, as the fuser's token alignment says.
+
+    The prompts may differ in front (notes that only one of them reads): places are counted from the end.
+    """
+    how, sent = part.fuser.config.token_alignment, int(part.cache.lengths[b])
+    if sent == 0:
+        return []
+    if how == "ids":
+        return [sent - 1 - own_length + t for t in range(own_length)]
+    if not part.spans[b]:
+        return []
+    shift = _end(spans) - _end(part.spans[b])
+    moved = [(a, e) if a < 0 else (a + shift, e + shift) if a + shift >= 0 else (HEAD, 0) for a, e in part.spans[b]]
+    tokens = align_tokens(moved, spans)
+    after = {"assembled": sent - 1, "text": -1}[how]
+    return [after if spans[t][0] == TAIL else tokens[t] for t in range(own_length)]
 
 
 def openness(own: KVCache, own_spans: list[list[Span]], part: Part) -> Tensor:

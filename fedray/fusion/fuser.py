@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedray.llm.alignment import align_layers
+from fedray.llm.alignment import TOKEN_ALIGNMENTS, align_layers
 from fedray.types import KVSpec
 
 OPERATORS = ("concat", "mix")
@@ -34,13 +34,18 @@ class FuserConfig:
     intermediate: int = 128  # c2c only
     num_layers: int = 3  # c2c only: blocks plus input and output
     layer_alignment: str = "bottom_up"
+    token_alignment: str = "assembled"  # mix only: one of TOKEN_ALIGNMENTS
 
     @property
     def reads(self) -> str:
         return "sender" if self.operator == "concat" else "both"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its fields; a token alignment that is the usual one is left out, as before there was another."""
+        fields = asdict(self)
+        if self.token_alignment == "assembled":
+            del fields["token_alignment"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> FuserConfig:
@@ -66,6 +71,8 @@ class Fuser(nn.Module):
         super().__init__()
         if config.operator not in OPERATORS:
             raise ValueError(f"operator {config.operator!r}; choose one of {', '.join(OPERATORS)}")
+        if config.token_alignment not in TOKEN_ALIGNMENTS:
+            raise ValueError(f"token alignment {config.token_alignment!r}; choose one of {', '.join(TOKEN_ALIGNMENTS)}")
         self.config = config
         self.layers = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
 

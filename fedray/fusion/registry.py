@@ -70,6 +70,10 @@ class Manifest:
         """What a fuser reads: the sender's cache alone, or both."""
         return FuserConfig.from_dict(self.config).reads if self.role == "fuser" else "receiver"
 
+    def artifact(self, folder: Path) -> Artifact:
+        """What a plan needs to know of this version."""
+        return Artifact(self.name, self.hash, str(folder), self.config.get("token_alignment") == "ids")
+
 
 def fuser_name(sender: str, receiver: str) -> str:
     return f"{sender}--{receiver}"
@@ -106,7 +110,7 @@ class Registry:
         candidates = [(m, p) for m, p in versions if m.kind == kind and m.operator == operator]
         for manifest, path in candidates:
             if _fits(manifest, sender) and _fits(manifest, receiver):
-                return Artifact(name, manifest.hash, str(path))
+                return manifest.artifact(path)
         if candidates:
             raise FedrayError(
                 f"the {kind} fuser {sender.name} -> {receiver.name} ({candidates[0][0].hash}) was trained for other "
@@ -124,7 +128,7 @@ class Registry:
         for manifest, path in self.versions(name):
             trained_for = {llm: hashes["weights"] for llm, hashes in manifest.llms.items()}
             if (manifest.kind, manifest.operator, trained_for) == (kind, operator, weights):
-                return Artifact(name, manifest.hash, str(path))
+                return manifest.artifact(path)
         return None
 
     def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str) -> Artifact:
@@ -133,7 +137,7 @@ class Registry:
         gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
         for manifest, path in gates:
             if set(senders) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
-                return Artifact(name, manifest.hash, str(path))
+                return manifest.artifact(path)
         for manifest, _ in gates:
             if not _fits(manifest, receiver):
                 raise FedrayError(f"the gate of {receiver.name} was trained for other weights of it; use gate=open")
@@ -182,53 +186,66 @@ class Registry:
         receiver: MemberInfo,
         training: Mapping[str, Any],
         root: Path | None = None,
+        *,
+        halve: bool = True,
     ) -> Artifact:
-        """Store a fuser in 16 bit and return where it lies."""
+        """Store a fuser and return where it lies; in 16 bit, unless `halve` is off and every tensor stays as it is."""
         name = fuser_name(sender.name, receiver.name)
         llms = {m.name: {"weights": m.weights_hash, "tokenizer": m.tokenizer_hash} for m in (sender, receiver)}
-        return self._add(name, "fuser", fuser, fuser.config.to_dict(), llms, training, root)
+        tensors = _tensors(fuser, halve)
+        return self._add(name, "fuser", tensors, fuser.config.to_dict(), llms, training, root)
 
     def add_gate(
         self, gate: Gate, receiver: MemberInfo, training: Mapping[str, Any], root: Path | None = None
     ) -> Artifact:
         llms = {receiver.name: {"weights": receiver.weights_hash, "tokenizer": receiver.tokenizer_hash}}
-        return self._add(gate_name(receiver.name), "gate", gate, gate.config.to_dict(), llms, training, root)
+        tensors = _tensors(gate)
+        return self._add(gate_name(receiver.name), "gate", tensors, gate.config.to_dict(), llms, training, root)
 
     def _add(
         self,
         name: str,
         role: str,
-        module: torch.nn.Module,
+        tensors: Mapping[str, torch.Tensor],
         config: dict[str, Any],
         llms: dict[str, dict[str, str]],
         training: Mapping[str, Any],
         root: Path | None,
     ) -> Artifact:
+        home = self._home(name, root)
+        blob = save_tensors(dict(tensors))
+        weights = hashlib.sha256(blob).hexdigest()
+        digest = digest_of(role, config, llms, weights)
+        manifest = Manifest(name, role, config, llms, dict(training), weights, digest, __version__)
+        return manifest.artifact(_write_version(home, manifest, blob))
+
+    def adopt(self, manifest: Manifest, blob: bytes) -> Artifact:
+        """Store a version that was made elsewhere and checked (hub.read); blob: its model.safetensors."""
+        return manifest.artifact(_write_version(self._home(manifest.name), manifest, blob))
+
+    def _home(self, name: str, root: Path | None = None) -> Path:
+        """The folder of a name's versions. Raises FedrayError where none can be stored."""
         root = root or self.path
         if root is None:
             raise FedrayError(f"{name} cannot be stored: the embedded registry is read-only; give registry.path=DIR")
         if not _NAME.fullmatch(name):
             raise FedrayError(f"{name!r} is no name for a registry; use lower-case letters, digits, '.', '_' and '-'")
-        blob = save_tensors({k: _half(v) for k, v in sorted(module.state_dict().items())})
-        weights = hashlib.sha256(blob).hexdigest()
-        meaning = json.dumps({"role": role, "config": config, "llms": llms, "weights": weights}, sort_keys=True)
-        digest = hashlib.sha256(meaning.encode()).hexdigest()[:16]
-
-        manifest = Manifest(name, role, config, llms, dict(training), weights, digest, __version__)
-        return Artifact(name, digest, str(_write_version(root / name, manifest, blob)))
+        return root / name
 
 
 def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
     """Load a fuser whose file still has the hash its manifest promises. Raises FedrayError."""
     manifest, tensors = _read(_locate(artifact))
-    fuser = build_fuser(FuserConfig.from_dict(manifest.config))
+    with torch.device("meta"):  # a fuser of real size takes gigabytes: only its own tensors are ever in memory
+        fuser = build_fuser(FuserConfig.from_dict(manifest.config))
     _fill(fuser, tensors, artifact)
     return fuser.to(device).eval()
 
 
 def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
     manifest, tensors = _read(_locate(artifact))
-    gate = Gate(GateConfig.from_dict(manifest.config))
+    with torch.device("meta"):
+        gate = Gate(GateConfig.from_dict(manifest.config))
     _fill(gate, tensors, artifact)
     return gate.to(device).eval()
 
@@ -273,7 +290,7 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, torch.Tensor]]:
 
 def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], artifact: Artifact) -> None:
     try:
-        module.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=True)
+        module.load_state_dict({name: tensors.pop(name).float() for name in tuple(tensors)}, strict=True, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise FedrayError(f"{artifact.path} does not hold what its manifest says ({reason}); train it again") from error
@@ -283,8 +300,15 @@ def _fits(manifest: Manifest, member: MemberInfo) -> bool:
     return manifest.llms.get(member.name) == {"weights": member.weights_hash, "tokenizer": member.tokenizer_hash}
 
 
-def _half(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().to(torch.float16).contiguous()
+def digest_of(role: str, config: Mapping[str, Any], llms: Mapping[str, Any], weights: str) -> str:
+    """A version's name: the hash of its weights and of what they mean."""
+    meaning = json.dumps({"role": role, "config": config, "llms": llms, "weights": weights}, sort_keys=True)
+    return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+
+
+def _tensors(module: torch.nn.Module, halve: bool = True) -> dict[str, torch.Tensor]:
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(module.state_dict().items())}
+    return {name: tensor.to(torch.float16) for name, tensor in kept.items()} if halve else kept
 
 
 def _age(folder: Path) -> tuple[float, str]:

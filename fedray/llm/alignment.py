@@ -2,6 +2,11 @@
 
 Layers: the paper's case study aligns bottom-up; the published C2C code aligns the last layers. Tokens: by character
 spans of the same text, so any two tokenizers align; template tokens align by their distance from the prompt's end.
+What of this a `mix` fuser was trained with is one of TOKEN_ALIGNMENTS:
+
+    assembled  text by its characters; template tokens after it read the sender's last token, where its answer stands
+    text       text by its characters; template tokens are the receiver's own (C2C between different tokenizers)
+    ids        the sender reads the receiver's token ids, template and all, one to one (C2C as published)
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from collections.abc import Sequence
 from fedray.llm.model import HEAD, TAIL, Span
 
 LAYER_ALIGNMENTS = ("bottom_up", "last_aligned")
+TOKEN_ALIGNMENTS = ("assembled", "text", "ids")
 
 
 def align_layers(sender_layers: int, receiver_layers: int, how: str = "bottom_up") -> list[int]:

@@ -28,19 +28,30 @@ def load(
     name: str, *, zoo: str = "tiny", device: str = "cpu", dtype: str | None = None, folder: Path | None = None
 ) -> LLM:
     """Load one LLM of a zoo. `folder` holds one folder per name (default: the embedded weights)."""
-    if zoo != "tiny":
-        raise FedrayError(f"zoo={zoo} cannot be loaded by this version; use zoo=tiny")
-    path = (folder or EMBEDDED) / "llms" / name
+    path = _home(name, zoo, folder)
     digest = check_weights(name, folder)
     transformers_logging.disable_progress_bar()  # fedray shows its own
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype or "float32"), attn_implementation=ATTENTION, local_files_only=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = _tokenizer(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unloadable(name, path, error) from error
     return wrap(name, model.to(device).eval(), tokenizer, digest[:16])
+
+
+def sketch(name: str, *, zoo: str = "tiny", folder: Path | None = None) -> LLM:
+    """An LLM as `load` would find it, its weights left on the disk: enough to `describe` it. Raises FedrayError."""
+    path = _home(name, zoo, folder)
+    digest = check_weights(name, folder)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
+        tokenizer = _tokenizer(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unloadable(name, path, error) from error
+    return wrap(name, model, tokenizer, digest[:16])
 
 
 def check_weights(name: str, folder: Path | None = None) -> str:
@@ -68,17 +79,19 @@ def check_prompts(names: Sequence[str], prompts: Sequence[str], *, folder: Path 
     for name in names:
         path = (folder or EMBEDDED) / "llms" / name
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = _tokenizer(path)
             context = AutoConfig.from_pretrained(path, local_files_only=True).max_position_embeddings
         except (OSError, ValueError) as error:
             raise _unloadable(name, path, error) from error
+        if tokenizer is None and prompts:
+            raise FedrayError(f"{name} in {path} has no tokenizer and reads no text: save one there")
         template = template_of(tokenizer)
         for prompt in prompts:
             check_length(name, len(encode(tokenizer, template, prompt).ids), context)
 
 
 def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str) -> LLM:
-    """An LLM around a model and a tokenizer that are already in memory."""
+    """An LLM around a model and a tokenizer (or None) that are already in memory."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return LLM(
@@ -114,6 +127,19 @@ def describe(llm: LLM) -> MemberInfo:
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _home(name: str, zoo: str, folder: Path | None) -> Path:
+    if zoo != "tiny":
+        raise FedrayError(f"zoo={zoo} cannot be loaded by this version; use zoo=tiny")
+    return (folder or EMBEDDED) / "llms" / name
+
+
+def _tokenizer(path: Path) -> Any:
+    """A folder's tokenizer; None where it has none, and its LLM reads token ids only."""
+    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 def _unloadable(name: str, path: Path, error: Exception) -> FedrayError:

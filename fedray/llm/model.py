@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ class Encoded:
 class LLM:
     """A loaded decoder.
 
-    model: a transformers causal LM in evaluation mode; tokenizer: its fast tokenizer; context: tokens it can hold;
-    template: what its chat template puts before and after the user's text.
+    model: a transformers causal LM in evaluation mode; tokenizer: its fast tokenizer, or None (it reads and says token
+    ids only); context: tokens it can hold; template: what its chat template puts before and after the user's text.
     """
 
     name: str
@@ -49,27 +50,42 @@ class LLM:
     def stop_ids(self) -> frozenset[int]:
         eos = self.model.generation_config.eos_token_id
         listed = eos if isinstance(eos, list) else [eos]
-        return frozenset(i for i in (*listed, self.tokenizer.eos_token_id) if i is not None)
+        own = self.tokenizer.eos_token_id if self.tokenizer else None
+        return frozenset(i for i in (*listed, own) if i is not None)
 
     @property
     def pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id if self.tokenizer else None
         return pad if pad is not None else next(iter(self.stop_ids), 0)
 
     def encode(self, prompt: str) -> Encoded:
         """The prompt in this LLM's chat template, with the generation prompt; raises FedrayError if too long."""
-        encoded = encode(self.tokenizer, self.template, prompt)
-        self.check_length(len(encoded.ids))
+        encoded = encode(self._words(), self.template, prompt)
+        check_length(self.name, len(encoded.ids), self.context)
         return encoded
 
-    def check_length(self, tokens: int) -> None:
-        check_length(self.name, tokens, self.context)
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises FedrayError where a prompt given as token ids is too long, or not in this LLM's vocabulary."""
+        check_length(self.name, len(ids), self.context)
+        known = self.model.get_input_embeddings().num_embeddings
+        strange = next((i for i in ids if not 0 <= i < known), None)
+        if strange is not None:
+            raise FedrayError(f"token id {strange} is none of {self.name}'s, which go from 0 to {known - 1}")
 
     def encode_answer(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._words().encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
+        """The text of an answer; without a tokenizer the ids themselves."""
+        if self.tokenizer is None:
+            return " ".join(map(str, ids))
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _words(self) -> Any:
+        """The tokenizer. Raises FedrayError where there is none."""
+        if self.tokenizer is None:
+            raise FedrayError(f"{self.name} has no tokenizer and reads no text: give the request's token_ids")
+        return self.tokenizer
 
 
 def encode(tokenizer: Any, template: tuple[str, str], prompt: str) -> Encoded:
@@ -119,6 +135,8 @@ def check_length(name: str, tokens: int, context: int) -> None:
 
 def template_of(tokenizer: Any) -> tuple[str, str]:
     """What the chat template puts before and after the user's text; a base model gets a line of its own."""
+    if tokenizer is None:
+        return "", ""
     if not tokenizer.chat_template:
         return "", "\n"
     messages = [{"role": "user", "content": _CONTENT}]
@@ -128,6 +146,8 @@ def template_of(tokenizer: Any) -> tuple[str, str]:
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
-    """Content hash of vocabulary, merges and chat template."""
+    """Content hash of vocabulary, merges and chat template; "" where there is no tokenizer."""
+    if tokenizer is None:
+        return ""
     text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,7 +14,7 @@ async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
     """Payload handles of the senders that have weight and were in time, in the plan's order."""
     plan = exchange.plan
     eager = plan.route == "eager" and exchange.open_rows()
-    reads = {s: start_reading(exchange, s) for s in plan.senders} if eager else {}
+    reads = {s: await start_reading(exchange, s, exchange.open_rows()) for s in plan.senders} if eager else {}
     await listen(exchange, dict.fromkeys(plan.speakers, exchange.open_rows()))
     wanted = exchange.wanted(await exchange.finish_open(exchange.start_open()))
     for sender in reads.keys() - wanted.keys():
@@ -22,10 +22,13 @@ async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
     return await fetch(exchange, wanted, reads)
 
 
-def start_reading(exchange: Exchange, sender: str) -> Handle:
-    rows = exchange.open_rows()
+async def start_reading(exchange: Exchange, sender: str, rows: tuple[int, ...]) -> Handle:
+    """Let a sender read some rows: as text, or as the receiver's token ids where its fuser was trained so."""
     request = exchange.request_of(sender, rows)
-    return exchange.group.start(sender, "prefill", exchange.session, rows, request.prompts, request.token_ids)
+    prompts, token_ids = request.prompts, request.token_ids
+    if token_ids is None and exchange.plan.fusers[sender].reads_ids:
+        prompts, token_ids = (), await exchange.tokenized(request)
+    return exchange.group.start(sender, "prefill", exchange.session, rows, prompts, token_ids)
 
 
 async def fetch(
@@ -42,6 +45,8 @@ async def fetch(
 async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], reading: Handle | None) -> Handle | None:
     """The payload of one sender's rows: of what it has been reading, or else read now. None if it is missing."""
     plan = exchange.plan
+    if reading is None and plan.fusers[sender].reads_ids:
+        reading = await start_reading(exchange, sender, rows)
     what: dict[str, object] = {"spans": plan.fusion == "mix", "control": plan.control, "seed": plan.seed}
     if reading is not None:
         if not await exchange.of_sender(sender, reading):

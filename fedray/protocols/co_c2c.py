@@ -24,6 +24,8 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
             "answer_all=true lets all members read the same prompt: leave evidence, rephrase and control=mismatched "
             "out, and ask a task of whole questions"
         )
+    if request.token_ids is None and any(fuser.reads_ids for p in (plan, *plan.peers) for fuser in p.fusers.values()):
+        raise FedrayError("answer_all does not go with fusers whose senders read the receiver's ids: leave it out")
     async with AsyncExitStack() as stack:
         main = await stack.enter_async_context(Exchange(request, plan, group))
         others = [await stack.enter_async_context(Exchange(request, peer, group, main.session)) for peer in plan.peers]

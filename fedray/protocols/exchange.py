@@ -145,6 +145,12 @@ class Exchange:
         }
         return {sender: chosen for sender, chosen in rows.items() if chosen}
 
+    async def tokenized(self, request: Request) -> Handle:
+        """The receiver's token ids of a request's prompts, to be passed on to a sender."""
+        handle = self.group.start(self.plan.receiver, "tokenize", request.prompts)
+        self.usage += (await self.of_receiver(handle)).usage
+        return handle
+
     async def of_receiver(self, handle: Handle) -> Any:
         """The receiver's small result. Nobody can stand in for the receiver: its failure is the request's."""
         name = self.plan.receiver

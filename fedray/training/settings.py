@@ -1,4 +1,4 @@
-"""What the jobs about learned parts can be told: train a fuser, train a gate, look into the registry."""
+"""What the jobs about learned parts can be told: train a fuser or a gate, look into the registry, import a fuser."""
 
 from __future__ import annotations
 
@@ -100,18 +100,40 @@ class GateJob:
 class RegistryJob:
     """jobs/registry.py."""
 
-    action: Literal["list", "show", "delete", "export"] = "list"
-    name: str | None = None  # an LLM, a fuser (sender--receiver) or a gate (gate--receiver)
+    action: Literal["list", "show", "delete", "export", "push", "load"] = "list"
+    name: str | None = None  # an LLM, a fuser (sender--receiver) or a gate (gate--receiver); load: ORG/NAME or a folder
     hash: str | None = None  # a version, by the beginning of its hash; None is the newest
-    to: Path | None = None  # where export puts a copy
+    to: Path | None = None  # where export puts a copy; push: the repository, as ORG/NAME
+    form: Literal["registry", "hub"] = "registry"  # export: a registry of its own, or a folder as push makes it
+    private: bool = True  # push: whether a repository that is made is private
+    revision: str | None = None  # load: a branch, tag or commit; None is the newest
     zoo: ZooSettings = field(default_factory=ZooSettings)
     registry: RegistrySettings = _REGISTRY
     output: Path = field(default_factory=lambda: Path("outputs/registry_job"))
 
 
+@dataclass(frozen=True, slots=True)
+class ImportJob:
+    """jobs/import_c2c.py."""
+
+    source: str | None = None  # a published pair: its folder, or ORG/NAME/PAIR on the hub
+    revision: str | None = None  # of a pair on the hub: a branch, tag or commit; None is the newest
+    sender: str | None = None
+    receiver: str = "qwen3-0.6b"
+    zoo: ZooSettings = field(default_factory=ZooSettings)
+    registry: RegistrySettings = _REGISTRY
+    output: Path = field(default_factory=lambda: Path("outputs/import_c2c"))
+
+    @property
+    def root(self) -> Path:
+        """The registry the fuser goes to."""
+        return _given(self.registry)
+
+
 FUSER_JOB = Schema(FuserJob)
 GATE_JOB = Schema(GateJob)
 REGISTRY_JOB = Schema(RegistryJob)
+IMPORT_JOB = Schema(ImportJob)
 
 
 def build_fuser_job(values: Mapping[str, Any]) -> FuserJob:
@@ -139,6 +161,13 @@ def build_gate_job(values: Mapping[str, Any]) -> GateJob:
         senders=tuple(resolve(sender, "sender") for sender in senders),
         fusion=settings.fusion if "fusion" in values else _implied(settings.fuser),
     )
+
+
+def build_import_job(values: Mapping[str, Any]) -> ImportJob:
+    """Names canonical. Raises FedrayError."""
+    settings = IMPORT_JOB.read(values)
+    sender = settings.sender and resolve(settings.sender, "sender")
+    return replace(settings, sender=sender, receiver=resolve(settings.receiver, "receiver"))
 
 
 def check_fuser_job(settings: FuserJob) -> None:
@@ -199,8 +228,29 @@ def check_registry_job(settings: RegistryJob) -> None:
         raise FedrayError(f"{action} what: name an LLM, a fuser or a gate, as in {action} qwen2.5-0.5b--qwen3-0.6b")
     if action == "export" and settings.to is None:
         raise FedrayError(f"export {name} needs a folder to go to: add to=DIR")
+    if action == "push" and (settings.to is None or len(settings.to.parts) != 2 or settings.to.is_absolute()):
+        raise FedrayError(f"push {name} needs a repository on the hub to go to: add to=ORG/NAME")
+    if action in ("push", "export") and name in NAMES and (action == "push" or settings.form == "hub"):
+        raise FedrayError(f"{name} is an LLM: only fusers and gates become repositories; export it without form=hub")
+    if action == "load":
+        check_output(_given(settings.registry), "registry.path")
     if settings.hash is not None and not re.fullmatch(r"[0-9a-f]{4,16}", settings.hash):
         raise FedrayError(f"hash={settings.hash} is no hash: give at least its first four hexadecimal digits")
+    check_output(settings.output)
+
+
+def check_import_job(settings: ImportJob) -> None:
+    """Refuse what cannot be meant. Raises FedrayError."""
+    IMPORT_JOB.read(settings)
+    pair = "nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser"
+    if not settings.source:
+        raise FedrayError(f"import what: name the folder of a published pair, or one on the hub, as in {pair}")
+    if settings.sender is None:
+        raise FedrayError(f"no sender: name the LLM that it reads, as in sender={_other(settings.receiver)}")
+    if settings.sender == settings.receiver:
+        raise FedrayError(f"{settings.receiver} is both sender and receiver: name the two LLMs of the pair")
+    _check_zoo(settings.zoo.path)
+    check_output(settings.root, "registry.path")
     check_output(settings.output)
 
 
@@ -231,11 +281,14 @@ def _check_surroundings(settings: FuserJob | GateJob) -> None:
         raise FedrayError(f"workers={settings.workers} need Ray: leave ray=none out, or set workers=1")
     check_range("ray.num_cpus", settings.ray.num_cpus, 1)
     check_range("ray.object_store_mb", settings.ray.object_store_mb, 80)
-    zoo = settings.zoo.path
-    if zoo is not None and not zoo.is_dir():
-        raise FedrayError(f"zoo.path={zoo} is no folder: check the path, or leave it out for the embedded one")
+    _check_zoo(settings.zoo.path)
     check_output(settings.root, "registry.path")
     check_output(settings.output)
+
+
+def _check_zoo(path: Path | None) -> None:
+    if path is not None and not path.is_dir():
+        raise FedrayError(f"zoo.path={path} is no folder: check the path, or leave it out for the embedded one")
 
 
 def _given(registry: RegistrySettings) -> Path:

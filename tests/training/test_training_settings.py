@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from fedray.config import CONF, FUSER_TRAINING, GATE_TRAINING, REGISTRY, Form, launch
+from fedray.config import CONF, FUSER_TRAINING, GATE_TRAINING, IMPORT, REGISTRY, Form, launch
 from fedray.llm.catalogue import NAMES
-from fedray.training.settings import FuserJob, GateJob, RegistryJob
+from fedray.training.settings import FuserJob, GateJob, ImportJob, RegistryJob
 
 pytest.importorskip("hydra")
-FORMS = {"train_fuser": FUSER_TRAINING, "train_gate": GATE_TRAINING, "registry": REGISTRY}
+FORMS = {"train_fuser": FUSER_TRAINING, "train_gate": GATE_TRAINING, "registry": REGISTRY, "import_c2c": IMPORT}
+PUBLISHED = "nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser"
 Call = Callable[..., tuple[int, str, list[Any]]]
 
 
@@ -43,6 +44,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         ("train_fuser", ["sender=llama-3.2-1b"], FuserJob("llama-1b")),
         ("train_gate", [], GateJob()),
         ("registry", [], RegistryJob()),
+        ("import_c2c", [PUBLISHED, "sender=llama-3.2-1b"], ImportJob(PUBLISHED, sender="llama-1b")),
     ],
 )
 def test_yaml_and_dataclasses_have_the_same_defaults(
@@ -161,3 +163,22 @@ def test_bare_words_say_what_to_do(call: Call, arguments: str, expected: Registr
 def test_what_is_no_action_is_refused(call: Call, arguments: str, says: str) -> None:
     code, err, ran = call("registry", *arguments.split())
     assert code == 2 and says in err and err.count("\n") == 1 and not ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "import what: name the folder of a published pair, or one on the hub, as in nics-efc/C2C_Fuser/qwen3"),
+        ("DIR", "no sender: name the LLM that it reads, as in sender=qwen2.5-0.5b"),
+        ("DIR sender=lama", "unknown sender 'lama' (did you mean llama-1b?)"),
+        ("DIR sender=qwen3-0.6b", "qwen3-0.6b is both sender and receiver"),
+        ("DIR sender=llama-1b recever=qwen3-0.6b", "unknown setting 'recever': did you mean receiver?"),
+        ("DIR sender=llama-1b zoo.path=nowhere", "zoo.path=nowhere is no folder"),
+        ("DIR sender=llama-1b registry.path=null", "the embedded registry is read-only"),
+        ("DIR sender=llama-1b registry.path=file/deeper", "choose another with registry.path=DIR"),
+    ],
+)
+def test_what_cannot_be_imported(call: Call, arguments: str, says: str) -> None:
+    Path("file").touch()
+    code, err, ran = call("import_c2c", *arguments.split())
+    assert (code, ran) == (2, []) and says in err and err.count("\n") == 1
