@@ -36,10 +36,12 @@ class Results:
         self._fuser, self._members = fuser, members
         self._done: dict[Case, dict[int, Measurement]] = {}
         self._clusters: dict[tuple[str, int], list[str]] = {}
+        self._scoring: dict[str, str] = {}
 
     def add(self, case: Case, seed: int, questions: Sequence[Question], found: Measurement) -> None:
         self._done.setdefault(case, {})[seed] = found
         self._clusters.setdefault((case.task, seed), [q.entity or q.id for q in questions])
+        self._scoring[case.task] = questions[0].scoring
 
     @property
     def cases(self) -> list[Case]:
@@ -101,6 +103,7 @@ class Results:
             by_member={name: accuracy(r) for name, r in _joined([m.by_member for m in measured]).items()},
             missing=tuple({m.member: m for m in chain.from_iterable(m.missing for m in measured)}.values()),
             wall_s=sum(m.wall_s for m in measured),
+            scoring=self._scoring[case.task],
         )
 
     def comparisons(self) -> tuple[Compared, ...]:
