@@ -88,7 +88,8 @@ class _Hub:
         self.revision: str | None = None
 
     def place(self, subset: str = "") -> str:
-        return " ".join(filter(None, (self._data.repo, subset, self._data.splits[self._split])))
+        pinned = f"at revision {self._asked}" if self._asked else ""
+        return " ".join(filter(None, (self._data.repo, subset, self._data.splits[self._split], pinned)))
 
     def rows(self, streaming: bool) -> Iterator[tuple[str, int, Row]]:
         datasets = _package()
