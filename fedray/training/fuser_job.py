@@ -21,7 +21,7 @@ from fedray.training.data import BATCH
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.job import Job, Outcome, Task, hashes
-from fedray.training.material import TINY_TOKENS, Material, fitting, of_data_set, of_world
+from fedray.training.material import TINY_TOKENS, Material, fitting, of_data_set, of_world, said_of
 from fedray.training.memory import GIB, Load, Memory, check, estimate
 from fedray.training.pair import Pair
 from fedray.training.recipe import FuserRecipe, fuser_config, is_half, precision
@@ -29,8 +29,6 @@ from fedray.training.settings import EVERYONE, FuserJob
 from fedray.training.workers import Work
 from fedray.types import Artifact
 from fedray.zoo.world import World, seed_of
-
-_NO_DIFFERENCE = ("path", "streaming")  # where the same data are read from
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +56,15 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     s, zoo = order.settings, order.zoo
     material = _material(s, zoo, tell)
     memory = _estimated(order)
-    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, dtype=s.dtype, folder=zoo)
+    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo)
     sender = receiver
     if s.control != "identical":
-        sender = load(order.sender, zoo=s.zoo.name, device=s.device, dtype=s.dtype, folder=zoo)
+        sender = load(order.sender, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo)
     if material.source:
         material = fitting(material, (sender, receiver), s.data.longest)
 
     def pair(asked: list[Conversation], phase: str = "") -> Pair:
-        if phase and s.answers == "sender":
+        if phase and s.learns == "sender":
             asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
         at_once = s.rows if material.source else BATCH
         return Pair(
@@ -90,7 +88,7 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
         **material.record,
         "questions": len(training.pair),
         "steps": training.step,
-        "answers": s.answers,
+        "answers": s.learns,
         "recipe": asdict(order.recipe),
         "validation": validation,
         "validation_alone": alone,
@@ -133,7 +131,7 @@ def _estimated(order: Order) -> Memory:
     def needed(parts: int = 1) -> Memory | None:
         if s.rows % parts:
             return None
-        load = Load(s.rows // parts, longest, getattr(torch, s.dtype), is_half(order.recipe, s.device), s.workers)
+        load = Load(s.rows // parts, longest, getattr(torch, s.llm_dtype), is_half(order.recipe, s.device), s.workers)
         return estimate(sender, receiver, order.recipe, load)
 
     memory = needed()
@@ -171,12 +169,7 @@ def _task(settings: FuserJob, sender: str) -> Task:
         patience=settings.patience,
         seed=settings.seed,
     )
-    data: dict[str, object] = {"answers": settings.answers, "limit": settings.limit}
-    if settings.data.name == "tiny":
-        data["world_seed"] = seed_of(zoo or EMBEDDED)
-    else:
-        data |= {f"data.{key}": value for key, value in asdict(settings.data).items() if key not in _NO_DIFFERENCE}
-        data["dtype"] = settings.dtype
+    data = {"answers": settings.learns, "limit": settings.limit, **said_of(settings, zoo)}
     checkpoint = Checkpoint(
         settings.root.absolute() / FOLDER / f"{name}.{kind}",
         what=f"the fuser {sender} -> {receiver}" + ("" if control == "none" else f" (control={control})"),

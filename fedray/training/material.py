@@ -5,18 +5,20 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fedray.data.catalogue import BENCHMARKS, OPENHERMES
 from fedray.data.overlap import Overlap
 from fedray.data.source import Source, read
+from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.model import LLM
 from fedray.training.chat import encode_turns
 from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, conversations
-from fedray.training.settings import TrainingData
+from fedray.training.settings import FuserJob, GateJob, TrainingData
 from fedray.types import FedrayError
-from fedray.zoo.world import World
+from fedray.zoo.world import World, seed_of
 
 TINY_TOKENS = 96  # the longest question of the tiny world, with its answer, is shorter
 Told = Callable[[int, int], None]  # how many of how many
@@ -87,6 +89,14 @@ def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
         raise FedrayError(f"too few conversations are of {longest} tokens or less: raise data.longest or limit")
     source = material.source and _without(material.source, f"longer than {longest} tokens", dropped)
     return replace(material, talks=kept[0], check=kept[1], source=source)
+
+
+def said_of(settings: FuserJob | GateJob, zoo: Path | None) -> dict[str, Any]:
+    """What of the settings decides what is read, wherever it lies."""
+    if settings.data.name == "tiny":
+        return {"world_seed": seed_of(zoo or EMBEDDED)}
+    said = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
+    return {**{f"data.{key}": value for key, value in said.items()}, "llm_dtype": settings.llm_dtype}
 
 
 def _questions(data: TrainingData, name: str) -> list[Any]:

@@ -114,7 +114,7 @@ class Pair:
     def part(self, fuser: Fuser, batch: Sequence[Example]) -> combine.Part:
         """The sender's share in a fusion, fully open."""
         sent = self.sent(batch)
-        weight_B = torch.ones(len(batch), device=sent.llm.device)
+        weight_B = torch.ones(len(batch), device=sent.llm.device, dtype=sent.llm.model.dtype)
         return combine.Part(sent.llm.name, fuser, sent.cache, weight_B, tuple(map(tuple, sent.spans)))
 
     def context(self, fuser: Fuser | None, batch: Sequence[Example]) -> tuple[Context, Prefilled]:

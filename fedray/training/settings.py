@@ -45,7 +45,7 @@ class FuserJob:
     hidden: int = 128
     layers: Literal["bottom_up", "last_aligned"] = "bottom_up"  # which of the sender's a layer reads
     data: TrainingData = field(default_factory=TrainingData)
-    answers: Literal["sender", "right"] = "sender"  # what the fuser learns to say
+    answers: Literal["sender", "right"] | None = None  # what is learnt; None: the sender's, of conversations the right
     limit: int | None = None  # questions to train on, and to validate on, or conversations read; None takes all
     steps: int | None = None  # None: as many as the operator needs, or one pass over `limit` conversations
     sampling: Literal["independent", "epochs"] = "independent"  # every step anew, or each once before any comes again
@@ -61,7 +61,7 @@ class FuserJob:
     workers: int = 1  # several share every batch (DDP)
     threads: int = 1  # of torch, per worker; another number may change the last bits
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen LLMs
+    llm_dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen LLMs
     cache_mb: int = 4096  # of caches kept in memory; what needs more is read batch by batch
     save_every: int = 50  # steps between checkpoints
     restart: bool = False  # forget the checkpoint of an interrupted training
@@ -76,6 +76,11 @@ class FuserJob:
     def root(self) -> Path:
         """The registry the fuser goes to."""
         return _given(self.registry)
+
+    @property
+    def learns(self) -> Literal["sender", "right"]:
+        """What the fuser learns to say: what the sender says, or what is right."""
+        return self.answers or ("sender" if self.data.name == "tiny" else "right")
 
     @property
     def all_steps(self) -> int:
@@ -97,7 +102,8 @@ class GateJob:
     senders: tuple[str, ...] = tuple(NAMES[1:])
     fuser: Literal["mlp", "c2c"] = "mlp"
     fusion: Literal["concat", "mix"] = "concat"
-    limit: int | None = 3000  # training questions; None takes all
+    data: TrainingData = field(default_factory=TrainingData)
+    limit: int | None = 3000  # training questions, or conversations read; None takes all
     steps: int = 500
     batch_size: int = 256
     learning_rate: float = 3e-3
@@ -108,6 +114,8 @@ class GateJob:
     workers: int = 1  # each measures a share of the questions
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
+    llm_dtype: Literal["float32", "bfloat16"] = "float32"
+    at_once: int = 256  # questions a worker reads at a time
     restart: bool = False
     zoo: ZooSettings = field(default_factory=ZooSettings)
     registry: RegistrySettings = _REGISTRY
@@ -172,7 +180,13 @@ def check_fuser_job(settings: FuserJob) -> None:
     FUSER_JOB.read(settings)
     _check_pair(settings)
     _check_operator(settings.fuser, settings.fusion)
-    _check_data(settings)
+    _check_data(settings.data)
+    if settings.data.name != "tiny" and settings.answers == "sender":
+        raise FedrayError(f"answers=sender is for the tiny world: leave it out with data={settings.data.name}")
+    if settings.data.name != "tiny" and settings.limit is None and settings.steps is None:
+        raise FedrayError(f"data={settings.data.name} needs an end: say limit=N conversations, or steps=N")
+    if settings.llm_dtype == "bfloat16" and settings.precision == "float32":
+        raise FedrayError("llm_dtype=bfloat16 needs a fuser that computes alike: choose precision=bfloat16 or auto")
     numbers = ("hidden", "limit", "steps", "batch_size", "accumulation", "workers", "threads", "save_every")
     for name in numbers:
         check_range(name, getattr(settings, name), 1)
@@ -204,7 +218,8 @@ def check_gate_job(settings: GateJob) -> None:
         raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out")
     if len(set(senders)) < len(senders):
         raise FedrayError(f"a sender is named more than once among {', '.join(senders)}: name each once")
-    for name in ("limit", "batch_size", "starts", "workers", "threads"):
+    _check_data(settings.data)
+    for name in ("limit", "batch_size", "starts", "workers", "threads", "at_once"):
         check_range(name, getattr(settings, name), 1)
     if not settings.layers:
         raise FedrayError("layers names none: say after how many layers the gate may read, as in layers=[0,1]")
@@ -246,20 +261,11 @@ def _check_pair(settings: FuserJob) -> None:
         )
 
 
-def _check_data(settings: FuserJob) -> None:
-    data = settings.data
+def _check_data(data: TrainingData) -> None:
     check_range("data.longest", data.longest, 16)
     check_range("data.held_out", data.held_out, 1e-6, 0.5)
     if data.path is not None and not data.path.exists():
         raise FedrayError(f"data.path={data.path} does not exist: name a folder or a file, or leave it out")
-    if data.name != "tiny" and settings.answers == "sender":
-        raise FedrayError(
-            f"answers=sender is for the tiny world's short answers: add answers=right to data={data.name}"
-        )
-    if data.name != "tiny" and settings.limit is None and settings.steps is None:
-        raise FedrayError(f"data={data.name} needs an end: say limit=N conversations, or steps=N")
-    if settings.dtype == "bfloat16" and settings.precision == "float32":
-        raise FedrayError("dtype=bfloat16 needs a fuser that computes alike: choose precision=bfloat16 or auto")
 
 
 def _check_operator(fuser: str, fusion: str) -> None:

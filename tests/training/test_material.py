@@ -14,10 +14,16 @@ from fedray import report
 from fedray.fusion.registry import read_manifest
 from fedray.llm.alignment import align_tokens
 from fedray.llm.model import HEAD, TAIL
-from fedray.training import fuser_job
+from fedray.training import fuser_job, gate_job
 from fedray.training.chat import encode_turns
 from fedray.training.material import Material, fitting, of_data_set, of_world
-from fedray.training.settings import TrainingData, build_fuser_job, check_fuser_job
+from fedray.training.settings import (
+    TrainingData,
+    build_fuser_job,
+    build_gate_job,
+    check_fuser_job,
+    check_gate_job,
+)
 from fedray.types import FedrayError
 from fedray.zoo.world import World
 
@@ -128,7 +134,7 @@ def test_every_token_of_every_turn_reads_the_same_text() -> None:
             assert index == -1, "templates between turns are not fused"
 
 
-@pytest.mark.parametrize("values", [{}, {"fuser": "c2c", "dtype": "bfloat16", "precision": "bfloat16"}])
+@pytest.mark.parametrize("values", [{}, {"fuser": "c2c", "llm_dtype": "bfloat16", "precision": "bfloat16"}])
 def test_a_fuser_is_trained_on_conversations(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any]
 ) -> None:
@@ -136,7 +142,6 @@ def test_a_fuser_is_trained_on_conversations(
         {
             "sender": "qwen2.5-0.5b",
             "data": {"name": "openhermes", "path": data, "against": ["openbookqa"], "longest": 100, "held_out": 0.1},
-            "answers": "right",
             "limit": 28,
             "batch_size": 8,
             "accumulation": 2,
@@ -169,3 +174,34 @@ def test_a_fuser_is_trained_on_conversations(
         "against": ["openbookqa"],
     }
     assert manifest.config["layer_alignment"] == "last_aligned" and str(tmp_path) not in json.dumps(manifest.training)
+
+
+@pytest.mark.parametrize("values", [{}, {"fusion": "mix", "llm_dtype": "bfloat16"}])
+def test_a_gate_is_trained_on_conversations(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any]
+) -> None:
+    made = build_gate_job(
+        {
+            "senders": ["qwen2.5-0.5b"],
+            "data": {"name": "openhermes", "path": data, "against": [], "longest": 100, "held_out": 0.2},
+            "limit": 28,
+            "steps": 4,
+            "batch_size": 8,
+            "layers": [0],
+            "starts": 1,
+            "at_once": 8,
+            "ray": False,
+            "tracking": False,
+            "registry": {"path": tmp_path / "registry"},
+            "output": tmp_path / "out",
+            **values,
+        }
+    )
+    check_gate_job(made)
+    assert gate_job.run(made) == 0
+    capsys.readouterr()
+    left = report.read(tmp_path / "out")
+    (part,), (source,) = left.learned, left.data
+    assert part.status == "complete" and part.questions == round(0.8 * source.rows)
+    manifest = read_manifest(Path(part.path or ""))
+    assert manifest.training["data"]["hash"] == source.hash and "world_seed" not in manifest.training
