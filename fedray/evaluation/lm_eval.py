@@ -10,7 +10,7 @@ whatever `apply_chat_template` says, and an answer begins without the space that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lm_eval.api.model import LM
 from tqdm import tqdm
@@ -55,7 +55,7 @@ class FederationLM(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after the fused prompt, and whether greedy decoding would say it."""
         choices: dict[str, dict[str, int]] = {}  # context -> continuation -> its place in the row
-        for context, continuation in (request.args for request in requests):
+        for context, continuation in map(_args, requests):
             row = choices.setdefault(_message(context), {})
             row.setdefault(continuation.lstrip(), len(row))
         if any(not text for row in choices.values() for text in row):
@@ -66,7 +66,7 @@ class FederationLM(LM):
             request = self.federation.request(*batch, choices=[tuple(choices[context]) for context in batch])
             found |= zip(batch, self.federation.run(request, self.plan).rows, strict=True)
         results = []
-        for context, continuation in (request.args for request in requests):
+        for context, continuation in map(_args, requests):
             row, place = found[_message(context)], choices[_message(context)][continuation.lstrip()]
             results.append((row.scores[place], bool(row.greedy) and row.greedy[place]))
             self.cache_hook.add_partial("loglikelihood", (context, continuation), results[-1])
@@ -85,10 +85,10 @@ class FederationLM(LM):
         for generation, places in self._by_generation(requests).items():
             size = max(1, min(self.batch_size, ANSWER_TOKENS // generation.max_tokens))
             for batch in _batches(places, size, "generating", disable_tqdm):
-                prompts = [_message(requests[place].args[0]) for place in batch]
+                prompts = [_message(_args(requests[place])[0]) for place in batch]
                 answer = self.federation.run(self.federation.request(*prompts, generation=generation), self.plan)
                 for place, row in zip(batch, answer.rows, strict=True):
-                    context, how = requests[place].args
+                    context, how = _args(requests[place])
                     found[place] = _until(row.text, how.get("until"))
                     self.cache_hook.add_partial("generate_until", (context, how), found[place])
         return [found[place] for place in range(len(requests))]
@@ -97,7 +97,7 @@ class FederationLM(LM):
         """Requests that are decoded alike, by their places."""
         groups: dict[Generation, list[int]] = {}
         for place, request in enumerate(requests):
-            groups.setdefault(self._generation(request.args[1]), []).append(place)
+            groups.setdefault(self._generation(_args(request)[1]), []).append(place)
         return groups
 
     def _generation(self, how: Mapping[str, Any]) -> Generation:
@@ -107,6 +107,11 @@ class FederationLM(LM):
             raise FedrayError(f"a federation samples by temperature alone: leave {', '.join(unknown)} out")
         temperature = float(how.get("temperature", 1.0)) if sampled else 0.0
         return Generation(int(how.get("max_gen_toks", MAX_TOKENS)), temperature, self.federation.settings.seed)
+
+
+def _args(request: Instance) -> tuple[Any, Any]:
+    """Context and continuation, or context and how to decode."""
+    return cast(tuple[Any, Any], request.args)
 
 
 def _message(context: str) -> str:

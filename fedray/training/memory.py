@@ -79,12 +79,14 @@ def check(memory: Memory, device: str, smaller: Callable[[int], Memory | None], 
     smaller: the estimate when a worker reads its share in so many times more parts, None where it cannot. Raises
     FedrayError.
     """
-    free = available(device) // (1 if device == "cuda" else workers)
-    if memory.total <= free:
+    on_gpu = device == "cuda"
+    free = available(device) // (1 if on_gpu else workers)
+    room = free if on_gpu else free + _SURROUNDINGS  # what surrounds a process on the CPU is there already
+    if memory.total <= room:
         return
-    more = next((k for k in range(2, 1025) if (less := smaller(k)) is not None and less.total <= free), None)
+    more = next((k for k in range(2, 1025) if (less := smaller(k)) is not None and less.total <= room), None)
     remedy = f"{more} times the accumulation fits" if more else "choose a smaller hidden or data.longest"
-    where = "the GPU" if device == "cuda" else "this machine"
+    where = "the GPU" if on_gpu else "this machine"
     raise FedrayError(f"training needs {memory}, and {where} has {free / GIB:.1f} GiB free for it: {remedy}")
 
 
