@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedray.data.catalogue import DataSet
+from fedray.data.catalogue import BENCHMARKS, OPENHERMES, DataSet
 from fedray.types import FedrayError
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
@@ -25,7 +25,7 @@ def files_of(data: DataSet[Any], split: str, path: Path) -> dict[str, list[Path]
 
     Raises FedrayError: nothing there that can be read, another split, several formats at once.
     """
-    root = path / data.name if (path / data.name).is_dir() else path
+    root = _root(data, path)
     found = _by_subset(data, root, _files(root, data))
     splits = {subset: {file: _split(data, file, root) for file in files} for subset, files in found.items()}
     chosen = {subset: [f for f, s in of.items() if s == split] for subset, of in splits.items()}
@@ -37,6 +37,16 @@ def files_of(data: DataSet[Any], split: str, path: Path) -> dict[str, list[Path]
             f"names, as in {split}.parquet, or choose another"
         )
     return chosen
+
+
+def _root(data: DataSet[Any], path: Path) -> Path:
+    """The data set's own folder or file. Raises FedrayError where a folder holds other data sets only."""
+    there = [name for name in (*BENCHMARKS, OPENHERMES.name) if (path / name).is_dir()]
+    if data.name in there:
+        return path / data.name
+    if there:
+        raise FedrayError(f"{path} holds {', '.join(there)} and no {data.name}: put a copy into {path / data.name}")
+    return path
 
 
 def format_of(files: Sequence[Path]) -> str:

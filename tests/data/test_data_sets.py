@@ -109,6 +109,8 @@ def test_a_folder_of_data_sets(tmp_path: Path) -> None:
     write(tmp_path / "gsm8k" / "test.jsonl", GSM8K)
     write(tmp_path / "openbookqa" / "test.jsonl", OPENBOOKQA)
     assert items("gsm8k", "test", tmp_path)[1].rows == items("openbookqa", "test", tmp_path)[1].rows == 2
+    with pytest.raises(FedrayError, match=r"holds openbookqa, gsm8k and no ceval: put a copy into .*ceval"):
+        items("ceval", "test", tmp_path)
 
 
 def test_siblings_are_something_else(tmp_path: Path) -> None:
