@@ -292,9 +292,9 @@ class Member:
     @torch.no_grad()
     def _weigh(self, held: Session, gate: Gate | None, request: Request, plan: Plan) -> Tensor:
         if plan.gate == "oracle":
-            if request.weights is None:
-                raise FedrayError(f"gate=oracle for {self.name} needs the request's weights, and there are none")
-            return torch.tensor(request.weights)
+            if unknown := [sender for sender in plan.senders if sender not in request.weights]:
+                raise FedrayError(f"gate=oracle for {self.name} must be told the weights of {', '.join(unknown)}")
+            return torch.tensor([[request.weights[s][b] for s in plan.senders] for b in range(request.rows())])
         if gate is None:
             return fixed_weights(plan.gate, held.cache.batch, len(plan.senders), plan.seed)
         assert held.state_BTD is not None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedray.disk import write_whole
+from fedray.schema import Schema
 from fedray.types import FedrayError, Missing
 
 SCHEMA = 1
@@ -102,6 +102,16 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaked:
+    """What rewrites give away of n questions; `figures` are those of fedray/privacy/leakage.py, None: not measured."""
+
+    phrasing: str  # that the questions have in common: all, or one that the task knows
+    seen_by: str  # one sender, all senders pooling, or what another question's rewrites would tell
+    n: int
+    figures: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """A row of an evaluation: one way of answering a task, with all its drawings (seeds) of the questions together."""
 
@@ -110,7 +120,7 @@ class Evaluated:
     senders: tuple[str, ...]  # empty where the receiver is alone
     way: str  # a short label of protocol, gate, rephrase, ...
     protocol: str
-    type: str | None  # FedRefine, Appendix A: {homogeneous, heterogeneous} {token, cache}; None where nothing crosses
+    type: str | None  # as in Report
     fuser: str  # "none" where nothing is fused
     fusion: str
     gate: str
@@ -145,6 +155,7 @@ class Evaluated:
     missing: tuple[Missing, ...]
     wall_s: float  # that asking took
     scoring: str = "text"  # as in Report
+    leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +224,7 @@ class Report:
     seed: int
     status: str  # complete | interrupted | failed
     protocol: str = "c2c"
+    type: str | None = None  # homogeneous | heterogeneous, and token | cache (FedRefine, Appendix A); None: neither
     fuser: str = "mlp"
     fusion: str = "concat"
     gate: str = "learned"
@@ -228,6 +240,7 @@ class Report:
     p_value: float | None = None  # exact McNemar test, federated against alone, two-sided
     rescued: int = 0  # questions wrong alone and right federated
     harmed: int = 0  # questions right alone and wrong federated
+    unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
     usage: Cost = Cost()
     missing: tuple[Missing, ...] = ()  # members that took no part in some request, and why
     members: tuple[Participant, ...] = ()
@@ -242,19 +255,20 @@ class Report:
     schema: int = SCHEMA
 
 
+def unwritable(path: Path, error: OSError) -> FedrayError:
+    """What to say where a job's output cannot be written."""
+    remedy = "make room and run the same command again, or choose another folder: output=DIR"
+    return FedrayError(f"{path} cannot be written ({error.strerror}); {remedy}")
+
+
 def write(report: Report, folder: Path) -> Path:
     """Write report.json into a folder, whole or not at all. Raises FedrayError when the folder cannot be written."""
     path = folder / NAME
     keys = {"schema": report.schema, **_plain(asdict(report))}
-    temporary = path.with_name(f".{NAME}.{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(keys, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, json.dumps(keys, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise FedrayError(f"{path} cannot be written ({error.strerror}); choose another folder: output=DIR") from error
+        raise unwritable(path, error) from error
     return path
 
 
@@ -272,45 +286,11 @@ def read(path: Path) -> Report:
         raise FedrayError(
             f"{path} has report schema {schema}, this version reads {SCHEMA}; use the fedray that wrote it"
         )
+    known = {field.name for field in fields(Report)}
     try:
-        return _parse(keys)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FedrayError(f"{path} lacks keys of report schema {SCHEMA} ({error}); run the job again") from error
-
-
-def _parse(keys: dict[str, Any]) -> Report:
-    known = {f.name for f in fields(Report)}
-    values = {key: value for key, value in keys.items() if key in known}
-    usage = keys["usage"]
-    seconds = {phase: Percentiles(**value) for phase, value in usage["seconds"].items()}
-    answers = ({**a, "choices": a["choices"] and tuple(a["choices"])} for a in keys["answers"])
-    values.update(
-        senders=tuple(keys["senders"]),
-        usage=Cost(usage["payload_bytes"], usage["bytes_per_token"], seconds),
-        missing=tuple(Missing(**m) for m in keys["missing"]),
-        members=tuple(Participant(**m) for m in keys["members"]),
-        answers=tuple(Answered(**a) for a in answers),
-        data=tuple(Data(**data) for data in keys.get("data", ())),
-        learned=tuple(Learned(**part) for part in keys.get("learned", ())),
-        rows=tuple(map(_evaluated, keys.get("rows", ()))),
-        comparisons=tuple(Compared(**{**c, "rows": tuple(c["rows"])}) for c in keys.get("comparisons", ())),
-        contributions=tuple(Contribution(**c) for c in keys.get("contributions", ())),
-        order=Order(**{**order, "senders": tuple(order["senders"])}) if (order := keys.get("order")) else None,
-        tracking=Tracked(**keys["tracking"]) if keys["tracking"] else None,
-    )
-    return Report(**values)
-
-
-def _evaluated(row: Mapping[str, Any]) -> Evaluated:
-    return Evaluated(
-        **{
-            **row,
-            "senders": tuple(row["senders"]),
-            "seeds": tuple(row["seeds"]),
-            "latency": {phase: Spread(**value) for phase, value in row["latency"].items()},
-            "missing": tuple(Missing(**m) for m in row["missing"]),
-        }
-    )
+        return Schema(Report).read({key: value for key, value in keys.items() if key in known})
+    except (FedrayError, TypeError) as error:
+        raise FedrayError(f"{path} does not hold report schema {SCHEMA} ({error}); run the job again") from error
 
 
 def _plain(value: Any) -> Any:

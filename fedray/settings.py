@@ -274,6 +274,7 @@ def _check_exchange(settings: Settings) -> None:
     strangers = settings.evidence.keys() - {safe_name(n) for n in (settings.receiver, *settings.senders)}
     if strangers:
         raise FedrayError(f"evidence.{min(strangers)} is for nobody who takes part: add that member to the senders")
+    settings.documents()  # a file that is not there is refused now, not after loading
     if settings.vote and not settings.answer_all:
         raise FedrayError("vote=true counts the answers of all members: add answer_all=true")
     apart = rephrase != "none" or settings.evidence or settings.control == "mismatched"
@@ -335,6 +336,8 @@ def _document(text: str) -> str:
     path = Path(text).expanduser()
     try:
         if not path.is_file():
+            if re.fullmatch(r"\S*/\S*|\S+\.\w{1,5}", text):  # one word with a slash or an ending: a path, mistyped
+                raise FedrayError(f"no evidence file {text!r}: check the path, or write the evidence as a sentence")
             return text
     except OSError:  # a text too long for a file's name
         return text

@@ -127,7 +127,7 @@ class Request:
     asked: member -> what it reads of each row instead of `prompts` (controls; a part that it alone can know).
     token_ids: per row the prompt's token ids, read by every member as they are, instead of text.
     evidence: member -> per row a document that only this member reads ("" is none).
-    weights: per row the weight of each of the plan's senders, for gate=oracle.
+    weights: member -> per row the gate weight of what it sends, for gate=oracle.
     """
 
     prompts: tuple[str, ...]
@@ -135,13 +135,14 @@ class Request:
     asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     token_ids: tuple[tuple[int, ...], ...] | None = None
     evidence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    weights: tuple[tuple[float, ...], ...] | None = None
+    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     generation: Generation = Generation()
     deadline_s: float | None = None
     id: str = "request"
 
     def __post_init__(self) -> None:
-        columns = (self.choices, self.token_ids, self.weights, *self.asked.values(), *self.evidence.values())
+        of_members = (self.asked, self.evidence, self.weights)
+        columns = (self.choices, self.token_ids, *(column for kind in of_members for column in kind.values()))
         sizes = {len(column) for column in columns if column is not None}
         if self.token_ids is None or self.prompts:
             sizes.add(len(self.prompts))
@@ -170,7 +171,7 @@ class Request:
             asked={member: pick(texts) for member, texts in self.asked.items()},
             token_ids=pick(self.token_ids),
             evidence={member: pick(documents) for member, documents in self.evidence.items()},
-            weights=pick(self.weights),
+            weights={member: pick(weights) for member, weights in self.weights.items()},
         )
 
 
@@ -216,9 +217,9 @@ class Row:
 class Answer:
     """What a protocol returns: a row per prompt, who took part, who did not and why, and what it cost.
 
-    by_member: each member's own rows, where every one answered (ensemble, answer_all); read: sender -> what it read of
-    each row ("" is nothing), under rephrasing; unrephrased: rows that no rewrite kept whole, answered by the receiver
-    alone.
+    by_member: each member's own rows, where every one answered (answer_all); read: sender -> the rewrite of each row
+    that it read ("" is nothing), under rephrasing; unrephrased: row that no rewrite kept whole, answered by the
+    receiver alone -> what was wrong with the last one.
     """
 
     rows: tuple[Row, ...]
@@ -228,7 +229,7 @@ class Answer:
     usage: Usage = Usage()
     by_member: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unrephrased: tuple[int, ...] = ()
+    unrephrased: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

@@ -260,6 +260,7 @@ REFUSED = [
     ("t2t.max_tokens=0", ["t2t.max_tokens must be from 1"]),
     ("evidence.lama-1b=x", ["unknown setting 'evidence.lama-1b'", "evidence.llama-1b"]),
     ("senders=[llama-1b] evidence.qwen2.5-0.5b=x", ["evidence.qwen2_5-0_5b is for nobody who takes part"]),
+    ("evidence.llama-1b=nowhere/fact.txt", ["no evidence file 'nowhere/fact.txt': check the path"]),
     ("evidence.llama-1b=x fusion=mix", ["evidence does not go with fusion=mix"]),
     ("gate=oracle prompt=why", ["gate=oracle must be told who knows"]),
 ]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedray.privacy.leakage import POOLED, as_markdown, linkability, measure, one_and_pooled, rare_words
+from fedray.privacy.leakage import POOLED, linkability, measure, one_and_pooled, rare_words
 from fedray.privacy.overlap import overlap, words
 from fedray.types import FedrayError
 from fedray.zoo.world import PHRASINGS, World
@@ -205,14 +205,14 @@ def test_the_tiny_world_is_linked_by_its_names():
     assert (told.template_copies, told.exact_copies) == (1, 0)
 
 
-def test_markdown_shows_every_row_and_what_was_not_measured():
+def test_figures_are_one_row_and_say_what_was_not_measured():
     originals = ["color bird breno", "size bird zubo"]
     bare, full = measure(originals, originals), measure(originals, ["breno", ""], groups=["a", "a"], pieces=pieces)
-    head, line, *body = as_markdown({"qwen | shared": bare, "all": full}).splitlines()
-    assert {row.replace("\\|", "").count("|") for row in (head, line, *body)} == {16}
-    assert body[0].startswith("| qwen \\| shared | 2 | 1.00 | 1.000 | 1.000 | 100.0% | 3.0 | 100.0% | - | 100.0% | - |")
-    assert body[0].endswith("| 100.0% (50.0%) | 1.000 (0.750) | - | - |")
-    assert body[1].endswith("| 75.0% (50.0%) | 0.875 (0.750) | 75.0% (50.0%) | 0.875 (0.750) |")
+    assert bare.figures().keys() == full.figures().keys()
+    assert (bare.figures()["linked"], bare.figures()["linked_chance"], bare.figures()["jaccard"]) == (1, 1 / 2, 1)
+    unmeasured = {name for name, value in bare.figures().items() if value is None}
+    assert unmeasured == {"entities_kept", "template_copies"} | {n for n in bare.figures() if "in_group" in n}
+    assert (full.figures()["linked_in_group"], full.figures()["linked_in_group_chance"]) == (3 / 4, 1 / 2)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 2), (2, 1)])

@@ -60,7 +60,15 @@ def tokens(answer: Answer) -> list[tuple[int, ...]]:
     return [row.tokens for row in answer.rows]
 
 
-SHUT = replace(REQUEST, weights=((0.0, 0.0),) * ALL_ROWS)
+NOTHING = (0.0,) * ALL_ROWS
+
+
+def weighed(one: tuple[float, ...] = NOTHING, two: tuple[float, ...] = NOTHING, receiver: Any = NOTHING) -> Request:
+    """The request with the weights of both senders, and of the receiver for where it is one."""
+    return replace(REQUEST, weights=dict(zip((*SENDERS, RECEIVER), (one, two, receiver), strict=True)))
+
+
+SHUT = weighed()
 
 
 @pytest.mark.parametrize("protocol", ["c2c", "t2t", "route"])
@@ -69,7 +77,7 @@ def test_nobody_with_weight_is_the_receiver_alone(group, planner, protocol):
     answer = ask(group, one, SHUT)
     assert tokens(answer) == tokens(alone(group))
     assert answer.senders == () and answer.usage.payload_bytes == 0
-    wide = replace(REQUEST, weights=((1.0, 0.0),) * ALL_ROWS)
+    wide = weighed((1.0,) * ALL_ROWS)
     assert tokens(ask(group, one, wide)) != tokens(answer), "a sender with weight must change the answer"
 
 
@@ -106,11 +114,10 @@ def test_a_settled_answer_is_not_revised(group, planner):
 
 
 def test_a_route_is_one_members_own_answer(group, planner):
-    weights = ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))
-    answer = ask(group, plan(planner, "route", gate="oracle"), replace(REQUEST, weights=weights))
+    answer = ask(group, plan(planner, "route", gate="oracle"), weighed((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
     wanted = [alone(group, member=m).rows[b].tokens for b, m in enumerate((*SENDERS, RECEIVER))]
     assert tokens(answer) == wanted and answer.senders == SENDERS
-    assert answer.rows[0].weights == dict(zip(SENDERS, weights[0], strict=True))
+    assert answer.rows[0].weights == dict(zip(SENDERS, (1.0, 0.0), strict=True))
 
 
 def test_an_ensemble_averages_probabilities(group, planner):
@@ -134,6 +141,26 @@ def test_both_ways_is_every_member_as_receiver(group, planner):
         one_way = ask(group, plan(planner, "c2c", receiver=member))
         assert [row.tokens for row in rows] == tokens(one_way) != tokens(alone(group, member=member))
     assert answer.rows == answer.by_member[RECEIVER]
+
+
+def test_both_ways_gives_everybody_the_weights_of_its_own_senders(group, planner):
+    """gate=oracle: of three members each fuses the caches of the two others with the weights of those two."""
+    request = weighed((1.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 1.0))
+    answer = ask(group, plan(planner, "c2c", answer_all=True, gate="oracle"), request)
+    for member, rows in answer.by_member.items():
+        one_way = ask(group, plan(planner, "c2c", receiver=member, gate="oracle"), request)
+        assert [row.tokens for row in rows] == tokens(one_way)
+        assert [row.weights for row in rows] == [
+            {name: request.weights[name][b] for name in EVERYONE if name != member} for b in range(ALL_ROWS)
+        ]
+
+
+def test_both_ways_everybody_reads_the_same(group, planner):
+    both = plan(planner, "c2c", answer_all=True)
+    other = {SENDERS[0]: ("something else",) * ALL_ROWS}
+    for request in (replace(REQUEST, asked=other), replace(REQUEST, evidence=other)):
+        with pytest.raises(FedrayError, match="same prompt"):
+            ask(group, both, request)
 
 
 def test_both_ways_reads_every_prompt_once(group, planner, monkeypatch):
@@ -181,7 +208,8 @@ def test_what_cannot_be_rephrased_reaches_no_sender(group, planner, monkeypatch,
         monkeypatch.setattr(group._members[sender], "_read", _never)
     request = CHOICES if protocol == "ensemble" else REQUEST
     answer = ask(group, plan(planner, protocol, rephrase=rephrase), request)
-    assert answer.unrephrased == (0, 1, 2) and set(answer.read) == set(SENDERS)
+    assert list(answer.unrephrased) == [0, 1, 2] and all(answer.unrephrased.values()), "every row says what was wrong"
+    assert set(answer.read) == set(SENDERS) and not any(text for read in answer.read.values() for text in read)
     assert [row.text for row in answer.rows] == [row.text for row in alone(group, request).rows]
 
 

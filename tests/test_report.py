@@ -76,7 +76,8 @@ def test_a_report_replaces_the_last_one_or_leaves_it(tmp_path: Path) -> None:
         ("{", "is not a report"),
         ("[]", "has report schema None"),
         ('{"schema": 2}', "has report schema 2, this version reads 1"),
-        ('{"schema": 1}', "lacks keys"),
+        ('{"schema": 1}', "does not hold report schema 1 .*receiver"),
+        ('{"schema": 1, "job": 3}', "does not hold report schema 1 .*job must be text"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, text: str, says: str) -> None:

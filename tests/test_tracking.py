@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,6 +191,51 @@ def test_a_server_that_dies_in_between_gets_the_rest_into_the_same_run(
     assert track.problem and "connection reset" in track.problem
     assert sync(tmp_path / "out") == (store, taken[0]) == track.run()
     check(store, taken[0])
+
+
+log_batch = mlflow.MlflowClient.log_batch
+
+
+def lost(*args: object, **kwargs: object) -> None:
+    raise ConnectionError("connection reset")
+
+
+def no_metrics(client: Any, run_id: str, metrics: Sequence[object] = (), **rest: Any) -> None:
+    (lost if metrics else log_batch)(client, run_id, metrics, **rest)
+
+
+@pytest.mark.parametrize(
+    ("where", "instead"),
+    [
+        ("mlflow.MlflowClient.log_batch", no_metrics),  # a child without its figures
+        ("mlflow.MlflowClient.set_terminated", lost),  # a child that never ends
+        ("mlflow.MlflowClient.set_tag", lost),  # a table that nobody is told of
+        ("mlflow.MlflowClient.set_registered_model_alias", lost),  # a version that nobody finds
+        ("mlflow.tracing.export.mlflow_v3.MlflowV3SpanExporter.export", lambda *args: None),  # a trace that got lost
+    ],
+)
+def test_what_was_half_logged_is_finished_and_not_doubled(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch, where: str, instead: Callable[..., None]
+) -> None:
+    with Tracker(Settings("http://127.0.0.1:9", traces=1), tmp_path) as track:
+        track.child("row 1", params={"n": 3}, metrics={"accuracy": 0.5}, tags={"zoo": "tiny"})
+        track.table("questions.json", ROWS)
+        track.trace(Request((SECRET,), id="batch-0"), ANSWER, time.time_ns())
+        track.register(tmp_path.name, tmp_path, alias="in-use")
+    pending = json.loads((tmp_path / PENDING).read_text())
+    (tmp_path / PENDING).write_text(json.dumps({**pending, "uri": store}))
+    with monkeypatch.context() as patch, pytest.raises(FedrayError, match="still fails"):
+        patch.setattr(where, instead)
+        sync(tmp_path)
+    _, run_id = sync(tmp_path)
+    client, run, traces = look(store, run_id)
+    (child,) = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert child.info.status == run.info.status == "FINISHED" and child.info.run_name == "row 1"
+    assert child.data.metrics == {"accuracy": 0.5} and child.data.params == {"n": "3"}
+    assert child.data.tags["zoo"] == "tiny"
+    assert len(client.load_table(run.info.experiment_id, "questions.json", [run_id])) == 1
+    assert len(traces) == 1 and len(traces[0].data.spans) == 6
+    assert client.get_model_version_by_alias(tmp_path.name, "in-use").version == 1
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["at once", "later"])

@@ -61,11 +61,6 @@ class Case:
         """The same receiver with nobody's help."""
         return Case(self.task, self.receiver, (), STANDALONE)
 
-    @property
-    def type(self) -> str:
-        """What crosses: "cache" or "token" (FedRefine, Appendix A), or "" where nothing does."""
-        return {"c2c": "cache", "t2t": "token", "route": "token", "ensemble": "token"}.get(self.way.protocol, "")
-
     def settings(self, base: Settings, seed: int) -> Settings:
         """This case as a run of its own."""
         way, here = self.way, {safe_name(name) for name in (self.receiver, *self.senders)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedray import report as reports
 from fedray.data.catalogue import BENCHMARKS
-from fedray.evaluation import figure3, table, table_figures
+from fedray.evaluation import figure3, leaks, table, table_figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.cases import Case, cases
 from fedray.evaluation.federate import ENDS
@@ -46,8 +46,10 @@ class Evaluation:
         }
 
     def open(self, fed: Federation) -> None:
-        """Show and log who takes part."""
+        """Show and log who takes part. Raises FedrayError where a case has no plan."""
         settings = self.settings
+        for case in cases(settings, settings.senders):  # a gate that is missing is found before anything is asked
+            plan_of(fed, case, case.settings(settings, settings.seed))
         self.results = Results(settings.fuser, fed.members)
         self.members = participants(fed.members, settings.receiver)
         self.watch.members(self.members)
@@ -130,14 +132,20 @@ class Evaluation:
         seconds = {
             f"seconds/{phase}/{q}": getattr(s, q) for phase, s in row.latency.items() for q in ("mean", "p50", "p95")
         }
+        told = {f"leakage/{name}": value for name, value in leaks.summary(row).items()}
         names = ("n", "accuracy", "stderr", "gain_points", "gain_percent", "p_alone", "rescued", "harmed")
         names = (*names, "unparseable", "unrephrased", "bytes_per_token", "bytes_per_token_analytic")
         self.tracker.child(
             f"{row.way}, {who(row.senders, self.order.senders) or 'nobody'} > {row.receiver}",
             params={**params, "senders": ",".join(row.senders), "full": row.full, "seeds": row.seeds},
-            metrics={name: getattr(row, name) for name in names} | seconds,
+            metrics={name: getattr(row, name) for name in names} | seconds | told,
             tags={"job": "evaluate", "zoo": settings.zoo.name, "type": row.type or "alone"},
         )
+        joined = row.senders == self.order.senders[: len(row.senders)] and row.receiver == settings.receiver
+        if joined and row.control == "none" and figure3.line(row):  # figure 3a as curves of the job's own run
+            words = (row.protocol, row.fusion, row.rephrase)
+            name = " ".join(word for word in words if word != "none")
+            self.tracker.metrics({f"accuracy_by_senders/{row.task}/{name}": row.accuracy}, step=len(row.senders))
 
     def report(self, status: Status) -> Report:
         settings, results = self.settings, self.results
@@ -180,10 +188,14 @@ class Evaluation:
         where = tracker.run()
         path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
         if report.rows:
+            tracker.describe(table.as_markdown(report))
             table.write(report, settings.output)
             figure3.draw(report, settings.output / "figures")
             table_figures.draw(report, settings.output / "figures")
         tracker.table("rows.json", [_flat(row) for row in report.rows])
+        tracker.table(
+            "leakage.json", [dict(zip(leaks.HEADINGS, line, strict=True)) for line in leaks.lines(report.rows)]
+        )
         for file, folder in (("report.json", ""), ("table.md", ""), ("figures", "figures")):
             tracker.artifact(settings.output / file, folder)
         tracker.artifact(settings.output / ".hydra", "hydra", quotes=True)

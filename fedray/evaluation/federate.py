@@ -42,8 +42,8 @@ class Run:
         """Show and log who takes part."""
         settings = self.settings
         self.record.open(fed.members, fed.missing)
-        self.screen.members(self.record.members)
-        self.tracker.tags(job="federate", zoo=settings.zoo.name)
+        self.screen.members(self.record.members, self.record.kind)
+        self.tracker.tags(job="federate", zoo=settings.zoo.name, type=self.record.kind or "alone")
         self.tracker.params(
             **{
                 name: getattr(settings, name) for name in ("receiver", "fuser", "fusion", "control", "rephrase", "seed")
@@ -104,6 +104,7 @@ class Run:
         settings, tracker, record = self.settings, self.tracker, self.record
         report = record.report(status)
         self.screen.summary(report, record.results, record.by_group())
+        self.screen.unrephrased(record.unrephrased, report.n)
         where = tracker.run()
         path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
         self._figures(report)
@@ -119,11 +120,12 @@ class Run:
         return path
 
     def _figures(self, report: Report) -> None:
-        folder, zoo, found = self.settings.output / "figures", report.zoo, self.record.by_group()
+        folder, found = self.settings.output / "figures", self.record.by_group()
+        label = figures.label(report.zoo, report.task, report.n)
         if found:
-            figures.accuracy(found, folder / "accuracy.png", zoo=zoo, receiver=report.receiver)
+            figures.accuracy(found, folder / "accuracy.png", label=label, receiver=report.receiver)
         if report.usage.seconds:
-            figures.latency(report.usage.seconds, folder / "latency.png", zoo=zoo, n=report.n)
+            figures.latency(report.usage.seconds, folder / "latency.png", label=label)
         self.tracker.artifact(folder, "figures")
 
 
@@ -199,6 +201,7 @@ def _metrics(report: Report) -> dict[str, float | None]:
         "p_value": report.p_value,
         "rescued": report.rescued,
         "harmed": report.harmed,
+        "unrephrased": report.unrephrased,
         "payload_bytes": usage.payload_bytes,
         "bytes_per_token": usage.bytes_per_token,
         **seconds,

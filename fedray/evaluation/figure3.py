@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedray.evaluation import figures
 from fedray.evaluation.figures import ALONE, save
-from fedray.evaluation.words import stars
+from fedray.evaluation.words import STARS, stars
 from fedray.report import Evaluated, Order, Report
 
 INK = "#24292f"
@@ -33,7 +34,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
     for number, task in enumerate(dict.fromkeys(row.task for row in report.rows)):
         rows = [r for r in report.rows if r.task == task and r.receiver == report.receiver and r.control == "none"]
         end = f"-{Path(task).stem}" if number else ""
-        label = f"zoo={report.zoo}, task={Path(task).name}, n={max(row.n for row in rows)}" if rows else ""
+        label = figures.label(report.zoo, task, max((row.n for row in rows), default=0))
         order = report.order or Order("given", report.senders)
         drawn += (
             accuracy_by_senders(rows, order, folder / f"figure3a{end}.png", label),
@@ -45,9 +46,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 def accuracy_by_senders(rows: Sequence[Evaluated], order: Order, path: Path, label: str) -> Path | None:
     """(a) Accuracy against the number of senders, who join in a fixed order; bands of one standard error."""
-    lines = {
-        way: [r for r in rows if _line(r) == way and r.senders == order.senders[: len(r.senders)]] for way in LINES
-    }
+    lines = {way: [r for r in rows if line(r) == way and r.senders == order.senders[: len(r.senders)]] for way in LINES}
     lines = {way: sorted(points, key=lambda r: len(r.senders)) for way, points in lines.items() if len(points) > 1}
     alone = _alone(rows)
     if not lines or alone is None:
@@ -68,7 +67,7 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: Order, path: Path, lab
     axes.set_xlim(0.75, most + 0.25)
     axes.set_xlabel(f"senders, joining in the order {'fixed on validation questions' if order.n else 'given'}")
     _share(axes, min(r.accuracy - (r.stderr or 0.0) for points in (*lines.values(), [alone]) for r in points))
-    axes.set_title(f"Accuracy against the number of senders  ·  {label}", fontsize=11)
+    axes.set_title(f"Accuracy against the number of senders\n{label}", fontsize=11)
     axes.legend(frameon=False, fontsize=8.5, loc="best")
     return save(figure, axes, path)
 
@@ -76,12 +75,12 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: Order, path: Path, lab
 def accuracy_by_sender(rows: Sequence[Evaluated], order: Sequence[str], path: Path, label: str) -> Path | None:
     """(b) Point to point: each sender as the only one, by cache and by text."""
     bars = {
-        way: {r.senders[0]: r for r in rows if _line(r) == way and len(r.senders) == 1}
+        way: {r.senders[0]: r for r in rows if line(r) == way and len(r.senders) == 1}
         for way in (("c2c", "none"), ("t2t", "none"))
     }
     names = [name for name in order if any(name in found for found in bars.values())]
     alone = _alone(rows)
-    if len(names) < 2 or alone is None:
+    if len(names) < 2 or alone is None or not all(bars.values()):
         return None
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -96,9 +95,9 @@ def accuracy_by_sender(rows: Sequence[Evaluated], order: Sequence[str], path: Pa
         axes.bar_label(drawn, labels=labels, padding=2, fontsize=8)
     axes.set_xticks(range(len(names)), names)
     _share(axes)
-    axes.set_title(f"One sender at a time  ·  {label}", fontsize=11)
+    axes.set_title(f"One sender at a time\n{label}", fontsize=11)
     axes.legend(frameon=False, ncols=3, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.09))
-    _stars_note(figure)
+    figure.supxlabel(STARS, fontsize=7.5, color=INK)
     return save(figure, axes, path)
 
 
@@ -123,7 +122,7 @@ def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | 
     axes.set_yticks(y, [seconds_label(r) for r in timed])
     axes.set_xlim(0, 1.16 * max(means.max(), p95.max()))
     axes.set_xlabel(f"mean seconds per question, asked one at a time ({max(r.latency_requests for r in timed)} each)")
-    axes.set_title(f"Seconds per question, {most} senders  ·  {label}", fontsize=11)
+    axes.set_title(f"Seconds per question, {most} senders\n{label}", fontsize=11)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right")
     return save(figure, axes, path)
 
@@ -140,11 +139,7 @@ def seconds_label(row: Evaluated) -> str:
     return f"{name} ({', '.join(extras)})" if extras else name
 
 
-def _stars_note(figure: Figure) -> None:
-    figure.supxlabel("* p<0.05  ** p<0.01  *** p<0.001, McNemar against the receiver alone", fontsize=7.5, color=INK)
-
-
-def _line(row: Evaluated) -> tuple[str, str] | None:
+def line(row: Evaluated) -> tuple[str, str] | None:
     """Which of the figure's lines a row belongs to: as published, with the learned gate for caches."""
     plain = row.t2t_gate == "none" and not row.full and not row.answer_all
     gated = row.protocol != "c2c" or row.gate == "learned"

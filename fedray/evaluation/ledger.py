@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedray import __version__
+from fedray.disk import write_whole
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.tasks import Question
 from fedray.settings import Settings
@@ -47,13 +47,9 @@ class Ledger:
             "right": _bits(found.right),
             "by_member": {name: _bits(right) for name, right in found.by_member.items()},
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"decided": decided, "measured": values}, indent=1) + "\n", "utf-8")
-            temporary.replace(path)
+            write_whole(path, json.dumps({"decided": decided, "measured": values}, indent=1) + "\n")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise FedrayError(
                 f"{path} cannot be written ({error.strerror}); make room, and the same command goes on from here"
             ) from error
@@ -106,6 +102,7 @@ def _measurement(values: Mapping[str, Any]) -> Measurement:
             "by_member": {name: _flags(bits) for name, bits in values["by_member"].items()},
             "missing": tuple(Missing(**missing) for missing in values["missing"]),
             "seconds": {phase: tuple(seconds) for phase, seconds in values["seconds"].items()},
+            "read": {sender: tuple(texts) for sender, texts in values.get("read", {}).items()},
         }
     )
 

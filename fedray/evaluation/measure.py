@@ -20,7 +20,8 @@ class Measurement:
     """What came of asking one case one drawing of its questions.
 
     right: per question, a failed one is wrong; by_member: the same of each member, where each answers; weights: sender
-    -> mean gate weight; seconds: phase -> wall-clock seconds of every request that was asked alone.
+    -> mean gate weight; seconds: phase -> wall-clock seconds of every request that was asked alone; read: sender -> per
+    question the rewrite it read, "" for none, under rephrasing.
     """
 
     right: tuple[bool, ...]
@@ -34,6 +35,7 @@ class Measurement:
     by_member: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Asking:
@@ -42,11 +44,13 @@ class Asking:
     def __init__(self, fed: Federation, plan: Plan, settings: Settings, questions: Sequence[Question]) -> None:
         """settings: the case's own (Case.settings)."""
         self._fed, self._plan, self._settings, self._questions = fed, plan, settings, questions
-        read = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
-        self._read = dict(zip(questions, read, strict=True)) if read else None
+        others = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
+        self._instead = dict(zip(questions, others, strict=True)) if others else None
         self._right: list[bool] = []
         self._by_member: dict[str, list[bool]] = {}
         self._weights: dict[str, list[float]] = {}
+        readers = (*plan.speakers, *plan.senders) if plan.rephrase != "none" else ()
+        self._read: dict[str, list[str]] = {name: [] for name in readers}
         self._missing: dict[str, Missing] = {}
         self._usage = Usage()
         self._unparseable = self._failed = self._unrephrased = 0
@@ -74,6 +78,7 @@ class Asking:
             by_member={name: tuple(right) for name, right in self._by_member.items()},
             weights={name: sum(w) / len(w) for name, w in self._weights.items()},
             seconds={phase: tuple(values) for phase, values in seconds.items()},
+            read={name: tuple(texts) for name, texts in self._read.items()},
         )
 
     def _batches(self) -> Iterator[list[Question]]:
@@ -89,6 +94,8 @@ class Asking:
         except MemberFailed as error:  # nobody stands in for the receiver, or on_missing=error: all count as wrong
             self._failed += len(batch)
             self._right += [False] * len(batch)
+            for texts in self._read.values():
+                texts += [""] * len(batch)
             self._missing.setdefault(self._plan.receiver, Missing(self._plan.receiver, str(error)))
             return
         self._right += _right(answer.rows, batch)
@@ -97,6 +104,8 @@ class Asking:
         self._usage += replace(answer.usage, seconds={})
         for name, rows in answer.by_member.items():
             self._by_member.setdefault(name, []).extend(_right(rows, batch))
+        for name, texts in answer.read.items():
+            self._read[name] += texts
         for row in answer.rows:
             for name, weight in row.weights.items():
                 self._weights.setdefault(name, []).append(weight)
@@ -114,7 +123,7 @@ class Asking:
     def _request(self, batch: Sequence[Question]) -> Request:
         return self._fed.request(
             *(q.prompt for q in batch),
-            **request_fields(batch, self._plan, self._read),
+            **request_fields(batch, self._plan, self._instead),
             generation=self._settings.generation,
         )
 

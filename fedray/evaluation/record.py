@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Literal
 
 from fedray.data.source import Source
+from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.metrics import Comparison, compare, percentiles
 from fedray.evaluation.tasks import Question
 from fedray.report import Answered, Cost, Data, Participant, Report
@@ -57,16 +58,20 @@ class Record:
         self.results: list[Result] = []
         self.source: Source | None = None  # of the questions
         self.members: tuple[Participant, ...] = ()
+        self.kind: str | None = None
+        self.unrephrased: dict[int, str] = {}  # number of a result that no rewrite stood for -> the last one's flaw
         self._missing: dict[str, Missing] = {}
         self._usages: list[Usage] = []
 
     def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing]) -> None:
         """Who takes part."""
         self.members = participants(members, self.settings.receiver)
+        self.kind = kind_of(self.settings.protocol.name, members.values())
         self._miss(missing)
 
     def add(self, questions: Sequence[Question], alone: Answer, federated: Answer) -> None:
         """One request's answers."""
+        self.unrephrased |= {len(self.results) + row: flaw for row, flaw in federated.unrephrased.items()}
         self.results += starmap(Result, zip(questions, alone.rows, federated.rows, strict=True))
         self._usages.append(federated.usage)
         self._miss(federated.missing)
@@ -113,6 +118,7 @@ class Record:
             seed=settings.seed,
             status=status,
             protocol=settings.protocol.name,
+            type=self.kind,
             fuser=settings.fuser,
             fusion=settings.fusion,
             gate="none" if alone else settings.gate.kind,
@@ -128,6 +134,7 @@ class Record:
             p_value=found and found.p_value,
             rescued=found.rescued if found else 0,
             harmed=found.harmed if found else 0,
+            unrephrased=len(self.unrephrased),
             usage=self.cost(),
             missing=tuple(self._missing.values()),
             members=self.members,

@@ -8,6 +8,8 @@ from itertools import chain, combinations
 from typing import TypeVar
 
 from fedray.evaluation.cases import STANDALONE, Case
+from fedray.evaluation.kinds import kind_of
+from fedray.evaluation.leaks import leaks
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
 from fedray.evaluation.tasks import Question
@@ -35,13 +37,11 @@ class Results:
         """fuser: the kind that c2c fuses with."""
         self._fuser, self._members = fuser, members
         self._done: dict[Case, dict[int, Measurement]] = {}
-        self._clusters: dict[tuple[str, int], list[str]] = {}
-        self._scoring: dict[str, str] = {}
+        self._questions: dict[tuple[str, int], Sequence[Question]] = {}
 
     def add(self, case: Case, seed: int, questions: Sequence[Question], found: Measurement) -> None:
         self._done.setdefault(case, {})[seed] = found
-        self._clusters.setdefault((case.task, seed), [q.entity or q.id for q in questions])
-        self._scoring[case.task] = questions[0].scoring
+        self._questions.setdefault((case.task, seed), questions)
 
     @property
     def cases(self) -> list[Case]:
@@ -56,7 +56,9 @@ class Results:
         of_seed = self._done[case]
         measured = list(of_seed.values())
         right = list(chain.from_iterable(m.right for m in measured))
-        clusters = list(chain.from_iterable(self._clusters[case.task, seed] for seed in of_seed))
+        asked = {seed: self._questions[case.task, seed] for seed in of_seed}
+        clusters = [q.entity or q.id for q in chain.from_iterable(asked.values())]
+        first = next(iter(of_seed))
         alone = self._paired(case.alone, case)
         gain = alone.found.accuracy - alone.found.accuracy_alone
         seconds = _joined([m.seconds for m in measured])
@@ -69,7 +71,7 @@ class Results:
             senders=case.senders,
             way=str(way),
             protocol=way.protocol,
-            type=f"{self._kinship(case)} {case.type}" if case.type else None,
+            type=kind_of(way.protocol, [self._members[name] for name in (case.receiver, *case.senders)]),
             fuser=self._fuser if way.protocol == "c2c" else "none",
             fusion=way.fusion,
             gate=way.gate,
@@ -103,7 +105,8 @@ class Results:
             by_member={name: accuracy(r) for name, r in _joined([m.by_member for m in measured]).items()},
             missing=tuple({m.member: m for m in chain.from_iterable(m.missing for m in measured)}.values()),
             wall_s=sum(m.wall_s for m in measured),
-            scoring=self._scoring[case.task],
+            leakage=leaks(asked[first], measured[0].read) if measured[0].read else (),
+            scoring=asked[first][0].scoring,
         )
 
     def comparisons(self) -> tuple[Compared, ...]:
@@ -169,11 +172,6 @@ class Results:
         seeds = [seed for seed in one if seed in two]
         found = compare(*([right for seed in seeds for right in done[seed].right] for done in (one, two)))
         return Paired(found, max(compare(one[seed].right, two[seed].right).p_value for seed in seeds))
-
-    def _kinship(self, case: Case) -> str:
-        infos = [self._members[name] for name in (case.receiver, *case.senders)]
-        alike = len({(m.spec, m.family, m.tokenizer_hash) for m in infos}) == 1
-        return "homogeneous" if alike else "heterogeneous"
 
     def _analytic(self, case: Case) -> float | None:
         """Bytes per token if every sender gives all it has; known for caches and for text."""

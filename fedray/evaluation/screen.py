@@ -28,10 +28,12 @@ class Screen:
         self.zoo = zoo
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
-    def members(self, members: Sequence[Participant]) -> None:
+    def members(self, members: Sequence[Participant], kind: str | None = None) -> None:
         headings = ("member", "role", "family", "parameters", "device", "node", "pid")
         rows = ((m.name, m.role, m.family, f"{m.parameters:,}", m.device, m.node, str(m.pid)) for m in members)
         self._table("Who takes part", headings, rows)
+        if kind:
+            self._line(f"type: {kind} (FedRefine, Appendix A)\n")
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Callable[[int, Comparison | None], None]]:
@@ -101,6 +103,14 @@ class Screen:
             best = max(weights.values())
             rows.append([group, *(_weight(weights.get(sender), best) for sender in senders)])
         self._table("Whom the gate trusted for what, mean weight", ("questions", *senders), rows)
+
+    def unrephrased(self, flaws: Mapping[int, str], n: int) -> None:
+        """Questions that no rewrite stood for, and what was wrong with one of those."""
+        if flaws:
+            flaw = plain(next(iter(flaws.values())))
+            self._line(
+                f"{len(flaws)} of {n} questions kept no whole rewrite ({flaw}): the receiver answered them alone"
+            )
 
     def missing(self, missing: Sequence[Missing]) -> None:
         self._table("Who was missing", ("member", "why"), ((m.member, m.reason) for m in missing))

@@ -9,8 +9,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from fedray.disk import write_whole
+from fedray.evaluation import leaks
 from fedray.evaluation.words import p_value, per_token, who
-from fedray.report import Contribution, Evaluated, Report
+from fedray.report import Contribution, Evaluated, Report, unwritable
 
 NAME = "table.md"
 FULL_HOUSE = 4  # senders in the paper's case study
@@ -23,8 +25,12 @@ PAPER = {  # protocol, rephrase -> what the paper says of four senders
 
 
 def write(report: Report, folder: Path) -> Path:
+    """Write table.md into a folder. Raises FedrayError when it cannot be written."""
     path = folder / NAME
-    path.write_text(as_markdown(report), encoding="utf-8")
+    try:
+        write_whole(path, as_markdown(report))
+    except OSError as error:
+        raise unwritable(path, error) from error
     return path
 
 
@@ -42,6 +48,7 @@ def as_markdown(report: Report) -> str:
         *_rows(report.rows, order),
         *_comparisons(report, order),
         *_contributions(report.contributions),
+        *_leakage(report.rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -192,6 +199,21 @@ def _contributions(found: Sequence[Contribution]) -> Iterator[str]:
             ),
         )
         yield ""
+
+
+def _leakage(rows: Sequence[Evaluated]) -> Iterator[str]:
+    found = list(leaks.lines(rows))
+    if found:
+        yield from ("## What rephrasing gives away", "")
+        yield from _markdown(leaks.HEADINGS, found)
+        yield from (
+            "",
+            "Shares of words the questions and their rewrites have in common, and how often one who counts words picks "
+            "the right one of n questions (of one group: about one entity; in brackets a blind guess). Template copies "
+            "are rewrites that word for word are a phrasing the LLM was taught. Low figures prove no privacy: whoever "
+            "answers a rewrite knows what was asked.",
+            "",
+        )
 
 
 def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from fedray.evaluation import figures
 from fedray.evaluation.figure3 import INK
 from fedray.evaluation.figures import ALONE, save
-from fedray.evaluation.words import stars
+from fedray.evaluation.words import STARS, stars
 from fedray.report import Evaluated, Report
 
 COLORS = {"c2c": "#1f6feb", "t2t": "#d4660a", "route": "#8250df", "ensemble": "#bf8700", "self_refine": "#57606a"}
@@ -22,7 +23,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
     for number, task in enumerate(dict.fromkeys(row.task for row in report.rows)):
         rows = [r for r in report.rows if r.task == task and r.control == "none"]
         end = f"-{Path(task).stem}" if number else ""
-        label = f"zoo={report.zoo}, task={Path(task).name}, n={max(r.n for r in rows)}" if rows else ""
+        label = figures.label(report.zoo, task, max((row.n for row in rows), default=0))
         drawn += (
             ladder(rows, report.receiver, folder / f"ladder{end}.png", label),
             pairs(rows, folder / f"pairs{end}.png", label),
@@ -61,8 +62,8 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
     axes.set_ylim(-0.7, len(steps) - 0.3)
     axes.set_xlim(0, 1.2)
     axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_xlabel(f"accuracy (share right, ± stderr); stars: McNemar against {receiver} alone")
-    axes.set_title(f"The ladder, {most} senders  ·  {label}", fontsize=11)
+    axes.set_xlabel(f"accuracy (share right, ± stderr)\n{STARS}", fontsize=8.5)
+    axes.set_title(f"The ladder, {most} senders\n{label}", fontsize=11)
     return save(figure, axes, path)
 
 
@@ -98,8 +99,8 @@ def pairs(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
             axes.text(j, i, said, ha="center", va="center", fontsize=9, color="white" if dark else INK)
     axes.set_xticks(range(len(names)), names, fontsize=8.5)
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
-    axes.set_xlabel("sender   (* p<0.05  ** p<0.01  *** p<0.001, McNemar against the receiver alone)", fontsize=8.5)
+    axes.set_xlabel(f"sender   ({STARS})", fontsize=8.5)
     axes.set_ylabel("receiver")
     figure.colorbar(image, label="percentage points over the receiver alone")
-    axes.set_title(f"Every directed pair, C2C  ·  {label}", fontsize=11)
+    axes.set_title(f"Every directed pair, C2C\n{label}", fontsize=11)
     return save(figure, axes, path, grid=False)

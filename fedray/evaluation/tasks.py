@@ -16,7 +16,7 @@ from fedray.llm.catalogue import EMBEDDED
 from fedray.settings import Settings, Task
 from fedray.types import FedrayError, Plan, Row
 from fedray.zoo.questions import evidence, joint
-from fedray.zoo.world import World, seed_of, seen_in_fusing
+from fedray.zoo.world import UNSEEN_PHRASINGS, World, seed_of, seen_in_fusing
 
 TASKS = get_args(Task)
 JOINT = 1000  # questions about two facts; there are many more
@@ -112,7 +112,7 @@ def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
             return rows
         pooled = ("\n".join(row["evidence"].values()) for row in rows)  # everything in one prompt: nothing is private
         return [{**row, "evidence": {settings.receiver: text}} for row, text in zip(rows, pooled, strict=True)]
-    return world.multiple_choice(facts, seed)
+    return world.multiple_choice(facts, seed, UNSEEN_PHRASINGS if name == "tiny-phrasings" else None)
 
 
 def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Question, str] | None) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Q
         if instead
         else {name: tuple(q.asked.get(name, q.prompt) for q in questions) for name in asked},
         "evidence": {name: tuple(q.evidence.get(name, "") for q in questions) for name in holders},
-        "weights": tuple(tuple(float(sender in q.experts) for sender in plan.senders) for q in questions)
+        "weights": {name: tuple(float(name in q.experts) for q in questions) for name in (plan.receiver, *plan.senders)}
         if plan.gate == "oracle"
-        else None,
+        else {},
     }
     return {name: value for name, value in fields.items() if value}
 

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fedray.evaluation import leaks
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.words import p_value, per_token, who
 from fedray.report import Evaluated, Order
 
+LEAKAGE = ("rows", "seen by", "n", "Jaccard", "ROUGE-L", "entities kept", "template copies", "linked (blind)")
 Update = Callable[[int], None]
 
 
@@ -62,3 +64,7 @@ class Watch(Screen):
             for row in rows
         ]
         self._table("Every case, ± one standard error; p against the receiver alone", headings, shown)
+        if told := [line for line in leaks.lines(rows) if leaks.ALL in line]:
+            chosen = [leaks.HEADINGS.index(heading) for heading in LEAKAGE]
+            title = "What rephrasing gives away, by row; of one who counts words, and of a blind guess"
+            self._table(title, LEAKAGE, ([line[i] for i in chosen] for line in told))

@@ -21,6 +21,9 @@ def p_value(p: float) -> str:
     return "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
+STARS = "* p<0.05  ** p<0.01  *** p<0.001, McNemar against the receiver alone"
+
+
 def stars(p: float) -> str:
     """How sure a difference is."""
     return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else "n.s."

@@ -14,7 +14,7 @@ Linkability above chance and entities kept do prove that something leaked.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from fedray.privacy.overlap import overlap, rare_words, words
 from fedray.types import FedrayError
 
-__all__ = ("POOLED", "Leakage", "Linkability", "as_markdown", "linkability", "measure", "one_and_pooled", "rare_words")
+__all__ = ("POOLED", "Leakage", "Linkability", "linkability", "measure", "one_and_pooled", "rare_words")
 
 POOLED = "all senders pooling"
 
@@ -68,6 +68,16 @@ class Leakage:
     template_copies: float | None  # share of originals
     linkability: Linkability  # among all n originals
     in_group: Linkability | None  # only among originals of the same group, e.g. about the same entity: harder
+
+    def figures(self) -> dict[str, float | None]:
+        """All but n in one row; those of the two attacks are linked, linked_mrr, linked_in_group, ..."""
+        row = asdict(self)
+        del row["n"]
+        attacks = {"linked": row.pop("linkability"), "linked_in_group": row.pop("in_group") or {}}
+        for name, attack in attacks.items():
+            row[name] = attack.get("top1")
+            row |= {f"{name}_{figure}": attack.get(figure) for figure in ("mrr", "chance", "chance_mrr")}
+        return row
 
 
 def measure(
@@ -134,35 +144,6 @@ def linkability(originals: Sequence[str], seen: Seen) -> Linkability:
     return Linkability(
         len(guesses), _mean([top1 for top1, _ in guesses]), _mean([rr for _, rr in guesses]), blind[-1], _mean(blind)
     )
-
-
-def as_markdown(rows: Mapping[str, Leakage]) -> str:
-    """The rows as a Markdown table; shares in per cent, the blind guess in brackets, - where not measured."""
-    columns = (
-        "seen by", "n", "rewrites", "Jaccard", "ROUGE-L", "words kept", "longest copy (words)", "of the original",
-        "entities kept", "exact copies", "template copies", "linked", "MRR", "linked in group", "MRR in group",
-    )  # fmt: skip
-    lines = [
-        columns,
-        ("---",) * len(columns),
-        *((name.replace("|", "\\|"), *_cells(row)) for name, row in rows.items()),
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cells(row: Leakage) -> tuple[str, ...]:
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
-
-    def linked(link: Linkability | None) -> tuple[str, str]:
-        if link is None:
-            return "-", "-"
-        return f"{link.top1:.1%} ({link.chance:.1%})", f"{link.mrr:.3f} ({link.chance_mrr:.3f})"
-
-    overlaps = (f"{row.jaccard:.3f}", f"{row.rouge_l:.3f}", share(row.words_kept), f"{row.copied_words:.1f}")
-    shares = (row.copied_share, row.entities_kept, row.exact_copies, row.template_copies)
-    links = (*linked(row.linkability), *linked(row.in_group))
-    return str(row.n), f"{row.rewrites:.2f}", *overlaps, *map(share, shares), *links
 
 
 def _checked(originals: Sequence[str], seen: Seen, sender: str = "seen") -> list[tuple[str, ...]]:

@@ -59,6 +59,5 @@ def flaw_of(original: str, rewritten: str, choices: Sequence[str], pieces: Calla
     lost = [choice for choice in choices if choice in original and choice not in rewritten]
     if lost:
         return f"the choice {lost[0]!r} is lost"
-    words = rare_words(rewritten, pieces)
-    gone = [word for word in rare_words(original, pieces) if word not in words]
-    return f"the word {gone[0]!r} is lost" if gone else ""
+    gone = rare_words(original, pieces) - rare_words(rewritten, pieces)
+    return f"the word {min(gone)!r} is lost" if gone else ""

@@ -19,8 +19,11 @@ from fedray.types import Answer, FedrayError, Missing, Plan, Request, Row, Usage
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
     """The receiver's answer (or, with plan.vote, the majority's), and in `by_member` everybody's."""
-    if request.evidence or plan.rephrase != "none":
-        raise FedrayError("answer_all lets all members read the same prompt: leave evidence and rephrase out")
+    if request.asked or request.evidence or plan.rephrase != "none":
+        raise FedrayError(
+            "answer_all=true lets all members read the same prompt: leave evidence, rephrase and control=mismatched "
+            "out, and ask a task of whole questions"
+        )
     async with AsyncExitStack() as stack:
         main = await stack.enter_async_context(Exchange(request, plan, group))
         others = [await stack.enter_async_context(Exchange(request, peer, group, main.session)) for peer in plan.peers]

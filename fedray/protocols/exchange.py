@@ -45,7 +45,8 @@ class Exchange:
         self.missing: list[Missing] = []
         self.order = (*plan.speakers, *plan.senders)
         self.heard: dict[str, dict[int, str]] = {}  # what senders said of which row: the receiver's notes
-        self._rewrites: tuple[tuple[str, ...], ...] | None = None  # per row, one per sender or one for all
+        self._rewrites: tuple[tuple[str, ...], ...] | None = None  # per row one for each sender, or none
+        self.unrephrased: dict[int, str] = {}  # row that no sender may read -> what was wrong with its last rewrite
         self._decoding = False
 
     async def __aenter__(self) -> Exchange:
@@ -79,14 +80,10 @@ class Exchange:
         made: Rewrites = await self.of_receiver(handle)
         self.usage += made.usage
         self._rewrites = tuple(row * len(self.order) if shared else row for row in made.rows)
+        self.unrephrased = {b: made.flaws[b] for b, row in enumerate(made.rows) if not row}
         if shared:  # one rewrite for all, the receiver too
             kept = tuple(row[0] if row else p for row, p in zip(made.rows, self.request.prompts, strict=True))
             self.request = replace(self.request, prompts=kept)
-
-    @property
-    def unrephrased(self) -> tuple[int, ...]:
-        """Rows that no rewrite kept whole: no sender may read them."""
-        return tuple(b for b, row in enumerate(self._rewrites or ()) if not row)
 
     def open_rows(self) -> tuple[int, ...]:
         """The rows that senders may be asked about."""
@@ -102,14 +99,8 @@ class Exchange:
 
     def _texts(self, member: str) -> tuple[str, ...]:
         """Per row what a member reads: its own document and, at the receiver, what was heard, above the question."""
-        request = self.request
-        texts = request.prompts
-        if member in self.order:
-            if self._rewrites is None:
-                texts = request.asked.get(member, texts)
-            else:
-                texts = tuple(row[self.order.index(member)] if row else "" for row in self._rewrites)
-        documents = request.evidence.get(member)
+        texts = self._asked(member)
+        documents = self.request.evidence.get(member)
         heard = self.heard.values() if member == self.plan.receiver else ()
         if documents is None and not heard:
             return texts
@@ -117,6 +108,14 @@ class Exchange:
             notes_prompt([*(documents[b].splitlines() if documents else ()), *(s[b] for s in heard if b in s)], text)
             for b, text in enumerate(texts)
         )
+
+    def _asked(self, member: str) -> tuple[str, ...]:
+        """Per row the question as a member is asked it; a sender is never asked the original of what is rephrased."""
+        if member not in self.order:
+            return self.request.prompts
+        if self._rewrites is None:
+            return self.request.asked.get(member, self.request.prompts)
+        return tuple(row[self.order.index(member)] if row else "" for row in self._rewrites)
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -253,5 +252,5 @@ class Exchange:
         self.settle()
         usage = self.usage + answer.usage
         usage = replace(usage, seconds={**usage.seconds, "total": time.monotonic() - self.started})
-        read = {name: self._texts(name) for name in self.order} if self._rewrites is not None else {}
+        read = {} if self._rewrites is None else {name: self._asked(name) for name in self.order}
         return replace(answer, usage=usage, missing=tuple(self.missing), read=read, unrephrased=self.unrephrased)

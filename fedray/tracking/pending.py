@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from fedray.disk import write_whole
 from fedray.tracking.store import Operation, Store, failures, load
 from fedray.types import FedrayError
 
@@ -26,10 +26,7 @@ class Pending:
 
 def write(pending: Pending, folder: Path) -> Path:
     path = folder / PENDING
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{PENDING}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(pending), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(asdict(pending), indent=1, ensure_ascii=False) + "\n")
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 Operation = dict[str, Any]  # one entry of a journal, JSON's own values only
 SQLITE = "sqlite:///"
+KEY = "fedray.key"  # the tag by which a child is found again
 _ENVIRONMENT = {  # MLflow's own defaults retry for minutes; what the user has set stays
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -66,7 +67,7 @@ class Store:
         return self._client.create_run(self._experiment, run_name=name).info.run_id
 
     def apply(self, run_id: str, operation: Operation) -> None:
-        """Do one entry of a journal."""
+        """Do one entry of a journal, or what is left of it: one that failed halfway is applied again later."""
         from mlflow.entities import Metric, Param, RunTag
 
         match operation:
@@ -77,7 +78,7 @@ class Store:
             case {"do": "metrics", "values": values, "step": step, "time_ms": at}:
                 self._client.log_batch(run_id, metrics=[Metric(k, v, at, step) for k, v in values.items()])
             case {"do": "table", "file": file, "columns": columns}:
-                self._client.log_table(run_id, columns, file)
+                self._table(run_id, columns, file)
             case {"do": "artifact", "path": path, "to": to}:
                 local = (self._folder / path).resolve()
                 log = self._client.log_artifacts if local.is_dir() else self._client.log_artifact
@@ -93,18 +94,26 @@ class Store:
             case _:
                 raise AssertionError(f"unknown operation {operation}")
 
+    def _table(self, run_id: str, columns: dict[str, list[Any]], file: str) -> None:
+        if file in {artifact.path for artifact in self._client.list_artifacts(run_id)}:
+            columns = {name: [] for name in columns}  # log_table appends
+        self._client.log_table(run_id, columns, file)
+
     def _register(self, run_id: str, model: str, artifact: str, alias: str, tags: dict[str, str]) -> None:
         if not self._client.search_registered_models(f"name = '{model}'"):
             self._client.create_registered_model(model)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{artifact}"
-        version = self._client.create_model_version(model, source, run_id, tags=tags)
+        found = self._client.search_model_versions(f"name = '{model}' and run_id = '{run_id}'")
+        version = found[0] if found else self._client.create_model_version(model, source, run_id, tags=tags)
         self._client.set_registered_model_alias(model, alias, version.version)
 
     def _child(self, run_id: str, child: Operation) -> None:
         from mlflow.entities import Metric, Param
 
-        at, tags = child["time_ms"], {"mlflow.parentRunId": run_id, **child["tags"]}
-        run = self._client.create_run(self._experiment, start_time=at, tags=tags, run_name=child["name"])
+        at, key = child["time_ms"], child["key"]
+        found = self._client.search_runs([self._experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+        tags = {"mlflow.parentRunId": run_id, KEY: key, **child["tags"]}
+        run = found[0] if found else self._client.create_run(self._experiment, at, tags, child["name"])
         metrics = [Metric(k, v, at, 0) for k, v in child["metrics"].items()]
         params = [Param(k, v) for k, v in child["params"].items()]
         self._client.log_batch(run.info.run_id, metrics=metrics, params=params)
@@ -130,6 +139,7 @@ class Store:
             child.end(end_time_ns=span["end_ns"])
         root.set_outputs(trace["outputs"])
         root.end(end_time_ns=max(ends, default=time.time_ns()))
+        self._client.get_trace(root.trace_id, display=False)  # raises where MLflow only warned
 
 
 def _lock(database: Path | None) -> AbstractContextManager[object]:

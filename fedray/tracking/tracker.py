@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,6 +24,7 @@ from fedray.types import Answer, Request
 
 OPEN_S = 15.0  # how long `run` waits for MLflow to open one; a first SQLite store takes about 5 s
 CLOSE_S = 30.0  # how long `close` waits for the rest; a dead server gives up long before (store.py)
+NOTE_CHARS = 8000  # the longest tag
 TEXTS = frozenset({"question", "choices", "gold", "alone", "federated"})  # table columns that quote
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -75,6 +77,12 @@ class Tracker:
     def tags(self, **values: str) -> None:
         self._log({"do": "tags", "values": values})
 
+    def describe(self, markdown: str) -> None:
+        """What the run's page says on top; MLflow renders Markdown, and takes NOTE_CHARS of it."""
+        if len(markdown) > NOTE_CHARS:
+            markdown = markdown[: NOTE_CHARS - 4].rpartition("\n")[0] + "\n..."
+        self.tags(**{"mlflow.note.content": markdown})
+
     def metrics(self, values: Mapping[str, float | None], step: int = 0) -> None:
         """Numbers by name; None and numbers that are not finite are left out."""
         if finite := _finite(values):
@@ -110,6 +118,7 @@ class Tracker:
             {
                 "do": "child",
                 "name": name,
+                "key": uuid.uuid4().hex,
                 "params": values,
                 "metrics": _finite(metrics),
                 "tags": dict(tags),

@@ -70,7 +70,9 @@ class Checkpoint:
                 "another registry.path"
             ) from error
         except OSError as error:
-            raise FedrayError(f"{self.path.parent} cannot be written ({error.strerror}): make room there") from error
+            raise FedrayError(
+                f"{self.path.parent} cannot be written ({error.strerror}): choose another registry.path=DIR"
+            ) from error
         try:
             yield
         finally:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,10 @@ PHRASINGS = (
     "about the {domain} {name}: what {attribute} is it?",
 )
 UNSEEN_PHRASINGS = (6, 7)  # indices; LLMs answer them, but learn neither to rephrase nor to fuse on them
+_FORMS = tuple(
+    re.compile(re.escape(phrasing.format(attribute="@", domain="@", name="@")).replace("@", r"\w+"))
+    for phrasing in PHRASINGS
+)
 LETTERS = "abcd"
 ENTITIES_PER_DOMAIN = 400
 SPLITS = {"train": 0.68, "validation": 0.10, "test": 0.22}
@@ -259,6 +264,11 @@ def seed_of(zoo: Path) -> int:
         return int(json.loads(path.read_text(encoding="utf-8"))["seed"])
     except (ValueError, TypeError, KeyError) as error:
         raise FedrayError(f'{path} is damaged: it must say {{"seed": NUMBER}}; rebuild the zoo') from error
+
+
+def phrasing_of(question: str) -> int | None:
+    """Which of the PHRASINGS a question has, whatever it asks about; None: one of its own."""
+    return next((i for i, form in enumerate(_FORMS) if form.fullmatch(question)), None)
 
 
 def seen_in_fusing(fact: Fact) -> bool:

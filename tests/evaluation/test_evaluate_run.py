@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scarce import full_disk
 
 from fedray import report
 from fedray.evaluation.evaluate import run
@@ -181,6 +182,42 @@ def test_a_missing_fuser_is_refused_before_anything_loads(job: Job) -> None:
     assert not job.output.exists()
 
 
+def test_a_gate_for_other_senders_is_refused_before_anything_is_asked(job: Job) -> None:
+    Counting.asked = 0
+    with pytest.raises(FedrayError, match=f"no fusion=concat gate of qwen3-0.6b for .*{A}.*train one"):
+        run(job.settings(gate="learned", blocks={"alone": {"senders": "none"}, "all": {}}), Counting)
+    assert Counting.asked == 0 and not (job.output / "report.json").exists()
+
+
+def test_questions_that_no_rewrite_stood_for_are_counted_and_leak_nothing(job: Job) -> None:
+    """LLMs of random weights rephrase nothing."""
+    small: dict[str, Any] = {"latency_requests": 0, "order": "given"}
+    _, left, _ = job(blocks={"all": {"protocol": ["c2c", "t2t"], "rephrase": ["shared", "distinct"]}}, **small)
+    alone, *rephrased = left.rows
+    assert not alone.leakage and alone.unrephrased == 0 and len(rephrased) == 4
+    for row in rephrased:
+        assert row.unrephrased == row.n == 6 and row.accuracy == alone.accuracy
+        assert all(told.figures["rewrites"] == told.figures["jaccard"] == 0 for told in row.leakage) and row.leakage
+    table = (job.output / "table.md").read_text()
+    assert "6 of 6 questions kept no whole rewrite" in table and "What rephrasing gives away" in table
+    assert "What rephrasing gives away" in job.shown
+
+
+@pytest.mark.parametrize(
+    ("bytes_left", "names"), [(500, "report.json"), (15_000, "figure3c.png")], ids=["a row", "a figure"]
+)
+def test_a_full_disk_is_one_sentence_and_loses_nothing(job: Job, bytes_left: int, names: str) -> None:
+    small: dict[str, Any] = {"blocks": {"all": {"protocol": ["c2c", "t2t"]}}, "order": "given"}
+    Counting.asked = 0
+    with full_disk(bytes_left), pytest.raises(FedrayError, match=f"{names} cannot be written .* make room and run"):
+        run(job.settings(**small), Counting)
+    kept = len(list((job.output / "rows").iterdir()))
+    assert not [path for path in job.output.rglob(".*") if path.is_file()], "no half of a file is left"
+    code, left, asked = job(**small)
+    assert code == 0 and left.status == "complete" and asked == 4 * (3 - kept)
+    assert kept == (0 if names == "report.json" else 3)
+
+
 def test_questions_without_answers_are_refused_before_anything_loads(job: Job, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("what is it?\n")
@@ -206,15 +243,18 @@ def test_a_damaged_row_is_named(job: Job) -> None:
 def test_mlflow_has_a_child_for_every_row(job: Job, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    _, left, _ = job(tracking={"uri": uri}, blocks={"all": {}}, order="given")
+    _, left, _ = job(tracking={"uri": uri}, blocks={"all": {"protocol": ["c2c", "t2t"]}}, order="given")
     assert left.tracking
     client = mlflow.MlflowClient(uri)
     parent = client.get_run(left.tracking.run_id)
     assert parent.info.status == "FINISHED" and parent.data.tags["job"] == "evaluate"
+    assert "| 2 | " in parent.data.tags["mlflow.note.content"], "the table stands on the run's page"
+    (curve,) = client.get_metric_history(left.tracking.run_id, "accuracy_by_senders/tiny/t2t")
+    assert (curve.step, curve.value) == (2, left.rows[2].accuracy)
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{left.tracking.run_id}'", order_by=["start_time"]
     )
-    assert {child.data.params["protocol"] for child in found} == {"standalone", "c2c"}
+    assert {child.data.params["protocol"] for child in found} == {"standalone", "c2c", "t2t"}
     c2c = next(child for child in found if child.data.params["protocol"] == "c2c")
     row = left.rows[1]
     assert c2c.info.status == "FINISHED" and c2c.data.params["senders"] == f"{A},{B}"

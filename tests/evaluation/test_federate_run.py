@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scarce import full_disk
 
 from fedray import report
 from fedray.evaluation.federate import batches, run
 from fedray.evaluation.tasks import Question, load_task
 from fedray.report import Report
-from fedray.settings import Settings, TaskSettings, TrackingSettings
+from fedray.settings import ProtocolSettings, Settings, TaskSettings, TrackingSettings
 from fedray.types import Answer, FedrayError, KVSpec, MemberInfo, Missing, Plan, Request, Row, Usage
 
 LOST = Missing("qwen2.5-1.5b", "died")
@@ -61,7 +62,9 @@ class Pretended:
         usage = Usage(
             {"prefill[llama-1b]": 0.2, "decode": 0.1, "total": 0.25}, 1000 * request.rows(), 10 * request.rows()
         )
-        return Answer(self._rows(request, "bird"), self.settings.receiver, self.settings.senders, (LOST,), usage)
+        rows, (who, senders) = self._rows(request, "bird"), (self.settings.receiver, self.settings.senders)
+        lost = {0: "the choice 'red' is lost"} if self.settings.rephrase != "none" else {}
+        return Answer(rows, who, senders, (LOST,), usage, unrephrased=lost)
 
     def stream(self, prompt: str) -> Iterator[str]:
         yield "it is "
@@ -115,6 +118,8 @@ def test_an_evaluation_is_counted_and_shown(job: Job) -> None:
     assert code == 0 and left.status == "complete" and left.n == 100 == len(left.answers)
     assert (left.accuracy, left.accuracy_alone) == (share["bird"] / 100, share["star"] / 100)
     assert (left.rescued, left.harmed) == (share["bird"], share["star"]) and 0 < (left.p_value or 0) <= 1
+    assert left.type == "homogeneous cache" and "type: homogeneous cache (FedRefine, Appendix A)" in shown
+    assert left.unrephrased == 0 and "rewrite" not in shown
     assert left.usage.payload_bytes == 100_000 and left.usage.bytes_per_token == 100.0
     assert left.usage.seconds["total"].p50 == 0.25 and left.missing == (LOST,)
     assert left.trust["bird"] == {"llama-1b": pytest.approx(0.9)}
@@ -154,6 +159,25 @@ def test_mismatched_senders_read_something_else(job: Job) -> None:
         assert set(request.asked) == set(pretended.settings.senders)
         for texts in request.asked.values():
             assert all(a != b for a, b in zip(request.prompts, texts, strict=True))
+
+
+def test_what_no_rewrite_stood_for_is_counted_and_named(job: Job) -> None:
+    _, left, shown, _ = job(rephrase="shared")
+    assert left.unrephrased == 4, "the first of every batch"
+    assert "4 of 100 questions kept no whole rewrite (the choice 'red' is lost)" in shown
+
+
+def test_alone_nothing_crosses(job: Job) -> None:
+    _, left, shown, _ = job(protocol=ProtocolSettings("self_refine"))
+    assert left.type is None and "Appendix A" not in shown
+
+
+def test_a_full_disk_is_one_sentence(job: Job) -> None:
+    with full_disk(1000), pytest.raises(FedrayError, match=r"report.json cannot be written .* make room"):
+        job()
+    with full_disk(40_000), pytest.raises(FedrayError, match=r"accuracy.png cannot be written .* make room"):
+        job()
+    assert report.read(job.output).status == "complete"
 
 
 def test_ctrl_c_leaves_what_was_done(job: Job) -> None:
