@@ -96,7 +96,7 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose wor
 _HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
 # Settings whose text is taken as it is, whatever Hydra's grammar thinks of its commas and quotes.
 _FREE_TEXT = re.compile(
-    r"prompt|questions|output|name|hash|to|source|revision|zoo\.path|registry\.path|members\..*\.label|evidence\..*"
+    r"prompt|questions|output|name|hash|to|source|revision|(?:zoo|registry|data)\.path|members\..*\.label|evidence\..*"
 )
 
 

@@ -364,9 +364,11 @@ class Member:
 
     def _score(self, context: Context, logits: Tensor, choices: tuple[tuple[str, ...], ...]) -> tuple[Row, ...]:
         ids = [[self.llm.encode_answer(text) for text in row] for row in choices]
-        scores = decoding.score(self.llm.model, context, logits, ids, self.llm.pad_id)
+        scores, greedy = decoding.score(self.llm.model, context, logits, ids, self.llm.pad_id)
         best = [max(range(len(row)), key=row.__getitem__) for row in scores]
-        return tuple(Row(choices[b][c], tuple(ids[b][c]), c, tuple(scores[b])) for b, c in enumerate(best))
+        return tuple(
+            Row(choices[b][c], tuple(ids[b][c]), c, tuple(scores[b]), tuple(greedy[b])) for b, c in enumerate(best)
+        )
 
     def _decode(
         self, session: str, context: Context, logits: Tensor, generation: Generation

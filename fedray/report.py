@@ -154,7 +154,22 @@ class Evaluated:
     by_member: Mapping[str, float]  # accuracy of each, where each answers
     missing: tuple[Missing, ...]
     wall_s: float  # that asking took
+    scoring: str = "text"  # as in Report
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A data set that was read: for questions, or to train on."""
+
+    name: str
+    split: str
+    repo: str | None  # on the hub; None: a local copy
+    revision: str | None  # the hub's commit, where it is known
+    subsets: int  # that were there
+    rows: int  # that could be used
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> rows that could not
+    hash: str = ""  # of the content that could be used, whatever it was read from
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +232,8 @@ class Report:
     rephrase: str = "none"
     control: str = "none"
     task: str | None = None  # task name, or the file the questions came from; None: a single prompt
+    scoring: str = "text"  # how answers were read: fedray/evaluation/scoring.py
+    data: tuple[Data, ...] = ()  # the data sets behind the tasks, or the training
     n: int = 0  # questions answered
     accuracy: float | None = None  # federated, over the questions whose answer is known; failed samples are wrong
     stderr: float | None = None  # standard error of `accuracy`

@@ -12,6 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import NAMES, resolve, safe_name
 from fedray.schema import Schema
 from fedray.types import T2T, FedrayError, Generation
@@ -24,7 +25,13 @@ Task = Literal[
     "tiny-joint-halves",
     "tiny-evidence",
     "tiny-evidence-pooled",
+    "openbookqa",
+    "arc-challenge",
+    "mmlu-redux",
+    "ceval",
+    "gsm8k",
 ]
+Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number"]
 ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
 
 
@@ -52,6 +59,23 @@ class TaskSettings:
     limit: int | None = 200  # questions; None asks all
     split: Literal["train", "validation", "test"] = "test"
     batch_size: int = 32
+    scoring: Scoring | None = None  # fedray/evaluation/scoring.py; None: as the task was published
+    max_tokens: int | None = None  # of a free answer; None: what the scoring needs, or generation.max_tokens
+
+    @property
+    def scored_by(self) -> Scoring:
+        """The scoring, said or implied."""
+        implied = "number" if self.name == "gsm8k" else "letters-generated" if self.name in BENCHMARKS else "text"
+        return self.scoring or implied
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Where the data sets of real tasks are read from."""
+
+    path: Path | None = None  # a folder of local copies, one per data set, or one data set's folder or file
+    streaming: bool = False  # read the hub's rows as they come, without keeping them
+    revision: str | None = None  # of the data set on the hub: a branch, tag or commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +142,7 @@ class Settings:
     evidence: Mapping[str, str] = field(default_factory=dict)  # by safe name: a text or a file only this member reads
     zoo: ZooSettings = ZooSettings()
     task: TaskSettings = TaskSettings()
+    data: DataSettings = DataSettings()
     prompt: str | None = None
     questions: Path | None = None  # .jsonl or .json in OpenBookQA's schema, or .txt with a question per line
     generation: Generation = field(default_factory=Generation)
@@ -213,6 +238,7 @@ def check(settings: Settings) -> None:
     _check_members(settings)
     _check_exchange(settings)
     _check_questions(settings)
+    _check_task(settings)
     _check_folders(settings)
     check_output(settings.output)
 
@@ -263,7 +289,8 @@ def _check_exchange(settings: Settings) -> None:
             "answer_all=true goes with protocol=c2c, and without rephrase, evidence and control=mismatched: "
             "everybody reads the same prompt"
         )
-    if settings.gate.kind == "oracle" and (settings.prompt is not None or settings.questions is not None):
+    untold = settings.prompt is not None or settings.questions is not None or settings.task.name in BENCHMARKS
+    if settings.gate.kind == "oracle" and untold:
         raise FedrayError("gate=oracle must be told who knows, as only the tiny tasks can: choose gate=learned")
 
 
@@ -271,6 +298,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**32 - 1),
     ("task.limit", 1, math.inf),
     ("task.batch_size", 1, 256),
+    ("task.max_tokens", 1, 4096),
     ("gate.threshold", 0, 1),
     ("generation.max_tokens", 1, math.inf),
     ("generation.temperature", 0, math.inf),
@@ -347,7 +375,25 @@ def _check_questions(settings: Settings) -> None:
         raise FedrayError(f"questions file {str(path)!r} is empty: write one question per line")
 
 
+def _check_task(settings: Settings) -> None:
+    """A split that the data set has, and a scoring that goes with its questions and with the protocol."""
+    task, protocol = settings.task, settings.protocol.name
+    if settings.prompt is not None:
+        return
+    if task.name in BENCHMARKS and settings.questions is None:
+        BENCHMARKS[task.name].check(task.split)
+    if (task.scored_by == "number") != (task.name == "gsm8k" and settings.questions is None):
+        fits = "number" if task.name == "gsm8k" else "text, text-normalized, letters or letters-generated"
+        raise FedrayError(f"task.scoring={task.scored_by} does not go with task={task.name}: choose {fits}")
+    if protocol == "ensemble" and task.scored_by not in ("text", "letters"):
+        raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")
+    if settings.vote and task.scored_by == "text-normalized":
+        raise FedrayError("vote=true counts choices as members make them: leave task.scoring=text-normalized out")
+
+
 def _check_folders(settings: Settings) -> None:
+    if settings.data.path is not None and not settings.data.path.exists():
+        raise FedrayError(f"data.path={settings.data.path} does not exist: name a folder or a file, or leave it out")
     for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
         if folder is not None and not folder.is_dir():
             raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")

@@ -203,12 +203,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One prompt's answer. choice: index of the chosen answer text; weights: gate weight per sender."""
+    """One prompt's answer. choice: index of the chosen answer text; scores: log-likelihood of every choice's text;
+    greedy: whether greedy decoding would begin with it; weights: gate weight per sender."""
 
     text: str
     tokens: tuple[int, ...] = ()
     choice: int | None = None
     scores: tuple[float, ...] = ()
+    greedy: tuple[bool, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _FOLDER = tempfile.TemporaryDirectory(prefix="fr", dir="/tmp")  # short: Ray's sockets lie in it
 os.environ |= {
     "OMP_NUM_THREADS": "1",  # LLMs this small lose time to a second thread, and minutes on a busy machine
+    "HF_DATASETS_CACHE": f"{_FOLDER.name}/datasets",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TMPDIR": _FOLDER.name,
     "RAY_AUTH_MODE": "token",

@@ -31,7 +31,10 @@ ROOT = CONF.parent
 CHOICES = [
     (str(path.parent.relative_to(CONF)), path.stem)
     for path in sorted(CONF.rglob("*.yaml"))
-    if path.parent != CONF and not path.is_relative_to(CONF / "hydra") and "\nblocks:" not in path.read_text()
+    if path.parent not in (CONF, CONF / "data")
+    and not path.is_relative_to(CONF / "hydra")
+    and "\nblocks:" not in path.read_text()
+    and "override /data" not in path.read_text()
 ]
 
 

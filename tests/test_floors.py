@@ -21,7 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"types"}),
     frozenset({"suggest", "background", "disk", "prompts"}),
     frozenset({"schema"}),
-    frozenset({"llm", "wire"}),
+    frozenset({"llm", "wire", "data"}),
     frozenset({"fusion", "privacy"}),
     frozenset({"sessions"}),
     frozenset({"member"}),
@@ -55,7 +55,7 @@ BESIDES = {
         "fedray.training.settings",
         "fedray.settings",
     },
-    "settings": {"fedray.llm.catalogue"},
+    "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
     "config": {
         "fedray.evaluation.settings",
         "fedray.training.settings",
@@ -190,7 +190,7 @@ import fedray
 
 if {whole}:
     for module in pkgutil.walk_packages(fedray.__path__, "fedray.", onerror=lambda name: None):
-        if module.name.split(".")[1] not in ("runtime", "training"):
+        if module.name.split(".")[1] not in ("runtime", "training") and module.name != "fedray.evaluation.lm_eval":
             importlib.import_module(module.name)
 assert not blocked & sys.modules.keys()
 """

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from fedray.evaluation.scoring import for_task
 from fedray.llm.catalogue import NAMES, resolve, safe_name
 from fedray.settings import ALONE, ProtocolSettings, Settings
 from fedray.suggest import unknown
@@ -81,7 +82,7 @@ class Case:
             "generation": replace(base.generation, seed=seed),
             "seed": seed,
         }
-        return replace(base, **values)
+        return for_task(replace(base, **values))
 
 
 def cases(settings: EvaluateSettings, order: Sequence[str]) -> list[Case]:

@@ -7,7 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from fedray import report as reports
+from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import figure3, leaks, table, table_figures
+from fedray.evaluation.benchmarks import source
 from fedray.evaluation.cases import Case, cases
 from fedray.evaluation.federate import ENDS
 from fedray.evaluation.ledger import Ledger, decided_by
@@ -21,7 +23,7 @@ from fedray.evaluation.words import who
 from fedray.federation import Federation
 from fedray.llm.loading import check_prompts
 from fedray.planner import Planner
-from fedray.report import Evaluated, Order, Participant, Report, Tracked
+from fedray.report import Data, Evaluated, Order, Participant, Report, Tracked
 from fedray.settings import ALONE, Settings
 from fedray.tracking import Tracker
 from fedray.types import FedrayError
@@ -163,6 +165,8 @@ class Evaluation:
             rephrase=settings.rephrase,
             control=settings.control,
             task=str(settings.questions or settings.task.name),
+            scoring=settings.task.scored_by,
+            data=self._data(),
             n=max((row.n for row in rows), default=0),
             members=self.members,
             rows=rows,
@@ -170,6 +174,12 @@ class Evaluation:
             contributions=results.contributions() if results else (),
             order=self.order,
         )
+
+    def _data(self) -> tuple[Data, ...]:
+        """The data sets behind the tasks."""
+        base, tasks = self.settings, dict.fromkeys(task for task, _ in self._questions)
+        found = (source(replace(base, task=replace(base.task, name=task))) for task in tasks)
+        return tuple(Data(**asdict(origin)) for origin in found if origin)
 
     def leave(self, status: Status) -> Path:
         """Screen, table, figures, report and MLflow, from whatever was done. Returns the report's path."""
@@ -235,15 +245,16 @@ def check_cases(settings: EvaluateSettings) -> None:
             fusion=own.fusion,
             on_missing=own.on_missing,
         )
-    if settings.questions is not None:
-        prompts = [q.prompt for q in load_task(settings)]
+    tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
+    for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
+        prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]
         check_prompts((neutral.receiver, *neutral.senders), prompts, folder=settings.zoo.path)
 
 
 def graded(questions: list[Question]) -> list[Question]:
-    """The questions, if each has choices and an answer. Raises FedrayError naming one that has not."""
+    """The questions, if each has a known answer. Raises FedrayError naming one that has not."""
     for question in questions:
-        if question.choices is None or question.gold is None:
+        if question.answer is None:
             raise FedrayError(
                 f'an evaluation needs the right answer: give question {question.id} "choices" and an "answerKey"'
             )

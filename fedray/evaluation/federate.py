@@ -9,8 +9,11 @@ from itertools import groupby
 from pathlib import Path
 
 from fedray import report as reports
+from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import figures
+from fedray.evaluation.benchmarks import source
 from fedray.evaluation.record import Record, Status
+from fedray.evaluation.scoring import for_task
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
 from fedray.federation import Federation
@@ -52,6 +55,7 @@ class Run:
             route=settings.gate.route,
             zoo=settings.zoo.name,
             task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
+            scoring=settings.task.scored_by,
             limit=settings.task.limit,
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
         )
@@ -131,8 +135,10 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
 
     Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report.
     """
+    settings = for_task(settings) if settings.prompt is None else settings
     questions = load_task(settings) if settings.prompt is None else []
-    own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if settings.questions]
+    foreign = settings.questions is not None or settings.task.name in BENCHMARKS
+    own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
         check_prompts((settings.receiver, *settings.senders), own, folder=settings.zoo.path)
     status: Status = "failed"
@@ -140,6 +146,7 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
         settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"
     ) as tracker:
         job = Run(settings, tracker)
+        job.record.source = source(settings)
         try:
             with federation(settings) as fed:
                 job.open(fed)
@@ -164,7 +171,7 @@ def failed(alone: Answer, reason: str) -> Answer:
 
 def batches(questions: Sequence[Question], size: int, free: int | None = None) -> Iterator[list[Question]]:
     """Up to `size` questions to choose an answer from, or up to `free` to answer freely, at a time."""
-    for freely, alike in groupby(questions, key=lambda q: q.choices is None):
+    for freely, alike in groupby(questions, key=lambda q: q.offered is None):
         rows, step = list(alike), (free or size) if freely else size
         yield from (rows[i : i + step] for i in range(0, len(rows), step))
 

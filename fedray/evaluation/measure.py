@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from fedray.evaluation.cases import Case
 from fedray.evaluation.federate import ANSWER_TOKENS, batches
-from fedray.evaluation.metrics import is_right
 from fedray.evaluation.tasks import Question, mismatched, request_fields
 from fedray.federation import Federation
 from fedray.group import MemberFailed
@@ -86,7 +85,8 @@ class Asking:
         """As many at a time as the settings say, and fewer where members' texts would outgrow a small message."""
         speaks = self._plan.protocol == "t2t" or self._plan.speakers
         most = ANSWER_TOKENS // self._plan.t2t.max_tokens if speaks else len(self._questions)
-        return batches(self._questions, max(1, min(self._settings.task.batch_size, most)))
+        size = max(1, min(self._settings.task.batch_size, most))
+        return batches(self._questions, size, max(1, min(size, ANSWER_TOKENS // self._settings.generation.max_tokens)))
 
     def _ask(self, batch: Sequence[Question]) -> None:
         try:
@@ -99,7 +99,7 @@ class Asking:
             self._missing.setdefault(self._plan.receiver, Missing(self._plan.receiver, str(error)))
             return
         self._right += _right(answer.rows, batch)
-        self._unparseable += sum(row.choice is None for row in answer.rows)
+        self._unparseable += sum(q.said(row) is None for row, q in zip(answer.rows, batch, strict=True))
         self._unrephrased += len(answer.unrephrased)
         self._usage += replace(answer.usage, seconds={})
         for name, rows in answer.by_member.items():
@@ -129,7 +129,7 @@ class Asking:
 
 
 def _right(rows: Sequence[Row], batch: Sequence[Question]) -> list[bool]:
-    return [is_right(row.choice, q.gold) for row, q in zip(rows, batch, strict=True) if q.gold is not None]
+    return [right for row, q in zip(rows, batch, strict=True) if (right := q.right(row)) is not None]
 
 
 def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:

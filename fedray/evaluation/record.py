@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import starmap
 from statistics import fmean
 from typing import Literal
 
+from fedray.data.source import Source
 from fedray.evaluation.kinds import kind_of
-from fedray.evaluation.metrics import Comparison, compare, is_right, percentiles
+from fedray.evaluation.metrics import Comparison, compare, percentiles
 from fedray.evaluation.tasks import Question
-from fedray.report import Answered, Cost, Participant, Report
+from fedray.report import Answered, Cost, Data, Participant, Report
 from fedray.settings import ALONE, Settings
 from fedray.types import Answer, MemberInfo, Missing, Row, Usage
 
@@ -30,8 +31,8 @@ class Result:
 
     def right(self) -> tuple[bool, bool] | None:
         """Whether the receiver alone and the federation are right; None where nobody knows the answer."""
-        gold = self.question.gold
-        return None if gold is None else (is_right(self.alone.choice, gold), is_right(self.federated.choice, gold))
+        alone, federated = self.question.right(self.alone), self.question.right(self.federated)
+        return None if alone is None or federated is None else (alone, federated)
 
     @property
     def outcome(self) -> Outcome:
@@ -45,13 +46,8 @@ class Result:
 
     def answered(self) -> Answered:
         question = self.question
-        alone, federated = self._text(self.alone), self._text(self.federated)
+        alone, federated = question.said(self.alone), question.said(self.federated)
         return Answered(question.prompt, question.choices, question.answer, alone, federated)
-
-    def _text(self, row: Row) -> str | None:
-        if self.question.choices is None:
-            return row.text
-        return None if row.choice is None else self.question.choices[row.choice]
 
 
 class Record:
@@ -60,6 +56,7 @@ class Record:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.results: list[Result] = []
+        self.source: Source | None = None  # of the questions
         self.members: tuple[Participant, ...] = ()
         self.kind: str | None = None
         self.unrephrased: dict[int, str] = {}  # number of a result that no rewrite stood for -> the last one's flaw
@@ -129,6 +126,8 @@ class Record:
             rephrase=settings.rephrase,
             control=settings.control,
             task=_task(settings),
+            scoring=settings.task.scored_by,
+            data=tuple(Data(**asdict(found)) for found in (self.source,) if found),
             n=len(self.results),
             accuracy=found and found.accuracy,
             stderr=found and found.stderr,

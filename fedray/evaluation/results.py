@@ -106,6 +106,7 @@ class Results:
             missing=tuple({m.member: m for m in chain.from_iterable(m.missing for m in measured)}.values()),
             wall_s=sum(m.wall_s for m in measured),
             leakage=leaks(asked[first], measured[0].read) if measured[0].read else (),
+            scoring=asked[first][0].scoring,
         )
 
     def comparisons(self) -> tuple[Compared, ...]:

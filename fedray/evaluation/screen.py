@@ -63,7 +63,7 @@ class Screen:
         if report.task is not None and results:
             self.examples(results)
         if found:
-            self.accuracy(found)
+            self.accuracy(found, report.scoring)
         if report.usage.seconds:
             self.seconds(report.usage)
         if report.trust:
@@ -79,7 +79,7 @@ class Screen:
             rows.append([Text(plain(text), _STYLES[result.outcome]) for text in texts])
         self._table("Some of the questions", ("question", "gold", "alone", "federated", ""), rows)
 
-    def accuracy(self, found: Mapping[str, Comparison]) -> None:
+    def accuracy(self, found: Mapping[str, Comparison], scoring: str) -> None:
         rows: list[tuple[str, ...]] = []
         for name, c in found.items():
             alone = f"{c.accuracy_alone:.1%} ± {c.stderr_alone:.1%}"
@@ -87,7 +87,8 @@ class Screen:
             p = "< 0.0001" if c.p_value < 1e-4 else f"{c.p_value:.4f}"
             rows.append((name, str(c.n), alone, federated, str(c.rescued), str(c.harmed), p))
         headings = ("questions", "n", "alone", "federated", "rescued", "harmed", "paired p-value")
-        self._table("Accuracy, ± one standard error", headings, rows)
+        how = "" if scoring == "text" else f" by {scoring}"
+        self._table(f"Accuracy{how}, ± one standard error", headings, rows)
 
     def seconds(self, cost: Cost) -> None:
         rows = ((phase, f"{p.p50:.3f}", f"{p.p95:.3f}") for phase, p in cost.seconds.items())

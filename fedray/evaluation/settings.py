@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation.cases import cases
 from fedray.schema import Schema
 from fedray.settings import BY_MEMBER, ProtocolSettings, Settings, check, check_range, read
@@ -98,5 +99,7 @@ def check_evaluation(settings: EvaluateSettings) -> None:
         check_range("seeds", seed, 0, 2**32 - 1)
     check_range("latency_requests", settings.latency_requests, 0)
     check_range("order_limit", settings.order_limit, 1)
-    if settings.questions is not None and settings.ordered:
-        raise FedrayError("a file of questions has no validation split to order the senders by: add order=given")
+    unsplit = settings.task.name in BENCHMARKS and "validation" not in BENCHMARKS[settings.task.name].splits
+    if settings.ordered and (settings.questions is not None or unsplit):
+        what = settings.task.name if settings.questions is None else "a file of questions"
+        raise FedrayError(f"{what} has no validation split to order the senders by: add order=given")

@@ -124,7 +124,7 @@ def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
     seconds = ("" if s is None else f"{s:.3f}" for s in (row.latency_mean, row.latency_p50, row.latency_p95))
     helped = row.way != "standalone"
     return (
-        row.task,
+        row.task if row.scoring == "text" else f"{row.task} ({row.scoring})",
         row.receiver,
         who(row.senders, order),
         row.way,

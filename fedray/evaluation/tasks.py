@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
+from fedray.data.catalogue import BENCHMARKS
+from fedray.evaluation import benchmarks, scoring
+from fedray.evaluation.metrics import is_right
 from fedray.llm.catalogue import EMBEDDED
 from fedray.settings import Settings, Task
-from fedray.types import FedrayError, Plan
+from fedray.types import FedrayError, Plan, Row
 from fedray.zoo.questions import evidence, joint
 from fedray.zoo.world import UNSEEN_PHRASINGS, World, seed_of, seen_in_fusing
 
@@ -22,7 +25,8 @@ _SEED = 0  # of the order: a limit takes questions about the same facts, however
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. gold: index into choices; group: what figures are split by (a domain, or ""); experts: the members
+    """One question. gold: index into choices; target: the right answer of a question that is answered freely; scoring:
+    how an answer is read (scoring.py); group: what figures are split by (a domain, or ""); experts: the members
     that know what it asks, where that is known (all of them are needed); asked, evidence: member -> what it reads
     instead of the prompt, and the document that it alone holds."""
 
@@ -36,11 +40,31 @@ class Question:
     experts: tuple[str, ...] = ()
     asked: Mapping[str, str] = field(default_factory=dict, hash=False)
     evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
+    target: str | None = None
+    scoring: str = "text"
 
     @property
     def answer(self) -> str | None:
         """The right answer's text, where it is known."""
-        return self.choices[self.gold] if self.choices and self.gold is not None else None
+        return self.choices[self.gold] if self.choices and self.gold is not None else self.target
+
+    @property
+    def offered(self) -> tuple[str, ...] | None:
+        """The texts that members choose from; None: they answer freely."""
+        return scoring.offered(self.scoring, self.choices)
+
+    def said(self, row: Row) -> str | None:
+        """What an answer comes to, in the words of the choices or the form of the target; None: it names none."""
+        if self.choices is None:
+            return scoring.number(row.text) if self.scoring == "number" else row.text
+        choice = scoring.picked(self.scoring, self.choices, row)
+        return None if choice is None else self.choices[choice]
+
+    def right(self, row: Row) -> bool | None:
+        """Whether an answer is right; None where nobody knows."""
+        if self.choices is None or self.gold is None:
+            return None if self.target is None else self.said(row) == self.target
+        return is_right(scoring.picked(self.scoring, self.choices, row), self.gold)
 
 
 def load_task(settings: Settings, seed: int = 0) -> list[Question]:
@@ -49,14 +73,30 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
     seed: of the task's phrasings and choices; they are the same whatever the run's own seed.
     Raises FedrayError where a file does not say what it should: file, line, remedy.
     """
+    how = settings.task.scored_by
     if settings.questions is not None:
-        return read_questions(settings.questions)
+        return [_scored(question, how) for question in read_questions(settings.questions)]
     if settings.task.name not in TASKS:
         raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
-    world = World(seed_of(settings.zoo.path or EMBEDDED))
-    questions = [_question(row, str(row["id"])) for row in _rows(settings, world, seed)]
+    if settings.task.name in BENCHMARKS:
+        found = benchmarks.items(settings).items()
+        questions = [
+            Question(name, i.question, i.choices or None, i.gold, group, target=i.target) for name, (group, i) in found
+        ]
+    else:
+        world = World(seed_of(settings.zoo.path or EMBEDDED))
+        questions = [_question(row, str(row["id"])) for row in _rows(settings, world, seed)]
     random.Random(_SEED).shuffle(questions)
-    return questions[: settings.task.limit]
+    return [_scored(question, how) for question in questions[: settings.task.limit]]
+
+
+def _scored(question: Question, how: str) -> Question:
+    """The question put as a scoring wants it; one that is answered freely, and of no number, stays as it is."""
+    if question.choices is None and question.target is None:
+        return question
+    prompt = scoring.asked(how, question.prompt, question.choices or ())
+    target = None if question.target is None else scoring.number(question.target)
+    return replace(question, prompt=prompt, target=target, scoring=how)
 
 
 def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
@@ -80,7 +120,7 @@ def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Q
     asked = {name for q in questions for name in q.asked}
     holders = {name for q in questions for name in q.evidence}
     fields = {
-        "choices": None if questions[0].choices is None else tuple(q.choices or () for q in questions),
+        "choices": None if questions[0].offered is None else tuple(q.offered or () for q in questions),
         "asked": dict.fromkeys(plan.senders, tuple(instead[q] for q in questions))
         if instead
         else {name: tuple(q.asked.get(name, q.prompt) for q in questions) for name in asked},

@@ -213,18 +213,19 @@ def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -
 
 def score(
     model: Any, context: Context, logits_BV: Tensor, choices: list[list[list[int]]], fill: int
-) -> list[list[float]]:
-    """Log-probability of every choice's tokens after `context`, whose next-token logits are logits_BV.
+) -> tuple[list[list[float]], list[list[bool]]]:
+    """Log-probability of every choice's tokens after `context`, and whether greedy decoding would say them.
 
-    choices[b][c] are the token ids of choice c of row b. The first token is read off logits_BV; only choices of
-    several tokens cost another pass.
+    choices[b][c] are the token ids of choice c of row b; logits_BV are the context's next-token logits. The first token
+    is read off them; only choices of several tokens cost another pass.
     """
-    first = torch.log_softmax(logits_BV, dim=-1)
+    first, most = torch.log_softmax(logits_BV, dim=-1), logits_BV.argmax(-1).tolist()
     scores = [[float(first[b, ids[0]]) for ids in row] for b, row in enumerate(choices)]
+    greedy = [[ids[0] == most[b] for ids in row] for b, row in enumerate(choices)]
     widest = max(len(row) for row in choices)
     flat = [(row + [row[-1]] * (widest - len(row))) for row in choices]
     if all(len(ids) == 1 for row in flat for ids in row):
-        return scores
+        return scores, greedy
     ids_RT, valid_RT = pad([ids for row in flat for ids in row], fill, logits_BV.device)
     extended = context.repeat(widest)
     logits, _ = step(model, extended, ids_RT, valid_RT, all_logits=True)
@@ -232,4 +233,8 @@ def score(
     following = torch.log_softmax(logits[:, :-1], dim=-1)
     picked = following.gather(2, ids_RT[:, 1:, None])[..., 0] * valid_RT[:, 1:]
     rest = picked.sum(1).view(len(choices), widest)
-    return [[s + float(rest[b, c]) for c, s in enumerate(row)] for b, row in enumerate(scores)]
+    as_said = ((following.argmax(-1) == ids_RT[:, 1:]) | ~valid_RT[:, 1:]).all(1).view(len(choices), widest)
+    return (
+        [[s + float(rest[b, c]) for c, s in enumerate(row)] for b, row in enumerate(scores)],
+        [[said and bool(as_said[b, c]) for c, said in enumerate(row)] for b, row in enumerate(greedy)],
+    )

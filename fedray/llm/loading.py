@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from fedray.llm.cache import spec_of
@@ -52,6 +52,15 @@ def sketch(name: str, *, zoo: str = "tiny", folder: Path | None = None) -> LLM:
     except (OSError, ValueError, RuntimeError) as error:
         raise _unloadable(name, path, error) from error
     return wrap(name, model, tokenizer, digest[:16])
+
+
+def config_of(name: str, folder: Path | None = None) -> PretrainedConfig:
+    """An LLM's configuration, before its weights are loaded. Raises FedrayError."""
+    path = (folder or EMBEDDED) / "llms" / name
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, path, error) from error
 
 
 def check_weights(name: str, folder: Path | None = None) -> str:

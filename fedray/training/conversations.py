@@ -17,11 +17,15 @@ BATCH = 256  # questions answered at once
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One training example: a prompt, its right answer, and the group (domain) it is counted under."""
+    """One training example: a prompt, its right answer, and the group (domain) it is counted under.
+
+    before: what was said earlier, the user and the assistant in turn.
+    """
 
     prompt: str
     answer: str
     group: str = ""
+    before: tuple[str, ...] = ()
 
 
 def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[Conversation]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
 from fedray.llm.model import LLM, Encoded, Span
+from fedray.types import KVSpec
 
 BATCH = 256  # prompts read at once
 
@@ -71,6 +72,24 @@ def read(llm: LLM, encoded: Sequence[Encoded], state_layer: int | None = None) -
     if state_layer is not None:
         state = torch.cat([torch.nn.functional.pad(s, (0, 0, 0, longest - s.shape[1])) for s in states])
     return Prefilled(llm, cache, [e.spans for e in encoded], last, state)
+
+
+def states(llm: LLM, encoded: Sequence[Encoded], layer: int, at_once: int = BATCH) -> Prefilled:
+    """What a gate reads of prompts, without their caches, which would not fit where there are many long ones."""
+    read_at_once = (read(llm, encoded[i : i + at_once], layer) for i in range(0, len(encoded), at_once))
+    kept = [(part.state_BTD, part.cache.lengths, part.last_B1) for part in read_at_once]
+    found = [state for state, _, _ in kept if state is not None]
+    longest = max(state.shape[1] for state in found)
+    nothing = KVSpec(0, llm.spec.kv_heads, llm.spec.head_dim)
+    lengths = torch.cat([length for _, length, _ in kept])
+    positions = torch.arange(longest, device=lengths.device)[None].expand(len(encoded), -1)
+    return Prefilled(
+        llm,
+        KVCache(nothing, (), (), lengths, positions),
+        [],
+        torch.cat([last for _, _, last in kept]),
+        torch.cat([torch.nn.functional.pad(state, (0, 0, 0, longest - state.shape[1])) for state in found]),
+    )
 
 
 def answers(llm: LLM, texts: Sequence[str]) -> list[list[int]]:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import random
+import platform
+import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from fedray.fusion.fuser import build_fuser
 from fedray.fusion.registry import SHIPPED, Registry, fuser_name
 from fedray.llm.catalogue import EMBEDDED, NAMES
-from fedray.llm.loading import describe, load
+from fedray.llm.loading import config_of, describe, load
+from fedray.report import Data
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
-from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, believed, conversations
+from fedray.training.conversations import Conversation, believed
 from fedray.training.crew import Crew, Tell
 from fedray.training.data import BATCH
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.job import Job, Outcome, Task, hashes
+from fedray.training.material import TINY_TOKENS, Material, fitting, of_data_set, of_world, said_of
+from fedray.training.memory import GIB, Load, Memory, check, estimate
 from fedray.training.pair import Pair
-from fedray.training.recipe import FuserRecipe, fuser_config
+from fedray.training.recipe import FuserRecipe, fuser_config, is_half, precision
 from fedray.training.settings import EVERYONE, FuserJob
 from fedray.training.workers import Work
 from fedray.types import Artifact
@@ -48,34 +54,41 @@ def run(settings: FuserJob) -> int:
 def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     """One worker's part in the training of one fuser."""
     s, zoo = order.settings, order.zoo
-    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, folder=zoo)
-    sender = load(order.sender, zoo=s.zoo.name, device=s.device, folder=zoo) if s.control != "identical" else receiver
-    world = World(seed_of(zoo or EMBEDDED))
-    talks = _some(conversations(world, "train", PHRASINGS_PER_FACT), s)
-    check = _some(conversations(world, "validation"), s)
+    material = _material(s, zoo, tell)
+    memory = _estimated(order)
+    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo)
+    sender = receiver
+    if s.control != "identical":
+        sender = load(order.sender, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo)
+    if material.source:
+        material = fitting(material, (sender, receiver), s.data.longest)
 
     def pair(asked: list[Conversation], phase: str = "") -> Pair:
-        if phase and s.answers == "sender":
+        if phase and s.learns == "sender":
             asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
-        return Pair(sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=s.control == "single")
+        at_once = s.rows if material.source else BATCH
+        return Pair(
+            sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=s.control == "single", at_once=at_once
+        )
 
     training = FuserTraining(
-        pair(talks, "sender answers"),
+        pair(material.talks, "sender answers"),
         order.recipe,
-        check=pair(check, "to validate with") if s.validate_every else None,
+        check=pair(material.check, "to validate with") if s.validate_every else None,
         crew=crew,
         checkpoint=order.checkpoint,
         save_every=s.save_every,
     )
     fuser = training.run(lambda step, of, figures: tell("training", step, of, figures))
-    right = pair(check)
-    weights_RLN = right.openness(fuser, right.rows(range(min(len(right), BATCH)))).float().cpu()
-    validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)
+    right = pair(material.check)
+    with torch.no_grad(), precision(order.recipe, receiver.device):
+        weights_RLN = right.openness(fuser, right.rows(range(min(len(right), right.at_once)))).float().cpu()
+        validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)
     record = {
-        "world_seed": world.seed,
+        **material.record,
         "questions": len(training.pair),
         "steps": training.step,
-        "answers": s.answers,
+        "answers": s.learns,
         "recipe": asdict(order.recipe),
         "validation": validation,
         "validation_alone": alone,
@@ -93,20 +106,45 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
         len(training.pair),
         training.step,
         training.resumed_at,
-        training.figures(),
+        {**training.figures(), "memory/estimated_gib": memory.total / GIB, "memory/peak_gib": _peak(s.device) / GIB},
         heatmap,
         record,
         validation,
         alone,
+        data=(Data(**asdict(material.source)),) if material.source else (),
     )
 
 
-def _some(talks: list[Conversation], settings: FuserJob) -> list[Conversation]:
-    """As many as the settings' limit, drawn by their seed."""
-    if settings.limit is None or settings.limit >= len(talks):
-        return talks
-    rows = random.Random(settings.seed).sample(range(len(talks)), settings.limit)
-    return [talks[row] for row in sorted(rows)]
+def _material(s: FuserJob, zoo: Path | None, tell: Tell) -> Material:
+    if s.data.name == "tiny":
+        return of_world(World(seed_of(zoo or EMBEDDED)), s.limit, s.seed)
+    tell("reading", 0, s.limit or 1, {})
+    return of_data_set(s.data, s.limit, s.seed, lambda done, of: tell("reading", done, of, {}))
+
+
+def _estimated(order: Order) -> Memory:
+    """What one worker needs, if it is there. Raises FedrayError with the figures where it is not."""
+    s = order.settings
+    sender, receiver = (config_of(name, order.zoo) for name in (order.sender, order.receiver))
+    longest = TINY_TOKENS if s.data.name == "tiny" else s.data.longest
+
+    def needed(parts: int = 1) -> Memory | None:
+        if s.rows % parts:
+            return None
+        load = Load(s.rows // parts, longest, getattr(torch, s.llm_dtype), is_half(order.recipe, s.device), s.workers)
+        return estimate(sender, receiver, order.recipe, load)
+
+    memory = needed()
+    assert memory is not None
+    check(memory, s.device, needed, s.workers)
+    return memory
+
+
+def _peak(device: str) -> int:
+    """Bytes at most taken so far: of the GPU, or resident."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def _task(settings: FuserJob, sender: str) -> Task:
@@ -125,11 +163,13 @@ def _task(settings: FuserJob, sender: str) -> Task:
         schedule=settings.schedule,
         warmup=settings.warmup,
         precision=settings.precision,
+        layers=settings.layers,
+        sampling=settings.sampling,
         validate_every=settings.validate_every,
         patience=settings.patience,
         seed=settings.seed,
     )
-    data = {"answers": settings.answers, "limit": settings.limit, "world_seed": seed_of(zoo or EMBEDDED)}
+    data = {"answers": settings.learns, "limit": settings.limit, **said_of(settings, zoo)}
     checkpoint = Checkpoint(
         settings.root.absolute() / FOLDER / f"{name}.{kind}",
         what=f"the fuser {sender} -> {receiver}" + ("" if control == "none" else f" (control={control})"),

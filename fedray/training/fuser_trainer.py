@@ -15,7 +15,7 @@ from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Fuser, MLPFuser, build_fuser
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.crew import Crew, Progress
-from fedray.training.data import BATCH, answer_loss
+from fedray.training.data import answer_loss
 from fedray.training.pair import Example, Pair, batches
 from fedray.training.recipe import FuserRecipe, fuser_config, precision, schedule
 from fedray.types import FedrayError
@@ -76,7 +76,14 @@ class FuserTraining:
         module = self.crew.join(FuserLoss(self.fuser, self.pair))
         parts = recipe.accumulation
         drawn = batches(
-            self.pair, recipe.batch_size, recipe.steps, self._rng, first=self.step, parts=parts, crew=self.crew
+            self.pair,
+            recipe.batch_size,
+            recipe.steps,
+            self._rng,
+            first=self.step,
+            parts=parts,
+            crew=self.crew,
+            sampling=recipe.sampling,
         )
         while self.step < recipe.steps and not self.finished:
             self._take_step(module, [next(drawn) for _ in range(parts)])
@@ -100,7 +107,8 @@ class FuserTraining:
         torch.manual_seed(recipe.seed)
         fuser = build_fuser(fuser_config(recipe, pair.sender.spec, pair.receiver.spec)).to(pair.receiver.device).train()
         if isinstance(fuser, MLPFuser):
-            rows = self._rng.sample(range(len(pair)), min(len(pair), 512))
+            most = 512 if pair.in_memory else pair.at_once
+            rows = self._rng.sample(range(len(pair)), min(len(pair), most))
             if not standardized:
                 sample = pair.sample(rows)
                 fuser.standardize(sample.keys, sample.values)
@@ -142,7 +150,7 @@ class FuserTraining:
         self.fuser.eval()
         with precision(self.recipe, self.pair.receiver.device):
             loss_Q, right_Q = losses(check, self.fuser, self.crew)
-            open_RLN = check.openness(self.fuser, check.rows(range(min(len(check), BATCH)))).float().cpu()
+            open_RLN = check.openness(self.fuser, check.rows(range(min(len(check), check.at_once)))).float().cpu()
         self.fuser.train()
         loss = float(loss_Q.mean())
         self.validations.append((self.step, loss))
@@ -201,12 +209,12 @@ def losses(pair: Pair, fuser: Fuser | None, crew: Crew | None = None) -> tuple[T
     """
     crew = crew or Crew()
     found_2Q = torch.zeros(2, len(pair))
-    starts = range(0, len(pair), BATCH)
+    starts = range(0, len(pair), pair.at_once)
     for start in starts[crew.rank :: crew.size]:
-        batch = pair.rows(range(start, min(start + BATCH, len(pair))))
+        batch = pair.rows(range(start, min(start + pair.at_once, len(pair))))
         context, own = pair.context(fuser, batch)
         loss_B, right_B = answer_loss(own.llm, context, own.last_B1, [e.answer for e in batch])
-        found_2Q[0, start : start + BATCH], found_2Q[1, start : start + BATCH] = loss_B.cpu(), right_B.cpu()
+        found_2Q[:, start : start + len(batch)] = torch.stack([loss_B.cpu(), right_B.cpu().float()])
     loss_Q, right_Q = crew.total(found_2Q)
     return loss_Q, right_Q
 

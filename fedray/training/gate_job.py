@@ -11,12 +11,14 @@ from fedray.fusion.gating import Gate, GateConfig
 from fedray.fusion.registry import SHIPPED, Registry, gate_name, load_fuser
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.loading import describe, load
+from fedray.report import Data
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import conversations
 from fedray.training.crew import Crew, Tell
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.job import Job, Outcome, Task, hashes
+from fedray.training.material import Material, fitting, of_data_set, said_of
 from fedray.training.settings import GateJob
 from fedray.training.workers import Work
 from fedray.types import Artifact, FedrayError
@@ -43,30 +45,34 @@ def run(settings: GateJob) -> int:
 def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     """One worker's part in the training of one gate."""
     s, zoo = order.settings, order.zoo
-    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, folder=zoo)
-    senders = {name: load(name, zoo=s.zoo.name, device=s.device, folder=zoo) for name in order.fusers}
+    material = _material(s, zoo, tell)
+    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo)
+    senders = {
+        name: load(name, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo) for name in order.fusers
+    }
+    if material.source:
+        material = fitting(material, (receiver, *senders.values()), s.data.longest)
     deepest = receiver.spec.layers
     if max(order.recipe.layers) > deepest:
         raise FedrayError(
             f"layers={list(order.recipe.layers)}: {receiver.name} has {deepest} layers, name no deeper one"
         )
-    world = World(seed_of(zoo or EMBEDDED))
-    talks = conversations(world, "train")
-    random.Random(world.seed).shuffle(talks)
+    dtype = receiver.model.dtype
     training = GateTraining(
         receiver,
         senders,
-        {name: load_fuser(artifact, s.device) for name, artifact in order.fusers.items()},
-        {"train": talks[: s.limit], "validation": conversations(world, "validation")},
+        {name: load_fuser(artifact, s.device).to(dtype) for name, artifact in order.fusers.items()},
+        {"train": material.talks, "validation": material.check},
         order.recipe,
         crew=crew,
         checkpoint=order.checkpoint,
+        at_once=s.at_once,
     )
     gate = training.run(tell)
     trust = training.mean_weights()
     steps = order.recipe.steps * len(training.trials)
     record = {
-        "world_seed": world.seed,
+        **material.record,
         "questions": len(training.sets["train"]),
         "steps": order.recipe.steps,
         "price": order.recipe.price,
@@ -89,7 +95,19 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
         heatmap,
         record,
         trust=trust,
+        data=(Data(**asdict(material.source)),) if material.source else (),
     )
+
+
+def _material(s: GateJob, zoo: Path | None, tell: Tell) -> Material:
+    """Of the world: a question for each fact, in an order of its own; validation is never cut short."""
+    if s.data.name != "tiny":
+        tell("reading", 0, s.limit or 1, {})
+        return of_data_set(s.data, s.limit, s.seed, lambda done, of: tell("reading", done, of, {}))
+    world = World(seed_of(zoo or EMBEDDED))
+    talks = conversations(world, "train")
+    random.Random(world.seed).shuffle(talks)
+    return Material(talks[: s.limit], conversations(world, "validation"), {"world_seed": world.seed})
 
 
 def _task(settings: GateJob) -> Task:
@@ -112,7 +130,7 @@ def _task(settings: GateJob) -> Task:
         "limit": settings.limit,
         "senders": settings.senders,
         "fusers": {sender: artifact.hash for sender, artifact in fusers.items()},
-        "world_seed": seed_of(zoo or EMBEDDED),
+        **said_of(settings, zoo),
     }
     checkpoint = Checkpoint(
         settings.root.absolute() / FOLDER / f"{name}.{settings.fuser}-{settings.fusion}",

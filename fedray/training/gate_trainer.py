@@ -18,11 +18,12 @@ from torch import Tensor
 from fedray.fusion import combine
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.llm.model import LLM
+from fedray.llm.model import LLM, Encoded
+from fedray.training.chat import encode_turns
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.conversations import Conversation
 from fedray.training.crew import Crew, Progress, Tell
-from fedray.training.data import BATCH, Prefilled, answer_loss, answers, prefill
+from fedray.training.data import BATCH, Prefilled, answer_loss, answers, read, states
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class GateTraining:
     """A receiver's gate over its senders, from measured gains to the best of several starts.
 
     sets: questions to train on ("train") and to choose by ("validation"). checkpoint: keeps what was measured and the
-    best gate so far; what lies there already is gone on from. Raises FedrayError where it is of another training.
+    best gate so far; what lies there already is gone on from. at_once: questions read at a time. Raises FedrayError
+    where the checkpoint is of another training.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class GateTraining:
         *,
         crew: Crew | None = None,
         checkpoint: Checkpoint | None = None,
+        at_once: int = BATCH,
     ) -> None:
+        self._at_once = at_once
         self.receiver, self.senders, self.fusers, self.sets, self.recipe = receiver, senders, fusers, sets, recipe
         self.crew, self._checkpoint = crew or Crew(), checkpoint
         self.gate: Gate | None = None
@@ -83,19 +87,19 @@ class GateTraining:
                 self._gains[split] = self._measure(talks, partial(tell, f"measuring {split}"))
                 self._save()
         recipe, trials = self.recipe, self.trials
-        read: dict[str, Prefilled] = {}
+        seen: dict[str, Prefilled] = {}
         for number, (layer, start) in enumerate(trials):
             if number < self._tried:
                 continue
-            if start == 0 or not read:
-                read = {split: self._read(talks, layer) for split, talks in self.sets.items()}
+            if start == 0 or not seen:
+                seen = {split: self._read(talks, layer) for split, talks in self.sets.items()}
 
             def on_step(step: int, of: int, figures: Mapping[str, float], before: int = number * recipe.steps) -> None:
                 tell("training", before + step, of * len(trials), figures)
 
             seeded = replace(recipe, seed=recipe.seed + start)
-            gate = train_gate(read["train"], tuple(self.senders), self._gains["train"], seeded, layer, on_step)
-            value = validate_gate(gate, read["validation"], self._gains["validation"], recipe.price)
+            gate = train_gate(seen["train"], tuple(self.senders), self._gains["train"], seeded, layer, on_step)
+            value = validate_gate(gate, seen["validation"], self._gains["validation"], recipe.price)
             if value > self.worth or self.gate is None:
                 self.worth, self.gate = value, gate
             self._tried = number + 1
@@ -106,8 +110,7 @@ class GateTraining:
     def mean_weights(self) -> dict[str, dict[str, float]]:
         """Group of validation questions -> sender -> the best gate's mean weight."""
         assert self.gate is not None
-        read = self._read(self.sets["validation"], self.gate.config.layer)
-        weights_QS = weigh(self.gate, read)
+        weights_QS = weigh(self.gate, self._read(self.sets["validation"], self.gate.config.layer))
         groups = [talk.group for talk in self.sets["validation"]]
         found = {}
         for group in sorted(set(groups)):
@@ -116,13 +119,20 @@ class GateTraining:
         return found
 
     def _read(self, talks: Sequence[Conversation], layer: int) -> Prefilled:
-        return prefill(self.receiver, [talk.prompt for talk in talks], layer)
+        return states(self.receiver, _encoded(self.receiver, talks), layer, self._at_once)
 
     def _measure(self, talks: Sequence[Conversation], on_done: Progress) -> Tensor:
-        prompts = [talk.prompt for talk in talks]
-        read = {name: prefill(llm, prompts) for name, llm in self.senders.items()}
-        own = prefill(self.receiver, prompts)
-        return measure_gains(own, read, self.fusers, talks, self.recipe.operator, self.crew, on_done)
+        """Every worker measures a share; caches are kept for as many questions as are read at a time."""
+        gains_QS = torch.zeros(len(talks), len(self.senders))
+        starts = range(0, len(talks), self._at_once)
+        for done, start in enumerate(starts[self.crew.rank :: self.crew.size], 1):
+            batch = talks[start : start + self._at_once]
+            own = read(self.receiver, _encoded(self.receiver, batch))
+            sent = {name: read(llm, _encoded(llm, batch)) for name, llm in self.senders.items()}
+            found = measure_gains(own, sent, self.fusers, batch, self.recipe.operator)
+            gains_QS[start : start + len(batch)] = found
+            on_done(min(done * self.crew.size, len(starts)), len(starts), {})
+        return self.crew.total(gains_QS)
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
@@ -142,6 +152,10 @@ class GateTraining:
         if snapshot.values["gate"]:
             self.gate = Gate(GateConfig.from_dict(snapshot.values["gate"])).to(self.receiver.device).eval()
             self.gate.load_state_dict(snapshot.under("gate"))
+
+
+def _encoded(llm: LLM, talks: Sequence[Conversation]) -> list[Encoded]:
+    return [encode_turns(llm, (*talk.before, talk.prompt)) for talk in talks]
 
 
 @torch.no_grad()
@@ -174,7 +188,7 @@ def measure_gains(
         helped = []
         for name, sender in senders.items():
             sent = sender.select(rows)
-            weight_B = torch.ones(len(rows), device=own.llm.device)
+            weight_B = torch.ones(len(rows), device=own.llm.device, dtype=own.llm.model.dtype)
             part = combine.Part(name, fusers[name], sent.cache, weight_B, tuple(map(tuple, sent.spans)))
             helped.append(probability([part]))
         gains_QS[rows] = torch.stack(helped, dim=1) - alone_B[:, None]

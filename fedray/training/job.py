@@ -11,7 +11,7 @@ from typing import Any
 
 from fedray import report as reports
 from fedray.llm.loading import check_weights
-from fedray.report import Learned, Participant, Report, Tracked
+from fedray.report import Data, Learned, Participant, Report, Tracked
 from fedray.tracking import Tracker
 from fedray.training import figures
 from fedray.training.checkpoint import Checkpoint, Snapshot
@@ -42,6 +42,7 @@ class Outcome:
     validation: Mapping[str, float] = field(default_factory=dict)
     validation_alone: Mapping[str, float] = field(default_factory=dict)
     trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    data: tuple[Data, ...] = ()  # the data set it read, if any
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Job:
             validation_alone=outcome.validation_alone,
         )
         members = _participants(outcome.members, self._report.members)
-        self._report = replace(self._report, members=members, trust=outcome.trust)
+        self._report = replace(self._report, members=members, trust=outcome.trust, data=outcome.data)
         heatmap = outcome.weights.draw(folder / "figures" / "weights.png", task.name, self.settings.zoo.name)
         tracker.artifact(heatmap, "figures")
         for key, groups in (("validation", outcome.validation), ("validation_alone", outcome.validation_alone)):

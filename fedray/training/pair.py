@@ -14,9 +14,11 @@ from fedray.fusion.fuser import Fuser
 from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.model import LLM, Encoded
+from fedray.training.chat import encode_turns
 from fedray.training.conversations import Conversation
 from fedray.training.crew import Crew
 from fedray.training.data import BATCH, Prefilled, answers, prefill, read
+from fedray.training.recipe import Sampling
 from fedray.types import KVSpec
 
 
@@ -51,14 +53,16 @@ class Examples(Dataset[Example]):
     def _encode(self, row: int) -> Example:
         talk = self.conversations[row]
         (answer,) = answers(self.receiver, [talk.answer])
-        return Example(row, self.sender.encode(talk.prompt), self.receiver.encode(talk.prompt), answer, talk.group)
+        turns = (*talk.before, talk.prompt)
+        return Example(row, encode_turns(self.sender, turns), encode_turns(self.receiver, turns), answer, talk.group)
 
 
 class Pair:
     """Both LLMs' caches of the conversations: read once where they fit in memory, else batch by batch.
 
     memory_bytes: what all caches together may take, None is no limit. blind: the control without a sender; a constant
-    (its mean over another, fixed text) stands in place of every cache it would send.
+    (its mean over another, fixed text) stands in place of every cache it would send. at_once: conversations that
+    validation reads at a time.
     """
 
     def __init__(
@@ -69,7 +73,9 @@ class Pair:
         *,
         memory_bytes: int | None = None,
         blind: bool = False,
+        at_once: int = BATCH,
     ) -> None:
+        self.at_once = at_once
         self.sender, self.receiver = sender, receiver
         self.examples = Examples(sender, receiver, conversations)
         self._constant = prefill(sender, [controls.CONSTANT_TEXT]).cache if blind else None
@@ -108,7 +114,7 @@ class Pair:
     def part(self, fuser: Fuser, batch: Sequence[Example]) -> combine.Part:
         """The sender's share in a fusion, fully open."""
         sent = self.sent(batch)
-        weight_B = torch.ones(len(batch), device=sent.llm.device)
+        weight_B = torch.ones(len(batch), device=sent.llm.device, dtype=sent.llm.model.dtype)
         return combine.Part(sent.llm.name, fuser, sent.cache, weight_B, tuple(map(tuple, sent.spans)))
 
     def context(self, fuser: Fuser | None, batch: Sequence[Example]) -> tuple[Context, Prefilled]:
@@ -142,8 +148,18 @@ class Draws(Sampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: Sequence[int], size: int, steps: int, rng: random.Random, *, first: int, parts: int, crew: Crew
+        self,
+        lengths: Sequence[int],
+        size: int,
+        steps: int,
+        rng: random.Random,
+        *,
+        first: int,
+        parts: int,
+        crew: Crew,
+        sampling: Sampling = "independent",
     ) -> None:
+        self._sampling = sampling
         self._lengths, self._steps, self._rng, self._first, self._crew = lengths, steps, rng, first, crew
         self._parts = parts * crew.size
         self._size = max(min(size, len(lengths)) // self._parts, 1)
@@ -152,8 +168,9 @@ class Draws(Sampler[list[int]]):
         return (self._steps - self._first) * self._parts // self._crew.size
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self._steps):
-            rows = draw(len(self._lengths), self._size * self._parts, self._rng)
+        anew = independent if self._sampling == "independent" else epochs
+        drawn = anew(len(self._lengths), self._size * self._parts, self._rng)
+        for step, rows in zip(range(self._steps), drawn, strict=False):
             if step < self._first:
                 continue
             if self._parts > 1:
@@ -163,12 +180,37 @@ class Draws(Sampler[list[int]]):
 
 
 def batches(
-    pair: Pair, size: int, steps: int, rng: random.Random, *, first: int, parts: int, crew: Crew
+    pair: Pair,
+    size: int,
+    steps: int,
+    rng: random.Random,
+    *,
+    first: int,
+    parts: int,
+    crew: Crew,
+    sampling: Sampling = "independent",
 ) -> Iterator[list[Example]]:
     """This worker's examples, `parts` batches a step."""
-    lengths = [len(talk.prompt) + len(talk.answer) for talk in pair.examples.conversations]
-    draws = Draws(lengths, size, steps, rng, first=first, parts=parts, crew=crew)
+    lengths = [sum(map(len, (*t.before, t.prompt, t.answer))) for t in pair.examples.conversations]
+    draws = Draws(lengths, size, steps, rng, first=first, parts=parts, crew=crew, sampling=sampling)
     return iter(DataLoader(pair.examples, batch_sampler=draws, collate_fn=list))
+
+
+def independent(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Batches that are drawn each from all rows."""
+    while True:
+        yield draw(count, size, rng)
+
+
+def epochs(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Batches of rows in a drawn order; where it ends, another order begins."""
+    left: list[int] = []
+    while True:
+        while len(left) < size:
+            more = rng.sample(range(count), count)
+            left += [row for row in more if row not in left] + [row for row in more if row in left]
+        rows, left = left[:size], left[size:]
+        yield rows
 
 
 def draw(count: int, size: int, rng: random.Random) -> list[int]:

@@ -13,6 +13,7 @@ from fedray.fusion.fuser import FuserConfig
 from fedray.types import KVSpec
 
 Schedule = Literal["onecycle", "linear", "constant"]
+Sampling = Literal["independent", "epochs"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -24,7 +25,9 @@ class FuserRecipe:
     schedule: onecycle (up and down along cosines, with the momentum against it), linear (down to nothing) or constant;
     warmup: the share of the steps in which the rate rises. precision: of the forward pass; the fuser's own weights stay
     float32; auto is bfloat16 on a GPU that has it. validate_every: steps, 0 is never; patience: validations without a
-    lower loss until training stops and the best weights are taken, 0 is endless.
+    lower loss until training stops and the best weights are taken, 0 is endless. layers: which of the sender's a
+    receiver layer reads (alignment.py); sampling: every step draws from all questions, or (epochs) each of them comes
+    once before any comes again.
     """
 
     kind: str = "mlp"
@@ -40,11 +43,14 @@ class FuserRecipe:
     precision: Precision = "auto"
     validate_every: int = 0
     patience: int = 0
+    layers: str = "bottom_up"
+    sampling: Sampling = "independent"
     seed: int = 0
 
 
 def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> FuserConfig:
-    return FuserConfig(recipe.kind, recipe.operator, sender, receiver, hidden=recipe.hidden, intermediate=recipe.hidden)
+    width = {"hidden": recipe.hidden, "intermediate": recipe.hidden}
+    return FuserConfig(recipe.kind, recipe.operator, sender, receiver, layer_alignment=recipe.layers, **width)
 
 
 def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -> LRScheduler:
@@ -64,7 +70,11 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -
 
 def precision(recipe: FuserRecipe, device: torch.device) -> AbstractContextManager[object]:
     """What a forward pass on a device runs in."""
-    wanted = recipe.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return torch.autocast(device.type, torch.bfloat16) if wanted == "bfloat16" else nullcontext()
+    half = is_half(recipe, device.type)
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+
+
+def is_half(recipe: FuserRecipe, device: str) -> bool:
+    """Whether a forward pass on a device runs in bfloat16."""
+    on_gpu = device == "cuda" and torch.cuda.is_bf16_supported()
+    return recipe.precision == "bfloat16" or (recipe.precision == "auto" and on_gpu)

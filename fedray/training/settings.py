@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.schema import Schema
 from fedray.settings import RaySettings, RegistrySettings, TrackingSettings, ZooSettings, check_output, check_range
 from fedray.types import FedrayError
 
+Against = Literal["openbookqa", "arc-challenge", "mmlu-redux", "ceval", "gsm8k"]
 EVERYONE = "all"  # sender=all: everyone whose fuser is missing
 STEPS = {"concat": 900, "mix": 600}  # what a fuser of the scale model needs
 _REGISTRY = RegistrySettings(Path("outputs/registry"))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What is trained on: the tiny world's questions, or conversations. A bare value is its name."""
+
+    name: Literal["tiny", "openhermes"] = "tiny"
+    path: Path | None = None  # a local copy: a file or folder, or a folder with one folder per data set; None: the hub
+    streaming: bool = False  # read the hub's rows as they come, without keeping them
+    revision: str | None = None  # on the hub
+    longest: int = 2048  # tokens; what is longer is left out
+    held_out: float = 0.01  # share to validate with
+    against: tuple[Against, ...] = get_args(Against)  # evaluation sets whose questions may not occur
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +43,12 @@ class FuserJob:
     fuser: Literal["mlp", "c2c"] = "mlp"
     fusion: Literal["concat", "mix"] = "concat"
     hidden: int = 128
-    answers: Literal["sender", "right"] = "sender"  # what the fuser learns to say
-    limit: int | None = None  # questions to train on, and to validate on; None takes all
-    steps: int | None = None  # None: as many as the operator needs
+    layers: Literal["bottom_up", "last_aligned"] = "bottom_up"  # which of the sender's a layer reads
+    data: TrainingData = field(default_factory=TrainingData)
+    answers: Literal["sender", "right"] | None = None  # what is learnt; None: the sender's, of conversations the right
+    limit: int | None = None  # questions to train on, and to validate on, or conversations read; None takes all
+    steps: int | None = None  # None: as many as the operator needs, or one pass over `limit` conversations
+    sampling: Literal["independent", "epochs"] = "independent"  # every step anew, or each once before any comes again
     batch_size: int = 96
     accumulation: int = 1
     learning_rate: float = 4e-3
@@ -43,6 +61,7 @@ class FuserJob:
     workers: int = 1  # several share every batch (DDP)
     threads: int = 1  # of torch, per worker; another number may change the last bits
     device: Literal["cpu", "cuda"] = "cpu"
+    llm_dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen LLMs
     cache_mb: int = 4096  # of caches kept in memory; what needs more is read batch by batch
     save_every: int = 50  # steps between checkpoints
     restart: bool = False  # forget the checkpoint of an interrupted training
@@ -59,8 +78,20 @@ class FuserJob:
         return _given(self.registry)
 
     @property
+    def learns(self) -> Literal["sender", "right"]:
+        """What the fuser learns to say: what the sender says, or what is right."""
+        return self.answers or ("sender" if self.data.name == "tiny" else "right")
+
+    @property
     def all_steps(self) -> int:
+        if self.steps is None and self.data.name != "tiny" and self.limit is not None:
+            return max(2, math.ceil(self.limit * (1 - self.data.held_out) / self.batch_size))
         return self.steps or STEPS[self.fusion]
+
+    @property
+    def rows(self) -> int:
+        """Conversations a worker reads at once."""
+        return max(1, self.batch_size // (self.workers * self.accumulation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +102,8 @@ class GateJob:
     senders: tuple[str, ...] = tuple(NAMES[1:])
     fuser: Literal["mlp", "c2c"] = "mlp"
     fusion: Literal["concat", "mix"] = "concat"
-    limit: int | None = 3000  # training questions; None takes all
+    data: TrainingData = field(default_factory=TrainingData)
+    limit: int | None = 3000  # training questions, or conversations read; None takes all
     steps: int = 500
     batch_size: int = 256
     learning_rate: float = 3e-3
@@ -82,6 +114,8 @@ class GateJob:
     workers: int = 1  # each measures a share of the questions
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
+    llm_dtype: Literal["float32", "bfloat16"] = "float32"
+    at_once: int = 256  # questions a worker reads at a time
     restart: bool = False
     zoo: ZooSettings = field(default_factory=ZooSettings)
     registry: RegistrySettings = _REGISTRY
@@ -175,6 +209,13 @@ def check_fuser_job(settings: FuserJob) -> None:
     FUSER_JOB.read(settings)
     _check_pair(settings)
     _check_operator(settings.fuser, settings.fusion)
+    _check_data(settings.data)
+    if settings.data.name != "tiny" and settings.answers == "sender":
+        raise FedrayError(f"answers=sender is for the tiny world: leave it out with data={settings.data.name}")
+    if settings.data.name != "tiny" and settings.limit is None and settings.steps is None:
+        raise FedrayError(f"data={settings.data.name} needs an end: say limit=N conversations, or steps=N")
+    if settings.llm_dtype == "bfloat16" and settings.precision == "float32":
+        raise FedrayError("llm_dtype=bfloat16 needs a fuser that computes alike: choose precision=bfloat16 or auto")
     numbers = ("hidden", "limit", "steps", "batch_size", "accumulation", "workers", "threads", "save_every")
     for name in numbers:
         check_range(name, getattr(settings, name), 1)
@@ -206,7 +247,8 @@ def check_gate_job(settings: GateJob) -> None:
         raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out")
     if len(set(senders)) < len(senders):
         raise FedrayError(f"a sender is named more than once among {', '.join(senders)}: name each once")
-    for name in ("limit", "batch_size", "starts", "workers", "threads"):
+    _check_data(settings.data)
+    for name in ("limit", "batch_size", "starts", "workers", "threads", "at_once"):
         check_range(name, getattr(settings, name), 1)
     if not settings.layers:
         raise FedrayError("layers names none: say after how many layers the gate may read, as in layers=[0,1]")
@@ -267,6 +309,13 @@ def _check_pair(settings: FuserJob) -> None:
             f"{receiver} is both sender and receiver: choose another sender, such as {_other(receiver)}, or "
             "control=identical"
         )
+
+
+def _check_data(data: TrainingData) -> None:
+    check_range("data.longest", data.longest, 16)
+    check_range("data.held_out", data.held_out, 1e-6, 0.5)
+    if data.path is not None and not data.path.exists():
+        raise FedrayError(f"data.path={data.path} does not exist: name a folder or a file, or leave it out")
 
 
 def _check_operator(fuser: str, fusion: str) -> None:

@@ -206,6 +206,19 @@ def test_workers_share_every_batch_and_a_later_start_draws_the_rest() -> None:
     assert drawn(One(1), first=3) == shares[1][6:] and drawn(Crew(), first=2, parts=1) == whole[2:]
 
 
+def test_in_epochs_every_row_comes_once_before_any_comes_again() -> None:
+    def drawn(first: int = 0) -> list[list[int]]:
+        rng = random.Random(7)
+        return list(Draws([1] * 30, 8, 15, rng, first=first, parts=1, crew=Crew(), sampling="epochs"))
+
+    rows = [row for batch in drawn() for row in batch]
+    assert all(len(set(batch)) == 8 for batch in drawn())
+    for epoch in range(4):
+        seen = rows[30 * epoch : 30 * (epoch + 1)]
+        assert sorted(seen) == list(range(30)) and seen != list(range(30))
+    assert drawn(first=9) == drawn()[9:]
+
+
 def test_without_a_sender_all_questions_look_alike(pair: Pair) -> None:
     """control=single: what the fuser sees in place of the sender's cache says nothing about the question."""
     blind = Pair(pair.sender, pair.receiver, TALKS, blind=True)

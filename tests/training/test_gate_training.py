@@ -31,6 +31,17 @@ def training(checkpoint: Checkpoint | None = None) -> GateTraining:
     return GateTraining(random_llm(RECEIVER), llms, FUSERS, SETS, RECIPE, checkpoint=checkpoint)
 
 
+def test_how_many_are_read_at_a_time_changes_nothing() -> None:
+    few = GateTraining(
+        random_llm(RECEIVER), {name: random_llm(name) for name in SENDERS}, FUSERS, SETS, RECIPE, at_once=16
+    )
+    one, two = training(), few
+    gates = [one.run(), two.run()]
+    assert one.worth == pytest.approx(two.worth, abs=1e-4)
+    for name, tensor in gates[0].state_dict().items():
+        assert torch.allclose(tensor, gates[1].state_dict()[name], atol=1e-3)
+
+
 def equal(one: Gate, two: Gate) -> bool:
     return all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
 

@@ -12,7 +12,7 @@ import pytest
 
 from fedray.config import CONF, FUSER_TRAINING, GATE_TRAINING, IMPORT, REGISTRY, Form, launch
 from fedray.llm.catalogue import NAMES
-from fedray.training.settings import FuserJob, GateJob, ImportJob, RegistryJob
+from fedray.training.settings import FuserJob, GateJob, ImportJob, RegistryJob, TrainingData
 
 pytest.importorskip("hydra")
 FORMS = {"train_fuser": FUSER_TRAINING, "train_gate": GATE_TRAINING, "registry": REGISTRY, "import_c2c": IMPORT}
@@ -74,6 +74,27 @@ def test_command_lines(call: Call, arguments: str, expected: FuserJob | None) ->
     assert made.all_steps == (made.steps or {"concat": 900, "mix": 600}[made.fusion])
 
 
+def test_the_published_recipe_is_an_experiment(call: Call) -> None:
+    """C2C's on 50,000 conversations (arXiv 2510.03215): one pass at a global batch of 256."""
+    code, err, (made,) = call("train_fuser", "+experiment=openhermes_50k", "sender=qwen2.5-0.5b")
+    assert (code, err) == (0, "")
+    assert (made.data.name, made.limit, made.learns, made.data.longest) == ("openhermes", 50_000, "right", 2048)
+    assert (made.fuser, made.fusion, made.hidden, made.layers) == ("c2c", "mix", 1024, "last_aligned")
+    assert (made.batch_size, made.rows, made.sampling, made.all_steps) == (256, 4, "epochs", 194)
+    assert (made.learning_rate, made.weight_decay, made.schedule, made.warmup) == (1e-4, 0.01, "linear", 0.1)
+    assert (made.llm_dtype, made.precision, made.patience) == ("bfloat16", "bfloat16", 0)
+    many = call("train_fuser", "+experiment=openhermes_50k", "sender=llama-1b", "workers=8", "accumulation=8")[2][0]
+    assert many.rows == 4
+
+
+@pytest.mark.parametrize("name", ["train_fuser", "train_gate"])
+@pytest.mark.parametrize("data", ["tiny", "openhermes"])
+def test_every_data_set_goes_with_every_training(call: Call, name: str, data: str) -> None:
+    sender = ["sender=llama-1b"] if name == "train_fuser" else []
+    made = call(name, *sender, f"data={data}", "limit=9")[2][0]
+    assert made.data == TrainingData(data)  # pyright: ignore[reportArgumentType]
+
+
 def test_senders_of_a_gate_default_to_everyone_else(call: Call) -> None:
     assert call("train_gate", "receiver=llama-1b")[2][0].senders == NAMES[:-1]
     made = call("train_gate", "senders=[llama-3.2-1b]", "layers=[2]")[2][0]
@@ -108,6 +129,13 @@ def test_a_sweep(call: Call) -> None:
         ("sender=llama-1b registry.path=null", "the embedded registry is read-only"),
         ("sender=llama-1b registry.path=file/deeper", "choose another with registry.path=DIR"),
         ("sender=llama-1b schedule=cosine", "unknown schedule 'cosine'"),
+        ("sender=llama-1b data=openhermes", "data=openhermes needs an end: say limit=N conversations"),
+        ("sender=llama-1b data=openhermes limit=9 answers=sender", "answers=sender is for the tiny world"),
+        ("sender=llama-1b data=openhermes limit=9 data.path=nowhere", "data.path=nowhere does not exist"),
+        ("sender=llama-1b data=openhermes limit=9 data.against=[arc]", "unknown data.against[0] 'arc'"),
+        ("sender=llama-1b data=openhermes limit=9 data.held_out=0.9", "data.held_out must be from 1e-06 to 0.5"),
+        ("sender=llama-1b data=hermes", "unknown data 'hermes' (did you mean openhermes?)"),
+        ("sender=llama-1b llm_dtype=bfloat16 precision=float32", "llm_dtype=bfloat16 needs a fuser that computes"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(call: Call, arguments: str, says: str) -> None:

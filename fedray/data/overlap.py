@@ -1,0 +1,58 @@
+"""Training text that gives evaluation questions away is left out.
+
+A question of 13 words or more is given away by any 13 of them in a row (as GPT-3's authors count, arXiv 2005.14165,
+appendix C); a shorter one by all its words in a row, with all its choices, where it has some, in the same text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from fedray.data.rows import Item, Talk
+
+SPAN = 13  # words
+_OPENING = 4  # words that a short question is looked up by
+# A word is a run of letters or digits; scripts that are written without spaces count by character.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+Words = tuple[str, ...]
+
+
+class Overlap:
+    """The questions of evaluation sets, ready to be looked for in conversations."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._spans: set[int] = set()
+        self._short: dict[Words, list[tuple[Words, tuple[str, ...]]]] = {}
+        for item in items:
+            words = _words(item.question)
+            if len(words) >= SPAN:
+                self._spans.update(hash(span) for span in _runs(words, SPAN))
+            elif words:
+                choices = tuple(f" {' '.join(_words(choice))} " for choice in item.choices)
+                self._short.setdefault(words[:_OPENING], []).append((words, choices))
+        self._openings = sorted({len(opening) for opening in self._short})
+
+    def gives_away(self, talk: Talk) -> bool:
+        """Whether a conversation holds one of the questions."""
+        words = _words(" ".join((*talk.turns, talk.answer)))
+        return any(hash(span) in self._spans for span in _runs(words, SPAN)) or self._holds_short(words)
+
+    def _holds_short(self, words: Words) -> bool:
+        whole = ""
+        for length in self._openings:
+            for start, opening in enumerate(_runs(words, length)):
+                for question, choices in self._short.get(opening, ()):
+                    if words[start : start + len(question)] == question:
+                        whole = whole or f" {' '.join(words)} "
+                        if all(choice in whole for choice in choices):
+                            return True
+        return False
+
+
+def _words(text: str) -> Words:
+    return tuple(_WORD.findall(text.lower()))
+
+
+def _runs(words: Words, length: int) -> Iterable[Words]:
+    return zip(*(words[i:] for i in range(length)), strict=False)

@@ -1,0 +1,53 @@
+"""Conversations of several turns as an LLM reads them: earlier turns stand in its own template before the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedray.llm.model import HEAD, LLM, TAIL, Encoded, Span, encode
+
+_MARK = "fedray-turn-{}-text"  # stands for a turn while a template is taken apart
+
+
+def encode_turns(llm: LLM, turns: Sequence[str]) -> Encoded:
+    """Turns of the user and the assistant, the user's last, with the generation prompt behind them.
+
+    spans: places in all turns' texts, one after the other; the template between them is no text of anybody's and is
+    aligned with nothing. A context that is too short for them is not noticed here.
+    """
+    if len(turns) == 1:
+        return encode(llm.tokenizer, llm.template, turns[0])
+    ids: list[int] = []
+    spans: list[Span] = []
+    read = 0
+    pieces = _pieces(llm, len(turns))
+    for number, template in enumerate(pieces):
+        found = llm.tokenizer(template, add_special_tokens=False, verbose=False)["input_ids"] if template else []
+        last = number == len(pieces) - 1
+        spans += [(TAIL, len(found) - 1 - i) if last else (HEAD, len(ids) + i) for i in range(len(found))]
+        ids += found
+        if not last:
+            text = turns[number].strip()
+            said = llm.tokenizer(
+                text, return_offsets_mapping=True, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )
+            ids += said["input_ids"]
+            spans += [(read + a, read + b) for a, b in said["offset_mapping"]]
+            read += len(text)
+    return Encoded(ids, spans)
+
+
+def _pieces(llm: LLM, turns: int) -> list[str]:
+    """What the LLM's template puts before, between and behind so many turns; a base model gets a line for each."""
+    if not llm.tokenizer.chat_template:
+        return ["", *["\n"] * turns]
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": _MARK.format(i)} for i in range(turns)]
+    rest = llm.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    pieces = []
+    for number in range(turns):
+        before, _, rest = rest.partition(_MARK.format(number))
+        pieces.append(before)
+    return [*pieces, rest]

@@ -1,0 +1,185 @@
+"""What training a fuser takes in memory, before any LLM is loaded.
+
+The training's own code runs once on tensors without storage (torch's meta device), and what it would keep for the
+backward pass is added up; so every kind of fuser and LLM is counted as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from accelerate.utils import get_max_memory
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from fedray.fusion import combine
+from fedray.fusion.fuser import Fuser, build_fuser
+from fedray.llm.cache import KVCache, spec_of
+from fedray.llm.decoding import ATTENTION
+from fedray.llm.model import LLM
+from fedray.training.data import answer_loss
+from fedray.training.recipe import FuserRecipe, fuser_config
+from fedray.types import FedrayError, KVSpec
+
+GIB = 1 << 30
+_SHORT = 64  # tokens of the shorter side, where a conversation is nearly all prompt or nearly all answer
+_SURROUNDINGS = GIB  # a process with torch in it; on a GPU its context
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one worker at the worst moment. llms: frozen weights; fuser: weights, gradients, optimizer; caches: of
+    the conversations read at once; activations: kept for the backward pass; passing: the largest that comes and goes.
+    """
+
+    llms: int
+    fuser: int
+    caches: int
+    activations: int
+    passing: int
+
+    @property
+    def total(self) -> int:
+        return self.llms + self.fuser + self.caches + self.activations + self.passing + _SURROUNDINGS
+
+    def __str__(self) -> str:
+        parts = ((name, getattr(self, name)) for name in ("llms", "fuser", "caches", "activations", "passing"))
+        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
+        return f"about {self.total / GIB:.1f} GiB per worker ({listed})"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one worker reads at once. rows: conversations; longest: tokens of each, prompt and answer together;
+    dtype: of the LLMs; half: whether the fuser computes in 16 bit; workers: that share a step."""
+
+    rows: int
+    longest: int
+    dtype: torch.dtype = torch.float32
+    half: bool = False
+    workers: int = 1
+
+
+def estimate(sender: PretrainedConfig, receiver: PretrainedConfig, recipe: FuserRecipe, load: Load) -> Memory:
+    """The more expensive of two conversations of that length: one that is nearly all prompt, one nearly all answer."""
+    short = min(_SHORT, load.longest // 2)
+    splits = ((load.longest - short, short), (short, load.longest - short))
+    return max((_estimate(sender, receiver, recipe, load, *split) for split in splits), key=lambda found: found.total)
+
+
+def check(memory: Memory, device: str, smaller: Callable[[int], Memory | None], workers: int = 1) -> None:
+    """Refuse a training that does not fit, with the figures.
+
+    smaller: the estimate when a worker reads its share in so many times more parts, None where it cannot. Raises
+    FedrayError.
+    """
+    on_gpu = device == "cuda"
+    free = available(device) // (1 if on_gpu else workers)
+    room = free if on_gpu else free + _SURROUNDINGS  # what surrounds a process on the CPU is there already
+    if memory.total <= room:
+        return
+    more = next((k for k in range(2, 1025) if (less := smaller(k)) is not None and less.total <= room), None)
+    remedy = f"{more} times the accumulation fits" if more else "choose a smaller hidden or data.longest"
+    where = "the GPU" if on_gpu else "this machine"
+    raise FedrayError(f"training needs {memory}, and {where} has {free / GIB:.1f} GiB free for it: {remedy}")
+
+
+def available(device: str) -> int:
+    """Free bytes of this process's first GPU, or of the machine."""
+    free = get_max_memory()
+    return int(free[0 if device == "cuda" else "cpu"])
+
+
+def _estimate(
+    sender: PretrainedConfig, receiver: PretrainedConfig, recipe: FuserRecipe, load: Load, prompt: int, answer: int
+) -> Memory:
+    reader, llm = _model(sender, load.dtype), _model(receiver, load.dtype)
+    fuser = _on_meta(lambda: build_fuser(fuser_config(recipe, spec_of(sender), spec_of(receiver)))).train()
+    parameters = sum(p.numel() for p in fuser.parameters())
+    fuser = fuser.to(torch.bfloat16) if load.half else fuser
+    size, rows = load.dtype.itemsize, load.rows
+    per_value = 16 + 2 * load.half + 4 * bool(recipe.patience) + 4 * (load.workers > 1)  # the rest: copies of it
+    logits = rows * (answer + 1) * receiver.vocab_size
+    reading = rows * prompt * (prompt * (2 + size) + 4 * _widest(sender, receiver) * size)
+    return Memory(
+        llms=(_count(reader) + _count(llm)) * size,
+        fuser=parameters * per_value,
+        caches=2 * rows * prompt * size * (spec_of(sender).values_per_token() + spec_of(receiver).values_per_token()),
+        activations=_kept(fuser, llm, spec_of(sender), spec_of(receiver), load, prompt, answer),
+        passing=max(logits * (4 + size), reading, 4 * parameters),  # the loss's gradient; a prompt read; a step taken
+    )
+
+
+def _kept(fuser: Fuser, llm: nn.Module, sender: KVSpec, receiver: KVSpec, load: Load, prompt: int, answer: int) -> int:
+    """Bytes that a forward pass keeps, parameters left out."""
+    weights = {p.untyped_storage()._cdata for module in (fuser, llm) for p in (*module.parameters(), *module.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    own = _cache(receiver, load, prompt)
+    weight_B = torch.ones(load.rows, device="meta")
+    part = combine.Part("sender", fuser, _cache(sender, load, prompt), weight_B, ((),) * load.rows)
+    last_B1 = torch.zeros(load.rows, 1, dtype=torch.long, device="meta")
+    reader = cast(LLM, SimpleNamespace(model=llm, pad_id=0))
+    with saved_tensors_hooks(keep, lambda tensor: tensor), _Attending():
+        context = combine.fuse(fuser.config.operator, own, [], [part])
+        loss_B, _ = answer_loss(reader, context, last_B1, [[0] * answer] * load.rows)
+        assert loss_B.requires_grad, "a fuser is trained through the receiver"
+    return sum(
+        t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights and t.device.type == "meta"
+    )
+
+
+class _Attention(torch.autograd.Function):
+    """What a fused attention keeps: its inputs and its output, no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, *((mask,) if mask is not None else ()))
+        return out
+
+
+class _Attending(TorchFunctionMode):
+    """On the meta device torch would choose the attention that keeps all scores, which no GPU has to."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3], kwargs.get("attn_mask"))
+        return func(*args, **kwargs)
+
+
+def _model(config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
+    model = _on_meta(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION))
+    return model.requires_grad_(False).eval()
+
+
+def _on_meta(build: Callable[[], Any]) -> Any:
+    with torch.device("meta"):
+        return build()
+
+
+def _cache(spec: KVSpec, load: Load, tokens: int) -> KVCache:
+    shape = (load.rows, spec.kv_heads, tokens, spec.head_dim)
+    sides = [tuple(torch.empty(shape, dtype=load.dtype, device="meta") for _ in range(spec.layers)) for _ in range(2)]
+    lengths = torch.full((load.rows,), tokens, device="meta")
+    positions = torch.zeros(load.rows, tokens, dtype=torch.long, device="meta")
+    return KVCache(spec, sides[0], sides[1], lengths, positions)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())  # tied embeddings count once
+
+
+def _widest(*configs: PretrainedConfig) -> int:
+    return max(max(config.hidden_size, config.intermediate_size) for config in configs)
