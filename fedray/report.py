@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fedray.types import FedrayError, Missing
+from fedray.types import FedrayError, Missing, Need
 
 SCHEMA = 1
 NAME = "report.json"
@@ -49,6 +49,9 @@ class Participant:
     device: str
     node: str
     pid: int
+    dtype: str = ""
+    revision: str = ""  # the commit of its repository on the Hugging Face hub
+    memory_bytes: int | None = None  # the most it held at a time, of its process and its GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Learned:
 
     name: str  # sender--receiver, or gate--receiver
     role: str  # fuser | gate | llm
-    status: str  # complete | interrupted | failed
+    status: str  # complete | interrupted | failed | random (never trained, zoo=shapes)
     hash: str | None = None  # of its content, once it is in the registry
     path: str | None = None  # its folder there
     steps: int = 0  # trained, in all
@@ -196,7 +199,7 @@ class Report:
     receiver: str
     senders: tuple[str, ...]  # as asked for; `missing` names those that took no part
     seed: int
-    status: str  # complete | interrupted | failed
+    status: str  # complete | interrupted | failed | planned (plan=true: nothing was loaded)
     protocol: str = "c2c"
     fuser: str = "mlp"
     fusion: str = "concat"
@@ -216,7 +219,8 @@ class Report:
     members: tuple[Participant, ...] = ()
     answers: tuple[Answered, ...] = ()
     trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
-    learned: tuple[Learned, ...] = ()  # fusers and gates the job trained or found
+    learned: tuple[Learned, ...] = ()  # fusers and gates the job trained, used or found
+    needs: tuple[Need, ...] = ()  # what each member would take, foretold
     rows: tuple[Evaluated, ...] = ()
     comparisons: tuple[Compared, ...] = ()
     contributions: tuple[Contribution, ...] = ()
@@ -274,6 +278,7 @@ def _parse(keys: dict[str, Any]) -> Report:
         members=tuple(Participant(**m) for m in keys["members"]),
         answers=tuple(Answered(**a) for a in answers),
         learned=tuple(Learned(**part) for part in keys.get("learned", ())),
+        needs=tuple(Need(**need) for need in keys.get("needs", ())),
         rows=tuple(map(_evaluated, keys.get("rows", ()))),
         comparisons=tuple(Compared(**{**c, "rows": tuple(c["rows"])}) for c in keys.get("comparisons", ())),
         contributions=tuple(Contribution(**c) for c in keys.get("contributions", ())),

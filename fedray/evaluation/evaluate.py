@@ -21,6 +21,7 @@ from fedray.evaluation.words import who
 from fedray.federation import Federation
 from fedray.llm.loading import check_prompts
 from fedray.planner import Planner
+from fedray.provision import sources
 from fedray.report import Evaluated, Order, Participant, Report, Tracked
 from fedray.settings import ALONE, Settings
 from fedray.tracking import Tracker
@@ -211,7 +212,7 @@ def run(settings: EvaluateSettings, federation: Callable[[Settings], Federation]
 
 def check_cases(settings: EvaluateSettings) -> None:
     """Refuse what some case has no fuser for, and prompts too long for a member, before any LLM is loaded."""
-    planner, neutral = Planner(settings.registry.path, settings.zoo.path), settings.neutral
+    planner, neutral = Planner(settings.registry.path, settings.zoo.path, settings.zoo.name), settings.neutral
     for case in cases(settings, settings.senders):
         own = case.settings(settings, settings.seed)
         planner.check(
@@ -224,7 +225,7 @@ def check_cases(settings: EvaluateSettings) -> None:
         )
     if settings.questions is not None:
         prompts = [q.prompt for q in load_task(settings)]
-        check_prompts((neutral.receiver, *neutral.senders), prompts, folder=settings.zoo.path)
+        check_prompts(sources(neutral), prompts)
 
 
 def graded(questions: list[Question]) -> list[Question]:

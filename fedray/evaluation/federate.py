@@ -9,13 +9,14 @@ from itertools import groupby
 from pathlib import Path
 
 from fedray import report as reports
-from fedray.evaluation import figures
+from fedray.evaluation import dry_run, figures
 from fedray.evaluation.record import Record, Status
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
 from fedray.federation import Federation
 from fedray.group import MemberFailed
 from fedray.llm.loading import check_prompts
+from fedray.provision import sources
 from fedray.report import Report, Tracked
 from fedray.settings import Settings
 from fedray.tracking import Status as TrackerStatus
@@ -38,8 +39,9 @@ class Run:
     def open(self, fed: Federation) -> None:
         """Show and log who takes part."""
         settings = self.settings
-        self.record.open(fed.members, fed.missing)
+        self.record.open(fed.members, fed.missing, fed.plan)
         self.screen.members(self.record.members)
+        self.screen.untrained(self.record.learned)
         self.tracker.tags(job="federate", zoo=settings.zoo.name)
         self.tracker.params(
             **{
@@ -53,6 +55,7 @@ class Run:
             task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
             limit=settings.task.limit,
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
+            revisions=",".join(f"{m.name}={m.revision}" for m in fed.members.values() if m.revision) or None,
         )
 
     def evaluate(self, fed: Federation, questions: Sequence[Question]) -> None:
@@ -128,10 +131,12 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
 
     Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report.
     """
+    if settings.plan:
+        return dry_run.run(settings)
     questions = load_task(settings) if settings.prompt is None else []
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if settings.questions]
     if own:
-        check_prompts((settings.receiver, *settings.senders), own, folder=settings.zoo.path)
+        check_prompts(sources(settings, (settings.receiver, *settings.senders)), own)
     status: Status = "failed"
     with Tracker(
         settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"
@@ -144,6 +149,7 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
                     job.ask(fed, settings.prompt)
                 else:
                     job.evaluate(fed, questions)
+                job.record.remember(fed.memory())
             status = "complete"
         except KeyboardInterrupt:
             status = "interrupted"

@@ -194,6 +194,7 @@ def check_gate_job(settings: GateJob) -> None:
 def check_registry_job(settings: RegistryJob) -> None:
     """Refuse what cannot be meant. Raises FedrayError."""
     REGISTRY_JOB.read(settings)
+    _check_zoo(settings.zoo)
     action, name = settings.action, settings.name
     if action != "list" and not name:
         raise FedrayError(f"{action} what: name an LLM, a fuser or a gate, as in {action} qwen2.5-0.5b--qwen3-0.6b")
@@ -231,11 +232,17 @@ def _check_surroundings(settings: FuserJob | GateJob) -> None:
         raise FedrayError(f"workers={settings.workers} need Ray: leave ray=none out, or set workers=1")
     check_range("ray.num_cpus", settings.ray.num_cpus, 1)
     check_range("ray.object_store_mb", settings.ray.object_store_mb, 80)
+    _check_zoo(settings.zoo)
     zoo = settings.zoo.path
     if zoo is not None and not zoo.is_dir():
         raise FedrayError(f"zoo.path={zoo} is no folder: check the path, or leave it out for the embedded one")
     check_output(settings.root, "registry.path")
     check_output(settings.output)
+
+
+def _check_zoo(zoo: ZooSettings) -> None:
+    if zoo.name != "tiny":
+        raise FedrayError(f"zoo={zoo.name} is not for this job: leave it out, it knows zoo=tiny only")
 
 
 def _given(registry: RegistrySettings) -> Path:
