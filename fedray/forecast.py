@@ -158,13 +158,13 @@ def on_gpus(needed: Sequence[Need]) -> int:
 def check_room(needed: Sequence[Need], room: Room, *, together: bool) -> None:
     """Refuse what does not fit. Raises FedrayError with the figures."""
     for what, takes, free in (
-        ("the machine", on_machine(needed, together), room.machine),
-        ("the GPUs", on_gpus(needed), room.gpus),
+        ("the machine's", on_machine(needed, together), room.machine),
+        ("the GPUs'", on_gpus(needed), room.gpus),
     ):
         if free is not None and takes > free:
             largest = max(needed, key=lambda need: need.model)
             raise FedrayError(
-                f"the members take {_gib(takes)} of {what}'s memory, where {_gib(free)} are free ({_listed(needed)}): "
+                f"the members take {_gib(takes)} of {what} memory, where {_gib(free)} are free ({_listed(needed)}): "
                 f"leave out {largest.member}, take a smaller dtype, or shorter prompts and smaller batches"
             )
 

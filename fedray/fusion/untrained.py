@@ -8,6 +8,7 @@ import json
 import torch
 
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
+from fedray.llm.catalogue import slug
 from fedray.types import Artifact, MemberInfo
 
 WIDTH = 1024  # hidden and intermediate, as published for LLMs of 0.5 to 8 billion parameters (arXiv 2510.03215)
@@ -23,7 +24,7 @@ def random_artifact(sender: MemberInfo, receiver: MemberInfo, kind: str, operato
     """What stands in a plan for a fuser that nobody has trained; its hash says so."""
     config = random_config(sender, receiver, kind, operator).to_dict()
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    return Artifact(f"{sender.name}--{receiver.name}", f"random-{digest[:9]}", "", random=config)
+    return Artifact(f"{slug(sender.name)}--{slug(receiver.name)}", f"random-{digest[:9]}", "", random=config)
 
 
 def build_random(artifact: Artifact, device: str) -> Fuser:
