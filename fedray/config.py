@@ -96,7 +96,8 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose wor
 _HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
 # Settings whose text is taken as it is, whatever Hydra's grammar thinks of its commas and quotes.
 _FREE_TEXT = re.compile(
-    r"prompt|questions|output|name|hash|to|source|revision|(?:zoo|registry|data)\.path|members\..*\.label|evidence\..*"
+    r"prompt|questions|output|name|hash|to|source|revision|(?:zoo|registry|data)\.path|"
+    r"members\..*\.(label|revision)|evidence\..*"
 )
 
 
@@ -233,9 +234,12 @@ def _argument(argument: str, form: Form) -> str:
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
-    if name.startswith("evidence."):  # a member's own name has dots
-        key = name = "evidence." + safe_name(name.removeprefix("evidence."))
-    if name in form.schema.names or (name and (CONF / name).is_dir()):
+    group, _, rest = name.partition(".")
+    member, _, its = (rest, "", "") if group == "evidence" else rest.rpartition(".")
+    if group in ("evidence", "members") and member:  # a member's own name has dots, and any decoder may be one
+        name = ".".join(filter(None, (group, safe_name(member), its)))
+        key = f"++{name}"
+    elif name in form.schema.names or (name and (CONF / name).is_dir()):
         key = name
     if _FREE_TEXT.fullmatch(name) and value not in ("", "null") and not re.fullmatch(r"(?s)([\"']).*\1", value):
         value = (

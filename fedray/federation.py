@@ -6,24 +6,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import fields
 from importlib.util import find_spec
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fedray import provision
 from fedray.background import Background
+from fedray.forecast import Room, check_room, needs, this_machine
 from fedray.group import Group, LocalGroup
-from fedray.llm.loading import check_weights
+from fedray.llm.source import Source
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS, STREAMS
 from fedray.settings import Settings, build, check
 from fedray.types import Answer, FedrayError, MemberInfo, Missing, Plan, Request
+
+if TYPE_CHECKING:
+    from fedray.runtime.placement import Placement
+
+STATS_S = 5.0  # a member that computes answers what it takes beside it; one that is gone does not
 
 
 class Federation:
@@ -39,7 +45,7 @@ class Federation:
         check(self.settings)
         s = self.settings
         self._evidence = s.documents()
-        Planner(s.registry.path, s.zoo.path).check(
+        Planner(s.registry.path, s.zoo.path, s.zoo.name).check(
             s.receiver,
             s.takes_part[1:],
             protocol=s.protocol.name,
@@ -47,13 +53,12 @@ class Federation:
             fusion=s.fusion,
             on_missing=s.on_missing,
         )
-        for name in s.takes_part:
-            check_weights(name, s.zoo.path)
+        found = provision.pinned(provision.sources(s))
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
             start = _start_on_ray if s.ray.enabled else _start_here
-            self._group, self._plan = start(s, s.takes_part, stack)
+            self._group, self._plan = start(s, found, stack)
             self.plan = self.plan_for()
             self._loop = Background()
             stack.callback(self._loop.close)
@@ -123,6 +128,15 @@ class Federation:
         """The receiver's own answer to the same batch: what the federation is compared with."""
         return self._loop.run(PROTOCOLS["standalone"](request, self.plan, self._group))
 
+    def memory(self) -> dict[str, int]:
+        """Member -> the most bytes it has held at a time, of its process and of its GPU; who does not answer is left
+        out. In one process all members share one figure."""
+        asked = {name: self._group.start(name, "stats") for name in self.members}
+        waited = self._loop.run(self._group.wait(list(asked.values()), time.monotonic() + STATS_S))
+        answered = [list(asked)[index] for index in waited.ready]
+        stats = {name: self._group.result(asked[name]) for name in answered}
+        return {name: int(s["rss_bytes"] + s["device_bytes"]) for name, s in stats.items()}
+
     def close(self) -> None:
         """End the members, and the cluster if it is this federation's own. Closing twice is fine."""
         self._resources.close()
@@ -173,30 +187,35 @@ def _choices(s: Settings) -> dict[str, Any]:
 MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Mapping[str, Any]], Plan]
 
 
-def _start_here(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Group, MakePlan]:
-    """All members in this process."""
+def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> tuple[Group, MakePlan]:
+    """All members in this process, one after the other: transformers does not load two at a time."""
     from fedray.member import Member
 
+    _check_room(s, found, this_machine())
+    provision.download(list(found.values()))
     members: dict[str, Member] = {}
-    with _progress(len(names)) as loaded:
-        for name in names:
-            own = s.member(name)
-            device = own.device or "cpu"
-            members[name] = Member(name, zoo=s.zoo.name, device=device, dtype=own.dtype, folder=s.zoo.path)
+    with provision.loading(len(found)) as loaded:
+        for name, device in provision.devices(s).items():
+            source, dtype = found[name], s.member(name).dtype
+            members[name] = Member(
+                name, zoo=s.zoo.name, device=device, dtype=dtype, folder=s.zoo.path, revision=source.revision
+            )
             loaded(name)
-    planner = Planner(s.registry.path, s.zoo.path)
+    planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     return LocalGroup(members), lambda receiver, senders, choices: planner.plan(receiver, senders, **choices)
 
 
-def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[Group, MakePlan]:
+def _start_on_ray(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> tuple[Group, MakePlan]:
     """Each member in an actor of its own, on a cluster that is there or on one of our own."""
-    if find_spec("ray") is None:
-        raise FedrayError("Ray is not installed: pip install 'fedray[ray]', or leave it out with ray.enabled=false")
+    check_ray()
     from fedray.runtime import actors, cluster, coordinator, placement
 
-    wanted = [placement.Placement(name, **_resources(s, name)) for name in names]
-    if cluster.will_embed(s.ray.address):
-        placement.place(wanted, nodes=[placement.this_machine(s.ray.num_cpus)])  # refused before Ray starts
+    wanted = placements(s, found)
+    embedding = cluster.will_embed(s.ray.address)
+    if embedding:  # refused, and downloaded, before Ray starts
+        placement.place(wanted, nodes=[placement.this_machine(s.ray.num_cpus)])
+        _check_room(s, found, this_machine())
+        provision.download(list(found.values()))
     with Console(stderr=True).status("starting Ray"):
         connection = cluster.connect(
             s.ray.address,
@@ -206,53 +225,37 @@ def _start_on_ray(s: Settings, names: Sequence[str], stack: ExitStack) -> tuple[
         )
     stack.callback(connection.close)
     placed = placement.place(wanted, all_cores=connection.is_embedded)
-    boss = coordinator.start(_absolute(s.registry.path), _absolute(s.zoo.path))
+    if not embedding:
+        _check_room(s, found, Room(int(sum(node.memory_bytes for node in placement.alive_nodes()))))
+    zoo = provision.absolute(s.zoo.path)
+    boss = coordinator.start(provision.absolute(s.registry.path), zoo, s.zoo.name)
     stack.callback(coordinator.stop, boss)
-    with _progress(len(names)) as loaded:
+    with provision.loading(len(found)) as loaded:
         group = actors.load_members(
             placed,
             zoo=s.zoo.name,
-            folder=_absolute(s.zoo.path),
+            folder=zoo,
             loaded=lambda info: loaded(info.name),
-            slow=_say_who_is_missing,
+            slow=provision.say_who_is_missing,
         )
     stack.callback(group.close)
     return group, lambda receiver, senders, choices: coordinator.plan(boss, receiver, senders, **choices)
 
 
-def _say_who_is_missing(names: Sequence[str]) -> None:
-    Console(stderr=True).print(
-        f"still loading {', '.join(names)}: if others use the cluster's CPUs or GPUs, this waits until they are free "
-        "(Ctrl-C ends it)",
-        highlight=False,
-    )
+def placements(s: Settings, found: Mapping[str, Source]) -> list[Placement]:
+    """What each member asks Ray for, the receiver first."""
+    from fedray.runtime.placement import Placement
+
+    return [Placement(n, **provision.resources(s, n), revision=source.revision) for n, source in found.items()]
 
 
-def _resources(s: Settings, name: str) -> dict[str, Any]:
-    """What a member asks Ray for: its own settings, else those of all. Ray chooses the GPU, so cuda:1 is cuda here."""
-    own = s.member(name)
-    gpus = s.ray.gpus_per_member if own.num_gpus is None else own.num_gpus
-    on_gpu = gpus > 0 if own.device is None else own.device.startswith("cuda")
-    return {
-        "device": "cuda" if on_gpu else own.device or "cpu",
-        "dtype": own.dtype,
-        "num_cpus": s.ray.cpus_per_member if own.num_cpus is None else own.num_cpus,
-        "num_gpus": gpus or (1.0 if on_gpu else 0.0),
-        "label": own.label,
-    }
+def check_ray() -> None:
+    """Raises FedrayError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise FedrayError("Ray is not installed: pip install 'fedray[ray]', or leave it out with ray.enabled=false")
 
 
-def _absolute(path: Path | None) -> Path | None:
-    """Actors have working folders of their own."""
-    return None if path is None else path.absolute()
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on the terminal while members load; the yielded function is told each name."""
-    console = Console(stderr=True)
-    columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    seen = console.is_terminal or console.is_jupyter
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not seen) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
+def _check_room(s: Settings, found: Mapping[str, Source], room: Room) -> None:
+    """Refuse LLMs and fusers that are too large, whatever is asked of them; the scale model fits everywhere."""
+    if s.zoo.name != "tiny":
+        check_room(needs(s, found, provision.devices(s)), room, together=not s.ray.enabled)

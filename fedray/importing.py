@@ -15,7 +15,7 @@ from fedray.fusion import hub
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.registry import Registry
 from fedray.llm import loading
-from fedray.llm.catalogue import CATALOGUE, entry
+from fedray.llm.catalogue import CATALOGUE, repo_of
 from fedray.report import Learned, Report
 from fedray.suggest import unknown
 from fedray.training.settings import ImportJob
@@ -92,8 +92,8 @@ def check_names(recipe: Mapping[str, Any], sender: str, receiver: str) -> None:
     """Whether a recipe names the LLMs that these names stand for: LLMs of one shape may differ. Raises FedrayError."""
     asked = {"sender": sender, "receiver": receiver}
     for (role, name), trained in zip(asked.items(), published.trained_for(recipe), strict=True):
-        repo = entry(name).repo
-        if trained and _bare(trained) != _bare(repo):
+        repo = repo_of(name)
+        if trained and repo and _bare(trained) != _bare(repo):
             known = [other.name for other in CATALOGUE.values() if _bare(other.repo) == _bare(trained)]
             remedy = f"say {role}={known[0]}" if known else "name the pair it was trained for"
             raise FedrayError(f"this fuser was trained with {trained} as its {role}, and {name} is {repo}: {remedy}")

@@ -76,12 +76,13 @@ class Member:
         dtype: str | None = None,
         threads: int | None = None,
         folder: Path | None = None,
+        revision: str | None = None,
         llm: LLM | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.name = name
-        self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder)
+        self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision)
         self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
@@ -96,10 +97,13 @@ class Member:
         return time.time()
 
     def stats(self) -> dict[str, float]:
-        """rss_bytes: peak resident memory; sessions: open ones; received_bytes: payload bytes taken so far."""
+        """rss_bytes: peak resident memory; device_bytes: peak of GPU memory; sessions: open ones; received_bytes:
+        payload bytes taken so far."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        device = self.llm.device
         return {
             "rss_bytes": peak * (1 if platform.system() == "Darwin" else 1024),
+            "device_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0,
             "sessions": len(self._sessions),
             "received_bytes": self._received_bytes,
         }

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.registry import SHIPPED, Registry, check_weights, fuser_name, gate_name
-from fedray.types import T2T, FedrayError, MemberInfo, Plan
+from fedray.fusion.untrained import random_artifact, random_config
+from fedray.types import T2T, Artifact, FedrayError, MemberInfo, Plan
 
 FUSING = ("c2c",)  # protocols in which senders give their caches
 
@@ -16,9 +18,12 @@ FUSING = ("c2c",)  # protocols in which senders give their caches
 class Planner:
     """Looks up learned parts by name and hash; it never loads one."""
 
-    def __init__(self, registry: Path | None = None, zoo: Path | None = None) -> None:
-        """registry: the user's, over the zoo's own; zoo: a zoo built elsewhere, None is the embedded one."""
-        self._registry = Registry(registry, SHIPPED if zoo is None else zoo / "registry")
+    def __init__(self, registry: Path | None = None, zoo: Path | None = None, name: str = "tiny") -> None:
+        """registry: the user's, over the zoo's own; zoo: a zoo built elsewhere, None is the embedded one; name: what
+        stands behind the LLMs' names. Under shapes, pairs without a fuser have one of random weights."""
+        shipped = SHIPPED if name == "tiny" else None
+        self._registry = Registry(registry, shipped if zoo is None else zoo / "registry")
+        self._at_random = name == "shapes"
 
     def check(
         self, receiver: str, senders: Sequence[str], *, protocol: str, fuser: str, fusion: str, on_missing: str
@@ -74,7 +79,7 @@ class Planner:
             protocol=protocol,
             fusion=fusion,
             speakers=speakers,
-            fusers={n: self._registry.find_fuser(asked[n], receiver, fuser, fusion) for n in names if fusing},
+            fusers={n: self._fuser(asked[n], receiver, fuser, fusion) for n in names if fusing},
             gate=gate if weighing else "none",
             gate_artifact=self._registry.find_gate(receiver, names, fusion) if learned else None,
             **choices,
@@ -86,7 +91,21 @@ class Planner:
         peers = (self.plan(one, [other for other in everyone if other is not one], **same) for one in senders)
         return replace(plan, peers=tuple(peers))
 
+    def fuser_config(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> FuserConfig | None:
+        """What the pair's newest fuser is, whatever weights it was trained for; None where it has none."""
+        for manifest, _ in self._registry.versions(fuser_name(sender.name, receiver.name)):
+            if (manifest.kind, manifest.operator) == (kind, operator):
+                return FuserConfig.from_dict(manifest.config)
+        return random_config(sender, receiver, kind, operator) if self._at_random else None
+
+    def _fuser(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
+        if self._at_random and (kind, operator) not in self._fusers(sender.name, receiver.name):
+            return random_artifact(sender, receiver, kind, operator)
+        return self._registry.find_fuser(sender, receiver, kind, operator)
+
     def _without_fuser(self, receiver: str, senders: Sequence[str], fuser: str, fusion: str) -> tuple[str, ...]:
+        if self._at_random:
+            return ()
         return tuple(sender for sender in senders if (fuser, fusion) not in self._fusers(sender, receiver))
 
     def _fusers(self, sender: str, receiver: str) -> set[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedray.disk import write_whole
 from fedray.schema import Schema
-from fedray.types import FedrayError, Missing
+from fedray.types import FedrayError, Missing, Need
 
 SCHEMA = 1
 NAME = "report.json"
@@ -49,6 +49,9 @@ class Participant:
     device: str
     node: str
     pid: int
+    dtype: str = ""
+    revision: str = ""  # the commit of its repository on the Hugging Face hub
+    memory_bytes: int | None = None  # the most it held at a time, of its process and its GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Learned:
 
     name: str  # sender--receiver, or gate--receiver
     role: str  # fuser | gate | llm
-    status: str  # complete | interrupted | failed
+    status: str  # complete | interrupted | failed | random (never trained, zoo=shapes)
     hash: str | None = None  # of its content, once it is in the registry
     path: str | None = None  # its folder there
     steps: int = 0  # trained, in all
@@ -222,7 +225,7 @@ class Report:
     receiver: str
     senders: tuple[str, ...]  # as asked for; `missing` names those that took no part
     seed: int
-    status: str  # complete | interrupted | failed
+    status: str  # complete | interrupted | failed | planned (plan=true: nothing was loaded)
     protocol: str = "c2c"
     type: str | None = None  # homogeneous | heterogeneous, and token | cache (FedRefine, Appendix A); None: neither
     fuser: str = "mlp"
@@ -247,7 +250,8 @@ class Report:
     members: tuple[Participant, ...] = ()
     answers: tuple[Answered, ...] = ()
     trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
-    learned: tuple[Learned, ...] = ()  # fusers and gates the job trained or found
+    learned: tuple[Learned, ...] = ()  # fusers and gates the job trained, used or found
+    needs: tuple[Need, ...] = ()  # what each member would take, foretold
     rows: tuple[Evaluated, ...] = ()
     comparisons: tuple[Compared, ...] = ()
     contributions: tuple[Contribution, ...] = ()

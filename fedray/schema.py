@@ -28,6 +28,10 @@ class Schema(Generic[T]):
         self.keys = keys or {}
         self.names = tuple(self._walk(root, ""))
 
+    def with_keys(self, more: Mapping[str, tuple[str, ...]]) -> Schema[T]:
+        """The same schema, in which mappings may have further keys."""
+        return Schema(self.root, {path: (*keys, *more.get(path, ())) for path, keys in self.keys.items()})
+
     def read(self, values: Mapping[str, Any] | T) -> T:
         """The typed form of nested values. Raises FedrayError on an unknown key, an unknown choice or a wrong type."""
         return cast(T, self._dataclass(self.root, values, ""))
@@ -91,9 +95,10 @@ class Schema(Generic[T]):
     def _mapping(self, hint: Any, value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise FedrayError(f"{path} must be a mapping of names, got {_shown(value)}")
-        for key in value:
+        for key, inner in value.items():
             if path in self.keys and key not in self.keys[path]:
-                raise self.unknown(f"{path}.{key}")
+                deeper = next(iter(inner), "") if isinstance(inner, Mapping) else ""
+                raise self.unknown(".".join(filter(None, (path, key, deeper))))
         return {key: self._read(hint, inner, f"{path}.{key}") for key, inner in value.items()}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
-from fedray.llm.catalogue import NAMES, resolve, safe_name
+from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, repo_of, resolve, safe_name
 from fedray.schema import Schema
 from fedray.types import T2T, FedrayError, Generation
 
@@ -37,8 +37,8 @@ ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs n
 
 @dataclass(frozen=True, slots=True)
 class ZooSettings:
-    name: Literal["tiny"] = "tiny"
-    path: Path | None = None  # a zoo built elsewhere; None is the embedded one
+    name: Literal["tiny", "hub", "shapes"] = "tiny"
+    path: Path | None = None  # a zoo built elsewhere (llms/NAME, registry/); None is the embedded one, or the hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ class MemberSettings:
     num_cpus: float | None = None
     num_gpus: float | None = None
     label: str | None = None  # "key=value" of the node it must run on
+    revision: str | None = None  # branch, tag or commit of its repository; None is main
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ class Settings:
     zoo: ZooSettings = ZooSettings()
     task: TaskSettings = TaskSettings()
     data: DataSettings = DataSettings()
+    plan: bool = False  # say what it would take, and load nothing
     prompt: str | None = None
     questions: Path | None = None  # .jsonl or .json in OpenBookQA's schema, or .txt with a question per line
     generation: Generation = field(default_factory=Generation)
@@ -171,7 +173,7 @@ class Settings:
 
 
 S = TypeVar("S", bound=Settings)
-BY_MEMBER: dict[str, tuple[str, ...]] = {key: tuple(map(safe_name, NAMES)) for key in ("members", "evidence")}
+BY_MEMBER: dict[str, tuple[str, ...]] = {key: tuple(map(safe_name, CATALOGUE)) for key in ("members", "evidence")}
 SCHEMA = Schema(Settings, keys=BY_MEMBER)
 
 
@@ -207,16 +209,21 @@ def build(values: Mapping[str, Any]) -> Settings:
 def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     """Settings, or a job's own kind of them, from nested values, names canonical; what is not given has its default.
 
-    Senders default to everyone but the receiver, fusion to what the fuser implies, generation.seed to seed.
-    Raises FedrayError on an unknown key or name and on a value of the wrong type.
+    Senders default to everyone but the receiver, fusion to what the fuser implies, gate to what the zoo implies,
+    generation.seed to seed. Raises FedrayError on an unknown key or name and on a value of the wrong type.
     """
     values = {key: value for key, value in values.items() if (key, value) != ("senders", None)}
     for key in BY_MEMBER:
         if isinstance(values.get(key), Mapping):
             named = {safe_name(str(name)): value for name, value in values[key].items()}
             values[key] = {name: value for name, value in named.items() if value is not None}
-    settings = schema.read(values)
-    receiver = resolve(settings.receiver, "receiver")
+    gate = values.get("gate", {})
+    implied_gate = isinstance(gate, Mapping) and gate.get("kind") is None
+    if implied_gate:
+        values["gate"] = {key: value for key, value in gate.items() if key != "kind"}
+    settings = _with_strangers(schema, values.get("receiver"), values.get("senders")).read(values)
+    zoo = settings.zoo.name
+    receiver = resolve(settings.receiver, "receiver", zoo)
     senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
     implied = "mix" if settings.fuser == "c2c" else "concat"
     given = values.get("generation", {})
@@ -224,15 +231,23 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     return replace(
         settings,
         receiver=receiver,
-        senders=tuple(resolve(sender, "sender") for sender in senders),
+        senders=tuple(resolve(sender, "sender", zoo) for sender in senders),
+        gate=replace(settings.gate, kind="open") if implied_gate and zoo == "shapes" else settings.gate,
         fusion=settings.fusion if "fusion" in values else implied,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
     )
 
 
+def _with_strangers(schema: Schema[S], receiver: Any, senders: Any) -> Schema[S]:
+    """The schema that also knows the settings of members that are not in the catalogue."""
+    named = [receiver, *(senders if isinstance(senders, list | tuple) else ())]
+    strangers = tuple(safe_name(name) for name in named if isinstance(name, str) and is_foreign(name))
+    return schema.with_keys(dict.fromkeys(BY_MEMBER, strangers)) if strangers else schema
+
+
 def check(settings: Settings) -> None:
     """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError with one sentence."""
-    SCHEMA.read(settings)
+    _with_strangers(SCHEMA, settings.receiver, settings.senders).read(settings)
     _check_names(settings)
     _check_numbers(settings)
     _check_members(settings)
@@ -244,8 +259,9 @@ def check(settings: Settings) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    receiver = resolve(settings.receiver, "receiver")
-    senders = [resolve(sender, "sender") for sender in settings.senders]
+    zoo = settings.zoo.name
+    receiver = resolve(settings.receiver, "receiver", zoo)
+    senders = [resolve(sender, "sender", zoo) for sender in settings.senders]
     others = dict.fromkeys(sender for sender in senders if sender != receiver) or (n for n in NAMES if n != receiver)
     example = f"'+senders=[{','.join(others)}]'"
     if receiver in senders:
@@ -253,6 +269,12 @@ def _check_names(settings: Settings) -> None:
     repeated = [sender for sender in dict.fromkeys(senders) if senders.count(sender) > 1]
     if repeated:
         raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
+    keys = [safe_name(name) for name in (receiver, *senders)]
+    alike = [name for name in (receiver, *senders) if keys.count(safe_name(name)) > 1]
+    if alike:
+        raise FedrayError(
+            f"{' and '.join(alike)} go by the same name, {safe_name(alike[0])}: rename one of the folders"
+        )
     if not senders and settings.protocol.name not in ALONE:
         raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
     if settings.fuser == "c2c" and settings.fusion != "mix":
@@ -329,6 +351,8 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
 
 def _check_members(settings: Settings) -> None:
     for name, member in settings.members.items():
+        if member.revision is not None and settings.zoo.name != "hub":
+            raise FedrayError(f"members.{name}.revision is of a repository on the Hugging Face hub: add zoo=hub")
         check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)
         check_range(f"members.{name}.num_gpus", member.num_gpus, 0)
         if member.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", member.device):
@@ -397,6 +421,9 @@ def _check_folders(settings: Settings) -> None:
     for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
         if folder is not None and not folder.is_dir():
             raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
+    for name in (settings.receiver, *settings.senders):
+        if repo_of(name) is None and not Path(name, "config.json").is_file():
+            raise FedrayError(f"{name} is no LLM's folder, it has no config.json: check the path, or name hf:org/name")
 
 
 def check_output(output: Path, key: str = "output") -> None:

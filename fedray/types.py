@@ -50,6 +50,42 @@ class MemberInfo:
     node: str
     pid: int
     context: int  # longest prompt plus answer, tokens
+    revision: str = ""  # the commit of its repository on the Hugging Face hub, where it comes from there
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one member will take, foretold from its configuration; bytes, at the peak of one request.
+
+    cache: its own and others' caches of the longest prompt and answer, for a whole batch; work: activations and logits;
+    process: the interpreter and its libraries, in the machine's memory even where the rest is on a GPU; loading: what
+    is in memory twice while it loads. wire_per_token: of its cache, where it sends; download: None where nobody knows.
+    """
+
+    member: str
+    role: str  # receiver | sender
+    device: str
+    dtype: str
+    revision: str
+    parameters: int
+    prompt_tokens: int  # of the longest prompt
+    weights: int
+    cache: int
+    fusers: int
+    work: int
+    process: int
+    loading: int
+    wire_per_token: int
+    download: int | None
+
+    @property
+    def model(self) -> int:
+        """Where the LLM stands: its device's memory."""
+        return self.weights + max(self.fusers + self.cache + self.work, self.loading)
+
+    @property
+    def total(self) -> int:
+        return self.model + self.process
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +129,7 @@ class Artifact:
     hash: str
     path: str  # folder with model.safetensors and manifest.json, readable from the member's machine
     reads_ids: bool = False  # a fuser whose sender must read the receiver's token ids instead of the text
+    random: Mapping[str, Any] | None = None  # zoo=shapes: what it would be; it has random weights and no folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from fedray.config import CONF, FEDERATION, Settings, build, check, launch, load
-from fedray.llm.catalogue import CATALOGUE, NAMES, resolve, safe_name
+from fedray.llm.catalogue import CATALOGUE, NAMES, resolve, safe_name, slug
 from fedray.settings import (
     GateSettings,
     MemberSettings,
@@ -193,8 +193,22 @@ REFUSED = [
     ("senders=[1]", ["senders[0] must be text, got 1"]),
     ("receiver=lama-1b", ["unknown receiver 'lama-1b'", "did you mean llama-1b"]),
     ("receiver=null", ["receiver must be text, got null"]),
-    ("zoo=hub", ["unknown zoo 'hub'", "tiny"]),
-    ("zoo.name=shapes", ["unknown zoo 'shapes'", "tiny"]),
+    ("zoo=hb", ["unknown zoo 'hb'", "did you mean hub"]),
+    ("zoo.name=shape", ["unknown zoo 'shape'", "did you mean shapes"]),
+    ("receiver=qwen3-8b", ["qwen3-8b is not in zoo=tiny: choose zoo=hub or zoo=shapes, or one of qwen3-0.6b"]),
+    ("zoo=hub receiver=qwen3-8", ["unknown receiver 'qwen3-8'", "did you mean qwen3-8b"]),
+    ("senders=[hf:org/name]", ["sender hf:org/name is on the Hugging Face hub: add zoo=hub"]),
+    ("zoo=shapes senders=[hf:org/name]", ["sender hf:org/name is on the Hugging Face hub: add zoo=hub"]),
+    ("zoo=hub senders=[hf:name]", ["sender 'hf:name' names no repository: write hf:org/name"]),
+    ("senders=[./llm]", ["sender ./llm is a folder: add zoo=hub for its weights"]),
+    ("zoo=hub senders=[./llm]", ["/llm is no LLM's folder, it has no config.json: check the path"]),
+    ("zoo=hub senders=[hf:a/llm,hf:a/LLM]", ["hf:a/llm and hf:a/LLM go by the same name, a-llm"]),
+    ("members.llama-1b.revision=v2", ["members.llama-1b.revision is of a repository", "add zoo=hub"]),
+    ("members.nobody.device=cpu", ["unknown setting 'members.nobody.device'"]),
+    (
+        "zoo=hub senders=[hf:a/b] members.a-c.dtype=float32",
+        ["unknown setting 'members.a-c.dtype'", "members.a-b.dtype"],
+    ),
     ("protocol=standalon", ["unknown protocol", "did you mean standalone?", "c2c"]),
     ("protocol=t2", ["unknown protocol 't2'", "t2t"]),
     ("fuser=mpl", ["unknown fuser", "did you mean mlp?"]),
@@ -367,7 +381,7 @@ def federate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("arguments", ["+senders=[lama-1b]", "zoo=hub", "receiver=lama-1b"])
+@pytest.mark.parametrize("arguments", ["+senders=[lama-1b]", "zoo=hb", "receiver=lama-1b"])
 def test_a_bad_call_ends_soon(tmp_path: Path, arguments: str) -> None:
     start = time.monotonic()
     done = federate(arguments, cwd=tmp_path)
@@ -395,6 +409,44 @@ def test_catalogue() -> None:
     assert CATALOGUE["qwen2.5-1.5b"].repo == "Qwen/Qwen2.5-1.5B-Instruct"
     with pytest.raises(FedrayError, match=r"unknown sender 'qwen2.5-coder' \(did you mean qwen2.5-coder-0.5b"):
         resolve("qwen2.5-coder", "sender")
+    assert set(NAMES) <= set(CATALOGUE) and {"qwen3-8b", "gemma-3-1b"} <= set(CATALOGUE)
+    assert [entry.config["num_hidden_layers"] for entry in map(CATALOGUE.get, NAMES) if entry] == [28, 24, 24, 28, 16]
+
+
+def test_any_decoder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("hf:Org/My.LLM-7B", zoo="hub") == "hf:Org/My.LLM-7B"
+    assert resolve("./my llm", zoo="hub") == str(tmp_path / "my llm")
+    assert (slug("hf:Org/My.LLM-7B"), safe_name("hf:Org/My.LLM-7B")) == ("org-my.llm-7b", "org-my_llm-7b")
+    assert (slug("/data/my llm"), slug("qwen2.5-0.5b"), safe_name("qwen2.5-0.5b")) == (
+        "my-llm",
+        "qwen2.5-0.5b",
+        "qwen2_5-0_5b",
+    )
+
+
+def test_any_decoder_may_take_part(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text("{}")
+    settings = call.settings(
+        "zoo=hub",
+        "senders=[hf:Org/LLM-1.5B,./llm,smollm2-135m]",
+        "members.hf:Org/LLM-1.5B.dtype=bfloat16",
+        "members.org-llm-1_5b.revision=0123456",
+        "++members.smollm2-135m.num_gpus=0.5",
+    )
+    assert settings.senders == ("hf:Org/LLM-1.5B", str(tmp_path / "llm"), "smollm2-135m")
+    assert settings.member("hf:Org/LLM-1.5B") == MemberSettings(dtype="bfloat16", revision="0123456")
+    assert settings.member("smollm2-135m").num_gpus == 0.5
+    check(settings)
+
+
+def test_shapes_imply_an_open_gate(call: Call) -> None:
+    assert call.settings("zoo=shapes").gate == GateSettings("open")
+    assert call.settings("zoo=shapes", "gate.route=lazy").gate == GateSettings("open", route="lazy")
+    assert call.settings("zoo=shapes", "gate=learned").gate == GateSettings("learned")
+    assert call.settings("zoo=hub").gate == call.settings().gate == GateSettings("learned")
+    assert build({"zoo": "shapes"}).gate.kind == "open" and build({"zoo": "shapes", "gate": "none"}).gate.kind == "none"
 
 
 def test_a_submitted_job_leaves_its_results_where_they_stay(

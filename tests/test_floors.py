@@ -28,6 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"group"}),
     frozenset({"protocols", "planner"}),
     frozenset({"runtime"}),
+    frozenset({"forecast", "provision"}),
     frozenset({"federation"}),
     frozenset({"training", "evaluation", "zoo"}),
     frozenset({"inventory", "importing"}),
@@ -39,7 +40,9 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Beside the stairs: they know the ground only, and only these rooms know them.
 GROUND = frozenset({"types", "suggest", "schema", "prompts", "disk"})
 ASIDE = frozenset({"tracking", "report", "config", "settings"})
-KNOW_ASIDE = frozenset({"federation", "training", "evaluation", "inventory", "importing", "jobs", "fedray"})
+KNOW_ASIDE = frozenset(
+    {"forecast", "provision", "federation", "training", "evaluation", "inventory", "importing", "jobs", "fedray"}
+)
 
 # What a room knows besides, module by module.
 BESIDES = {

@@ -188,9 +188,11 @@ def test_a_full_disk_leaves_the_versions_before(stored):
 def test_names_that_would_leave_the_registry_are_refused(tmp_path):
     registry = Registry(tmp_path, embedded=None)
     sender, receiver = random_llm(SENDER), random_llm(RECEIVER)
-    evil = replace(describe(sender), name="../../etc")
+    fuser = random_fuser(sender, receiver, "concat")
+    folder = replace(describe(sender), name="../../etc")  # an LLM in a folder goes by the folder's own name
+    assert Path(registry.add_fuser(fuser, folder, describe(receiver), {}).path).parent == tmp_path / f"etc--{RECEIVER}"
     with pytest.raises(FedrayError, match="no name for a registry"):
-        registry.add_fuser(random_fuser(sender, receiver, "concat"), evil, describe(receiver), {})
+        registry.add_fuser(fuser, replace(describe(sender), name="/.."), describe(receiver), {})
 
 
 def test_the_embedded_registry_is_read_only():

@@ -8,7 +8,7 @@ import pytest
 
 from fedray import report
 from fedray.report import Answered, Cost, Learned, Participant, Percentiles, Report, Tracked
-from fedray.types import FedrayError, Missing
+from fedray.types import FedrayError, Missing, Need
 
 FULL = Report(
     job="federate",
@@ -26,7 +26,7 @@ FULL = Report(
     rescued=1,
     usage=Cost(1000, 12.5, {"prefill[llama-1b]": Percentiles(0.1, 0.2)}),
     missing=(Missing("qwen2.5-1.5b", "late: no answer within 2 s"),),
-    members=(Participant("qwen3-0.6b", "receiver", "qwen3", 1000, "cpu", "node", 42),),
+    members=(Participant("qwen3-0.6b", "receiver", "qwen3", 1000, "cpu", "node", 42, "bfloat16", "c0ffee", 9),),
     answers=(
         Answered("the color?", ("red", "blue"), "red", "blue", "red"),
         Answered("und größer?", None, None, "ja", None),
@@ -35,6 +35,7 @@ FULL = Report(
     learned=(
         Learned("a--b", "fuser", "complete", "0123", "/x", 9, 4, 100, 1.5, {"loss": 0.5}, {"bird": 1.0}, {"bird": 0.5}),
     ),
+    needs=(Need("qwen3-0.6b", "receiver", "cpu", "float32", "", 1000, 9, 4000, 8, 7, 6, 5, 4, 0, None),),
     tracking=Tracked("sqlite:////x/mlflow.db", "abc"),
 )
 
@@ -53,7 +54,8 @@ def test_the_keys_are_the_documented_ones(tmp_path: Path) -> None:
     assert keys["usage"]["seconds"] == {"prefill[llama-1b]": {"p50": 0.1, "p95": 0.2}}
     assert keys["missing"] == [{"member": "qwen2.5-1.5b", "reason": "late: no answer within 2 s"}]
     assert set(keys["answers"][0]) == {"question", "choices", "gold", "alone", "federated"}
-    assert set(keys["members"][0]) == {"name", "role", "family", "parameters", "device", "node", "pid"}
+    member = {"name", "role", "family", "parameters", "device", "node", "pid", "dtype", "revision", "memory_bytes"}
+    assert set(keys["members"][0]) == member
 
 
 def test_a_number_that_is_none_becomes_null(tmp_path: Path) -> None:

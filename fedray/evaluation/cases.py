@@ -100,23 +100,23 @@ def _of(block: Block, settings: EvaluateSettings, order: Sequence[str]) -> Itera
     members = (settings.receiver, *order)
     for receiver in _receivers(block, settings, members):
         others = [name for name in members if name != receiver]
-        for senders in _sets(block.senders, receiver, others):
+        for senders in _sets(block.senders, receiver, others, settings.zoo.name):
             for task, way in product(block.task or (settings.task.name,), _ways(block, settings, bool(senders))):
                 yield Case(task, receiver, () if way.protocol in ALONE else senders, way)
 
 
 def _receivers(block: Block, settings: EvaluateSettings, members: Sequence[str]) -> Sequence[str]:
     if block.receivers:
-        return [resolve(name, "receiver") for name in block.receivers]
+        return [resolve(name, "receiver", settings.zoo.name) for name in block.receivers]
     return members if block.senders == "pairs" else [settings.receiver]
 
 
-def _sets(named: str, receiver: str, others: Sequence[str]) -> list[tuple[str, ...]]:
+def _sets(named: str, receiver: str, others: Sequence[str], zoo: str) -> list[tuple[str, ...]]:
     """The sets of senders that a word stands for."""
     if named == "none":
         return [()]
     if named not in SETS:
-        return [_names(named, receiver)]
+        return [_names(named, receiver, zoo)]
     if not others:
         raise FedrayError(f"senders={named} finds nobody: name some, as in 'senders=[llama-1b]'")
     match named:
@@ -132,10 +132,10 @@ def _sets(named: str, receiver: str, others: Sequence[str]) -> list[tuple[str, .
             return [tuple(others)]
 
 
-def _names(named: str, receiver: str) -> tuple[str, ...]:
+def _names(named: str, receiver: str, zoo: str) -> tuple[str, ...]:
     words = [word.strip() for word in named.split("+")]
     try:
-        senders = tuple(resolve(word, "sender") for word in words)
+        senders = tuple(resolve(word, "sender", zoo) for word in words)
     except FedrayError:
         if len(words) == 1:  # it may have been meant as a set
             raise unknown("senders", named, (*SETS, *NAMES)) from None

@@ -23,6 +23,7 @@ from fedray.evaluation.words import who
 from fedray.federation import Federation
 from fedray.llm.loading import check_prompts
 from fedray.planner import Planner
+from fedray.provision import sources
 from fedray.report import Data, Evaluated, Order, Participant, Report, Tracked
 from fedray.settings import ALONE, Settings
 from fedray.tracking import Tracker
@@ -234,7 +235,7 @@ def run(settings: EvaluateSettings, federation: Callable[[Settings], Federation]
 
 def check_cases(settings: EvaluateSettings) -> None:
     """Refuse what some case has no fuser for, and prompts too long for a member, before any LLM is loaded."""
-    planner, neutral = Planner(settings.registry.path, settings.zoo.path), settings.neutral
+    planner, neutral = Planner(settings.registry.path, settings.zoo.path, settings.zoo.name), settings.neutral
     for case in cases(settings, settings.senders):
         own = case.settings(settings, settings.seed)
         planner.check(
@@ -248,7 +249,7 @@ def check_cases(settings: EvaluateSettings) -> None:
     tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
         prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]
-        check_prompts((neutral.receiver, *neutral.senders), prompts, folder=settings.zoo.path)
+        check_prompts(sources(neutral), prompts)
 
 
 def graded(questions: list[Question]) -> list[Question]:

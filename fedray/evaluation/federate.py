@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedray import report as reports
 from fedray.data.catalogue import BENCHMARKS
-from fedray.evaluation import figures
+from fedray.evaluation import dry_run, figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.record import Record, Status
 from fedray.evaluation.scoring import for_task
@@ -19,6 +19,7 @@ from fedray.evaluation.tasks import Question, load_task, mismatched, request_fie
 from fedray.federation import Federation
 from fedray.group import MemberFailed
 from fedray.llm.loading import check_prompts
+from fedray.provision import sources
 from fedray.report import Report, Tracked
 from fedray.settings import Settings
 from fedray.tracking import Status as TrackerStatus
@@ -41,8 +42,9 @@ class Run:
     def open(self, fed: Federation) -> None:
         """Show and log who takes part."""
         settings = self.settings
-        self.record.open(fed.members, fed.missing)
+        self.record.open(fed.members, fed.missing, fed.plan)
         self.screen.members(self.record.members, self.record.kind)
+        self.screen.untrained(self.record.learned)
         self.tracker.tags(job="federate", zoo=settings.zoo.name, type=self.record.kind or "alone")
         self.tracker.params(
             **{
@@ -58,6 +60,7 @@ class Run:
             scoring=settings.task.scored_by,
             limit=settings.task.limit,
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
+            revisions=",".join(f"{m.name}={m.revision}" for m in fed.members.values() if m.revision) or None,
         )
 
     def evaluate(self, fed: Federation, questions: Sequence[Question]) -> None:
@@ -136,11 +139,13 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report.
     """
     settings = for_task(settings) if settings.prompt is None else settings
+    if settings.plan:
+        return dry_run.run(settings)
     questions = load_task(settings) if settings.prompt is None else []
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
-        check_prompts((settings.receiver, *settings.senders), own, folder=settings.zoo.path)
+        check_prompts(sources(settings, (settings.receiver, *settings.senders)), own)
     status: Status = "failed"
     with Tracker(
         settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"
@@ -154,6 +159,7 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
                     job.ask(fed, settings.prompt)
                 else:
                     job.evaluate(fed, questions)
+                job.record.remember(fed.memory())
             status = "complete"
         except KeyboardInterrupt:
             status = "interrupted"

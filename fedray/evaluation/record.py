@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import starmap
 from statistics import fmean
 from typing import Literal
@@ -13,9 +13,9 @@ from fedray.data.source import Source
 from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.metrics import Comparison, compare, percentiles
 from fedray.evaluation.tasks import Question
-from fedray.report import Answered, Cost, Data, Participant, Report
+from fedray.report import Answered, Cost, Data, Learned, Participant, Report
 from fedray.settings import ALONE, Settings
-from fedray.types import Answer, MemberInfo, Missing, Row, Usage
+from fedray.types import Answer, Artifact, MemberInfo, Missing, Plan, Row, Usage
 
 Status = Literal["complete", "interrupted", "failed"]
 Outcome = Literal["rescued", "harmed", "both right", "both wrong", ""]
@@ -60,14 +60,21 @@ class Record:
         self.members: tuple[Participant, ...] = ()
         self.kind: str | None = None
         self.unrephrased: dict[int, str] = {}  # number of a result that no rewrite stood for -> the last one's flaw
+        self.learned: tuple[Learned, ...] = ()  # the fusers and the gate in use
         self._missing: dict[str, Missing] = {}
         self._usages: list[Usage] = []
 
-    def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing]) -> None:
-        """Who takes part."""
+    def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing], plan: Plan) -> None:
+        """Who takes part, and by which learned parts."""
         self.members = participants(members, self.settings.receiver)
         self.kind = kind_of(self.settings.protocol.name, members.values())
+        gates = () if plan.gate_artifact is None else (_learned(plan.gate_artifact, "gate"),)
+        self.learned = (*(_learned(fuser, "fuser") for fuser in plan.fusers.values()), *gates)
         self._miss(missing)
+
+    def remember(self, memory: Mapping[str, int]) -> None:
+        """What each member took at the peak, in bytes."""
+        self.members = tuple(replace(member, memory_bytes=memory.get(member.name)) for member in self.members)
 
     def add(self, questions: Sequence[Question], alone: Answer, federated: Answer) -> None:
         """One request's answers."""
@@ -141,18 +148,31 @@ class Record:
             members=self.members,
             answers=tuple(result.answered() for result in self.results),
             trust=self.trust(),
+            learned=self.learned,
         )
+
+
+def _learned(artifact: Artifact, role: str) -> Learned:
+    status = "complete" if artifact.random is None else "random"
+    return Learned(artifact.name, role, status, artifact.hash, artifact.path or None)
 
 
 def participants(members: Mapping[str, MemberInfo], receiver: str) -> tuple[Participant, ...]:
     """Who takes part, for the report."""
     return tuple(
-        Participant(m.name, "receiver" if m.name == receiver else "sender", *_place(m)) for m in members.values()
+        Participant(
+            m.name,
+            "receiver" if m.name == receiver else "sender",
+            m.family,
+            m.parameters,
+            m.device,
+            m.node,
+            m.pid,
+            m.dtype,
+            m.revision,
+        )
+        for m in members.values()
     )
-
-
-def _place(member: MemberInfo) -> tuple[str, int, str, str, int]:
-    return member.family, member.parameters, member.device, member.node, member.pid
 
 
 def _compare(results: Sequence[Result]) -> Comparison | None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fedray.evaluation.metrics import Comparison
 from fedray.evaluation.record import Outcome, Result
-from fedray.report import Cost, Participant, Report
+from fedray.report import Cost, Learned, Participant, Report
 from fedray.types import Missing
 
 _STYLES: dict[Outcome, str] = {"rescued": "green", "harmed": "red", "both right": "", "both wrong": "dim", "": ""}
@@ -29,11 +29,20 @@ class Screen:
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
     def members(self, members: Sequence[Participant], kind: str | None = None) -> None:
-        headings = ("member", "role", "family", "parameters", "device", "node", "pid")
-        rows = ((m.name, m.role, m.family, f"{m.parameters:,}", m.device, m.node, str(m.pid)) for m in members)
+        headings = ["member", "role", "family", "parameters", "device", "node", "pid"]
+        rows = [[m.name, m.role, m.family, f"{m.parameters:,}", m.device, m.node, str(m.pid)] for m in members]
+        if self.zoo != "tiny":
+            headings += ["dtype", "commit"]
+            rows = [[*row, m.dtype, m.revision[:12] or "-"] for row, m in zip(rows, members, strict=True)]
         self._table("Who takes part", headings, rows)
         if kind:
             self._line(f"type: {kind} (FedRefine, Appendix A)\n")
+
+    def untrained(self, learned: Sequence[Learned]) -> None:
+        """Say that answers mean nothing where fusers were never trained."""
+        names = [part.name for part in learned if part.status == "random"]
+        if names:
+            self._line(f"random weights, never trained, so that no answer means anything: {', '.join(names)}\n")
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Callable[[int, Comparison | None], None]]:

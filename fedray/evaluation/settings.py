@@ -91,6 +91,8 @@ def check_evaluation(settings: EvaluateSettings) -> None:
         except FedrayError as error:
             raise FedrayError(f"blocks.{name}: {error}") from error
     check(settings.neutral)
+    if settings.plan:
+        raise FedrayError("plan=true is for jobs/federate.py, which says what a federation takes: leave it out here")
     if settings.prompt is not None:
         raise FedrayError("an evaluation asks questions whose answers are known: leave prompt out")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):

@@ -29,7 +29,8 @@ from fedray import __version__
 from fedray.disk import whole_folder
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.llm.catalogue import EMBEDDED
+from fedray.fusion.untrained import build_random
+from fedray.llm.catalogue import EMBEDDED, slug
 from fedray.suggest import unknown
 from fedray.types import Artifact, FedrayError, MemberInfo
 
@@ -76,11 +77,11 @@ class Manifest:
 
 
 def fuser_name(sender: str, receiver: str) -> str:
-    return f"{sender}--{receiver}"
+    return f"{slug(sender)}--{slug(receiver)}"
 
 
 def gate_name(receiver: str) -> str:
-    return f"gate--{receiver}"
+    return f"gate--{slug(receiver)}"
 
 
 class Registry:
@@ -127,7 +128,8 @@ class Registry:
         name = fuser_name(sender, receiver)
         for manifest, path in self.versions(name):
             trained_for = {llm: hashes["weights"] for llm, hashes in manifest.llms.items()}
-            if (manifest.kind, manifest.operator, trained_for) == (kind, operator, weights):
+            wanted = {slug(llm): digest for llm, digest in weights.items()}
+            if (manifest.kind, manifest.operator, trained_for) == (kind, operator, wanted):
                 return manifest.artifact(path)
         return None
 
@@ -191,14 +193,14 @@ class Registry:
     ) -> Artifact:
         """Store a fuser and return where it lies; in 16 bit, unless `halve` is off and every tensor stays as it is."""
         name = fuser_name(sender.name, receiver.name)
-        llms = {m.name: {"weights": m.weights_hash, "tokenizer": m.tokenizer_hash} for m in (sender, receiver)}
+        llms = {slug(m.name): {"weights": m.weights_hash, "tokenizer": m.tokenizer_hash} for m in (sender, receiver)}
         tensors = _tensors(fuser, halve)
         return self._add(name, "fuser", tensors, fuser.config.to_dict(), llms, training, root)
 
     def add_gate(
         self, gate: Gate, receiver: MemberInfo, training: Mapping[str, Any], root: Path | None = None
     ) -> Artifact:
-        llms = {receiver.name: {"weights": receiver.weights_hash, "tokenizer": receiver.tokenizer_hash}}
+        llms = {slug(receiver.name): {"weights": receiver.weights_hash, "tokenizer": receiver.tokenizer_hash}}
         tensors = _tensors(gate)
         return self._add(gate_name(receiver.name), "gate", tensors, gate.config.to_dict(), llms, training, root)
 
@@ -234,7 +236,12 @@ class Registry:
 
 
 def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
-    """Load a fuser whose file still has the hash its manifest promises. Raises FedrayError."""
+    """Load a fuser whose file still has the hash its manifest promises. Raises FedrayError.
+
+    An artifact of random weights is made on the spot.
+    """
+    if artifact.random is not None:
+        return build_random(artifact, device)
     manifest, tensors = _read(_locate(artifact))
     with torch.device("meta"):  # a fuser of real size takes gigabytes: only its own tensors are ever in memory
         fuser = build_fuser(FuserConfig.from_dict(manifest.config))
@@ -297,7 +304,7 @@ def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], artifact: A
 
 
 def _fits(manifest: Manifest, member: MemberInfo) -> bool:
-    return manifest.llms.get(member.name) == {"weights": member.weights_hash, "tokenizer": member.tokenizer_hash}
+    return manifest.llms.get(slug(member.name)) == {"weights": member.weights_hash, "tokenizer": member.tokenizer_hash}
 
 
 def digest_of(role: str, config: Mapping[str, Any], llms: Mapping[str, Any], weights: str) -> str:

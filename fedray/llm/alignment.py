@@ -29,16 +29,18 @@ def align_layers(sender_layers: int, receiver_layers: int, how: str = "bottom_up
 
 
 def align_tokens(sender: Sequence[Span], receiver: Sequence[Span]) -> list[int]:
-    """Per receiver token the sender token with the largest overlap in the text (the later one on a tie), or -1.
+    """Per receiver token the sender token with the largest overlap in the text, or -1.
 
+    On a tie it is the one of the same span, which differs only where tokens cut through a character, or the later one.
     Tokens after the text align by their distance from the end, tokens before it are not aligned: a causal LLM has
-    read nothing of the question there.
+    read nothing of the question there. Pieces of one character, which share its span, align piece by piece from the
+    last: two LLMs that cut a text alike read it token by token.
     """
     tail = {span[1]: i for i, span in enumerate(sender) if span[0] == TAIL}
     text = [(i, *span) for i, span in enumerate(sender) if span[0] >= 0]
     aligned: list[int] = []
     first = 0
-    for kind, end in receiver:
+    for position, (kind, end) in enumerate(receiver):
         if kind == HEAD:
             aligned.append(-1)
         elif kind == TAIL:
@@ -46,12 +48,23 @@ def align_tokens(sender: Sequence[Span], receiver: Sequence[Span]) -> list[int]:
         else:
             while first < len(text) and text[first][2] <= kind:
                 first += 1
-            best, longest = -1, 0
+            best, longest = -1, (0, False)
             for index, a, b in text[first:]:
                 if a >= end:
                     break
-                overlap = min(b, end) - max(a, kind)
-                if overlap >= longest and overlap > 0:
+                overlap = (min(b, end) - max(a, kind), (a, b) == (kind, end))
+                if overlap >= longest and overlap[0] > 0:
                     best, longest = index, overlap
-            aligned.append(best)
+            aligned.append(_piece(best, sender, position, receiver))
     return aligned
+
+
+def _piece(best: int, sender: Sequence[Span], position: int, receiver: Sequence[Span]) -> int:
+    """`best`, or an earlier piece of the same character if the receiver's token is an earlier piece of it too."""
+    span = receiver[position]
+    following = 0
+    while position + following + 1 < len(receiver) and receiver[position + following + 1] == span:
+        following += 1
+    while following and best > 0 and sender[best] == sender[best - 1] == span:
+        best, following = best - 1, following - 1
+    return best

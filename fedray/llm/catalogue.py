@@ -1,55 +1,112 @@
-"""The names of the LLMs: one each, whatever zoo stands behind it. Knows neither torch nor transformers."""
+"""The names of the LLMs: one each, whatever zoo stands behind it. Knows neither torch nor transformers.
+
+A name is one of `members/NAME.yaml`, or any other decoder's: `hf:org/name` on the Hugging Face hub, or a local folder.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from fedray.suggest import unknown
+from fedray.types import FedrayError
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One LLM. repo: its id on the Hugging Face hub; family: its model type there; zoos: those that have it."""
-
-    name: str
-    repo: str
-    family: str
-    aliases: tuple[str, ...] = ()
-    zoos: tuple[str, ...] = ("tiny",)
-
-
-CATALOGUE: dict[str, Entry] = {
-    entry.name: entry
-    for entry in (
-        Entry("qwen3-0.6b", "Qwen/Qwen3-0.6B", "qwen3"),
-        Entry("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "qwen2"),
-        Entry("qwen2.5-coder-0.5b", "Qwen/Qwen2.5-Coder-0.5B-Instruct", "qwen2"),
-        Entry("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "qwen2"),
-        Entry("llama-1b", "meta-llama/Llama-3.2-1B-Instruct", "llama", aliases=("llama-3.2-1b",)),
-    )
-}
-NAMES = tuple(CATALOGUE)
+# The LLMs of the paper's case study, which every zoo has: the default federation.
+NAMES = ("qwen3-0.6b", "qwen2.5-0.5b", "qwen2.5-coder-0.5b", "qwen2.5-1.5b", "llama-1b")
+ZOOS = ("tiny", "hub", "shapes")
 
 # A built zoo's folder holds llms/NAME, registry/ and world.json; this one ships inside the package.
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
 WORLD = "world.json"  # {"seed": the seed of the world its LLMs know}
+
+MEMBERS = Path(__file__).parent / "members"
+_HUB = "hf:"
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One LLM of the catalogue. repo: its id on the Hugging Face hub; config: its config.json there, which zoo=shapes
+    builds; aliases: other names of it."""
+
+    name: str
+    repo: str
+    config: Mapping[str, Any]
+    aliases: tuple[str, ...] = field(default=())
+
+    @property
+    def family(self) -> str:
+        """Its model type in transformers."""
+        return self.config["model_type"]
+
+
+def _read(path: Path) -> Entry:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Entry(path.stem, values["repo"], values["config"], tuple(values.get("aliases", ())))
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise FedrayError(f"{path} does not describe an LLM ({error}): it needs repo and config") from error
+
+
+CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in map(_read, sorted(MEMBERS.glob("*.yaml")))}
 _ALIASES = {alias: entry.name for entry in CATALOGUE.values() for alias in entry.aliases}
 
 
-def resolve(name: str, role: str = "LLM") -> str:
-    """The canonical name: resolve("llama-3.2-1b") == "llama-1b". Raises FedrayError with the nearest names."""
+def resolve(name: str, role: str = "LLM", zoo: str = "tiny") -> str:
+    """The canonical name: resolve("llama-3.2-1b") == "llama-1b". Raises FedrayError with the nearest names of the zoo.
+
+    hf:org/name stays as it is, a folder becomes absolute.
+    """
+    if is_foreign(name):
+        return _foreign(name, role, zoo)
     canonical = _ALIASES.get(name, name)
-    if canonical not in CATALOGUE:
-        raise unknown(role, name, NAMES)
+    there = NAMES if zoo == "tiny" else tuple(CATALOGUE)
+    if canonical in CATALOGUE and canonical not in there:
+        raise FedrayError(f"{name} is not in zoo={zoo}: choose zoo=hub or zoo=shapes, or one of {', '.join(there)}")
+    if canonical not in there:
+        raise unknown(role, name, there)
     return canonical
 
 
-def entry(name: str) -> Entry:
-    """The entry of a name or alias."""
-    return CATALOGUE[resolve(name)]
+def is_foreign(name: str) -> bool:
+    """Whether a name stands for a repository or a folder that the catalogue does not know."""
+    return name.startswith((_HUB, ".", "~")) or "/" in name
+
+
+def repo_of(name: str) -> str | None:
+    """The repository behind a name of the catalogue or hf:org/name; None for a folder."""
+    if name in CATALOGUE:
+        return CATALOGUE[name].repo
+    return name.removeprefix(_HUB) if name.startswith(_HUB) else None
+
+
+def slug(name: str) -> str:
+    """The name in lower-case letters, digits, dots and dashes: for files, and for the names of fusers and gates.
+
+    >>> slug("hf:Qwen/Qwen3-4B"), slug("/data/My LLM")
+    ('qwen-qwen3-4b', 'my-llm')
+    """
+    short = name.removeprefix(_HUB) if name.startswith(_HUB) else Path(name).name
+    return re.sub(r"[^a-z0-9._]+", "-", short.lower()).strip("-._")[:80]
 
 
 def safe_name(name: str) -> str:
     """The name as a key on the command line, where a dot separates keys: qwen2.5-0.5b becomes qwen2_5-0_5b."""
-    return name.replace(".", "_")
+    return slug(name).replace(".", "_") if is_foreign(name) else name.replace(".", "_")
+
+
+def _foreign(name: str, role: str, zoo: str) -> str:
+    if name.startswith(_HUB):
+        if not _REPO.fullmatch(name.removeprefix(_HUB)):
+            raise FedrayError(f"{role} {name!r} names no repository: write hf:org/name")
+        if zoo != "hub":
+            raise FedrayError(f"{role} {name} is on the Hugging Face hub: add zoo=hub")
+        return name
+    if zoo == "tiny":
+        raise FedrayError(f"{role} {name} is a folder: add zoo=hub for its weights, or zoo=shapes for its shape alone")
+    return str(Path(name).expanduser().absolute())

@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from fedray.llm.cache import KVCache, layers_of
+from fedray.llm.families import window_of
 from fedray.types import Generation
 
 ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head
@@ -31,9 +32,17 @@ def attention_with_bias(
     value: Tensor,
     attention_mask: Tensor | None,
     slot_bias: tuple[Tensor, ...] | None = None,
+    distance_BQK: Tensor | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """sdpa whose scores carry slot_bias[layer], a (B, N, S) tensor for the first S slots of the cache."""
+    """sdpa whose scores carry slot_bias[layer], a (B, N, S) tensor for the first S slots of the cache.
+
+    A layer with a sliding window does not see slots that are so many tokens or more away.
+    """
+    if sliding_window is not None and distance_BQK is not None and attention_mask is not None:
+        outside_B1QK = (distance_BQK >= sliding_window)[:, None]
+        attention_mask = attention_mask.masked_fill(outside_B1QK, torch.finfo(attention_mask.dtype).min)
     if slot_bias is not None and attention_mask is not None:
         bias_BNS = slot_bias[module.layer_idx].to(attention_mask.dtype)
         slots = attention_mask.shape[-1]
@@ -59,6 +68,11 @@ class Context:
     visible_BS: Tensor
     next_position_B: Tensor
     slot_bias: tuple[Tensor, ...] | None = None
+
+    @property
+    def foreign(self) -> int:
+        """Slots in front that are others': they have no position and are near to every token."""
+        return 0 if self.slot_bias is None else self.slot_bias[0].shape[-1]
 
     def repeat(self, times: int) -> Context:
         """Every row `times` times in a row (to score that many continuations of it)."""
@@ -93,6 +107,8 @@ def step(
     batch = ids_BQ.shape[0]
     valid_BQ = torch.ones_like(ids_BQ, dtype=torch.bool) if valid_BQ is None else valid_BQ
     mask, positions_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
+    window = window_of(model.config)
+    far = window is not None and mask.shape[-1] > window
     out = model.model(
         input_ids=ids_BQ,
         attention_mask=mask,
@@ -100,6 +116,7 @@ def step(
         past_key_values=context.cache,
         use_cache=True,
         slot_bias=context.slot_bias,
+        distance_BQK=_distances(context, positions_BQ) if far else None,
     )
     context.visible_BS = torch.cat([context.visible_BS, valid_BQ], dim=1)
     context.next_position_B = context.next_position_B + valid_BQ.sum(1)
@@ -122,6 +139,14 @@ def _mask_and_positions(context: Context, valid_BQ: Tensor, dtype: torch.dtype) 
     mask.masked_fill_(~allowed, torch.finfo(dtype).min)
     offset_BQ = (valid_BQ.cumsum(1) - 1).clamp(min=0)
     return mask[:, None], context.next_position_B[:, None] + offset_BQ
+
+
+def _distances(context: Context, positions_BQ: Tensor) -> Tensor:
+    """(B, Q, S + Q): how many tokens of the text lie between a new token and a slot; 0 for others' slots."""
+    foreign = context.foreign
+    own_BS = context.visible_BS[:, foreign:].cumsum(1) - 1
+    distance_BQK = positions_BQ[:, :, None] - torch.cat([own_BS, positions_BQ], dim=1)[:, None]
+    return torch.nn.functional.pad(distance_BQK, (foreign, 0))
 
 
 @torch.no_grad()

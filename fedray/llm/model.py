@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from fedray.types import FedrayError, KVSpec
 
 HEAD, TAIL = -1, -2  # spans of template tokens: (HEAD, i-th from the start), (TAIL, i-th from the end)
 Span = tuple[int, int]
 _CONTENT = "fedray-user-text"  # stands for the user's text while a template is taken apart
+_DATE = "26 Jul 2024"  # what Llama's template says without a clock: an answer must not change overnight
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class LLM:
     """A loaded decoder.
 
     model: a transformers causal LM in evaluation mode; tokenizer: its fast tokenizer, or None (it reads and says token
-    ids only); context: tokens it can hold; template: what its chat template puts before and after the user's text.
+    ids only); context: tokens it can hold; template: what its chat template puts before and after the user's text;
+    revision: the commit of its repository.
     """
 
     name: str
@@ -41,6 +44,7 @@ class LLM:
     tokenizer_hash: str
     context: int
     template: tuple[str, str]
+    revision: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -134,15 +138,31 @@ def check_length(name: str, tokens: int, context: int) -> None:
 
 
 def template_of(tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts before and after the user's text; a base model gets a line of its own."""
+    """What the chat template puts before and after the user's text, thinking off and the date fixed.
+
+    A base model gets the tokens its tokenizer begins every text with, and a line of its own. Raises FedrayError where
+    the template does not hold the user's text exactly once.
+    """
     if tokenizer is None:
         return "", ""
     if not tokenizer.chat_template:
-        return "", "\n"
+        begins = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
+        return tokenizer.bos_token if tokenizer.bos_token in begins else "", "\n"
     messages = [{"role": "user", "content": _CONTENT}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    before, _, after = text.partition(_CONTENT)
-    return before, after
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=_DATE
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise FedrayError(
+            f"the chat template of {tokenizer.name_or_path} fails ({error}); repair or remove it"
+        ) from error
+    before, *after = text.split(_CONTENT)
+    if len(after) != 1:
+        raise FedrayError(
+            f"the chat template of {tokenizer.name_or_path} holds the user's text {len(after)} times; it must be once"
+        )
+    return before, after[0]
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

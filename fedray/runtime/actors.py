@@ -34,7 +34,8 @@ SLICE_S = 0.5  # longest a waiting thread sleeps, so that an abandoned wait ends
 SLOW_S = 20.0  # members take 5 to 10 s to load; who takes longer is waiting for something
 FETCH_S = 5.0  # a small value of a node that just reported it ready
 
-_PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME")  # read by Hugging Face's libraries when they are imported
+# Read by Hugging Face's libraries when they are imported. An access token is no setting: every node has its own.
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
 
 
 def as_actor(cls: type) -> Any:
@@ -68,7 +69,13 @@ def load_members(
         actors: dict[str, ActorHandle] = {}
         for p in placements:
             actors[p.member] = LLMActor.options(**_options(p)).remote(
-                p.member, zoo=zoo, device=p.device, dtype=p.dtype, threads=p.threads, folder=folder
+                p.member,
+                zoo=zoo,
+                device=p.device,
+                dtype=p.dtype,
+                threads=p.threads,
+                folder=folder,
+                revision=p.revision,
             )
             undo.callback(ray.kill, actors[p.member])
         group = RayGroup(actors, gather_infos(actors, loaded, slow))

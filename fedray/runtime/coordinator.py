@@ -22,8 +22,8 @@ from fedray.types import MemberInfo, Plan
 class Coordinator:
     """A Planner behind `async` methods: many may ask at once, nobody waits for a member's work."""
 
-    def __init__(self, registry: Path | None = None, zoo: Path | None = None) -> None:
-        self._planner = Planner(registry, zoo)
+    def __init__(self, registry: Path | None = None, zoo: Path | None = None, name: str = "tiny") -> None:
+        self._planner = Planner(registry, zoo, name)
 
     async def plan(self, receiver: MemberInfo, senders: Sequence[MemberInfo], choices: dict[str, Any]) -> Plan:
         return self._planner.plan(receiver, senders, **choices)
@@ -32,9 +32,9 @@ class Coordinator:
 CoordinatorActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
 
 
-def start(registry: Path | None = None, zoo: Path | None = None) -> ActorHandle:
+def start(registry: Path | None = None, zoo: Path | None = None, name: str = "tiny") -> ActorHandle:
     """Start a coordinator over a zoo's registry and the user's; returns before it is up."""
-    return CoordinatorActor.remote(registry, zoo)
+    return CoordinatorActor.remote(registry, zoo, name)
 
 
 def stop(coordinator: ActorHandle) -> None:

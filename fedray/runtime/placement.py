@@ -24,15 +24,17 @@ class Placement:
     num_gpus: float = 0.0
     threads: int | None = None
     label: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An alive node: what it has in all."""
+    """An alive node: what it has in all; memory_bytes: what Ray counts as free when it starts, 0 where unknown."""
 
     cpus: float
     gpus: float
     labels: Mapping[str, str]
+    memory_bytes: float = 0
 
     def carries(self, label: str | None) -> bool:
         key, _, value = (label or "").partition("=")
@@ -70,7 +72,7 @@ def this_machine(num_cpus: float | None = None) -> Node:
 def alive_nodes() -> list[Node]:
     def read(node: Mapping[str, Any]) -> Node:
         has = node["Resources"]
-        return Node(has.get("CPU", 0.0), has.get("GPU", 0.0), node.get("Labels") or {})
+        return Node(has.get("CPU", 0.0), has.get("GPU", 0.0), node.get("Labels") or {}, has.get("memory", 0.0))
 
     return [read(node) for node in ray.nodes() if node["Alive"]]
 

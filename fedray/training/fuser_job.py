@@ -12,7 +12,8 @@ import torch
 from fedray.fusion.fuser import build_fuser
 from fedray.fusion.registry import SHIPPED, Registry, fuser_name
 from fedray.llm.catalogue import EMBEDDED, NAMES
-from fedray.llm.loading import config_of, describe, load
+from fedray.llm.loading import describe, load
+from fedray.llm.source import Source, config_of
 from fedray.report import Data
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import Conversation, believed
@@ -125,7 +126,7 @@ def _material(s: FuserJob, zoo: Path | None, tell: Tell) -> Material:
 def _estimated(order: Order) -> Memory:
     """What one worker needs, if it is there. Raises FedrayError with the figures where it is not."""
     s = order.settings
-    sender, receiver = (config_of(name, order.zoo) for name in (order.sender, order.receiver))
+    sender, receiver = (config_of(Source(name, s.zoo.name, order.zoo)) for name in (order.sender, order.receiver))
     longest = TINY_TOKENS if s.data.name == "tiny" else s.data.longest
 
     def needed(parts: int = 1) -> Memory | None:

@@ -49,8 +49,9 @@ class FuserRecipe:
 
 
 def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> FuserConfig:
-    width = {"hidden": recipe.hidden, "intermediate": recipe.hidden}
-    return FuserConfig(recipe.kind, recipe.operator, sender, receiver, layer_alignment=recipe.layers, **width)
+    return FuserConfig(
+        recipe.kind, recipe.operator, sender, receiver, recipe.hidden, recipe.hidden, layer_alignment=recipe.layers
+    )
 
 
 def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -> LRScheduler:

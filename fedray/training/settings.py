@@ -265,6 +265,7 @@ def check_gate_job(settings: GateJob) -> None:
 def check_registry_job(settings: RegistryJob) -> None:
     """Refuse what cannot be meant. Raises FedrayError."""
     REGISTRY_JOB.read(settings)
+    _check_zoo(settings.zoo)
     action, name = settings.action, settings.name
     if action != "list" and not name:
         raise FedrayError(f"{action} what: name an LLM, a fuser or a gate, as in {action} qwen2.5-0.5b--qwen3-0.6b")
@@ -291,7 +292,7 @@ def check_import_job(settings: ImportJob) -> None:
         raise FedrayError(f"no sender: name the LLM that it reads, as in sender={_other(settings.receiver)}")
     if settings.sender == settings.receiver:
         raise FedrayError(f"{settings.receiver} is both sender and receiver: name the two LLMs of the pair")
-    _check_zoo(settings.zoo.path)
+    _check_zoo(settings.zoo)
     check_output(settings.root, "registry.path")
     check_output(settings.output)
 
@@ -330,14 +331,16 @@ def _check_surroundings(settings: FuserJob | GateJob) -> None:
         raise FedrayError(f"workers={settings.workers} need Ray: leave ray=none out, or set workers=1")
     check_range("ray.num_cpus", settings.ray.num_cpus, 1)
     check_range("ray.object_store_mb", settings.ray.object_store_mb, 80)
-    _check_zoo(settings.zoo.path)
+    _check_zoo(settings.zoo)
     check_output(settings.root, "registry.path")
     check_output(settings.output)
 
 
-def _check_zoo(path: Path | None) -> None:
-    if path is not None and not path.is_dir():
-        raise FedrayError(f"zoo.path={path} is no folder: check the path, or leave it out for the embedded one")
+def _check_zoo(zoo: ZooSettings) -> None:
+    if zoo.name == "shapes":
+        raise FedrayError("zoo=shapes has random weights, and a fuser of them is of no use: take zoo=tiny or zoo=hub")
+    if zoo.path is not None and not zoo.path.is_dir():
+        raise FedrayError(f"zoo.path={zoo.path} is no folder: check the path, or leave it out for the embedded one")
 
 
 def _given(registry: RegistrySettings) -> Path:

@@ -50,6 +50,9 @@ class Pretended:
     def plan(self) -> Plan:
         return Plan(self.settings.receiver, self.settings.senders)
 
+    def memory(self) -> dict[str, int]:
+        return {self.settings.receiver: 1 << 30}
+
     def request(self, *prompts: str, **more: Any) -> Request:
         return Request(prompts, **{"deadline_s": self.settings.deadline_s, **more})
 
@@ -124,6 +127,7 @@ def test_an_evaluation_is_counted_and_shown(job: Job) -> None:
     assert left.usage.seconds["total"].p50 == 0.25 and left.missing == (LOST,)
     assert left.trust["bird"] == {"llama-1b": pytest.approx(0.9)}
     assert [(m.name, m.role) for m in left.members][:2] == [("qwen3-0.6b", "receiver"), ("qwen2.5-1.5b", "sender")]
+    assert [m.memory_bytes for m in left.members][:2] == [1 << 30, None] and left.members[0].dtype == "float32"
     first = questions[0]
     assert left.answers[0].question == first.prompt and left.answers[0].gold == first.answer
     assert left.answers[0].choices == first.choices

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mirror import COMMIT, mirror
+from data_mirror import COMMIT, mirror
 from samples import GSM8K, write
 
 pytest.importorskip("datasets")

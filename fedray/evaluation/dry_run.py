@@ -1,0 +1,118 @@
+"""plan=true: what a run would take (memory of every member, bytes on the wire, downloads), and nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fedray import provision
+from fedray import report as reports
+from fedray.evaluation.screen import Screen
+from fedray.evaluation.tasks import load_task
+from fedray.federation import check_ray, placements
+from fedray.forecast import Load, Room, check_room, needs, on_gpus, on_machine, this_machine
+from fedray.llm.loading import check_prompts
+from fedray.llm.source import Source
+from fedray.report import Report
+from fedray.settings import Settings
+from fedray.types import Need
+
+
+def run(settings: Settings) -> int:
+    """Foretell a run; returns the exit code. Prints `report: PATH`.
+
+    Raises FedrayError where a member cannot be had, and, after the tables, where the members do not fit.
+    """
+    found = provision.pinned(provision.sources(settings))
+    load = _load(settings, found)
+    lacking = provision.missing(list(found.values()))
+    downloads = {name: sum(file.size for file in files) for name, files in lacking.items()}
+    needed = needs(settings, found, provision.devices(settings), load, downloads)
+    room, together = _room(settings, found), not settings.ray.enabled
+    Sheet(settings.zoo.name).show(settings, needed, load, room)
+    print(f"report: {reports.write(_report(settings, needed), settings.output).absolute()}", flush=True)
+    check_room(needed, room, together=together)
+    return 0
+
+
+def _load(settings: Settings, found: Mapping[str, Source]) -> Load:
+    """The requests to come: their longest prompt, batch and answer."""
+    questions = [] if settings.prompt is not None else load_task(settings)
+    prompts = [settings.prompt] if settings.prompt is not None else [question.prompt for question in questions]
+    choices = max((len(question.choices or ()) for question in questions), default=0)
+    return Load(
+        tokens=check_prompts(list(found.values()), prompts),
+        answer=settings.generation.max_tokens,
+        rows=min(settings.task.batch_size, len(prompts)),
+        choices=max(1, choices),
+    )
+
+
+def _room(settings: Settings, found: Mapping[str, Source]) -> Room:
+    """What is free where the members will be. Raises FedrayError where a cluster has no place for them."""
+    if not settings.ray.enabled:
+        return this_machine()
+    check_ray()
+    from fedray.runtime import cluster, placement
+
+    wanted, ray = placements(settings, found), settings.ray
+    if cluster.will_embed(ray.address):
+        placement.place(wanted, nodes=[placement.this_machine(ray.num_cpus)])
+        return this_machine()
+    connection = cluster.connect(ray.address, namespace=ray.namespace)
+    try:
+        nodes = placement.alive_nodes()
+        placement.place(wanted, nodes=nodes)
+    finally:
+        connection.close()
+    return Room(int(sum(node.memory_bytes for node in nodes)))
+
+
+def _report(settings: Settings, needed: Sequence[Need]) -> Report:
+    return Report(
+        job="federate",
+        zoo=settings.zoo.name,
+        receiver=settings.receiver,
+        senders=settings.takes_part[1:],
+        seed=settings.seed,
+        status="planned",
+        protocol=settings.protocol.name,
+        fuser=settings.fuser,
+        fusion=settings.fusion,
+        gate=settings.gate.kind,
+        rephrase=settings.rephrase,
+        control=settings.control,
+        needs=tuple(needed),
+    )
+
+
+class Sheet(Screen):
+    """What a person sees of it."""
+
+    def show(self, settings: Settings, needed: Sequence[Need], load: Load, room: Room) -> None:
+        sizes = ("weights", "fusers", "cache", "work", "process", "in all")
+        self._table(
+            "What it would take, MiB at the peak",
+            ("member", "role", "device", "dtype", "parameters", *sizes),
+            ((n.member, n.role, n.device, n.dtype, f"{n.parameters:,}", *map(_mib, _parts(n))) for n in needed),
+        )
+        longest = max(load.tokens.values(), default=0)
+        self._line(f"at a time: {load.rows} prompts of up to {longest} tokens, {load.answer} tokens of answer")
+        machine, gpus = on_machine(needed, not settings.ray.enabled), on_gpus(needed)
+        self._line(f"memory: {_mib(machine)} MiB with driver and Ray, {_mib(room.machine)} MiB are free")
+        if gpus and room.gpus is not None:
+            self._line(f"GPU memory: {_mib(gpus)} MiB, {_mib(room.gpus)} MiB are free")
+        for need in needed:
+            if need.wire_per_token:
+                self._line(f"on the wire: {need.wire_per_token:,} bytes per token of {need.member}'s prompt")
+        for need in needed if self.zoo == "hub" else ():
+            size = "size unknown, the hub cannot be asked" if need.download is None else f"{_mib(need.download)} MiB"
+            where = f"commit {need.revision}" if need.revision else "a local folder"
+            self._line(f"to download: {need.member} {size} ({where})")
+
+
+def _parts(need: Need) -> tuple[int, ...]:
+    return need.weights, need.fusers, need.cache, max(need.work, need.loading), need.process, need.total
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"

@@ -1,0 +1,264 @@
+"""Repositories of the Hugging Face hub: which commit a revision is, what of it is still to download, where it lies.
+
+Cache, locks, retries and checks of size are huggingface_hub's, which reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when
+it is imported. A revision becomes a commit once, on the driver, so that every node loads the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    DryRunError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, whichever that library uses
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    XetDownloadError,
+)
+from huggingface_hub.utils import disable_progress_bars
+
+from fedray.llm.catalogue import safe_name
+from fedray.types import FedrayError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+)  # a folder of one has one of them
+WORKERS = 8  # files downloaded at a time
+_TEXTS = [CONFIG, "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"]
+_TEXTS += ["vocab.json", "merges.txt", "chat_template.*"]
+_SHARDS = [WEIGHTS, INDEX, "model-?????-of-?????.safetensors"]
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+disable_progress_bars()  # fedray shows its own
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """member: whose weights these are; repo: org/name; revision: a branch, a tag or a commit."""
+
+    member: str
+    repo: str
+    revision: str = constants.DEFAULT_REVISION
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a repository that a member needs."""
+
+    repository: Repository
+    name: str
+    size: int
+    cached: bool
+
+
+def pin(repository: Repository) -> Repository:
+    """The same repository at the commit its revision stands for now. Raises FedrayError where it cannot be had."""
+    with _explained(repository):
+        path = hf_hub_download(repository.repo, CONFIG, revision=repository.revision)
+    return replace(repository, revision=Path(path).parent.name)
+
+
+def read_config(pinned: Repository) -> dict[str, Any]:
+    """What config.json says. Raises FedrayError."""
+    with _explained(pinned):
+        path = Path(hf_hub_download(pinned.repo, CONFIG, revision=pinned.revision))
+    return parse_config(pinned.member, path)
+
+
+def parse_config(member: str, path: Path) -> dict[str, Any]:
+    """A config.json's content. Raises FedrayError: missing, damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedrayError(f"{member}: {path} cannot be read ({error.strerror}); it must be an LLM's folder") from error
+    except ValueError as error:
+        raise FedrayError(f"{member}: {path} is damaged ({error}); delete it and load again") from error
+    if not isinstance(values, dict):
+        raise FedrayError(f"{member}: {path} holds no configuration; delete it and load again")
+    return values
+
+
+def files(pinned: Repository) -> list[File]:
+    """What a member needs of its repository. Empty where the hub cannot be asked: then the cache decides."""
+    with _explained(pinned):
+        try:
+            found = snapshot_download(
+                pinned.repo,
+                revision=pinned.revision,
+                allow_patterns=[*_TEXTS, *_SHARDS],
+                ignore_patterns=["*/*"],
+                dry_run=True,
+            )
+        except DryRunError:
+            return []
+    return [File(pinned, info.filename, info.file_size or 0, not info.will_download) for info in found]
+
+
+def download(wanted: Sequence[File], arrived: Callable[[int], None] = lambda size: None) -> None:
+    """Bring files into the cache, those of all members side by side; arrived: hears of bytes. Raises FedrayError."""
+
+    class Meter:
+        """What huggingface_hub takes for a progress bar."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def __enter__(self) -> Meter:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def update(self, size: float | None = 1) -> None:
+            arrived(int(size or 0))
+
+        def set_postfix_str(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    def fetch(file: File) -> None:
+        of = file.repository
+        with _explained(of):
+            hf_hub_download(of.repo, file.name, revision=of.revision, tqdm_class=Meter)  # pyright: ignore
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for _ in pool.map(fetch, [file for file in wanted if not file.cached]):
+            pass
+
+
+def snapshot(pinned: Repository, *, weights: bool = True) -> Path:
+    """The folder that holds the repository's files, downloaded if they are not there. Raises FedrayError."""
+    patterns = [*_TEXTS, *_SHARDS] if weights else _TEXTS
+    with _explained(pinned):
+        folder = Path(
+            snapshot_download(pinned.repo, revision=pinned.revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        )
+    if weights:
+        _check_sizes(pinned, folder)
+    return folder
+
+
+def weight_files(member: str, folder: Path) -> list[Path]:
+    """The safetensors of an LLM's folder. Raises FedrayError naming what is missing."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not index.is_file():
+        raise FedrayError(
+            f"{member}: {folder} has no {WEIGHTS}; other formats are not read, convert with save_pretrained()"
+        )
+    shards = sorted(set(parse_config(member, index).get("weight_map", {}).values()))
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing or not shards:
+        raise FedrayError(f"{member}: {folder} lacks {', '.join(missing) or 'its shards'}; load again from the hub")
+    return [folder / shard for shard in shards]
+
+
+def content_hash(paths: Sequence[Path]) -> str:
+    """One hash of an LLM's weights, the same in the hub's cache and in a local copy."""
+    return _combined([_digest(path) for path in paths])
+
+
+def weights_hash(pinned: Repository) -> str:
+    """The hash `content_hash` gives the repository's weights, which are downloaded only if its listing lacks theirs.
+
+    Raises FedrayError.
+    """
+    files(pinned)  # keeps the listing in the cache
+    with suppress(CachedRepoTreeNotFoundError):
+        tree = get_cached_repo_tree(pinned.repo, revision=pinned.revision)
+        large = {file.path: file.lfs.sha256 for file in tree if file.lfs is not None}
+        shards = [WEIGHTS] if WEIGHTS in large else sorted(path for path in large if _SHARD.fullmatch(path))
+        if shards:
+            return _combined([large[shard] for shard in shards])
+    return content_hash(weight_files(pinned.member, snapshot(pinned)))
+
+
+def _combined(digests: Sequence[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """The cache names a large file by the hash of its content; any other is read."""
+    blob = Path(os.readlink(path)).name if path.is_symlink() else ""
+    if _SHA256.fullmatch(blob):
+        return blob
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_sizes(pinned: Repository, folder: Path) -> None:
+    """A file that a full disk or a killed copy cut short is named before torch reads it."""
+    try:
+        listed = {file.path: file.size for file in get_cached_repo_tree(pinned.repo, revision=pinned.revision)}
+    except CachedRepoTreeNotFoundError:
+        return
+    for path in folder.iterdir():
+        size = path.stat().st_size
+        if size != listed.get(path.name, size):
+            raise FedrayError(
+                f"{pinned.member}: {path} is truncated ({size:,} of {listed[path.name]:,} bytes); delete "
+                f"{path.resolve()} and load again"
+            )
+
+
+@contextmanager
+def _explained(repository: Repository) -> Iterator[None]:
+    """huggingface_hub's errors as one sentence each, with the remedy."""
+    try:
+        yield
+    except (HTTPError, OSError, XetDownloadError, HFValidationError) as error:
+        raise FedrayError(f"{repository.member}: {_reason(repository, error)}") from error
+
+
+def _reason(repository: Repository, error: Exception) -> str:
+    repo, revision, hub = repository.repo, repository.revision, constants.ENDPOINT
+    setting = f"members.{safe_name(repository.member)}.revision"
+    match error:
+        case GatedRepoError():
+            return f"{repo} is gated: accept its terms at {hub}/{repo}, then `hf auth login` or set HF_TOKEN"
+        case RevisionNotFoundError():
+            return f"{repo} has no revision {revision!r}: leave {setting} out for main, or see {hub}/{repo}/commits"
+        case RepositoryNotFoundError():
+            return f"{hub} has no repository {repo}: check the spelling, or `hf auth login` if it is private"
+        case RemoteEntryNotFoundError():
+            path = str(error.response.url).rpartition("/")[2]
+            return f"{repo} at {revision} lacks {path}: choose another revision with {setting}, or another LLM"
+        case LocalEntryNotFoundError() if constants.is_offline_mode():
+            return f"{repo} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: unset it once"
+        case LocalEntryNotFoundError() if isinstance(error.__cause__, FileMetadataError):
+            return f"{hub} does not answer as the Hugging Face hub does: check HF_ENDPOINT"
+        case LocalEntryNotFoundError():
+            return (
+                f"{hub} cannot be reached and {repo} is not in the cache {constants.HF_HUB_CACHE}: check the network "
+                f"and HF_ENDPOINT, or give a local folder instead"
+            )
+        case HfHubHTTPError() if error.response.status_code == 401:
+            return f"{hub} does not accept the access token: `hf auth login`, or set HF_TOKEN"
+        case HfHubHTTPError():
+            return f"{hub} refuses {repo} (HTTP {error.response.status_code}): try again later"
+        case OSError() if error.errno is not None:
+            return f"{repo} cannot be stored in {constants.HF_HUB_CACHE} ({error.strerror}): free space, or set HF_HOME"
+        case _:
+            return f"the download of {repo} broke off ({' '.join(str(error).split())}): run the same command again"

@@ -1,0 +1,49 @@
+"""How many bytes an LLM takes, from its configuration alone.
+
+Shape legend: B batch, T tokens. Everything is counted at the peak of one request; figures beside measurements are in
+docs/log.md.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MIB = 1 << 20
+# Python, torch, transformers and Ray in one process. A device of its own adds its driver's libraries and context.
+PROCESS_BYTES = {"cpu": 480 * MIB, "cuda": 1400 * MIB, "mps": 600 * MIB}
+CONTEXT_BYTES = {"cpu": 0, "cuda": 550 * MIB, "mps": 0}
+
+
+def count_parameters(config: Any) -> int:
+    """Parameters of the architecture, tied ones once. Nothing is allocated."""
+    return _count(type(config), config.to_json_string())
+
+
+@lru_cache
+def _count(kind: type, values: str) -> int:
+    import json
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(kind.from_dict(json.loads(values)))  # pyright: ignore
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def work_bytes(config: Any, rows: int, tokens: int, seen: int, dtype: str) -> int:
+    """Activations of a forward pass of B x T tokens over `seen` slots: the widest layer, the mask, the logits."""
+    size = BYTES[dtype]
+    wide = 6 * config.hidden_size + 3 * config.intermediate_size
+    mask = tokens * (tokens + seen) * (2 * size + 1)
+    return rows * (tokens * wide * size + mask + 2 * config.vocab_size * (4 + size))
+
+
+def loading_bytes(config: Any, weights: int, dtype: str, zoo: str) -> int:
+    """What is in memory besides the weights while they are made or read."""
+    size = BYTES[dtype]
+    if zoo == "shapes":  # an output matrix of its own, until it is tied to the embeddings
+        return config.vocab_size * config.hidden_size * size if config.tie_word_embeddings else 0
+    return weights * 2 // size if size != 2 else 0  # the file, which holds 16 bit, beside its conversion

@@ -1,0 +1,160 @@
+"""Where an LLM comes from: a zoo's folder, a local folder, the Hugging Face hub, or its architecture alone.
+
+What can be known without weights is known here: commit, architecture, tokenizer. Every failure is a sentence that names
+the LLM and the remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from fedray.llm import hub, shapes
+from fedray.llm.catalogue import EMBEDDED, repo_of
+from fedray.llm.families import build_config, check_config
+from fedray.types import FedrayError
+
+HASHES = "hashes.json"  # LLM name -> sha256 of its model.safetensors
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One LLM of a zoo.
+
+    folder: a zoo built elsewhere, which holds llms/NAME; None is the embedded one, or the hub's cache. revision: of the
+    repository: a branch, a tag or a commit; None is main.
+    """
+
+    name: str
+    zoo: str = "tiny"
+    folder: Path | None = None
+    revision: str | None = None
+
+    @property
+    def local(self) -> Path | None:
+        """The folder with its files, where they are not the hub's."""
+        if self.zoo == "shapes":
+            return None
+        if self.zoo == "tiny":
+            return (self.folder or EMBEDDED) / "llms" / self.name
+        own = self.folder and self.folder / "llms" / self.name
+        if own and own.is_dir():
+            return own
+        return Path(self.name) if repo_of(self.name) is None else None
+
+    @property
+    def repository(self) -> hub.Repository | None:
+        """Its repository, where its files are the hub's."""
+        repo = repo_of(self.name)
+        if self.zoo != "hub" or self.local is not None or repo is None:
+            return None
+        return hub.Repository(self.name, repo, *(() if self.revision is None else (self.revision,)))
+
+
+def pin(source: Source) -> Source:
+    """The source at one commit, after the checks that need no weights of the hub's. Raises FedrayError.
+
+    Refused are: weights of the embedded zoo that are damaged, repositories and folders that are not there or lack
+    files, and architectures whose caches cannot be exchanged.
+    """
+    if source.zoo == "tiny":
+        check_weights(source.name, source.folder)
+        return source
+    repository = source.repository
+    if repository is not None:
+        source = replace(source, revision=hub.pin(repository).revision)
+    elif source.revision is not None:
+        raise FedrayError(f"{source.name} comes from no repository that has revisions: leave {source.revision} out")
+    elif source.local is not None:
+        hub.weight_files(source.name, source.local)
+    check_config(source.name, config_of(source))
+    return source
+
+
+def config_of(source: Source) -> Any:
+    """Its transformers configuration. Raises FedrayError."""
+    if source.zoo == "shapes":
+        return shapes.config_of(source.name)
+    if source.repository is not None:
+        values = hub.read_config(source.repository)
+    else:
+        assert source.local is not None
+        values = hub.parse_config(source.name, source.local / hub.CONFIG)
+    return build_config(source.name, values)
+
+
+def tokenizer_of(source: Source) -> Any:
+    """Its tokenizer, downloaded if need be. Raises FedrayError."""
+    if source.zoo == "shapes":
+        return shapes.build_tokenizer(config_of(source))
+    return read_tokenizer(source, folder_of(source, weights=False))
+
+
+def folder_of(source: Source, *, weights: bool = True) -> Path:
+    """The folder with its files, downloaded if they are the hub's and not in the cache. Raises FedrayError."""
+    if source.repository is not None:
+        return hub.snapshot(source.repository, weights=weights)
+    assert source.local is not None
+    return source.local
+
+
+def weights_hash(source: Source) -> str:
+    """The content hash of its weights, without a download where its repository's listing tells. Raises FedrayError."""
+    if source.zoo == "tiny":
+        return check_weights(source.name, source.folder)
+    if source.repository is not None:
+        return hub.weights_hash(source.repository)
+    return hub.content_hash(hub.weight_files(source.name, folder_of(source)))
+
+
+def read_tokenizer(source: Source, folder: Path) -> Any:
+    """The tokenizer that lies in a folder; None where it has none, and its LLM reads token ids only.
+
+    Raises FedrayError where it cannot be read or tells no places in a text.
+    """
+    if not any((folder / file).is_file() for file in hub.TOKENIZER):
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise unloadable(source, folder, error) from error
+    if not tokenizer.is_fast:
+        raise FedrayError(f"{source.name}: {folder} has no tokenizer.json; save its tokenizer as a fast one")
+    return tokenizer
+
+
+def check_weights(name: str, folder: Path | None = None) -> str:
+    """The hash of an LLM's weight file, if it is the one recorded for it. Raises FedrayError naming the file."""
+    root = (folder or EMBEDDED) / "llms"
+    weights, record = root / name / hub.WEIGHTS, root / HASHES
+    if not weights.is_file():
+        raise FedrayError(
+            f"{name}: {weights} does not exist; rebuild the zoo with jobs/build_zoo.py or reinstall fedray"
+        )
+    try:
+        expected = json.loads(record.read_text()).get(name) if record.is_file() else None
+    except ValueError as error:
+        raise FedrayError(f"{record} is damaged ({error}); rebuild the zoo or reinstall fedray") from error
+    digest = hash_file(weights)
+    if expected and expected != digest:
+        raise FedrayError(
+            f"{name}: {weights} is damaged (hash {digest[:12]}, expected {expected[:12]}); reinstall fedray"
+        )
+    return digest
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unloadable(source: Source, path: Path, error: Exception) -> FedrayError:
+    """The error for files that are there and cannot be read."""
+    remedy = "reinstall fedray" if source.zoo == "tiny" else "delete the folder and load again"
+    said = " ".join(str(error).split("\n")[0].split())
+    return FedrayError(f"{source.name}: {path} cannot be loaded ({said}); {remedy}")

@@ -1,0 +1,120 @@
+"""plan=true: what a run would take, before anything is loaded; and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedray import forecast, report
+from fedray.evaluation.federate import run
+from fedray.federation import Federation
+from fedray.llm.memory import MIB
+from fedray.report import Report
+from fedray.settings import build
+from fedray.types import FedrayError, Need
+
+PROMPT = "which planet is the largest?"
+CONFIG = {
+    "model_type": "qwen3",
+    "vocab_size": 600,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 400,
+}
+
+
+def foretell(output: Path, **values: Any) -> tuple[Report, dict[str, Need]]:
+    given = {"zoo": "shapes", "plan": True, "prompt": PROMPT, "tracking": False, "output": output, **values}
+    assert run(build(given)) == 0
+    left = report.read(output)
+    assert (left.job, left.status) == ("federate", "planned")
+    return left, {need.member: need for need in left.needs}
+
+
+def test_a_plan_of_real_sizes_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left, needs = foretell(tmp_path, senders=["qwen2.5-0.5b", "llama-1b"])
+    assert list(needs) == ["qwen3-0.6b", "qwen2.5-0.5b", "llama-1b"] and left.members == ()
+    receiver, sender = needs["qwen3-0.6b"], needs["qwen2.5-0.5b"]
+    size = 2 if receiver.dtype == "bfloat16" else 4
+    assert receiver.weights == 596_049_920 * size and receiver.role == "receiver"
+    assert receiver.prompt_tokens == len(PROMPT) + 19, "a token per byte, and the template's"
+    assert sender.wire_per_token == 2 * 24 * 2 * 64 * size + 4 and receiver.wire_per_token == 0
+    assert receiver.fusers > 2 * 100_000_000 * size and sender.fusers == 0
+    assert all(need.download == 0 for need in needs.values())
+    shown = capsys.readouterr().out
+    assert "596,049,920" in shown and f"{sender.wire_per_token:,} bytes per token of qwen2.5-0.5b's prompt" in shown
+    assert shown.splitlines()[-1] == f"report: {tmp_path / 'report.json'}"
+
+
+def test_what_is_asked_shows_in_what_it_takes(tmp_path: Path) -> None:
+    def receiver(number: int, **values: Any) -> Need:
+        return foretell(tmp_path / str(number), senders=["qwen2.5-0.5b"], **values)[1]["qwen3-0.6b"]
+
+    plain = receiver(0)
+    assert receiver(1, members={"qwen3-0.6b": {"dtype": "float32"}}).weights == 4 * plain.parameters
+    assert receiver(2, generation={"max_tokens": 2000}).cache > 5 * plain.cache
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join([PROMPT] * 40))
+    assert receiver(3, prompt=None, questions=many).cache == 32 * plain.cache, "task.batch_size at a time"
+    assert receiver(4, protocol="t2t").fusers == 0
+    assert receiver(5, fusion="mix").fusers != plain.fusers != receiver(6, fuser="c2c").fusers
+
+
+def test_the_scale_model_has_a_plan_too(tmp_path: Path) -> None:
+    needs = foretell(tmp_path, zoo="tiny", senders=["llama-1b"])[1]
+    assert needs["llama-1b"].weights == 647_592 * 4 and 0 < needs["qwen3-0.6b"].fusers < 10 * MIB
+
+
+def test_what_does_not_fit_is_refused_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 3 << 30}))
+    with pytest.raises(
+        FedrayError, match=r"take .* GiB of the machine's memory, where 3\.0 GiB are free .*qwen3-0\.6b"
+    ):
+        foretell(tmp_path, senders=["qwen2.5-1.5b", "llama-1b"])
+    assert report.read(tmp_path).needs, "the figures are in the report all the same"
+    with pytest.raises(FedrayError, match="leave out llama-3b"):
+        Federation(zoo="shapes", senders=["llama-3b"], ray=False)
+
+
+def test_members_on_a_gpu_take_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def need(device: str, model: int) -> Need:
+        return Need("a", "sender", device, "bfloat16", "", 1, 1, model, 0, 0, 0, 400 * MIB, 0, 0, 0)
+
+    needed = [need("cuda", 3 << 30), need("cuda", 2 << 30), need("cpu", 1 << 30)]
+    assert 5 << 30 < forecast.on_gpus(needed) < 7 << 30
+    assert 1 << 30 < forecast.on_machine(needed, together=False) < 4 << 30
+    forecast.check_room(needed, forecast.Room(8 << 30, 8 << 30), together=False)
+    forecast.check_room(needed, forecast.Room(8 << 30, None), together=False)
+    with pytest.raises(FedrayError, match=r"GiB of the GPUs' memory, where 4\.0 GiB are free"):
+        forecast.check_room(needed, forecast.Room(8 << 30, 4 << 30), together=False)
+
+
+def test_a_run_leaves_what_it_took_and_what_was_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(CONFIG))
+    given = {
+        "zoo": "shapes",
+        "receiver": str(tmp_path / "one"),
+        "senders": [str(tmp_path / "two")],
+        "prompt": PROMPT,
+        "ray": False,
+        "tracking": False,
+        "generation": {"max_tokens": 4},
+        "members": {"one": {"dtype": "float32"}, "two": {"dtype": "bfloat16"}},
+        "output": tmp_path / "out",
+    }
+    assert run(build(given)) == 0
+    left = report.read(tmp_path / "out")
+    assert [member.dtype for member in left.members] == ["float32", "bfloat16"]
+    assert all((member.memory_bytes or 0) > 50 * MIB for member in left.members)
+    ((name, status),) = [(part.name, part.status) for part in left.learned]
+    assert (name, status) == ("two--one", "random")
+    assert "random weights, never trained, so that no answer means anything: two--one" in capsys.readouterr().out
