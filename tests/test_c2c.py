@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -122,6 +123,23 @@ def test_choices_are_scored_as_their_tokens(group, plan):
             wanted = sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(ids))
             assert got == pytest.approx(wanted, abs=1e-4)
         assert row.text == choices[0][row.choice]
+
+
+@pytest.mark.parametrize("receiver", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sender", [torch.float32, torch.bfloat16])
+def test_members_answer_together_in_any_precision(group, plan, receiver, sender):
+    """Close to what 32 bit say, and further from the receiver alone."""
+
+    def halved(name: str, dtype: torch.dtype) -> Member:
+        llm = random_llm(name)
+        return Member(name, llm=replace(llm, model=deepcopy(llm.model).to(dtype)))
+
+    members = {RECEIVER: halved(RECEIVER, receiver), **{name: halved(name, sender) for name in SENDERS}}
+    here = LocalGroup(members)
+    assert ask(here, plan).text
+    exact, alone = logits(group, plan, SENDERS, 1.0), logits(group, plan, (), 1.0)
+    error, change = (logits(here, plan, SENDERS, 1.0) - exact).abs().max(), (exact - alone).abs().max()
+    assert error < change / 4
 
 
 def test_streaming_says_what_answering_says(group, plan):

@@ -96,7 +96,7 @@ def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str
         sent = tuple(tuple(_take(t, index_BT) for t in side) for side in (part.cache.keys, part.cache.values))
         base = (keys, values) if order == "sequential" else (own.keys, own.values)
         change_keys, change_values = part.fuser.mix(base, sent)  # pyright: ignore[reportArgumentType]
-        scale_B1T1 = (aligned_BT * part.weight_B[:, None])[:, None, :, None]
+        scale_B1T1 = (aligned_BT * part.weight_B[:, None]).to(own.keys[0].dtype)[:, None, :, None]
         keys = tuple(k + scale_B1T1 * c for k, c in zip(keys, change_keys, strict=True))
         values = tuple(v + scale_B1T1 * c for v, c in zip(values, change_values, strict=True))
     return KVCache(own.spec, keys, values, own.lengths, own.positions)
