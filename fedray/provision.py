@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ def sources(s: Settings, names: Sequence[str] | None = None) -> list[Source]:
 
 def pinned(wanted: Sequence[Source]) -> dict[str, Source]:
     """The sources at their commits, all asked at once. Raises FedrayError naming the first that cannot be had."""
-    with ThreadPoolExecutor(max(1, len(wanted))) as pool:
+    asked = [source.name for source in wanted if source.repository is not None]
+    told = Console(stderr=True).status(f"asking the hub for {', '.join(asked)}") if asked else nullcontext()
+    with told, ThreadPoolExecutor(max(1, len(wanted))) as pool:
         return {source.name: source for source in pool.map(pin, wanted)}
 
 

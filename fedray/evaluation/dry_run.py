@@ -89,14 +89,16 @@ class Sheet(Screen):
     """What a person sees of it."""
 
     def show(self, settings: Settings, needed: Sequence[Need], load: Load, room: Room) -> None:
-        sizes = ("weights", "fusers", "cache", "work", "process", "in all")
+        sizes = ("weights", "fusers", "cache", "work", "loading", "process", "in all")
         self._table(
             "What it would take, MiB at the peak",
-            ("member", "role", "device", "dtype", "parameters", *sizes),
-            ((n.member, n.role, n.device, n.dtype, f"{n.parameters:,}", *map(_mib, _parts(n))) for n in needed),
+            ("member", "role", "in", "size", *sizes),
+            ((n.member, n.role, f"{n.dtype}, {n.device}", _millions(n), *map(_mib, _parts(n))) for n in needed),
         )
+        self._line("in all: weights, process, and the larger of loading and the rest, which comes after it\n")
         longest = max(load.tokens.values(), default=0)
-        self._line(f"at a time: {load.rows} prompts of up to {longest} tokens, {load.answer} tokens of answer")
+        prompts = "1 prompt" if load.rows == 1 else f"{load.rows} prompts"
+        self._line(f"at a time: {prompts} of up to {longest} tokens, {load.answer} tokens of answer")
         machine, gpus = on_machine(needed, not settings.ray.enabled), on_gpus(needed)
         self._line(f"memory: {_mib(machine)} MiB with driver and Ray, {_mib(room.machine)} MiB are free")
         if gpus and room.gpus is not None:
@@ -111,7 +113,11 @@ class Sheet(Screen):
 
 
 def _parts(need: Need) -> tuple[int, ...]:
-    return need.weights, need.fusers, need.cache, max(need.work, need.loading), need.process, need.total
+    return need.weights, need.fusers, need.cache, need.work, need.loading, need.process, need.total
+
+
+def _millions(need: Need) -> str:
+    return f"{need.parameters / 1e6:,.0f} M"
 
 
 def _mib(size: int) -> str:

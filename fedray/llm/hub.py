@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, logging
 
 from fedray.llm.catalogue import safe_name
 from fedray.types import FedrayError
@@ -52,6 +53,7 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 disable_progress_bars()  # fedray shows its own
+logging.set_verbosity(CRITICAL)  # and what goes wrong is raised, and said in one sentence
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def test_a_plan_of_real_sizes_loads_nothing(tmp_path: Path, capsys: pytest.Captu
     assert receiver.fusers > 2 * 100_000_000 * size and sender.fusers == 0
     assert all(need.download == 0 for need in needs.values())
     shown = capsys.readouterr().out
-    assert "596,049,920" in shown and f"{sender.wire_per_token:,} bytes per token of qwen2.5-0.5b's prompt" in shown
+    assert "596 M" in shown and f"{sender.wire_per_token:,} bytes per token of qwen2.5-0.5b's prompt" in shown
     assert shown.splitlines()[-1] == f"report: {tmp_path / 'report.json'}"
 
 
