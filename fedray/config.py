@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fedray.benchmark.settings import BENCHMARK, BenchmarkSettings, check_benchmark
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation, check_evaluation
 from fedray.llm.catalogue import safe_name
 from fedray.schema import Schema
@@ -61,12 +62,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 __all__ = [
+    "BENCHMARKS",
     "EVALUATION",
     "FUSER_TRAINING",
     "GATE_TRAINING",
     "IMPORT",
     "REGISTRY",
     "ZOO_BUILD",
+    "BenchmarkSettings",
     "BuildSettings",
     "EvaluateSettings",
     "Form",
@@ -117,6 +120,7 @@ class Form:
 
 FEDERATION = Form(SCHEMA, build, check)
 EVALUATION = Form(Schema(EvaluateSettings, keys=BY_MEMBER), build_evaluation, check_evaluation)
+BENCHMARKS = Form(BENCHMARK, BENCHMARK.read, check_benchmark)
 ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
 FUSER_TRAINING = Form(FUSER_JOB, build_fuser_job, check_fuser_job)
 GATE_TRAINING = Form(GATE_JOB, build_gate_job, check_gate_job)

@@ -162,6 +162,28 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A row of a benchmark. Its ratio (its value, where there is no baseline) should be at most or at least `limit`."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None  # of the same run, in the same unit
+    ratio: float | None = None  # value over baseline
+    limit: float | None = None
+    sense: str = ""  # at most | at least
+    against: str = ""  # what the baseline is
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether it is within its limit; None where it has none."""
+        if self.limit is None:
+            return None
+        found = self.value if self.ratio is None else self.ratio
+        return found <= self.limit if self.sense == "at most" else found >= self.limit
+
+
+@dataclass(frozen=True, slots=True)
 class Data:
     """A data set that was read: for questions, or to train on."""
 
@@ -220,7 +242,7 @@ class Order:
 class Report:
     """One run of one job. Fields with a default may be absent from a job they do not concern."""
 
-    job: str  # federate | evaluate | train_fuser | train_gate | registry | import_c2c | build_zoo
+    job: str  # federate | evaluate | train_fuser | train_gate | registry | import_c2c | build_zoo | benchmark
     zoo: str  # what stands behind the names: tiny | hub | shapes
     receiver: str
     senders: tuple[str, ...]  # as asked for; `missing` names those that took no part
@@ -252,12 +274,17 @@ class Report:
     trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
     learned: tuple[Learned, ...] = ()  # fusers and gates the job trained, used or found
     needs: tuple[Need, ...] = ()  # what each member would take, foretold
-    rows: tuple[Evaluated, ...] = ()
+    rows: tuple[Evaluated | Measured, ...] = ()  # of an evaluation, or of a benchmark
     comparisons: tuple[Compared, ...] = ()
     contributions: tuple[Contribution, ...] = ()
     order: Order | None = None
     tracking: Tracked | None = None
     schema: int = SCHEMA
+
+    @property
+    def evaluated(self) -> tuple[Evaluated, ...]:
+        """The rows of an evaluation."""
+        return tuple(row for row in self.rows if isinstance(row, Evaluated))
 
 
 def unwritable(path: Path, error: OSError) -> FedrayError:

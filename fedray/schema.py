@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -19,7 +19,8 @@ _WANTED = {str: "text", int: "a whole number", float: "a number", bool: "true or
 class Schema(Generic[T]):
     """Reads values into one dataclass. `keys` names the keys that mappings may have, by dotted path.
 
-    Understood hints: str, int, float, bool, Path, Literal, X | None, tuple[X, ...], Mapping[str, X] and dataclasses.
+    Understood hints: str, int, float, bool, Path, Literal, X | None, tuple[X, ...], Mapping[str, X], dataclasses, and
+    X | Y of dataclasses, which are told apart by their keys.
     Where a dataclass is wanted, a bare value stands for its first field: gate="open" is gate={"kind": "open"}.
     """
 
@@ -61,8 +62,8 @@ class Schema(Generic[T]):
     def _read(self, hint: Any, value: Any, path: str) -> Any:
         origin, arguments = get_origin(hint), get_args(hint)
         if origin in (Union, UnionType):
-            inner = next(argument for argument in arguments if argument is not type(None))
-            return None if value is None else self._read(inner, value, path)
+            kinds = [argument for argument in arguments if argument is not type(None)]
+            return None if value is None else self._read(_fitting(kinds, value), value, path)
         if is_dataclass(hint):
             return self._dataclass(cast(type, hint), value, path)
         if origin is Literal:
@@ -100,6 +101,16 @@ class Schema(Generic[T]):
                 deeper = next(iter(inner), "") if isinstance(inner, Mapping) else ""
                 raise self.unknown(".".join(filter(None, (path, key, deeper))))
         return {key: self._read(hint, inner, f"{path}.{key}") for key, inner in value.items()}
+
+
+def _fitting(kinds: Sequence[Any], value: Any) -> Any:
+    """Of several dataclasses the one that has all keys of the value; else the first."""
+    fits = (kind for kind in kinds if isinstance(value, Mapping) and is_dataclass(kind) and value.keys() <= _keys(kind))
+    return next(fits, kinds[0])
+
+
+def _keys(kind: Any) -> set[str]:
+    return {field.name for field in fields(kind)}
 
 
 def _scalar(hint: type, value: Any, path: str) -> Any:

@@ -31,6 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"forecast", "provision"}),
     frozenset({"federation"}),
     frozenset({"training", "evaluation", "zoo"}),
+    frozenset({"benchmark"}),
     frozenset({"inventory", "importing"}),
     frozenset({"fedray"}),  # the package's own __init__.py: its public face
     frozenset({"jobs"}),
@@ -41,7 +42,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 GROUND = frozenset({"types", "suggest", "schema", "prompts", "disk"})
 ASIDE = frozenset({"tracking", "report", "config", "settings"})
 KNOW_ASIDE = frozenset(
-    {"forecast", "provision", "federation", "training", "evaluation", "inventory", "importing", "jobs", "fedray"}
+    {"forecast", "provision", "federation", "training", "evaluation", "benchmark", "inventory", "importing", "jobs"}
+    | {"fedray"}
 )
 
 # What a room knows besides, module by module.
@@ -60,6 +62,7 @@ BESIDES = {
     },
     "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
     "config": {
+        "fedray.benchmark.settings",
         "fedray.evaluation.settings",
         "fedray.training.settings",
         "fedray.llm.catalogue",

@@ -186,17 +186,17 @@ class Evaluation:
         """Screen, table, figures, report and MLflow, from whatever was done. Returns the report's path."""
         settings, tracker, report = self.settings, self.tracker, self.report(status)
         self.watch.order(self.order)
-        self.watch.rows(report.rows, self.order.senders)
+        self.watch.rows(report.evaluated, self.order.senders)
         where = tracker.run()
         path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
-        if report.rows:
+        if report.evaluated:
             tracker.describe(table.as_markdown(report))
             table.write(report, settings.output)
             figure3.draw(report, settings.output / "figures")
             table_figures.draw(report, settings.output / "figures")
-        tracker.table("rows.json", [_flat(row) for row in report.rows])
+        tracker.table("rows.json", [_flat(row) for row in report.evaluated])
         tracker.table(
-            "leakage.json", [dict(zip(leaks.HEADINGS, line, strict=True)) for line in leaks.lines(report.rows)]
+            "leakage.json", [dict(zip(leaks.HEADINGS, line, strict=True)) for line in leaks.lines(report.evaluated)]
         )
         for file, folder in (("report.json", ""), ("table.md", ""), ("figures", "figures")):
             tracker.artifact(settings.output / file, folder)

@@ -31,8 +31,8 @@ LINES = {
 def draw(report: Report, folder: Path) -> list[Path]:
     """figure3a.png, figure3b.png and figure3c.png, each if its rows are there."""
     drawn: list[Path | None] = []
-    for number, task in enumerate(dict.fromkeys(row.task for row in report.rows)):
-        rows = [r for r in report.rows if r.task == task and r.receiver == report.receiver and r.control == "none"]
+    for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated)):
+        rows = [r for r in report.evaluated if r.task == task and r.receiver == report.receiver and r.control == "none"]
         end = f"-{Path(task).stem}" if number else ""
         label = figures.label(report.zoo, task, max((row.n for row in rows), default=0))
         order = report.order or Order("given", report.senders)

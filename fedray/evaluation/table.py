@@ -45,10 +45,10 @@ def as_markdown(report: Report) -> str:
         "",
         *_order(report),
         *_claims(report),
-        *_rows(report.rows, order),
+        *_rows(report.evaluated, order),
         *_comparisons(report, order),
         *_contributions(report.contributions),
-        *_leakage(report.rows),
+        *_leakage(report.evaluated),
     ]
     return "\n".join(lines) + "\n"
 
@@ -66,7 +66,7 @@ def _claims(report: Report) -> Iterator[str]:
     """The paper's sentences about four senders, each beside its own figure here."""
     found = {
         key: row
-        for row in report.rows
+        for row in report.evaluated
         if len(row.senders) == FULL_HOUSE and row.receiver == report.receiver and (key := paper_key(row))
     }
     c2c, shared, t2t = (found.get(key) for key in PAPER)
@@ -81,7 +81,7 @@ def _claims(report: Report) -> Iterator[str]:
     if shared and t2t and shared.latency_mean and t2t.latency_mean:
         seconds = f"{shared.latency_mean:.3f} s against {t2t.latency_mean:.3f} s"
         claims.append(("rephrased C2C against T2T, mean seconds", "significantly lower", seconds))
-    full = next((r for r in report.rows if r.full and len(r.senders) == FULL_HOUSE and r.rephrase == "none"), None)
+    full = next((r for r in report.evaluated if r.full and len(r.senders) == FULL_HOUSE and r.rephrase == "none"), None)
     for name, row in (("C2C", c2c), ("rephrased C2C", shared)):
         if row and full and row.latency_mean and full.latency_mean:
             seconds = f"{row.latency_mean:.3f} s against {full.latency_mean:.3f} s"
@@ -153,7 +153,7 @@ def _notes(row: Evaluated, order: Sequence[str]) -> Iterator[str]:
 
 
 def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:
-    found, rows = report.comparisons, report.rows
+    found, rows = report.comparisons, report.evaluated
     if found:
         yield from ("## Paired comparisons: what b changes over a", "")
         yield from _markdown(

@@ -20,8 +20,8 @@ COLORS = {"c2c": "#1f6feb", "t2t": "#d4660a", "route": "#8250df", "ensemble": "#
 def draw(report: Report, folder: Path) -> list[Path]:
     """ladder.png and pairs.png, each if its rows are there; a second task has its name in the file's name."""
     drawn: list[Path | None] = []
-    for number, task in enumerate(dict.fromkeys(row.task for row in report.rows)):
-        rows = [r for r in report.rows if r.task == task and r.control == "none"]
+    for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated)):
+        rows = [r for r in report.evaluated if r.task == task and r.control == "none"]
         end = f"-{Path(task).stem}" if number else ""
         label = figures.label(report.zoo, task, max((row.n for row in rows), default=0))
         drawn += (

@@ -65,20 +65,28 @@ def load_members(
     slow: hears once, after SLOW_S, who is still to come: the cluster may be busy with others, and then this waits.
     Raises FedrayError naming the first member that cannot start; the others are ended.
     """
+    given = {p.member: {"device": p.device, "dtype": p.dtype, "revision": p.revision} for p in placements}
+    for p in placements:
+        given[p.member] |= {"zoo": zoo, "threads": p.threads, "folder": folder}
+    return start(Member, placements, given, loaded=loaded, slow=slow)
+
+
+def start(
+    cls: type,
+    placements: Sequence[Placement],
+    given: Mapping[str, Mapping[str, Any]],
+    *,
+    loaded: Callable[[MemberInfo], None] = lambda info: None,
+    slow: Callable[[Sequence[str]], None] = lambda names: None,
+) -> RayGroup:
+    """One actor of a class of Member's shape per placement; given: by name, what else each is made with."""
+    actor = LLMActor if cls is Member else as_actor(cls)
     with ExitStack() as undo:
         actors: dict[str, ActorHandle] = {}
         for p in placements:
-            actors[p.member] = LLMActor.options(**_options(p)).remote(
-                p.member,
-                zoo=zoo,
-                device=p.device,
-                dtype=p.dtype,
-                threads=p.threads,
-                folder=folder,
-                revision=p.revision,
-            )
+            actors[p.member] = actor.options(**_options(p)).remote(p.member, **given.get(p.member, {}))
             undo.callback(ray.kill, actors[p.member])
-        group = RayGroup(actors, gather_infos(actors, loaded, slow))
+        group = RayGroup(actors, gather_infos(actors, loaded, slow), cls)
         undo.pop_all()
         return group
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +116,7 @@ def unpack(
     lengths_B = torch.tensor(lengths, dtype=torch.long)
     valid = torch.arange(longest)[None] < lengths_B[:, None]
     layers = [_unsqueeze(b, wire_dtype, spec, valid) for b in payload.buffers[:-1]]
-    if not all(bool(torch.isfinite(layer).all()) for layer in layers):
-        raise CorruptPayload(f"payload of {member}: it holds NaN or infinite numbers; the sender is at fault")
+    check_finite(member, layers)
     positions = torch.zeros(len(rows), longest, dtype=torch.long)
     positions[valid] = torch.from_numpy(payload.buffers[-1].view(np.int32).copy()).long()
     layers = [layer.to(device=device, dtype=dtype or wire_dtype) for layer in layers]
@@ -128,6 +128,12 @@ def unpack(
         positions.to(device),
     )
     return Shipment(member, cache, tuple(rows), tuple(tuple((a, b) for a, b in row) for row in spans))
+
+
+def check_finite(member: str, layers: Sequence[Tensor]) -> None:
+    """Raises CorruptPayload where a number is NaN or infinite."""
+    if not all(bool(torch.isfinite(layer).all()) for layer in layers):
+        raise CorruptPayload(f"payload of {member}: it holds NaN or infinite numbers; the sender is at fault")
 
 
 def _read_header(header: bytes) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""What a suite of rows is given: the settings, a clock, and a place to put what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedray.benchmark.clock import in_turns
+from fedray.benchmark.settings import BenchmarkSettings
+from fedray.report import Measured
+
+Suite = Callable[["Bench"], None]
+
+
+class Bench:
+    """One run of the job. told: hears of every row; turn: of every round of a measurement."""
+
+    def __init__(
+        self,
+        settings: BenchmarkSettings,
+        told: Callable[[Measured], None] = lambda row: None,
+        turn: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.settings = settings
+        self.rows: list[Measured] = []
+        self._told, self._turn = told, turn
+
+    def wants(self, *names: str) -> bool:
+        """Whether some of these rows are to be measured."""
+        return any(map(self.settings.wants, names))
+
+    def seconds(self, what: str, ways: Mapping[str, Callable[[], Any]], *, warm: int = 1) -> dict[str, float]:
+        """Median seconds of each way, measured in turns."""
+        s = self.settings
+        return in_turns(ways, s.repeats, warm=warm, device=s.device, done=lambda: self._turn(what))
+
+    def row(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        *,
+        baseline: float | None = None,
+        against: str = "",
+        at_most: float | None = None,
+        at_least: float | None = None,
+    ) -> None:
+        """Keep a row. against: what the baseline is; at_most, at_least: where its ratio (or, without a baseline, its
+        value) should lie."""
+        if not self.settings.wants(name):
+            return
+        limit, sense = (at_most, "at most") if at_most is not None else (at_least, "at least")
+        ratio = value / baseline if baseline else None
+        row = Measured(name, value, unit, baseline, ratio, limit, "" if limit is None else sense, against)
+        self.rows.append(row)
+        self._told(row)

@@ -1,0 +1,54 @@
+"""What jobs/benchmark.py can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fedray.schema import Schema
+from fedray.settings import RaySettings, TrackingSettings, check_output, check_range
+from fedray.types import FedrayError
+
+SUITES = ("wire", "fuse", "request", "train")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkSettings:
+    """jobs/benchmark.py."""
+
+    suite: Literal["wire", "fuse", "request", "train", "all"] = "all"
+    zoo: Literal["tiny", "shapes"] = "shapes"
+    rows: tuple[str, ...] = ()  # the beginnings of rows' names: only these are measured; empty is all
+    repeats: int = 9  # of each side, in turns; the median counts
+    threads: int | None = None  # of torch; None is every core
+    receiver: str = "qwen3-0.6b"
+    sender: str = "qwen2.5-0.5b"
+    tokens: int = 128  # of the prompt
+    device: Literal["cpu", "cuda"] = "cpu"
+    ray: RaySettings = field(default_factory=RaySettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    seed: int = 0
+    output: Path = field(default_factory=lambda: Path("outputs/benchmark"))
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        return SUITES if self.suite == "all" else (self.suite,)
+
+    def wants(self, name: str) -> bool:
+        """Whether a row is to be measured."""
+        return not self.rows or any(name.startswith(beginning) for beginning in self.rows)
+
+
+BENCHMARK = Schema(BenchmarkSettings)
+
+
+def check_benchmark(settings: BenchmarkSettings) -> None:
+    """Refuse what cannot be meant. Raises FedrayError."""
+    BENCHMARK.read(settings)
+    check_range("repeats", settings.repeats, 1, 1000)
+    check_range("threads", settings.threads, 1)
+    check_range("tokens", settings.tokens, 2, 8192)
+    if settings.sender == settings.receiver:
+        raise FedrayError(f"{settings.receiver} is both sender and receiver: choose another sender")
+    check_output(settings.output)
