@@ -138,6 +138,8 @@ def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
     except OmegaConfBaseException as error:
         raise _translated(error, form) from error
     assert isinstance(values, dict)
+    if form is FEDERATION and "blocks" in values:
+        raise FedrayError("experiments ask in many ways: run them with python jobs/evaluate.py +experiment=NAME")
     return form.build({str(key): value for key, value in values.items() if key != "hydra"})
 
 

@@ -39,7 +39,10 @@ class Planner:
             there = sorted(self._fusers(sender, receiver))
             others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
             remedy = (
-                f"there is {others}" if there else "on_missing=text lets it speak, registry.path=DIR brings a fuser"
+                f"there is {others}"
+                if there
+                else f"train it with jobs/train_fuser.py sender={sender} receiver={receiver}, name a registry that has "
+                "it with registry.path=DIR, or let the sender speak with on_missing=text"
             )
             raise FedrayError(f"no fuser={fuser} fusion={fusion} for {sender} -> {receiver}; {remedy}")
         names = [gate_name(receiver), *(fuser_name(sender, receiver) for sender in senders)]

@@ -63,6 +63,8 @@ class Answered:
     gold: str | None  # the right answer, where it is known
     alone: str | None  # the receiver's own answer; None: it failed, which counts as wrong
     federated: str | None  # the federation's answer; None: it failed, which counts as wrong
+    by_member: Mapping[str, str | None] = field(default_factory=dict)  # answer_all: what each member answered
+    read: Mapping[str, str] = field(default_factory=dict)  # rephrase: the rewrite that each sender read
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +269,7 @@ class Report:
     rescued: int = 0  # questions wrong alone and right federated
     harmed: int = 0  # questions right alone and wrong federated
     unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
+    by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
     usage: Cost = Cost()
     missing: tuple[Missing, ...] = ()  # members that took no part in some request, and why
     members: tuple[Participant, ...] = ()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedray import report as reports
 from fedray.data.catalogue import BENCHMARKS
-from fedray.evaluation import figure3, leaks, table, table_figures
+from fedray.evaluation import figure3, figures, leaks, table, table_figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.cases import Case, cases
 from fedray.evaluation.federate import ENDS
@@ -192,8 +192,9 @@ class Evaluation:
         if report.evaluated:
             tracker.describe(table.as_markdown(report))
             table.write(report, settings.output)
-            figure3.draw(report, settings.output / "figures")
-            table_figures.draw(report, settings.output / "figures")
+            folder = figures.emptied(settings.output)
+            figure3.draw(report, folder)
+            table_figures.draw(report, folder)
         tracker.table("rows.json", [_flat(row) for row in report.evaluated])
         tracker.table(
             "leakage.json", [dict(zip(leaks.HEADINGS, line, strict=True)) for line in leaks.lines(report.evaluated)]

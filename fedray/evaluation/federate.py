@@ -44,6 +44,7 @@ class Run:
         settings = self.settings
         self.record.open(fed.members, fed.missing, fed.plan)
         self.screen.members(self.record.members, self.record.kind)
+        self.screen.learned(self.record.learned)
         self.screen.untrained(self.record.learned)
         self.tracker.tags(job="federate", zoo=settings.zoo.name, type=self.record.kind or "alone")
         self.tracker.params(
@@ -101,6 +102,7 @@ class Run:
         self.screen.stream(fed.stream(prompt))
         assert fed.last is not None, "a stream ends with its answer"
         self.record.add([Question("prompt", prompt)], alone, fed.last)
+        self.screen.details(self.record.results[-1])
         self.tracker.trace(request, fed.last, started_ns)
 
     def leave(self, status: Status) -> Path:
@@ -109,6 +111,7 @@ class Run:
         report = record.report(status)
         self.screen.summary(report, record.results, record.by_group())
         self.screen.unrephrased(record.unrephrased, report.n)
+        self.screen.unheard(record.unheard(), report.n)
         where = tracker.run()
         path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
         self._figures(report)
@@ -124,7 +127,7 @@ class Run:
         return path
 
     def _figures(self, report: Report) -> None:
-        folder, found = self.settings.output / "figures", self.record.by_group()
+        folder, found = figures.emptied(self.settings.output), self.record.by_group()
         label = figures.label(report.zoo, report.task, report.n)
         if found:
             figures.accuracy(found, folder / "accuracy.png", label=label, receiver=report.receiver)

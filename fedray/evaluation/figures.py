@@ -18,6 +18,14 @@ COLORS = colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue
 TOTAL = "total"  # the wall-clock phase: members work side by side, so phases may add up to more
 
 
+def emptied(output: Path) -> Path:
+    """The folder for a run's figures, without those of another run that wrote there before."""
+    folder = output / "figures"
+    for old in folder.glob("*.png"):
+        old.unlink()
+    return folder
+
+
 def label(zoo: str, task: str | None, n: int) -> str:
     """What stands in every figure's title: where its figures come from."""
     return f"zoo={zoo}, task={Path(task).name if task else 'prompt'}, n={n}"

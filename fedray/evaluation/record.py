@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import starmap
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Literal
 
@@ -23,11 +22,13 @@ Outcome = Literal["rescued", "harmed", "both right", "both wrong", ""]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One question, answered twice."""
+    """One question, answered twice. by_member: by everybody, under answer_all; read: sender -> the rewrite it read."""
 
     question: Question
     alone: Row
     federated: Row
+    by_member: Mapping[str, Row] = field(default_factory=dict)
+    read: Mapping[str, str] = field(default_factory=dict)
 
     def right(self) -> tuple[bool, bool] | None:
         """Whether the receiver alone and the federation are right; None where nobody knows the answer."""
@@ -47,7 +48,8 @@ class Result:
     def answered(self) -> Answered:
         question = self.question
         alone, federated = question.said(self.alone), question.said(self.federated)
-        return Answered(question.prompt, question.choices, question.answer, alone, federated)
+        each = {name: question.said(row) for name, row in self.by_member.items()}
+        return Answered(question.prompt, question.choices, question.answer, alone, federated, each, self.read)
 
 
 class Record:
@@ -79,7 +81,10 @@ class Record:
     def add(self, questions: Sequence[Question], alone: Answer, federated: Answer) -> None:
         """One request's answers."""
         self.unrephrased |= {len(self.results) + row: flaw for row, flaw in federated.unrephrased.items()}
-        self.results += starmap(Result, zip(questions, alone.rows, federated.rows, strict=True))
+        for b, (question, one, both) in enumerate(zip(questions, alone.rows, federated.rows, strict=True)):
+            each = {name: rows[b] for name, rows in federated.by_member.items()}
+            read = {sender: texts[b] for sender, texts in federated.read.items() if texts[b]}
+            self.results.append(Result(question, one, both, each, read))
         self._usages.append(federated.usage)
         self._miss(federated.missing)
 
@@ -97,6 +102,18 @@ class Record:
         parts = {g or "other": [r for r in self.results if r.question.group == g] for g in groups}
         every = {"all": self.results} | (parts if len(parts) > 1 else {})
         return {name: found for name, results in every.items() if (found := _compare(results))}
+
+    def by_member(self) -> dict[str, float]:
+        """Accuracy of each member's own answers, over the questions that all have answered."""
+        graded = [r for r in self.results if r.by_member and r.right() is not None]
+        names = graded[0].by_member if graded else ()
+        return {name: fmean(bool(r.question.right(r.by_member[name])) for r in graded) for name in names}
+
+    def unheard(self) -> dict[str, int]:
+        """Holder of evidence -> the questions in which the gate shut it out."""
+        holders = self.settings.documents().keys() & set(self.settings.senders)
+        shut = {name: sum(r.federated.weights.get(name) == 0 for r in self.results) for name in sorted(holders)}
+        return {name: count for name, count in shut.items() if count}
 
     def trust(self) -> dict[str, dict[str, float]]:
         """Group -> sender -> mean gate weight, over the questions for which the sender was there to be weighed."""
@@ -143,6 +160,7 @@ class Record:
             rescued=found.rescued if found else 0,
             harmed=found.harmed if found else 0,
             unrephrased=len(self.unrephrased),
+            by_member=self.by_member(),
             usage=self.cost(),
             missing=tuple(self._missing.values()),
             members=self.members,

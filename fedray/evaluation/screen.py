@@ -38,6 +38,12 @@ class Screen:
         if kind:
             self._line(f"type: {kind} (FedRefine, Appendix A)\n")
 
+    def learned(self, learned: Sequence[Learned]) -> None:
+        """Which versions of fusers and gates are in use."""
+        if learned:
+            versions = (f"{part.name} {str(part.hash)[:8]}" for part in learned)
+            self._line(f"learned parts: {', '.join(versions)}\n")
+
     def untrained(self, learned: Sequence[Learned]) -> None:
         """Say that answers mean nothing where fusers were never trained."""
         names = [part.name for part in learned if part.status == "random"]
@@ -67,12 +73,23 @@ class Screen:
             self.console.print(Text(plain(piece)), end="", soft_wrap=True)
         self.console.print()
 
+    def details(self, result: Result) -> None:
+        """Of a single prompt: what senders read in its place, and what each member answered."""
+        answered = result.answered()
+        for sender, text in answered.read.items():
+            self.console.print(Text.assemble((f"{sender} read  ", "dim"), plain(text)), soft_wrap=True)
+        for name, text in answered.by_member.items():
+            self.console.print(Text.assemble((f"{name} answered  ", "dim"), plain(text or "-")), soft_wrap=True)
+
     def summary(self, report: Report, results: Sequence[Result], found: Mapping[str, Comparison]) -> None:
         """Everything a finished (or interrupted) run has to say."""
         if report.task is not None and results:
             self.examples(results)
         if found:
             self.accuracy(found, report.scoring)
+        if report.by_member:
+            rows = ((name, f"{share:.1%}") for name, share in report.by_member.items())
+            self._table("Accuracy of each member's own answers", ("member", "accuracy"), rows)
         if report.usage.seconds:
             self.seconds(report.usage)
         if report.trust:
@@ -119,6 +136,14 @@ class Screen:
             flaw = plain(next(iter(flaws.values())))
             self._line(
                 f"{len(flaws)} of {n} questions kept no whole rewrite ({flaw}): the receiver answered them alone"
+            )
+
+    def unheard(self, holders: Mapping[str, int], n: int) -> None:
+        """Evidence that its holder read for nothing."""
+        for name, count in holders.items():
+            self._line(
+                f"the evidence of {name} was not heard in {count} of {n} questions: the gate, which does not read it, "
+                "shut its holder out; gate=open lets everybody in"
             )
 
     def missing(self, missing: Sequence[Missing]) -> None:

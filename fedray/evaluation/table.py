@@ -55,7 +55,7 @@ def as_markdown(report: Report) -> str:
 
 def _order(report: Report) -> Iterator[str]:
     order = report.order
-    if order is None:
+    if order is None or not any(len(row.senders) > 1 for row in report.evaluated):
         return
     gains = [f"{name} ({order.gains[name]:+.1f})" if name in order.gains else name for name in order.senders]
     why = f"by gain in points as the only sender, {order.n} validation questions" if order.n else "as given"

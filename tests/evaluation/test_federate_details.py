@@ -1,0 +1,84 @@
+"""What a run of the main job says of its inside: members' own answers, rewrites, evidence nobody heard, versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedray import report as reports
+from fedray.evaluation.federate import run
+from fedray.planner import Planner
+from fedray.report import Report
+from fedray.settings import build, check
+from fedray.types import FedrayError
+
+QUESTION = "what is the color of the star fatu?"
+SENDERS = ("qwen2.5-0.5b", "qwen2.5-coder-0.5b")
+
+
+class Job:
+    def __init__(self, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.output, self._capsys = output, capsys
+
+    def __call__(self, **more: Any) -> tuple[Report, str]:
+        quiet = {"ray": {"enabled": False}, "tracking": {"enabled": False}, "output": self.output}
+        settings = build({"senders": SENDERS, **quiet, **more})
+        check(settings)
+        assert run(settings) == 0
+        return reports.read(self.output), self._capsys.readouterr().out
+
+
+@pytest.fixture
+def job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Job:
+    return Job(tmp_path / "out", capsys)
+
+
+def test_every_members_own_answer_is_told(job: Job) -> None:
+    left, shown = job(answer_all=True, vote=True, task={"limit": 12})
+    assert left.by_member.keys() == {"qwen3-0.6b", *SENDERS}
+    for name, share in left.by_member.items():
+        right = sum(answered.by_member[name] == answered.gold for answered in left.answers)
+        assert share == pytest.approx(right / left.n) and f"{share:.1%}" in shown
+    votes = [[*answered.by_member.values()].count(answered.federated) for answered in left.answers]
+    assert min(votes) >= 1
+    assert "Accuracy of each member's own answers" in shown
+
+
+def test_of_one_prompt_everybodys_answer_and_rewrite_is_shown(job: Job) -> None:
+    left, shown = job(answer_all=True, prompt=QUESTION)
+    (answered,) = left.answers
+    assert f"{SENDERS[0]} answered  {answered.by_member[SENDERS[0]]}" in shown
+    left, shown = job(rephrase="distinct", prompt=QUESTION)
+    (answered,) = left.answers
+    assert answered.read.keys() == set(SENDERS) and QUESTION not in answered.read.values()
+    assert all(f"{name} read  {text}" in shown for name, text in answered.read.items())
+
+
+def test_versions_in_use_are_told(job: Job) -> None:
+    left, shown = job(task={"limit": 2})
+    assert [part.role for part in left.learned] == ["fuser", "fuser", "gate"]
+    assert all(part.hash and f"{part.name} {part.hash[:8]}" in shown for part in left.learned)
+
+
+def test_evidence_that_the_gate_kept_out_is_told(job: Job) -> None:
+    evidence = {"qwen2.5-0.5b": "the color of the star fatu is red"}  # the gate trusts it for birds only
+    _, shown = job(evidence=evidence, prompt=QUESTION)
+    assert "the evidence of qwen2.5-0.5b was not heard in 1 of 1 questions" in shown and "gate=open" in shown
+    _, shown = job(evidence=evidence, prompt=QUESTION, gate="open")
+    assert "not heard" not in shown
+
+
+def test_another_runs_figures_do_not_stay(job: Job) -> None:
+    job(task={"limit": 2})
+    stale = job.output / "figures" / "stale.png"
+    stale.write_bytes(b"of another run")
+    job(task={"limit": 2})
+    assert not stale.exists() and (job.output / "figures" / "latency.png").exists()
+
+
+def test_a_missing_fuser_names_the_command_that_trains_it(tmp_path: Path) -> None:
+    planner = Planner(tmp_path, tmp_path)
+    with pytest.raises(FedrayError, match="train it with jobs/train_fuser.py sender=llama-1b receiver=qwen3-0.6b"):
+        planner.check("qwen3-0.6b", ["llama-1b"], protocol="c2c", fuser="mlp", fusion="concat", on_missing="alone")
