@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fedray.tracking import Tracker, sync, tracker
+from fedray.tracking import Tracker, browse, sync, tracker
 from fedray.tracking.__main__ import main
 from fedray.tracking.pending import PENDING
 from fedray.tracking.store import Operation, Store
@@ -315,3 +315,14 @@ def test_origin_names_the_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None
     assert "ray.job_id" not in tracker.origin()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_x"}}))
     assert tracker.origin()["ray.job_id"] == "raysubmit_x"
+
+
+def test_the_command_that_shows_a_run_names_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    usual, other = f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/other/mlflow.db"
+    assert browse(usual, "r1") == f"MLflow run r1: browse it with `make ui` (store {usual})"
+    assert f"with `MLFLOW_TRACKING_URI={other} make ui`" in browse(other, "r1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    assert "with `make ui`" in browse(other, "r1") and f"MLFLOW_TRACKING_URI={usual}" in browse(usual, "r1")
+    assert browse("http://here:5000", "r1") == "MLflow run r1: browse it at http://here:5000"

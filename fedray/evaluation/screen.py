@@ -15,6 +15,7 @@ from rich.text import Text
 from fedray.evaluation.metrics import Comparison
 from fedray.evaluation.record import Outcome, Result
 from fedray.report import Cost, Learned, Participant, Report
+from fedray.tracking import browse
 from fedray.types import Missing
 
 _STYLES: dict[Outcome, str] = {"rescued": "green", "harmed": "red", "both right": "", "both wrong": "dim", "": ""}
@@ -150,7 +151,7 @@ class Screen:
         self._table("Who was missing", ("member", "why"), ((m.member, m.reason) for m in missing))
 
     def tracked(self, uri: str, run_id: str) -> None:
-        self._line(f"MLflow run {run_id}: browse it with `make ui` (store {uri})")
+        self._line(browse(uri, run_id))
 
     def untracked(self, problem: str, folder: str) -> None:
         self._line(f"{problem}; the figures wait here, send them with `python -m fedray.tracking {folder}`")

@@ -6,6 +6,6 @@ server or a missing MLflow neither stops nor slows the work. What MLflow did not
 """
 
 from fedray.tracking.pending import sync
-from fedray.tracking.tracker import Status, Tracker
+from fedray.tracking.tracker import Status, Tracker, browse
 
-__all__ = ["Status", "Tracker", "sync"]
+__all__ = ["Status", "Tracker", "browse", "sync"]

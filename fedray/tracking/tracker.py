@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from fedray.tracking import pending
 from fedray.tracking.spans import Veil, trace
-from fedray.tracking.store import Operation, Store, absolute, failures, load
+from fedray.tracking.store import SQLITE, Operation, Store, absolute, failures, load
 from fedray.types import Answer, Request
 
 OPEN_S = 15.0  # how long `run` waits for MLflow to open one; a first SQLite store takes about 5 s
@@ -207,6 +207,15 @@ def origin() -> dict[str, str]:
         tags["ray.job_id"] = str(metadata.get("job_submission_id", "unknown"))
         tags["mlflow.source.type"] = "JOB"
     return tags
+
+
+def browse(uri: str, run_id: str) -> str:
+    """How to see a run, in a sentence."""
+    if not uri.startswith(SQLITE):
+        return f"MLflow run {run_id}: browse it at {uri}"
+    usual = absolute(os.environ.get("MLFLOW_TRACKING_URI", f"{SQLITE}mlflow.db"))
+    command = "make ui" if uri == usual else f"MLFLOW_TRACKING_URI={uri} make ui"
+    return f"MLflow run {run_id}: browse it with `{command}` (store {uri})"
 
 
 def _commit() -> str | None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedray.report import Learned
-from fedray.tracking import Tracker
+from fedray.tracking import Tracker, browse
 from fedray.training.crew import Tell
 
 # Running figures beside the bar, in short.
@@ -84,7 +84,7 @@ class Screen:
         if tracker.problem:
             self.line(f"{tracker.problem}; the figures wait, send them with `python -m fedray.tracking {folder}`")
         elif where:
-            self.line(f"MLflow run {where[1]}: browse it with `make ui` (store {where[0]})")
+            self.line(browse(*where))
 
     def line(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
