@@ -155,10 +155,12 @@ def launch(
     """
     try:
         runs = _composed(config_name, job_name or job.__name__, form)
-        for settings in runs:
+        for _, settings in runs:
             form.check(settings)
         code = 0
-        for settings in runs:
+        for number, (label, settings) in enumerate(runs, 1):
+            if len(runs) > 1:
+                print(f"run {number} of {len(runs)}: {label}", flush=True)
             code = max(code, job(settings) or 0)
             if code == INTERRUPTED:  # one Ctrl-C ends a sweep
                 break
@@ -170,8 +172,8 @@ def launch(
     sys.exit(code)
 
 
-def _composed(config_name: str, job_name: str, form: Form) -> list[Any]:
-    """What the command line asks for: one settings object, several with --multirun, none with --help and its like."""
+def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, Any]]:
+    """What the command line asks for, as (its own words, settings): several with --multirun, none with --help."""
     try:
         import hydra
         import yaml
@@ -181,10 +183,12 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[Any]:
     except ModuleNotFoundError as error:
         raise FedrayError(f"the jobs need {error.name}: install it with pip install 'fedray[jobs]'") from error
 
-    runs: list[Any] = []
+    runs: list[tuple[str, Any]] = []
 
     def collect(cfg: DictConfig) -> None:
-        runs.append(replace(load(cfg, form), output=Path(HydraConfig.get().runtime.output_dir)))
+        hydra_says = HydraConfig.get()
+        settings = replace(load(cfg, form), output=Path(hydra_says.runtime.output_dir))
+        runs.append((" ".join(hydra_says.overrides.task), settings))
 
     collect.__module__ = job_name  # Hydra names a job after the module of its function
     said = io.StringIO()
