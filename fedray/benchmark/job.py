@@ -25,10 +25,10 @@ def run(settings: BenchmarkSettings) -> int:
     """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     torch.set_num_threads(settings.threads or torch.get_num_threads())
-    console.print(Text(f"{machine()} (zoo={settings.zoo}), medians of {settings.repeats} alternating runs"))
+    console.print(Text(f"{machine()} (zoo={settings.zoo.name}), medians of {settings.repeats} alternating runs"))
     status = "failed"
     with Tracker(settings.tracking, settings.output, name=f"benchmark {settings.suite}") as tracker:
-        tracker.tags(job="benchmark", zoo=settings.zoo, machine=machine())
+        tracker.tags(job="benchmark", zoo=settings.zoo.name, machine=machine())
         tracker.params(suite=settings.suite, tokens=settings.tokens, repeats=settings.repeats, device=settings.device)
         with console.status("") as shown:
             turn = lambda what: shown.update(f"measuring {what}")  # noqa: E731
@@ -44,7 +44,7 @@ def run(settings: BenchmarkSettings) -> int:
                 status = "interrupted"
             finally:
                 path = _leave(settings, bench, status)
-        console.print(_table(bench.rows, settings.zoo))
+        console.print(_table(bench.rows, settings.zoo.name))
         tracker.metrics({row.name: row.value for row in bench.rows})
         tracker.metrics({f"{row.name}.ratio": row.ratio for row in bench.rows})
         tracker.artifact(path)
@@ -68,7 +68,7 @@ def machine() -> str:
 def _leave(settings: BenchmarkSettings, bench: Bench, status: str) -> Path:
     report = Report(
         "benchmark",
-        settings.zoo,
+        settings.zoo.name,
         settings.receiver,
         (settings.sender,),
         settings.seed,

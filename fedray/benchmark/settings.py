@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedray.schema import Schema
-from fedray.settings import RaySettings, TrackingSettings, check_output, check_range
+from fedray.settings import RaySettings, TrackingSettings, ZooSettings, check_output, check_range
 from fedray.types import FedrayError
 
 SUITES = ("wire", "fuse", "request", "train")
@@ -18,7 +18,7 @@ class BenchmarkSettings:
     """jobs/benchmark.py."""
 
     suite: Literal["wire", "fuse", "request", "train", "all"] = "all"
-    zoo: Literal["tiny", "shapes"] = "shapes"
+    zoo: ZooSettings = field(default_factory=lambda: ZooSettings("shapes"))
     rows: tuple[str, ...] = ()  # the beginnings of rows' names: only these are measured; empty is all
     repeats: int = 9  # of each side, in turns; the median counts
     threads: int | None = None  # of torch; None is every core
@@ -49,6 +49,8 @@ def check_benchmark(settings: BenchmarkSettings) -> None:
     check_range("repeats", settings.repeats, 1, 1000)
     check_range("threads", settings.threads, 1)
     check_range("tokens", settings.tokens, 2, 8192)
+    if settings.zoo.name == "hub":
+        raise FedrayError("a benchmark downloads nothing: take zoo=shapes, which has the same sizes, or zoo=tiny")
     if settings.sender == settings.receiver:
         raise FedrayError(f"{settings.receiver} is both sender and receiver: choose another sender")
     check_output(settings.output)

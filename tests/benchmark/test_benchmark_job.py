@@ -12,7 +12,7 @@ from fedray.benchmark.bench import Bench
 from fedray.benchmark.clock import in_turns
 from fedray.benchmark.settings import BenchmarkSettings, check_benchmark
 from fedray.report import Measured, Report
-from fedray.settings import RaySettings, TrackingSettings
+from fedray.settings import RaySettings, TrackingSettings, ZooSettings
 from fedray.types import FedrayError
 
 QUIET = TrackingSettings(enabled=False)
@@ -69,3 +69,11 @@ def test_the_wire_from_actor_to_actor(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_what_cannot_be_meant_is_refused(settings: BenchmarkSettings, says: str) -> None:
     with pytest.raises(FedrayError, match=says):
         check_benchmark(settings)
+
+
+def test_a_training_step_is_counted_in_tokens(tmp_path: Path) -> None:
+    settings = BenchmarkSettings("train", ZooSettings("tiny"), repeats=1, tokens=24, tracking=QUIET, output=tmp_path)
+    assert job.run(settings) == 0
+    (row,) = reports.read(tmp_path).rows
+    assert isinstance(row, Measured) and (row.name, row.unit) == ("train.tokens_per_s", "token/s")
+    assert row.value > 0 and row.ratio == pytest.approx(row.value / (row.baseline or 0))
