@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedray.config import CONF, FUSER_TRAINING, GATE_TRAINING, IMPORT, REGISTRY, Form, launch
+from fedray.fusion.fuser import build_fuser
 from fedray.llm.catalogue import NAMES
+from fedray.training.fuser_job import recipe_of
+from fedray.training.recipe import fuser_config
 from fedray.training.settings import FuserJob, GateJob, ImportJob, RegistryJob, TrainingData
+from fedray.types import KVSpec
 
 pytest.importorskip("hydra")
 FORMS = {"train_fuser": FUSER_TRAINING, "train_gate": GATE_TRAINING, "registry": REGISTRY, "import_c2c": IMPORT}
@@ -77,7 +82,7 @@ def test_command_lines(call: Call, arguments: str, expected: FuserJob | None) ->
 def test_the_published_recipe_is_an_experiment(call: Call) -> None:
     """C2C's on 50,000 conversations (arXiv 2510.03215): one pass at a global batch of 256."""
     code, err, (made,) = call("train_fuser", "+experiment=openhermes_50k", "sender=qwen2.5-0.5b")
-    assert (code, err) == (0, "")
+    assert (code, err, made.zoo.name) == (0, "", "hub")
     assert (made.data.name, made.limit, made.learns, made.data.longest) == ("openhermes", 50_000, "right", 2048)
     assert (made.fuser, made.fusion, made.hidden, made.layers) == ("c2c", "mix", 1024, "last_aligned")
     assert (made.batch_size, made.rows, made.sampling, made.all_steps) == (256, 4, "epochs", 194)
@@ -85,6 +90,9 @@ def test_the_published_recipe_is_an_experiment(call: Call) -> None:
     assert (made.llm_dtype, made.precision, made.patience) == ("bfloat16", "bfloat16", 0)
     many = call("train_fuser", "+experiment=openhermes_50k", "sender=llama-1b", "workers=8", "accumulation=8")[2][0]
     assert many.rows == 4
+    with torch.device("meta"):
+        fuser = build_fuser(fuser_config(recipe_of(made), KVSpec(24, 2, 64), KVSpec(28, 8, 128)))
+    assert sum(parameter.numel() for parameter in fuser.parameters()) == 477_848_056, "as nics-efc/C2C_Fuser's"
 
 
 @pytest.mark.parametrize("name", ["train_fuser", "train_gate"])
