@@ -194,9 +194,8 @@ def weights_hash(pinned: Repository) -> str:
 
 
 def _listing(pinned: Repository) -> list[RepoFile]:
-    """The files of a repository as the cache knows them, else the hub; empty where neither does."""
-    with suppress(CachedRepoTreeNotFoundError):
-        return get_cached_repo_tree(pinned.repo, revision=pinned.revision)
+    """The files of a repository as the hub knows them (the cache's own listing tells no hashes); empty where it cannot
+    be asked."""
     with suppress(HTTPError, OSError):
         found = HfApi().list_repo_tree(pinned.repo, revision=pinned.revision)
         return [file for file in found if isinstance(file, RepoFile)]

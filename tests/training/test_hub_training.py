@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from reference import FUSERS, zoo
 from samples import hermes, message, write
 
-from fedray import report
+from fedray import importing, report
 from fedray.config import CONF
 from fedray.federation import Federation
 from fedray.fusion.registry import Registry, read_manifest
 from fedray.llm.catalogue import NAMES
 from fedray.llm.catalogue import repo_of as published
 from fedray.training import fuser_job, gate_job, memory
-from fedray.training.settings import build_fuser_job, build_gate_job, check_fuser_job, check_gate_job
+from fedray.training.settings import build_fuser_job, build_gate_job, build_import_job, check_fuser_job, check_gate_job
 from fedray.types import FedrayError
 
 pytest.importorskip("datasets")
@@ -174,6 +175,18 @@ def test_what_does_not_fit_is_refused_before_a_download(
     assert asked_for(mirror) == {"config.json"}
 
 
+def test_the_driver_downloads_before_a_worker_here_begins(
+    mirror: Mirror, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fuser_job, "train", stop)
+    assert fuser_job.run(build_fuser_job(given(tmp_path, talks, sender=SENDER))) == 130
+    served = {asked.split("/")[3] for asked in mirror.asked if asked.startswith("GET /cdn/")}
+    assert served == {"Qwen3-0.6B", "LLM-1.5B"}
+
+
 def test_all_means_the_five(mirror: Mirror, saved: Path, talks: Path, tmp_path: Path) -> None:
     """All are pinned before one is trained, and those that have a fuser are left out."""
     for number, name in enumerate(NAMES[1:]):
@@ -215,3 +228,27 @@ def test_the_tiny_world_may_be_asked_about(
     assert left.learned[0].questions == 12 and left.data == ()
     assert "data=tiny asks about a made-up world" in capsys.readouterr().out
     assert read_manifest(Path(left.learned[0].path or "")).training["world_seed"] == 0
+
+
+def test_a_published_fuser_is_imported_without_the_weights_of_its_llms(
+    mirror: Mirror, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = zoo(tmp_path / "zoo")
+    mirror.repos |= {f"acme/{name}": repo_of(home / "llms" / name) for name in ("qwen3-0.6b", "qwen2.5-0.5b")}
+    names = {"sender": "hf:acme/qwen2.5-0.5b", "receiver": "hf:acme/qwen3-0.6b"}
+    mirror.repos[names["sender"].removeprefix("hf:")].revisions["v1"] = OLD
+    places = {"zoo": "hub", "registry": {"path": tmp_path / "own"}, "output": tmp_path / "out"}
+    members = {"hf:acme/qwen2.5-0.5b": {"revision": "v1"}}
+    settings = build_import_job({"source": str(FUSERS["qwen2.5-0.5b"]), **names, **places, "members": members})
+    assert importing.run(settings) == 0
+    assert not [asked for asked in mirror.asked if "/cdn/" in asked], mirror.asked
+    ((manifest, _),) = Registry(tmp_path / "own", embedded=None).list()
+    found = {"acme-qwen2.5-0.5b": OLD, "acme-qwen3-0.6b": commit(mirror, "acme/qwen3-0.6b")}
+    assert manifest.training["revisions"] == found
+    use = f"python jobs/federate.py zoo=hub receiver={names['receiver']} '+senders=[{names['sender']}]'"
+    assert use in capsys.readouterr().out
+    with Federation(
+        zoo="hub", receiver=names["receiver"], senders=[names["sender"]], fuser="c2c", gate="none",
+        registry={"path": tmp_path / "own"}, ray=False, members=members,
+    ) as fed:  # fmt: skip
+        assert fed.plan.fusers[names["sender"]].hash == manifest.hash
