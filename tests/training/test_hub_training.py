@@ -184,7 +184,7 @@ def test_the_driver_downloads_before_a_worker_here_begins(
     monkeypatch.setattr(fuser_job, "train", stop)
     assert fuser_job.run(build_fuser_job(given(tmp_path, talks, sender=SENDER))) == 130
     served = {asked.split("/")[3] for asked in mirror.asked if asked.startswith("GET /cdn/")}
-    assert served == {"Qwen3-0.6B", "LLM-1.5B"}
+    assert served == {"Qwen3-0.6B", "LLM-1.5b"}
 
 
 def test_all_means_the_five(mirror: Mirror, saved: Path, talks: Path, tmp_path: Path) -> None:
