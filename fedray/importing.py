@@ -17,7 +17,9 @@ from fedray.fusion.registry import Registry
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, repo_of
 from fedray.report import Learned, Report
+from fedray.settings import ZooSettings
 from fedray.suggest import unknown
+from fedray.training.llms import outline, pin, revisions
 from fedray.training.settings import ImportJob
 from fedray.types import FedrayError
 
@@ -28,12 +30,10 @@ def run(settings: ImportJob) -> int:
     folder, origin = find(settings.source, settings.revision)
     if settings.zoo.path is None:  # in a zoo of one's own, names stand for other LLMs
         check_names(published.read_recipe(folder), settings.sender, settings.receiver)
-    sender, receiver = (
-        loading.describe(loading.sketch(name, zoo=settings.zoo.name, folder=settings.zoo.path))
-        for name in (settings.sender, settings.receiver)
-    )
+    llms = pin(settings, (settings.sender, settings.receiver))
+    sender, receiver = (loading.describe(outline(source)) for source in llms.values())
     fuser, recipe = published.read_checkpoint(folder, sender, receiver)
-    training = {"published": origin, "recipe": recipe}
+    training = {"published": origin, "recipe": recipe, **revisions((sender, receiver))}
     made = Registry(settings.root, embedded=None).add_fuser(fuser, sender, receiver, training, halve=False)
     opened, gates = _gates(fuser)
     console = Console(highlight=False, soft_wrap=True)
@@ -41,7 +41,7 @@ def run(settings: ImportJob) -> int:
     facts = f"{size:,} parameters, {opened} of {gates} gates open"
     console.print(Text(f"{made.name} {made.hash} is in {settings.root}: {facts}"))
     use = f"receiver={receiver.name} '+senders=[{sender.name}]' fuser=c2c gate=none registry.path={settings.root}"
-    console.print(Text(f"use it: python jobs/federate.py {use}"))
+    console.print(Text(f"use it: python jobs/federate.py {_zoo(settings.zoo)}{use}"))
     learned = Learned(
         made.name, "fuser", "complete", made.hash, made.path, figures={"gates": gates, "open_gates": opened}
     )
@@ -60,6 +60,12 @@ def run(settings: ImportJob) -> int:
     )
     print(f"report: {reports.write(report, settings.output).absolute()}")
     return 0
+
+
+def _zoo(zoo: ZooSettings) -> str:
+    """What the command line must say of it."""
+    name = "" if zoo.name == "tiny" else f"zoo={zoo.name} "
+    return name if zoo.path is None else f"{name}zoo.path={zoo.path} "
 
 
 def find(source: str, revision: str | None = None) -> tuple[Path, dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from operator import attrgetter
@@ -173,6 +173,7 @@ class Settings:
 
 
 S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
 BY_MEMBER: dict[str, tuple[str, ...]] = {key: tuple(map(safe_name, CATALOGUE)) for key in ("members", "evidence")}
 SCHEMA = Schema(Settings, keys=BY_MEMBER)
 
@@ -212,16 +213,12 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     Senders default to everyone but the receiver, fusion to what the fuser implies, gate to what the zoo implies,
     generation.seed to seed. Raises FedrayError on an unknown key or name and on a value of the wrong type.
     """
-    values = {key: value for key, value in values.items() if (key, value) != ("senders", None)}
-    for key in BY_MEMBER:
-        if isinstance(values.get(key), Mapping):
-            named = {safe_name(str(name)): value for name, value in values[key].items()}
-            values[key] = {name: value for name, value in named.items() if value is not None}
+    values = named_safely({key: value for key, value in values.items() if (key, value) != ("senders", None)})
     gate = values.get("gate", {})
     implied_gate = isinstance(gate, Mapping) and gate.get("kind") is None
     if implied_gate:
         values["gate"] = {key: value for key, value in gate.items() if key != "kind"}
-    settings = _with_strangers(schema, values.get("receiver"), values.get("senders")).read(values)
+    settings = with_strangers(schema, values.get("receiver"), values.get("senders")).read(values)
     zoo = settings.zoo.name
     receiver = resolve(settings.receiver, "receiver", zoo)
     senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
@@ -238,7 +235,17 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     )
 
 
-def _with_strangers(schema: Schema[S], receiver: Any, senders: Any) -> Schema[S]:
+def named_safely(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, what is said of members under their safe names."""
+    values = dict(values)
+    for key in BY_MEMBER:
+        if isinstance(values.get(key), Mapping):
+            named = {safe_name(str(name)): value for name, value in values[key].items()}
+            values[key] = {name: value for name, value in named.items() if value is not None}
+    return values
+
+
+def with_strangers(schema: Schema[T], receiver: Any, senders: Any) -> Schema[T]:
     """The schema that also knows the settings of members that are not in the catalogue."""
     named = [receiver, *(senders if isinstance(senders, list | tuple) else ())]
     strangers = tuple(safe_name(name) for name in named if isinstance(name, str) and is_foreign(name))
@@ -247,7 +254,7 @@ def _with_strangers(schema: Schema[S], receiver: Any, senders: Any) -> Schema[S]
 
 def check(settings: Settings) -> None:
     """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError with one sentence."""
-    _with_strangers(SCHEMA, settings.receiver, settings.senders).read(settings)
+    with_strangers(SCHEMA, settings.receiver, settings.senders).read(settings)
     _check_names(settings)
     _check_numbers(settings)
     _check_members(settings)
@@ -269,17 +276,22 @@ def _check_names(settings: Settings) -> None:
     repeated = [sender for sender in dict.fromkeys(senders) if senders.count(sender) > 1]
     if repeated:
         raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
-    keys = [safe_name(name) for name in (receiver, *senders)]
-    alike = [name for name in (receiver, *senders) if keys.count(safe_name(name)) > 1]
-    if alike:
-        raise FedrayError(
-            f"{' and '.join(alike)} go by the same name, {safe_name(alike[0])}: rename one of the folders"
-        )
+    check_apart((receiver, *senders))
     if not senders and settings.protocol.name not in ALONE:
         raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
     if settings.fuser == "c2c" and settings.fusion != "mix":
         raise FedrayError(
             f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
+        )
+
+
+def check_apart(names: Sequence[str]) -> None:
+    """Raises FedrayError where two LLMs would go by one name."""
+    keys = [safe_name(name) for name in names]
+    alike = [name for name in names if keys.count(safe_name(name)) > 1]
+    if alike:
+        raise FedrayError(
+            f"{' and '.join(alike)} go by the same name, {safe_name(alike[0])}: rename one of the folders"
         )
 
 
@@ -351,14 +363,19 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
 
 def _check_members(settings: Settings) -> None:
     for name, member in settings.members.items():
-        if member.revision is not None and settings.zoo.name != "hub":
-            raise FedrayError(f"members.{name}.revision is of a repository on the Hugging Face hub: add zoo=hub")
+        check_revision(name, member.revision, settings.zoo)
         check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)
         check_range(f"members.{name}.num_gpus", member.num_gpus, 0)
         if member.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", member.device):
             raise FedrayError(f"members.{name}.device must be cpu, cuda, cuda:0 or mps, got {member.device!r}")
         if member.label is not None and not re.fullmatch(r"[^=\s]+=[^=\s]+", member.label):
             raise FedrayError(f"members.{name}.label must be a node's label as key=value, got {member.label!r}")
+
+
+def check_revision(name: str, revision: str | None, zoo: ZooSettings) -> None:
+    """Raises FedrayError where a member (by its safe name) has a revision and comes from no repository."""
+    if revision is not None and zoo.name != "hub":
+        raise FedrayError(f"members.{name}.revision is of a repository on the Hugging Face hub: add zoo=hub")
 
 
 def _document(text: str) -> str:
@@ -421,7 +438,12 @@ def _check_folders(settings: Settings) -> None:
     for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
         if folder is not None and not folder.is_dir():
             raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
-    for name in (settings.receiver, *settings.senders):
+    check_llm_folders((settings.receiver, *settings.senders))
+
+
+def check_llm_folders(names: Sequence[str]) -> None:
+    """Raises FedrayError where a name is a folder without an LLM."""
+    for name in names:
         if repo_of(name) is None and not Path(name, "config.json").is_file():
             raise FedrayError(f"{name} is no LLM's folder, it has no config.json: check the path, or name hf:org/name")
 

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedray.llm.catalogue import slug
+
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
-    """senders: names in the order of the weights; hidden: width D of the receiver's hidden states; layer: after how
-    many layers they are read (0: the embeddings); queries: places in the prompt the gate looks at."""
+    """receiver, senders: slugs of their names, senders in the order of the weights; hidden: width D of the receiver's
+    hidden states; layer: after how many layers they are read (0: the embeddings); queries: places in the prompt the
+    gate looks at."""
 
     receiver: str
     senders: tuple[str, ...]
@@ -61,7 +64,7 @@ class Gate(nn.Module):
 
     def weigh(self, state_BTD: Tensor, valid_BT: Tensor, senders: tuple[str, ...], threshold: float) -> Tensor:
         """Weights (B, S) of the senders at hand; what lies under the threshold is 0 and need not be sent."""
-        index = [self.config.senders.index(s) for s in senders]
+        index = [self.config.senders.index(slug(s)) for s in senders]
         weights = self(state_BTD, valid_BT)[:, index]
         return torch.where(weights < threshold, torch.zeros_like(weights), weights)
 

@@ -138,7 +138,7 @@ class Registry:
         name = gate_name(receiver.name)
         gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
         for manifest, path in gates:
-            if set(senders) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
+            if set(map(slug, senders)) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
                 return manifest.artifact(path)
         for manifest, _ in gates:
             if not _fits(manifest, receiver):

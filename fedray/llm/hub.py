@@ -18,7 +18,7 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     DryRunError,
@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from fedray.llm.catalogue import safe_name
@@ -187,14 +188,20 @@ def weights_hash(pinned: Repository) -> str:
 
     Raises FedrayError.
     """
-    files(pinned)  # keeps the listing in the cache
-    with suppress(CachedRepoTreeNotFoundError):
-        tree = get_cached_repo_tree(pinned.repo, revision=pinned.revision)
-        large = {file.path: file.lfs.sha256 for file in tree if file.lfs is not None}
-        shards = [WEIGHTS] if WEIGHTS in large else sorted(path for path in large if _SHARD.fullmatch(path))
-        if shards:
-            return _combined([large[shard] for shard in shards])
+    large = {file.path: file.lfs.sha256 for file in _listing(pinned) if file.lfs is not None}
+    shards = [WEIGHTS] if WEIGHTS in large else sorted(path for path in large if _SHARD.fullmatch(path))
+    if shards:
+        return _combined([large[shard] for shard in shards])
     return content_hash(weight_files(pinned.member, snapshot(pinned)))
+
+
+def _listing(pinned: Repository) -> list[RepoFile]:
+    """The files of a repository as the hub knows them (the cache's own listing tells no hashes); empty where it cannot
+    be asked."""
+    with suppress(HTTPError, OSError):
+        found = HfApi().list_repo_tree(pinned.repo, revision=pinned.revision)
+        return [file for file in found if isinstance(file, RepoFile)]
+    return []
 
 
 def _combined(digests: Sequence[str]) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 import resource
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from fedray.fusion.fuser import build_fuser
-from fedray.fusion.registry import SHIPPED, Registry, fuser_name
-from fedray.llm.catalogue import EMBEDDED, NAMES
-from fedray.llm.loading import describe, load
+from fedray.fusion.registry import Registry, fuser_name
+from fedray.llm.catalogue import NAMES
+from fedray.llm.loading import describe
 from fedray.llm.source import Source, config_of
 from fedray.report import Data
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
@@ -21,53 +21,56 @@ from fedray.training.crew import Crew, Tell
 from fedray.training.data import BATCH
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
-from fedray.training.job import Job, Outcome, Task, hashes
-from fedray.training.material import TINY_TOKENS, Material, fitting, of_data_set, of_world, said_of
+from fedray.training.job import Job, Outcome, Task, settle
+from fedray.training.llms import hashes, pin, read, registry_of, revisions
+from fedray.training.material import Material, fitting, longest_of, of_data_set, of_world, said_of, world_of
 from fedray.training.memory import GIB, Load, Memory, check, estimate
 from fedray.training.pair import Pair
 from fedray.training.recipe import FuserRecipe, fuser_config, is_half, precision
 from fedray.training.settings import EVERYONE, FuserJob
 from fedray.training.workers import Work
 from fedray.types import Artifact
-from fedray.zoo.world import World, seed_of
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One fuser to train, as every worker is told."""
+    """One fuser to train, as every worker is told. memory: what each needs, where the driver has seen that it is there;
+    None: each sees for itself."""
 
-    sender: str
-    receiver: str
+    sender: Source
+    receiver: Source
     recipe: FuserRecipe
     settings: FuserJob
-    zoo: Path | None
     checkpoint: Checkpoint
+    memory: Memory | None
 
 
 def run(settings: FuserJob) -> int:
     """Do the job; returns the exit code. Raises FedrayError."""
+    settings = settle(settings)
     job = Job(settings, "train_fuser", settings.control)
+    job.check()
     assert settings.sender is not None
-    senders = _without_fuser(settings) if settings.sender == EVERYONE else [settings.sender]
-    return job.run([_task(settings, sender) for sender in senders])
+    named = NAMES if settings.sender == EVERYONE else (settings.sender,)
+    llms = pin(settings, dict.fromkeys((settings.receiver, *named)))
+    senders = _without_fuser(settings, llms) if settings.sender == EVERYONE else named
+    return job.run([_task(job, settings, llms[sender], llms[settings.receiver]) for sender in senders])
 
 
 def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     """One worker's part in the training of one fuser."""
-    s, zoo = order.settings, order.zoo
-    material = _material(s, zoo, tell)
-    memory = _estimated(order)
-    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo)
-    sender = receiver
-    if s.control != "identical":
-        sender = load(order.sender, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo)
+    s = order.settings
+    memory = order.memory or _needed(s, order.recipe, order.sender, order.receiver)
+    material = _material(s, tell)
+    receiver = read(order.receiver, s.device, s.llm_dtype)
+    sender = receiver if s.control == "identical" else read(order.sender, s.device, s.llm_dtype)
     if material.source:
         material = fitting(material, (sender, receiver), s.data.longest)
 
     def pair(asked: list[Conversation], phase: str = "") -> Pair:
         if phase and s.learns == "sender":
             asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
-        at_once = s.rows if material.source else BATCH
+        at_once = s.rows if material.source or s.zoo.name != "tiny" else BATCH
         return Pair(
             sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=s.control == "single", at_once=at_once
         )
@@ -85,8 +88,10 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     with torch.no_grad(), precision(order.recipe, receiver.device):
         weights_RLN = right.openness(fuser, right.rows(range(min(len(right), right.at_once)))).float().cpu()
         validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)
+    members = (describe(receiver), *((describe(sender),) if sender is not receiver else ()))
     record = {
         **material.record,
+        **revisions(members),
         "questions": len(training.pair),
         "steps": training.step,
         "answers": s.learns,
@@ -101,7 +106,6 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
         columns=tuple(f"{side} head {n}".strip() for side in sides for n in range(weights_RLN.shape[2])),
         title="How much of the sender the fuser lets in",
     )
-    members = (describe(receiver), *((describe(sender),) if sender is not receiver else ()))
     return Outcome(
         members,
         len(training.pair),
@@ -116,24 +120,22 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     )
 
 
-def _material(s: FuserJob, zoo: Path | None, tell: Tell) -> Material:
+def _material(s: FuserJob, tell: Tell) -> Material:
     if s.data.name == "tiny":
-        return of_world(World(seed_of(zoo or EMBEDDED)), s.limit, s.seed)
+        return of_world(world_of(s), s.limit, s.seed)
     tell("reading", 0, s.limit or 1, {})
     return of_data_set(s.data, s.limit, s.seed, lambda done, of: tell("reading", done, of, {}))
 
 
-def _estimated(order: Order) -> Memory:
+def _needed(s: FuserJob, recipe: FuserRecipe, sender: Source, receiver: Source) -> Memory:
     """What one worker needs, if it is there. Raises FedrayError with the figures where it is not."""
-    s = order.settings
-    sender, receiver = (config_of(Source(name, s.zoo.name, order.zoo)) for name in (order.sender, order.receiver))
-    longest = TINY_TOKENS if s.data.name == "tiny" else s.data.longest
+    configs, half = (config_of(sender), config_of(receiver)), is_half(recipe, s.device)
+    dtype = getattr(torch, s.llm_dtype or "float32")
 
     def needed(parts: int = 1) -> Memory | None:
         if s.rows % parts:
             return None
-        load = Load(s.rows // parts, longest, getattr(torch, s.llm_dtype), is_half(order.recipe, s.device), s.workers)
-        return estimate(sender, receiver, order.recipe, load)
+        return estimate(*configs, recipe, Load(s.rows // parts, longest_of(s), dtype, half, s.workers))
 
     memory = needed()
     assert memory is not None
@@ -148,11 +150,10 @@ def _peak(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
-def _task(settings: FuserJob, sender: str) -> Task:
-    receiver, control, zoo = settings.receiver, settings.control, settings.zoo.path
-    name = fuser_name(sender, receiver)
-    kind = f"{settings.fuser}-{settings.fusion}" + ("" if control == "none" else f"-{control}")
-    recipe = FuserRecipe(
+def recipe_of(settings: FuserJob) -> FuserRecipe:
+    """How the settings want a fuser trained; one between LLMs in 16 bit computes in 16 bit."""
+    precision = "bfloat16" if (settings.precision, settings.llm_dtype) == ("auto", "bfloat16") else settings.precision
+    return FuserRecipe(
         kind=settings.fuser,
         operator=settings.fusion,
         hidden=settings.hidden,
@@ -163,18 +164,28 @@ def _task(settings: FuserJob, sender: str) -> Task:
         weight_decay=settings.weight_decay,
         schedule=settings.schedule,
         warmup=settings.warmup,
-        precision=settings.precision,
+        precision=precision,
         layers=settings.layers,
         sampling=settings.sampling,
         validate_every=settings.validate_every,
         patience=settings.patience,
         seed=settings.seed,
     )
-    data = {"answers": settings.learns, "limit": settings.limit, **said_of(settings, zoo)}
+
+
+def _task(job: Job, settings: FuserJob, sender: Source, receiver: Source) -> Task:
+    """Raises FedrayError where it does not fit."""
+    control = settings.control
+    name = fuser_name(sender.name, receiver.name)
+    kind = f"{settings.fuser}-{settings.fusion}" + ("" if control == "none" else f"-{control}")
+    recipe = recipe_of(settings)
+    data = {"answers": settings.learns, "limit": settings.limit, **said_of(settings)}
+    memory = _needed(settings, recipe, sender, receiver) if job.workers.local else None
+    llms = {source.name: source for source in (receiver, sender)}
     checkpoint = Checkpoint(
         settings.root.absolute() / FOLDER / f"{name}.{kind}",
-        what=f"the fuser {sender} -> {receiver}" + ("" if control == "none" else f" (control={control})"),
-        llms=hashes((sender, receiver), zoo),
+        what=f"the fuser {sender.name} -> {receiver.name}" + ("" if control == "none" else f" (control={control})"),
+        llms=hashes(llms),
         settings={**asdict(recipe), **data},
     )
 
@@ -184,26 +195,25 @@ def _task(settings: FuserJob, sender: str) -> Task:
         fuser.load_state_dict(snapshot.under("fuser"))
         return Registry(settings.root).add_fuser(fuser, by, to, outcome.record)
 
-    order = Order(sender, receiver, recipe, settings, zoo and zoo.absolute(), checkpoint)
-    params = {"sender": sender, "receiver": receiver, "control": control, "zoo": settings.zoo.name, **asdict(recipe)}
+    params = {"sender": sender.name, "receiver": receiver.name, "control": control, "zoo": settings.zoo.name}
     return Task(
         name if control == "none" else f"{name}-{control}",
         "fuser",
-        (sender,),
-        Work(train, order),
+        tuple(llms.values()),
+        (sender.name,),
+        Work(train, Order(sender, receiver, recipe, settings, checkpoint, memory)),
         checkpoint,
         register if control == "none" else None,
-        {**params, **data, "workers": settings.workers},
+        {**params, **asdict(recipe), **data, "workers": settings.workers},
     )
 
 
-def _without_fuser(settings: FuserJob) -> list[str]:
+def _without_fuser(settings: FuserJob, llms: Mapping[str, Source]) -> list[str]:
     """Senders whose fuser of this kind into the receiver a federation would not find."""
-    zoo = settings.zoo.path
-    registry = Registry(settings.root, SHIPPED if zoo is None else zoo / "registry")
+    receiver, registry, weights = settings.receiver, registry_of(settings), hashes(llms)
 
     def has_one(sender: str) -> bool:
-        weights = hashes((sender, settings.receiver), zoo)
-        return registry.fuser_in_use(sender, settings.receiver, weights, settings.fuser, settings.fusion) is not None
+        of_pair = {name: weights[name] for name in (sender, receiver)}
+        return registry.fuser_in_use(sender, receiver, of_pair, settings.fuser, settings.fusion) is not None
 
-    return [name for name in NAMES if name != settings.receiver and not has_one(name)]
+    return [name for name in NAMES if name != receiver and not has_one(name)]

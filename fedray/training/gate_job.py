@@ -7,49 +7,59 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.fusion.registry import SHIPPED, Registry, gate_name, load_fuser
-from fedray.llm.catalogue import EMBEDDED
-from fedray.llm.loading import describe, load
+from fedray.fusion.registry import Registry, gate_name, load_fuser, read_manifest
+from fedray.llm.catalogue import slug
+from fedray.llm.loading import describe
+from fedray.llm.source import Source, config_of
 from fedray.report import Data
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import conversations
 from fedray.training.crew import Crew, Tell
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
-from fedray.training.job import Job, Outcome, Task, hashes
-from fedray.training.material import Material, fitting, of_data_set, said_of
+from fedray.training.job import Job, Outcome, Task, settle
+from fedray.training.llms import hashes, pin, read, registry_of, revisions
+from fedray.training.material import Material, fitting, longest_of, of_data_set, said_of, world_of
+from fedray.training.memory import GIB, Load, Memory, check, estimate_gate
 from fedray.training.settings import GateJob
 from fedray.training.workers import Work
 from fedray.types import Artifact, FedrayError
-from fedray.zoo.world import World, seed_of
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One gate to train, as every worker is told."""
+    """One gate to train, as every worker is told. memory: what each needs, where the driver has seen that it is there;
+    None: each sees for itself."""
 
-    receiver: str
+    receiver: Source
+    senders: Mapping[str, Source]
     fusers: Mapping[str, Artifact]  # by sender
     recipe: GateRecipe
     settings: GateJob
-    zoo: Path | None
     checkpoint: Checkpoint
+    memory: Memory | None
 
 
 def run(settings: GateJob) -> int:
     """Do the job; returns the exit code. Raises FedrayError."""
-    return Job(settings, "train_gate").run([_task(settings)])
+    settings = settle(settings)
+    job = Job(settings, "train_gate")
+    job.check()
+    llms = pin(settings, (settings.receiver, *settings.senders))
+    return job.run([_task(job, settings, llms)])
 
 
 def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     """One worker's part in the training of one gate."""
-    s, zoo = order.settings, order.zoo
-    material = _material(s, zoo, tell)
-    receiver = load(order.receiver, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo)
-    senders = {
-        name: load(name, zoo=s.zoo.name, device=s.device, dtype=s.llm_dtype, folder=zoo) for name in order.fusers
-    }
+    s = order.settings
+    memory = order.memory or _needed(s, order.receiver, order.senders, order.fusers)
+    material = _material(s, tell)
+    receiver = read(order.receiver, s.device, s.llm_dtype)
+    senders = {name: read(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
     if material.source:
         material = fitting(material, (receiver, *senders.values()), s.data.longest)
     deepest = receiver.spec.layers
@@ -71,13 +81,15 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     gate = training.run(tell)
     trust = training.mean_weights()
     steps = order.recipe.steps * len(training.trials)
+    members = (describe(receiver), *map(describe, senders.values()))
     record = {
         **material.record,
+        **revisions(members),
         "questions": len(training.sets["train"]),
         "steps": order.recipe.steps,
         "price": order.recipe.price,
         "layer": gate.config.layer,
-        "fusers": {name: artifact.hash for name, artifact in order.fusers.items()},
+        "fusers": {slug(name): artifact.hash for name, artifact in order.fusers.items()},
         "validation": training.worth,
     }
     heatmap = Heatmap(
@@ -87,11 +99,11 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
         title="Whom the gate trusts for what",
     )
     return Outcome(
-        (describe(receiver), *map(describe, senders.values())),
+        members,
         len(training.sets["train"]),
         steps,
         training.resumed_at * order.recipe.steps,
-        {"validation/worth": training.worth, "layer": gate.config.layer},
+        {"validation/worth": training.worth, "layer": gate.config.layer, "memory/estimated_gib": memory.total / GIB},
         heatmap,
         record,
         trust=trust,
@@ -99,19 +111,35 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     )
 
 
-def _material(s: GateJob, zoo: Path | None, tell: Tell) -> Material:
+def _material(s: GateJob, tell: Tell) -> Material:
     """Of the world: a question for each fact, in an order of its own; validation is never cut short."""
     if s.data.name != "tiny":
         tell("reading", 0, s.limit or 1, {})
         return of_data_set(s.data, s.limit, s.seed, lambda done, of: tell("reading", done, of, {}))
-    world = World(seed_of(zoo or EMBEDDED))
+    world = world_of(s)
     talks = conversations(world, "train")
     random.Random(world.seed).shuffle(talks)
     return Material(talks[: s.limit], conversations(world, "validation"), {"world_seed": world.seed})
 
 
-def _task(settings: GateJob) -> Task:
-    receiver, zoo = settings.receiver, settings.zoo.path
+def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers: Mapping[str, Artifact]) -> Memory:
+    """What one worker needs, if it is there. Raises FedrayError with the figures where it is not."""
+    configs = config_of(receiver), [config_of(source) for source in senders.values()]
+    maps = [FuserConfig.from_dict(read_manifest(Path(artifact.path)).config) for artifact in fusers.values()]
+    dtype = getattr(torch, s.llm_dtype or "float32")
+
+    def needed(parts: int = 1) -> Memory | None:
+        return estimate_gate(*configs, maps, Load(max(1, s.at_once // parts), longest_of(s), dtype), s.limit or 0)
+
+    memory = needed()
+    assert memory is not None
+    check(memory, s.device, needed, s.workers, lambda parts: f"at_once={max(1, s.at_once // parts)} fits")
+    return memory
+
+
+def _task(job: Job, settings: GateJob, llms: Mapping[str, Source]) -> Task:
+    """Raises FedrayError where a fuser is missing, and where it does not fit."""
+    receiver, senders = settings.receiver, {name: llms[name] for name in settings.senders}
     name = gate_name(receiver)
     recipe = GateRecipe(
         operator=settings.fusion,
@@ -124,18 +152,20 @@ def _task(settings: GateJob) -> Task:
         starts=settings.starts,
         seed=settings.seed,
     )
-    fusers = {sender: _fuser(settings, sender) for sender in settings.senders}
+    weights = hashes(llms)
+    fusers = {sender: _fuser(settings, sender, weights) for sender in settings.senders}
+    memory = _needed(settings, llms[receiver], senders, fusers) if job.workers.local else None
     data = {
         "fuser": settings.fuser,
         "limit": settings.limit,
         "senders": settings.senders,
         "fusers": {sender: artifact.hash for sender, artifact in fusers.items()},
-        **said_of(settings, zoo),
+        **said_of(settings),
     }
     checkpoint = Checkpoint(
         settings.root.absolute() / FOLDER / f"{name}.{settings.fuser}-{settings.fusion}",
         what=f"the gate of {receiver} for {', '.join(settings.senders)}",
-        llms=hashes((receiver, *settings.senders), zoo),
+        llms=weights,
         settings={**asdict(recipe), **data},
     )
 
@@ -144,22 +174,30 @@ def _task(settings: GateJob) -> Task:
         gate.load_state_dict(snapshot.under("gate"))
         return Registry(settings.root).add_gate(gate, outcome.members[0], outcome.record)
 
-    order = Order(receiver, fusers, recipe, settings, zoo and zoo.absolute(), checkpoint)
+    order = Order(llms[receiver], senders, fusers, recipe, settings, checkpoint, memory)
     params = {"receiver": receiver, "zoo": settings.zoo.name, "workers": settings.workers}
     return Task(
-        name, "gate", settings.senders, Work(train, order), checkpoint, register, {**params, **asdict(recipe), **data}
+        name,
+        "gate",
+        tuple(llms.values()),
+        settings.senders,
+        Work(train, order),
+        checkpoint,
+        register,
+        {**params, **asdict(recipe), **data},
     )
 
 
-def _fuser(settings: GateJob, sender: str) -> Artifact:
+def _fuser(settings: GateJob, sender: str, weights: Mapping[str, str]) -> Artifact:
     """The fuser in use between a sender and the receiver. Raises FedrayError where there is none."""
-    receiver, zoo, kind, operator = settings.receiver, settings.zoo.path, settings.fuser, settings.fusion
-    registry = Registry(settings.root.absolute(), SHIPPED if zoo is None else zoo.absolute() / "registry")
-    found = registry.fuser_in_use(sender, receiver, hashes((sender, receiver), zoo), kind, operator)
+    receiver, kind, operator = settings.receiver, settings.fuser, settings.fusion
+    of_pair = {name: weights[name] for name in (sender, receiver)}
+    found = registry_of(settings).fuser_in_use(sender, receiver, of_pair, kind, operator)
     if found is None:
+        hub = "" if settings.zoo.name == "tiny" else f"zoo={settings.zoo.name} "
         raise FedrayError(
             f"a gate needs the fusers of its senders, and there is no fuser={kind} fusion={operator} for {sender} -> "
-            f"{receiver}: train it with jobs/train_fuser.py sender={sender} receiver={receiver} fuser={kind} "
+            f"{receiver}: train it with jobs/train_fuser.py {hub}sender={sender} receiver={receiver} fuser={kind} "
             f"fusion={operator}, or leave {sender} out"
         )
     return found

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedray.fusion import combine
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, GateConfig
+from fedray.llm.catalogue import slug
 from fedray.llm.model import LLM, Encoded
 from fedray.training.chat import encode_turns
 from fedray.training.checkpoint import Checkpoint, Snapshot
@@ -212,7 +213,8 @@ def train_gate(
     state_QTD, valid_QT = receiver.state_BTD, receiver.cache.valid_BT()
     assert state_QTD is not None, "prefill the receiver with state_layer"
     torch.manual_seed(recipe.seed)
-    config = GateConfig(receiver.llm.name, tuple(senders), state_QTD.shape[2], recipe.operator, layer)
+    names = slug(receiver.llm.name), tuple(map(slug, senders))
+    config = GateConfig(*names, state_QTD.shape[2], recipe.operator, layer)
     gate = Gate(config).to(state_QTD.device).train()
     optimizer = torch.optim.AdamW(gate.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)

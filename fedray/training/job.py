@@ -7,20 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fedray import provision
 from fedray import report as reports
-from fedray.llm.loading import check_weights
+from fedray.llm.source import Source
 from fedray.report import Data, Learned, Participant, Report, Tracked
 from fedray.tracking import Tracker
 from fedray.training import figures
 from fedray.training.checkpoint import Checkpoint, Snapshot
+from fedray.training.llms import dtype_of
 from fedray.training.screen import Screen
 from fedray.training.settings import FuserJob, GateJob
 from fedray.training.workers import Work, Workers, check, run
 from fedray.types import Artifact, FedrayError, MemberInfo
 
 LOG_EVERY = 10  # steps between two points of MLflow's curves
+S = TypeVar("S", FuserJob, GateJob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One fuser or gate to train. register: puts the finished weights into the registry, None is not registered."""
+    """One fuser or gate to train. llms: the receiver first; register: puts the finished weights into the registry, None
+    is not registered."""
 
     name: str
     role: str
+    llms: tuple[Source, ...]
     senders: tuple[str, ...]
     work: Work[Outcome]
     checkpoint: Checkpoint
@@ -63,6 +68,7 @@ class Job:
 
     def __init__(self, settings: FuserJob | GateJob, name: str, control: str = "none") -> None:
         self.settings = settings
+        self.workers = Workers(settings.workers, settings.threads, settings.device, settings.ray, settings.root)
         self.screen = Screen(settings.zoo.name)
         self._report = Report(
             job=name,
@@ -77,6 +83,12 @@ class Job:
             control=control,
         )
 
+    def check(self) -> None:
+        """Refuse what cannot be had here, before anything is asked of the hub. Raises FedrayError."""
+        check(self.workers)
+        if self.settings.zoo.name == "hub" and self.settings.data.name == "tiny":
+            self.screen.line("data=tiny asks about a made-up world, of which only its own zoo's LLMs know anything")
+
     def run(self, tasks: Sequence[Task]) -> int:
         """Train one after the other; returns the exit code. Prints `report: PATH` last.
 
@@ -84,12 +96,13 @@ class Job:
         """
         self._report = replace(self._report, senders=tuple(dict.fromkeys(s for task in tasks for s in task.senders)))
         with ExitStack() as claims:
-            for task in tasks:  # refused before anything is loaded
-                check(self._workers(task))
+            for task in tasks:  # refused before anything is downloaded or loaded
                 claims.enter_context(task.checkpoint.claim())
                 if self.settings.restart:
                     task.checkpoint.discard()
                 task.checkpoint.check()
+            if self.workers.local:  # elsewhere, workers download for themselves
+                provision.download(list({source.name: source for task in tasks for source in task.llms}.values()))
             return self._train_all(tasks)
 
     def _train_all(self, tasks: Sequence[Task]) -> int:
@@ -184,17 +197,22 @@ class Job:
         return replace(part, status="complete")
 
     def _workers(self, task: Task) -> Workers:
-        s = self.settings
-        return Workers(s.workers, s.threads, s.device, s.ray, task.checkpoint.path.parent.absolute())
+        return replace(self.workers, folder=task.checkpoint.path.parent.absolute())
 
     def _leave(self, status: str) -> Path:
         self._report = replace(self._report, status=status)
         return reports.write(self._report, self.settings.output)
 
 
-def hashes(names: Sequence[str], zoo: Path | None) -> dict[str, str]:
-    """The hashes of LLMs' weights, by name, before any is loaded. Raises FedrayError naming a damaged file."""
-    return {name: check_weights(name, zoo)[:16] for name in names}
+def settle(settings: S) -> S:
+    """The settings as all workers take them: paths that mean the same anywhere, the precision of the LLMs."""
+    zoo, data = settings.zoo, settings.data
+    return replace(
+        settings,
+        zoo=replace(zoo, path=provision.absolute(zoo.path)),
+        data=replace(data, path=provision.absolute(data.path)),
+        llm_dtype=dtype_of(settings),
+    )
 
 
 def _bare(task: Task) -> str:
@@ -206,5 +224,5 @@ def _participants(members: Sequence[MemberInfo], before: Sequence[Participant]) 
     found = {m.name: m for m in before}
     for number, m in enumerate(members):
         role = "sender" if number else "receiver"
-        found[m.name] = Participant(m.name, role, m.family, m.parameters, m.device, m.node, m.pid)
+        found[m.name] = Participant(m.name, role, m.family, m.parameters, m.device, m.node, m.pid, m.dtype, m.revision)
     return tuple(found.values())

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fedray.data.catalogue import BENCHMARKS, OPENHERMES
@@ -20,7 +19,8 @@ from fedray.training.settings import FuserJob, GateJob, TrainingData
 from fedray.types import FedrayError
 from fedray.zoo.world import World, seed_of
 
-TINY_TOKENS = 96  # the longest question of the tiny world, with its answer, is shorter
+# The longest question of the tiny world, with its answer, is shorter: as the zoo's LLMs read it, and as any other may.
+TINY_TOKENS, FOREIGN_TOKENS = 96, 256
 Told = Callable[[int, int], None]  # how many of how many
 
 
@@ -91,12 +91,24 @@ def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
     return replace(material, talks=kept[0], check=kept[1], source=source)
 
 
-def said_of(settings: FuserJob | GateJob, zoo: Path | None) -> dict[str, Any]:
-    """What of the settings decides what is read, wherever it lies."""
+def said_of(settings: FuserJob | GateJob) -> dict[str, Any]:
+    """What of the settings decides what is read and in which precision, wherever it lies."""
     if settings.data.name == "tiny":
-        return {"world_seed": seed_of(zoo or EMBEDDED)}
+        return {"world_seed": world_of(settings).seed, "llm_dtype": settings.llm_dtype}
     said = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
     return {**{f"data.{key}": value for key, value in said.items()}, "llm_dtype": settings.llm_dtype}
+
+
+def world_of(settings: FuserJob | GateJob) -> World:
+    """The tiny world whose questions are asked: the zoo's own, else the embedded one. Raises FedrayError."""
+    return World(seed_of(settings.zoo.path or EMBEDDED))
+
+
+def longest_of(settings: FuserJob | GateJob) -> int:
+    """Tokens of the longest conversation, prompt and answer together."""
+    if settings.data.name != "tiny":
+        return settings.data.longest
+    return TINY_TOKENS if settings.zoo.name == "tiny" else FOREIGN_TOKENS
 
 
 def _questions(data: TrainingData, name: str) -> list[Any]:

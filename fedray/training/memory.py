@@ -1,4 +1,4 @@
-"""What training a fuser takes in memory, before any LLM is loaded.
+"""What training a fuser or a gate takes in memory, before any LLM is loaded.
 
 The training's own code runs once on tensors without storage (torch's meta device), and what it would keep for the
 backward pass is added up; so every kind of fuser and LLM is counted as it is.
@@ -6,24 +6,25 @@ backward pass is added up; so every kind of fuser and LLM is counted as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
+import psutil
 import torch
-from accelerate.utils import get_max_memory
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fedray.fusion import combine
-from fedray.fusion.fuser import Fuser, build_fuser
+from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.decoding import ATTENTION
+from fedray.llm.memory import count_parameters, work_bytes
 from fedray.llm.model import LLM
-from fedray.training.data import answer_loss
+from fedray.training.data import BATCH, answer_loss
 from fedray.training.recipe import FuserRecipe, fuser_config
 from fedray.types import FedrayError, KVSpec
 
@@ -73,11 +74,46 @@ def estimate(sender: PretrainedConfig, receiver: PretrainedConfig, recipe: Fuser
     return max((_estimate(sender, receiver, recipe, load, *split) for split in splits), key=lambda found: found.total)
 
 
-def check(memory: Memory, device: str, smaller: Callable[[int], Memory | None], workers: int = 1) -> None:
+def estimate_gate(
+    receiver: PretrainedConfig,
+    senders: Sequence[PretrainedConfig],
+    fusers: Sequence[FuserConfig],
+    load: Load,
+    kept: int,
+) -> Memory:
+    """What a worker takes that measures senders for a gate: all LLMs and fusers, the caches of what it reads at once.
+
+    kept: conversations whose states the gate learns from. As if all were as long as the longest: it may be less.
+    """
+    configs, size, rows, longest = (receiver, *senders), load.dtype.itemsize, load.rows, load.longest
+    dtype, measured = str(load.dtype).removeprefix("torch."), min(rows, BATCH)
+    answer = max(min(_SHORT, longest // 2), longest - _SHORT)
+    sizes = [_count(_on_meta(lambda config=config: build_fuser(config))) for config in fusers]
+    standing = [longest * spec_of(config).values_per_token() * size for config in configs]
+    reading = max(work_bytes(config, measured, longest, longest, dtype) for config in configs)
+    scoring = measured * (
+        answer * receiver.vocab_size * (4 + size) + 3 * standing[0]
+    )  # mapped, and in front of one's own
+    return Memory(
+        llms=sum(map(count_parameters, configs)) * size,
+        fuser=sum(sizes) * size + max(sizes, default=0) * 4,  # one of them as it is read
+        caches=rows * (sum(standing) + max(standing)) + kept * longest * receiver.hidden_size * size,
+        activations=0,
+        passing=max(reading, scoring),
+    )
+
+
+def check(
+    memory: Memory,
+    device: str,
+    smaller: Callable[[int], Memory | None],
+    workers: int = 1,
+    remedy: Callable[[int], str] = lambda parts: f"{parts} times the accumulation fits",
+) -> None:
     """Refuse a training that does not fit, with the figures.
 
-    smaller: the estimate when a worker reads its share in so many times more parts, None where it cannot. Raises
-    FedrayError.
+    smaller: the estimate when a worker reads its share in so many times more parts, None where it cannot; remedy: what
+    then to say. Raises FedrayError.
     """
     on_gpu = device == "cuda"
     free = available(device) // (1 if on_gpu else workers)
@@ -85,15 +121,14 @@ def check(memory: Memory, device: str, smaller: Callable[[int], Memory | None], 
     if memory.total <= room:
         return
     more = next((k for k in range(2, 1025) if (less := smaller(k)) is not None and less.total <= room), None)
-    remedy = f"{more} times the accumulation fits" if more else "choose a smaller hidden or data.longest"
+    advice = remedy(more) if more else "choose a smaller hidden or data.longest"
     where = "the GPU" if on_gpu else "this machine"
-    raise FedrayError(f"training needs {memory}, and {where} has {free / GIB:.1f} GiB free for it: {remedy}")
+    raise FedrayError(f"training needs {memory}, and {where} has {free / GIB:.1f} GiB free for it: {advice}")
 
 
 def available(device: str) -> int:
     """Free bytes of this process's first GPU, or of the machine."""
-    free = get_max_memory()
-    return int(free[0 if device == "cuda" else "cpu"])
+    return int(torch.cuda.mem_get_info(0)[0] if device == "cuda" else psutil.virtual_memory().available)
 
 
 def _estimate(

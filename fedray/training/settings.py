@@ -11,7 +11,20 @@ from typing import Any, Literal, get_args
 
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.schema import Schema
-from fedray.settings import RaySettings, RegistrySettings, TrackingSettings, ZooSettings, check_output, check_range
+from fedray.settings import (
+    BY_MEMBER,
+    RaySettings,
+    RegistrySettings,
+    TrackingSettings,
+    ZooSettings,
+    check_apart,
+    check_llm_folders,
+    check_output,
+    check_range,
+    check_revision,
+    named_safely,
+    with_strangers,
+)
 from fedray.types import FedrayError
 
 Against = Literal["openbookqa", "arc-challenge", "mmlu-redux", "ceval", "gsm8k"]
@@ -31,6 +44,16 @@ class TrainingData:
     longest: int = 2048  # tokens; what is longer is left out
     held_out: float = 0.01  # share to validate with
     against: tuple[Against, ...] = get_args(Against)  # evaluation sets whose questions may not occur
+
+
+@dataclass(frozen=True, slots=True)
+class LLMSettings:
+    """What is said of one LLM."""
+
+    revision: str | None = None  # branch, tag or commit of its repository; None is main
+
+
+Members = Mapping[str, LLMSettings]  # by safe name: qwen2_5-0_5b
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +84,12 @@ class FuserJob:
     workers: int = 1  # several share every batch (DDP)
     threads: int = 1  # of torch, per worker; another number may change the last bits
     device: Literal["cpu", "cuda"] = "cpu"
-    llm_dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen LLMs
+    llm_dtype: Literal["float32", "bfloat16"] | None = None  # of the frozen LLMs; None: what the device is good at
     cache_mb: int = 4096  # of caches kept in memory; what needs more is read batch by batch
     save_every: int = 50  # steps between checkpoints
     restart: bool = False  # forget the checkpoint of an interrupted training
     zoo: ZooSettings = field(default_factory=ZooSettings)
+    members: Members = field(default_factory=dict)
     registry: RegistrySettings = _REGISTRY
     ray: RaySettings = field(default_factory=RaySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -114,10 +138,11 @@ class GateJob:
     workers: int = 1  # each measures a share of the questions
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
-    llm_dtype: Literal["float32", "bfloat16"] = "float32"
+    llm_dtype: Literal["float32", "bfloat16"] | None = None
     at_once: int = 256  # questions a worker reads at a time
     restart: bool = False
     zoo: ZooSettings = field(default_factory=ZooSettings)
+    members: Members = field(default_factory=dict)
     registry: RegistrySettings = _REGISTRY
     ray: RaySettings = field(default_factory=RaySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -155,6 +180,7 @@ class ImportJob:
     sender: str | None = None
     receiver: str = "qwen3-0.6b"
     zoo: ZooSettings = field(default_factory=ZooSettings)
+    members: Members = field(default_factory=dict)
     registry: RegistrySettings = _REGISTRY
     output: Path = field(default_factory=lambda: Path("outputs/import_c2c"))
 
@@ -164,49 +190,55 @@ class ImportJob:
         return _given(self.registry)
 
 
-FUSER_JOB = Schema(FuserJob)
-GATE_JOB = Schema(GateJob)
+_KEYS = {"members": BY_MEMBER["members"]}
+FUSER_JOB = Schema(FuserJob, _KEYS)
+GATE_JOB = Schema(GateJob, _KEYS)
 REGISTRY_JOB = Schema(RegistryJob)
-IMPORT_JOB = Schema(ImportJob)
+IMPORT_JOB = Schema(ImportJob, _KEYS)
 
 
 def build_fuser_job(values: Mapping[str, Any]) -> FuserJob:
     """Names canonical; fusion is what the fuser implies, and control=identical needs no sender. Raises FedrayError."""
-    settings = FUSER_JOB.read(values)
-    receiver = resolve(settings.receiver, "receiver")
+    values = named_safely(values)
+    settings = with_strangers(FUSER_JOB, values.get("receiver"), [values.get("sender")]).read(values)
+    zoo = settings.zoo.name
+    receiver = resolve(settings.receiver, "receiver", zoo)
     sender = receiver if settings.sender is None and settings.control == "identical" else settings.sender
     return replace(
         settings,
         receiver=receiver,
-        sender=sender if sender in (None, EVERYONE) else resolve(sender, "sender"),
+        sender=sender if sender in (None, EVERYONE) else resolve(sender, "sender", zoo),
         fusion=settings.fusion if "fusion" in values else _implied(settings.fuser),
     )
 
 
 def build_gate_job(values: Mapping[str, Any]) -> GateJob:
     """Names canonical; senders default to everyone but the receiver. Raises FedrayError."""
-    values = {key: value for key, value in values.items() if (key, value) != ("senders", None)}
-    settings = GATE_JOB.read(values)
-    receiver = resolve(settings.receiver, "receiver")
+    values = named_safely({key: value for key, value in values.items() if (key, value) != ("senders", None)})
+    settings = with_strangers(GATE_JOB, values.get("receiver"), values.get("senders")).read(values)
+    zoo = settings.zoo.name
+    receiver = resolve(settings.receiver, "receiver", zoo)
     senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
     return replace(
         settings,
         receiver=receiver,
-        senders=tuple(resolve(sender, "sender") for sender in senders),
+        senders=tuple(resolve(sender, "sender", zoo) for sender in senders),
         fusion=settings.fusion if "fusion" in values else _implied(settings.fuser),
     )
 
 
 def build_import_job(values: Mapping[str, Any]) -> ImportJob:
     """Names canonical. Raises FedrayError."""
-    settings = IMPORT_JOB.read(values)
-    sender = settings.sender and resolve(settings.sender, "sender")
-    return replace(settings, sender=sender, receiver=resolve(settings.receiver, "receiver"))
+    values = named_safely(values)
+    settings = with_strangers(IMPORT_JOB, values.get("receiver"), [values.get("sender")]).read(values)
+    zoo = settings.zoo.name
+    sender = settings.sender and resolve(settings.sender, "sender", zoo)
+    return replace(settings, sender=sender, receiver=resolve(settings.receiver, "receiver", zoo))
 
 
 def check_fuser_job(settings: FuserJob) -> None:
     """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError."""
-    FUSER_JOB.read(settings)
+    with_strangers(FUSER_JOB, settings.receiver, [settings.sender]).read(settings)
     _check_pair(settings)
     _check_operator(settings.fuser, settings.fusion)
     _check_data(settings.data)
@@ -237,8 +269,8 @@ def check_fuser_job(settings: FuserJob) -> None:
 
 
 def check_gate_job(settings: GateJob) -> None:
-    """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError."""
-    GATE_JOB.read(settings)
+    """As check_fuser_job. Raises FedrayError."""
+    with_strangers(GATE_JOB, settings.receiver, settings.senders).read(settings)
     _check_operator(settings.fuser, settings.fusion)
     receiver, senders = settings.receiver, settings.senders
     if not senders:
@@ -247,6 +279,7 @@ def check_gate_job(settings: GateJob) -> None:
         raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out")
     if len(set(senders)) < len(senders):
         raise FedrayError(f"a sender is named more than once among {', '.join(senders)}: name each once")
+    check_apart((receiver, *senders))
     _check_data(settings.data)
     for name in ("limit", "batch_size", "starts", "workers", "threads", "at_once"):
         check_range(name, getattr(settings, name), 1)
@@ -284,7 +317,7 @@ def check_registry_job(settings: RegistryJob) -> None:
 
 def check_import_job(settings: ImportJob) -> None:
     """Refuse what cannot be meant. Raises FedrayError."""
-    IMPORT_JOB.read(settings)
+    with_strangers(IMPORT_JOB, settings.receiver, [settings.sender]).read(settings)
     pair = "nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser"
     if not settings.source:
         raise FedrayError(f"import what: name the folder of a published pair, or one on the hub, as in {pair}")
@@ -292,7 +325,8 @@ def check_import_job(settings: ImportJob) -> None:
         raise FedrayError(f"no sender: name the LLM that it reads, as in sender={_other(settings.receiver)}")
     if settings.sender == settings.receiver:
         raise FedrayError(f"{settings.receiver} is both sender and receiver: name the two LLMs of the pair")
-    _check_zoo(settings.zoo)
+    check_apart((settings.sender, settings.receiver))
+    _check_llms(settings, (settings.sender, settings.receiver))
     check_output(settings.root, "registry.path")
     check_output(settings.output)
 
@@ -310,6 +344,7 @@ def _check_pair(settings: FuserJob) -> None:
             f"{receiver} is both sender and receiver: choose another sender, such as {_other(receiver)}, or "
             "control=identical"
         )
+    check_apart(tuple(dict.fromkeys((sender, receiver))))
 
 
 def _check_data(data: TrainingData) -> None:
@@ -331,9 +366,17 @@ def _check_surroundings(settings: FuserJob | GateJob) -> None:
         raise FedrayError(f"workers={settings.workers} need Ray: leave ray=none out, or set workers=1")
     check_range("ray.num_cpus", settings.ray.num_cpus, 1)
     check_range("ray.object_store_mb", settings.ray.object_store_mb, 80)
-    _check_zoo(settings.zoo)
+    senders = settings.senders if isinstance(settings, GateJob) else (settings.sender or EVERYONE,)
+    _check_llms(settings, (settings.receiver, *(sender for sender in senders if sender != EVERYONE)))
     check_output(settings.root, "registry.path")
     check_output(settings.output)
+
+
+def _check_llms(settings: FuserJob | GateJob | ImportJob, names: tuple[str, ...]) -> None:
+    _check_zoo(settings.zoo)
+    check_llm_folders(names)
+    for name, member in settings.members.items():
+        check_revision(name, member.revision, settings.zoo)
 
 
 def _check_zoo(zoo: ZooSettings) -> None:

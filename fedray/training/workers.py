@@ -32,6 +32,15 @@ class Workers:
         """Whether this process does it all: one worker, and no cluster that is asked for."""
         return self.count == 1 and (self.ray.address is None or not self.ray.enabled)
 
+    @property
+    def local(self) -> bool:
+        """Whether all of them will be on this machine: in this process, or on a cluster that is started for them."""
+        if self.here:
+            return True
+        from fedray.runtime.cluster import will_embed
+
+        return will_embed(self.ray.address)
+
 
 @dataclass(frozen=True, slots=True)
 class Work(Generic[T]):

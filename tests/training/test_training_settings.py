@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedray.config import CONF, FUSER_TRAINING, GATE_TRAINING, IMPORT, REGISTRY, Form, launch
+from fedray.fusion.fuser import build_fuser
 from fedray.llm.catalogue import NAMES
-from fedray.training.settings import FuserJob, GateJob, ImportJob, RegistryJob, TrainingData
+from fedray.training.fuser_job import recipe_of
+from fedray.training.recipe import fuser_config
+from fedray.training.settings import FuserJob, GateJob, ImportJob, LLMSettings, RegistryJob, TrainingData
+from fedray.types import KVSpec
 
 pytest.importorskip("hydra")
 FORMS = {"train_fuser": FUSER_TRAINING, "train_gate": GATE_TRAINING, "registry": REGISTRY, "import_c2c": IMPORT}
@@ -77,7 +82,7 @@ def test_command_lines(call: Call, arguments: str, expected: FuserJob | None) ->
 def test_the_published_recipe_is_an_experiment(call: Call) -> None:
     """C2C's on 50,000 conversations (arXiv 2510.03215): one pass at a global batch of 256."""
     code, err, (made,) = call("train_fuser", "+experiment=openhermes_50k", "sender=qwen2.5-0.5b")
-    assert (code, err) == (0, "")
+    assert (code, err, made.zoo.name) == (0, "", "hub")
     assert (made.data.name, made.limit, made.learns, made.data.longest) == ("openhermes", 50_000, "right", 2048)
     assert (made.fuser, made.fusion, made.hidden, made.layers) == ("c2c", "mix", 1024, "last_aligned")
     assert (made.batch_size, made.rows, made.sampling, made.all_steps) == (256, 4, "epochs", 194)
@@ -85,6 +90,9 @@ def test_the_published_recipe_is_an_experiment(call: Call) -> None:
     assert (made.llm_dtype, made.precision, made.patience) == ("bfloat16", "bfloat16", 0)
     many = call("train_fuser", "+experiment=openhermes_50k", "sender=llama-1b", "workers=8", "accumulation=8")[2][0]
     assert many.rows == 4
+    with torch.device("meta"):
+        fuser = build_fuser(fuser_config(recipe_of(made), KVSpec(24, 2, 64), KVSpec(28, 8, 128)))
+    assert sum(parameter.numel() for parameter in fuser.parameters()) == 477_848_056, "as nics-efc/C2C_Fuser's"
 
 
 @pytest.mark.parametrize("name", ["train_fuser", "train_gate"])
@@ -99,6 +107,16 @@ def test_senders_of_a_gate_default_to_everyone_else(call: Call) -> None:
     assert call("train_gate", "receiver=llama-1b")[2][0].senders == NAMES[:-1]
     made = call("train_gate", "senders=[llama-3.2-1b]", "layers=[2]")[2][0]
     assert made.senders == ("llama-1b",) and made.layers == (2,)
+
+
+@pytest.mark.parametrize("name", ["train_fuser", "train_gate", "import_c2c"])
+def test_llms_of_the_hub_and_their_revisions(call: Call, name: str) -> None:
+    source = [PUBLISHED] if name == "import_c2c" else []
+    sender = "senders=[hf:Org/LLM-1.5B]" if name == "train_gate" else "sender=hf:Org/LLM-1.5B"
+    revisions = ["members.org-llm-1.5b.revision=0123456", "members.qwen3-0.6b.revision=v1.0"]
+    code, err, (made,) = call(name, *source, "zoo=hub", sender, "receiver=qwen3-0.6b", *revisions)
+    assert (code, err) == (0, "") and "hf:Org/LLM-1.5B" in (made.senders if name == "train_gate" else (made.sender,))
+    assert made.members == {"org-llm-1_5b": LLMSettings("0123456"), "qwen3-0_6b": LLMSettings("v1.0")}
 
 
 def test_a_sweep(call: Call) -> None:
@@ -136,6 +154,13 @@ def test_a_sweep(call: Call) -> None:
         ("sender=llama-1b data=openhermes limit=9 data.held_out=0.9", "data.held_out must be from 1e-06 to 0.5"),
         ("sender=llama-1b data=hermes", "unknown data 'hermes' (did you mean openhermes?)"),
         ("sender=llama-1b llm_dtype=bfloat16 precision=float32", "llm_dtype=bfloat16 needs a fuser that computes"),
+        ("sender=hf:org/llm", "sender hf:org/llm is on the Hugging Face hub: add zoo=hub"),
+        ("sender=llama-1b receiver=./llm", "receiver ./llm is a folder: add zoo=hub"),
+        ("zoo=hub sender=./nowhere", "nowhere is no LLM's folder, it has no config.json"),
+        ("zoo=hub sender=hf:org/llm receiver=hf:Org/LLM", "go by the same name, org-llm"),
+        ("zoo=shapes sender=llama-1b", "zoo=shapes has random weights, and a fuser of them is of no use"),
+        ("sender=llama-1b members.llama-1b.revision=v1", "members.llama-1b.revision is of a repository on the Hugging"),
+        ("zoo=hub sender=hf:org/llm members.org-lm.revision=v1", "did you mean members.org-llm.revision"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(call: Call, arguments: str, says: str) -> None:
@@ -153,6 +178,8 @@ def test_what_cannot_be_trained_is_refused(call: Call, arguments: str, says: str
         ("layers=[]", "layers names none"),
         ("layers=[-1]", "layers must be at least 0, got -1"),
         ("price=3", "price must be from -1 to 1"),
+        ("senders=[hf:org/llm]", "sender hf:org/llm is on the Hugging Face hub: add zoo=hub"),
+        ("zoo=hub senders=[hf:org/llm,hf:Org/LLM]", "go by the same name, org-llm"),
     ],
 )
 def test_what_is_no_gate_is_refused(call: Call, arguments: str, says: str) -> None:
@@ -200,6 +227,8 @@ def test_what_is_no_action_is_refused(call: Call, arguments: str, says: str) -> 
         ("DIR", "no sender: name the LLM that it reads, as in sender=qwen2.5-0.5b"),
         ("DIR sender=lama", "unknown sender 'lama' (did you mean llama-1b?)"),
         ("DIR sender=qwen3-0.6b", "qwen3-0.6b is both sender and receiver"),
+        ("DIR sender=hf:org/llm", "sender hf:org/llm is on the Hugging Face hub: add zoo=hub"),
+        ("DIR sender=llama-1b members.llama-1b.revision=v1", "members.llama-1b.revision is of a repository"),
         ("DIR sender=llama-1b recever=qwen3-0.6b", "unknown setting 'recever': did you mean receiver?"),
         ("DIR sender=llama-1b zoo.path=nowhere", "zoo.path=nowhere is no folder"),
         ("DIR sender=llama-1b registry.path=null", "the embedded registry is read-only"),

@@ -1,0 +1,66 @@
+"""The LLMs of the jobs about learned parts: pinned once, on the driver, so that every worker loads the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from fedray.fusion.registry import SHIPPED, Registry
+from fedray.llm.catalogue import safe_name, slug
+from fedray.llm.loading import default_dtype, load, sketch
+from fedray.llm.model import LLM
+from fedray.llm.source import Source, weights_hash
+from fedray.provision import pinned
+from fedray.training.settings import FuserJob, GateJob, ImportJob, LLMSettings
+from fedray.types import MemberInfo
+
+
+def pin(settings: FuserJob | GateJob | ImportJob, names: Iterable[str]) -> dict[str, Source]:
+    """Where LLMs come from, by name, each at a commit; of the hub's files their configurations alone are read.
+
+    Raises FedrayError naming the first that cannot be had.
+    """
+    zoo, said = settings.zoo, settings.members
+    revisions = {name: said.get(safe_name(name), LLMSettings()).revision for name in names}
+    return pinned([Source(name, zoo.name, zoo.path, revision) for name, revision in revisions.items()])
+
+
+def hashes(llms: Mapping[str, Source]) -> dict[str, str]:
+    """The hashes of their weights, by name, before any is loaded. Raises FedrayError naming a damaged file."""
+    return {name: weights_hash(source)[:16] for name, source in llms.items()}
+
+
+def read(source: Source, device: str, dtype: str | None) -> LLM:
+    """One of them, in memory. Raises FedrayError."""
+    where: dict[str, Any] = {"zoo": source.zoo, "folder": source.folder, "revision": source.revision}
+    return load(source.name, device=device, dtype=dtype, **where)
+
+
+def outline(source: Source) -> LLM:
+    """One of them without its weights. Raises FedrayError."""
+    return sketch(source.name, zoo=source.zoo, folder=source.folder, revision=source.revision)
+
+
+def dtype_of(settings: FuserJob | GateJob) -> Literal["float32", "bfloat16"]:
+    """What the frozen LLMs compute in: as given, or what their zoo's do elsewhere on that device.
+
+    Never float16, in which gradients vanish without a scale; a GPU without bfloat16 emulates it.
+    """
+    if settings.llm_dtype is not None:
+        return settings.llm_dtype
+    if isinstance(settings, FuserJob) and settings.precision == "float32":
+        return "float32"
+    return "float32" if default_dtype(settings.zoo.name, settings.device) == "float32" else "bfloat16"
+
+
+def revisions(members: Iterable[MemberInfo]) -> dict[str, Any]:
+    """What a manifest says of the commits its LLMs were at; empty where none comes from a repository."""
+    found = {slug(member.name): member.revision for member in members if member.revision}
+    return {"revisions": found} if found else {}
+
+
+def registry_of(settings: FuserJob | GateJob) -> Registry:
+    """One's own registry over the zoo's, in which a federation would look."""
+    zoo = settings.zoo
+    shipped = SHIPPED if zoo.name == "tiny" else None
+    return Registry(settings.root.absolute(), shipped if zoo.path is None else zoo.path / "registry")
