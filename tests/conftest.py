@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from commandline import Call
     from ray.cluster_utils import Cluster
 
     from fedray.runtime.cluster import Connection
@@ -87,3 +88,18 @@ def random_federation(random_zoo: Path) -> dict[str, Any]:
         "zoo": {"path": random_zoo},
         "generation": {"max_tokens": 6},
     }
+
+
+@pytest.fixture
+def without_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow leaves the store of other tests in the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Calls a job with arguments, in a folder of its own."""
+    from commandline import Call
+
+    monkeypatch.chdir(tmp_path)
+    return Call(monkeypatch, capsys)

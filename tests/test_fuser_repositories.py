@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import GATED, TOKEN, Hub, serving
 from huggingface_hub import ModelCard
+from mirror import TOKEN, Repo, environment, serving
 from reference import FUSERS, RECEIVER, SENDERS, zoo
 
 from fedray.fusion import hub
@@ -23,7 +22,7 @@ from fedray.training.settings import REGISTRY_JOB, check_registry_job
 from fedray.types import FedrayError
 
 PAIR, GATE = "llama-1b--qwen3-0.6b", "gate--qwen3-0.6b"
-ROOT = Path(__file__).resolve().parents[1]
+GATED = "org/gated"
 
 
 @pytest.mark.parametrize("name", [PAIR, GATE])
@@ -142,7 +141,7 @@ print(json.dumps(said))
 
 def do(url: str, home: Path, *jobs: tuple[str, dict[str, Any]], **env: str) -> Sequence[str]:
     """What each job says where it is refused, and "" where it is done: in a process whose hub is `url`."""
-    env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(home / "hf"), "PYTHONPATH": str(ROOT), **env}
+    env = environment(url, home / "hf", **env)
     steps = json.dumps([(name, {"output": str(home / "out"), **values}) for name, values in jobs])
     done = subprocess.run(
         [sys.executable, "-c", CHILD], input=steps, env=env, cwd=home, capture_output=True, text=True, check=False
@@ -165,8 +164,9 @@ def test_pushed_and_loaded(tmp_path: Path) -> None:
     with serving() as server:
         steps = (push("me/mine"), load("me/mine", own), push("me/mine"), push("me/open", private=False))
         assert do(server.url, tmp_path, *steps, HF_TOKEN=TOKEN) == [""] * 4
-        assert sorted(server.repos["me/mine"]) == sorted(hub.FILES) and server.private == {"me/mine"}
-        commit = server.commit("me/mine")
+        mine = server.repos["me/mine"]
+        assert sorted(mine.files) == sorted(hub.FILES) and mine.private and not server.repos["me/open"].private
+        commit = mine.commit() or ""
     assert do(server.url, tmp_path, load("me/mine", again), load("me/mine", again, revision=commit)) == ["", ""]
     first, embedded = Registry().pick(PAIR)
     for root in (own, again):
@@ -178,7 +178,8 @@ def test_pushed_and_loaded(tmp_path: Path) -> None:
 def test_a_hub_that_refuses_is_understood(tmp_path: Path) -> None:
     own = tmp_path / "own"
     with serving() as server:
-        server.repos["me/llm"] = {"config.json": b'{"architectures": ["Qwen3ForCausalLM"]}'}
+        server.repos["me/llm"] = Repo({"config.json": b'{"architectures": ["Qwen3ForCausalLM"]}'})
+        server.repos[GATED] = Repo({"config.json": b"{}"}, gated=True)
         asked = {
             GATED: "accept its terms on its page on the hub",
             "no/where": "there is no repository no/where that you may read: check its name, and log in with",
@@ -199,15 +200,15 @@ def test_a_hub_that_refuses_is_understood(tmp_path: Path) -> None:
     assert not own.exists()
 
 
-def publish(server: Hub, repo: str) -> None:
+def published() -> Repo:
     """The reference's fusers as one repository, as C2C publishes many, with files that nobody needs."""
-    server.repos[repo] = {
+    files = {
         f"{sender}_Fuser/{path.relative_to(folder)}": path.read_bytes()
         for sender, folder in FUSERS.items()
         for path in folder.rglob("*.*")
         if path.is_file()
     }
-    server.repos[repo] |= {"llama-1b_Fuser/final/optimizer.pt": b"large", "README.md": b"what it is"}
+    return Repo({**files, "llama-1b_Fuser/final/optimizer.pt": b"large", "README.md": b"what it is"})
 
 
 def test_published_fusers_come_from_the_hub(tmp_path: Path) -> None:
@@ -218,8 +219,7 @@ def test_published_fusers_come_from_the_hub(tmp_path: Path) -> None:
         return "import_c2c", {"source": source, "sender": sender, "receiver": RECEIVER, **places}
 
     with serving() as server:
-        publish(server, repo)
-        server.repos["me/empty"] = {"README.md": b"nothing"}
+        server.repos |= {repo: published(), "me/empty": Repo({"README.md": b"nothing"})}
         said = do(
             server.url, tmp_path, job(f"{repo}/llama-1b_Fuser"), job(repo), job(f"{repo}/llama_Fuser"), job("me/empty")
         )
@@ -229,7 +229,7 @@ def test_published_fusers_come_from_the_hub(tmp_path: Path) -> None:
         assert "me/empty holds no published C2C fuser" in said[3]
         assert not {"README.md", "llama-1b_Fuser/final/optimizer.pt"} & set(server.fetched)
         assert len([path for path in server.fetched if path.startswith(SENDERS[0])]) == 1, "its map alone"
-        commit = server.commit(repo)
+        commit = server.repos[repo].commit()
     ((manifest, _),) = Registry(tmp_path / "own", embedded=None).list()
     assert manifest.training["published"] == {"source": f"{repo}/llama-1b_Fuser", "commit": commit}
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from data_mirror import COMMIT, mirror
+from mirror import Repo, environment, repo_of, serving
 from samples import GSM8K, write
 
 pytest.importorskip("datasets")
 ROOT = Path(__file__).resolve().parents[2]
 REPO = "openai/gsm8k"
+KEY = f"datasets/{REPO}"
 CARD = """---
 configs:
 - config_name: main
@@ -38,20 +38,19 @@ except ValueError as error:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def repo(tmp_path: Path) -> Repo:
     """The data set as it lies on the hub."""
     write(tmp_path / "hub" / "main" / "test-00000-of-00001.parquet", GSM8K)
     (tmp_path / "hub" / "README.md").write_text(CARD)
-    return tmp_path / "hub"
+    return repo_of(tmp_path / "hub")
 
 
 def ask(home: Path, address: str, offline: bool = False, **how: Any) -> Any:
     """What a process of its own reads from that hub: JSON, or the one sentence it says instead."""
-    ways = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps({"split": "test", **how})],
         cwd=ROOT,
-        env={**os.environ, **ways, "HF_HUB_OFFLINE": str(int(offline)), "PYTHONPATH": str(ROOT)},
+        env=environment(address, home, HF_HUB_OFFLINE=str(int(offline))),
         capture_output=True,
         text=True,
         check=False,
@@ -61,24 +60,25 @@ def ask(home: Path, address: str, offline: bool = False, **how: Any) -> Any:
     return json.loads(done.stdout) if done.stdout.startswith("{") else done.stdout
 
 
-def test_downloaded_once_and_read_from_the_cache_offline(folder: Path, tmp_path: Path) -> None:
-    with mirror(REPO, folder) as address:
-        first = ask(tmp_path / "home", address)
-        streamed = ask(tmp_path / "other", address, streaming=True)
-    assert (first["repo"], first["revision"], first["rows"], first["first"]) == (REPO, COMMIT, 2, "72")
+def test_downloaded_once_and_read_from_the_cache_offline(repo: Repo, tmp_path: Path) -> None:
+    with serving({KEY: repo}) as mirror:
+        first = ask(tmp_path / "home", mirror.url)
+        streamed = ask(tmp_path / "other", mirror.url, streaming=True)
+    assert (first["repo"], first["revision"], first["rows"], first["first"]) == (REPO, repo.commit(), 2, "72")
     assert streamed == first, "streaming reads the same rows"
-    assert ask(tmp_path / "home", address, offline=True) == first
-    assert "connect, or give a local copy: data.path=DIR" in ask(tmp_path / "nothing", address, offline=True)
+    assert ask(tmp_path / "home", mirror.url, offline=True) == first
+    assert "connect, or give a local copy: data.path=DIR" in ask(tmp_path / "nothing", mirror.url, offline=True)
 
 
-def test_a_revision_is_pinned_or_missed(folder: Path, tmp_path: Path) -> None:
-    with mirror(REPO, folder) as address:
-        assert ask(tmp_path / "home", address, revision=COMMIT)["revision"] == COMMIT
-        said = ask(tmp_path / "home", address, revision="nowhere")
+def test_a_revision_is_pinned_or_missed(repo: Repo, tmp_path: Path) -> None:
+    with serving({KEY: repo}) as mirror:
+        assert ask(tmp_path / "home", mirror.url, revision=repo.commit())["revision"] == repo.commit()
+        said = ask(tmp_path / "home", mirror.url, revision="nowhere")
     assert said.startswith("openai/gsm8k main test at revision nowhere cannot be read from the hub (")
 
 
-def test_a_gated_data_set_is_refused(folder: Path, tmp_path: Path) -> None:
-    with mirror(REPO, folder, gated=True) as address:
-        said = ask(tmp_path / "home", address)
+def test_a_gated_data_set_is_refused(repo: Repo, tmp_path: Path) -> None:
+    repo.gated = True
+    with serving({KEY: repo}) as mirror:
+        said = ask(tmp_path / "home", mirror.url)
     assert said.startswith("openai/gsm8k main test cannot be read from the hub (") and "gated" in said.lower()

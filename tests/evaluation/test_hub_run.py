@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from mirror import Mirror, environment, point_here, repo_of, serving
+from published import save
 
 from fedray import report
 from fedray.config import CONF
@@ -18,10 +18,6 @@ from fedray.federation import Federation
 from fedray.fusion.fuser import FuserConfig, build_fuser
 from fedray.fusion.registry import Registry
 from fedray.llm.loading import describe, load
-
-sys.path.append(str(Path(__file__).parents[1] / "llm"))  # the mirror, and LLMs to put into it
-from mirror import Mirror, repo_of, serving
-from test_hub import save
 
 PROMPT = "what is the color of the bird?"
 RECEIVER, SENDER = "qwen3-0.6b", "hf:acme/llm-1.5b"
@@ -41,10 +37,8 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def federate(mirror: Mirror, home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CONF.parent / "jobs" / "federate.py"), "zoo=hub", *arguments]
-    own = {"PYTHONPATH": str(CONF.parent), "HF_ENDPOINT": mirror.url, "HF_HOME": str(home / "hf"), **more}
-    return subprocess.run(
-        command, cwd=home, env=os.environ | own, capture_output=True, text=True, timeout=170, check=False
-    )
+    own = environment(mirror.url, home / "hf", **more)
+    return subprocess.run(command, cwd=home, env=own, capture_output=True, text=True, timeout=170, check=False)
 
 
 def test_the_job_downloads_once_and_then_needs_no_network(mirror: Mirror, tmp_path: Path) -> None:
@@ -52,7 +46,7 @@ def test_the_job_downloads_once_and_then_needs_no_network(mirror: Mirror, tmp_pa
     small = ("generation.max_tokens=4", "t2t.max_tokens=4", f"receiver={RECEIVER}")
     first = federate(mirror, tmp_path, *arguments, *small, "output=first")
     assert first.returncode == 0, first.stderr
-    commits = [mirror.repos[repo].revisions["main"] for repo in ("Qwen/Qwen3-0.6B", "acme/llm-1.5b")]
+    commits = [mirror.repos[repo].commit() or "" for repo in ("Qwen/Qwen3-0.6B", "acme/llm-1.5b")]
     left = report.read(tmp_path / "first")
     assert [member.revision for member in left.members] == commits and all(
         commit[:12] in first.stdout for commit in commits
@@ -76,11 +70,7 @@ def test_members_on_a_cluster_download_for_themselves(
     """Each node has a cache of its own; all load the commit that the driver has seen, and caches cross between them."""
     for name, value in {"HF_ENDPOINT": mirror.url, "HF_HUB_CACHE": str(tmp_path / "node")}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(constants, "ENDPOINT", mirror.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", mirror.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "driver"))
+    point_here(monkeypatch, mirror.url, tmp_path / "driver")
     receiver, sender = (load(name, zoo="hub", dtype="float32") for name in (RECEIVER, SENDER))
     torch.manual_seed(0)
     fuser = build_fuser(FuserConfig("mlp", "concat", sender.spec, receiver.spec, hidden=16))

@@ -10,40 +10,17 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from mirror import Mirror, Repo, repo_of, serving
-from tokenizers_made import made
+from mirror import Mirror, Repo, point_here, repo_of, serving
+from published import save
 from transformers import AutoModelForCausalLM
 
 from fedray.llm import hub
-from fedray.llm.families import build_config
 from fedray.llm.loading import check_prompts, load
 from fedray.llm.source import Source, pin
 from fedray.provision import download, missing, pinned
 from fedray.types import FedrayError
 
-SHAPE = {
-    "vocab_size": 640,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
 QUESTION = "what is the color of the bird?"
-
-
-def save(folder: Path, family: str, tokenizer: str, *, shards: bool = False, seed: int = 0) -> Path:
-    """A tiny LLM as its authors would push it."""
-    torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(build_config(family, {"model_type": family, **SHAPE}))
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="40KB" if shards else "5GB")
-    made(tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -64,18 +41,13 @@ def mirror(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         "acme/gated": repo_of(whole, gated=True),
         "acme/hollow": repo_of(whole, missing={"model.safetensors"}),
         "acme/short": repo_of(whole, short={"model.safetensors": 1000}),
-        "acme/pickled": Repo({"config.json": (whole / "config.json").read_bytes(), "pytorch_model.bin": b"x"}, {}),
-        "acme/linear": Repo({"config.json": json.dumps({"model_type": "qwen3_next"}).encode()}, {}),
-        "acme/empty": Repo({"README.md": b"hello"}, {}),
-        "acme/broken": Repo({"config.json": b"{"}, {}),
+        "acme/pickled": Repo({"config.json": (whole / "config.json").read_bytes(), "pytorch_model.bin": b"x"}),
+        "acme/linear": Repo({"config.json": json.dumps({"model_type": "qwen3_next"}).encode()}),
+        "acme/empty": Repo({"README.md": b"hello"}),
+        "acme/broken": Repo({"config.json": b"{"}),
     }
-    for repo in repos.values():
-        repo.revisions.setdefault("main", "c" * 40)
     with serving(repos) as mirror:
-        monkeypatch.setattr(constants, "ENDPOINT", mirror.url)
-        template = mirror.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        point_here(monkeypatch, mirror.url, tmp_path / "cache")
         yield mirror
 
 
@@ -90,7 +62,7 @@ def tokens(llm: Any) -> list[int]:
 
 
 def test_a_name_of_the_catalogue_is_downloaded_once_and_then_served_offline(mirror, saved, offline) -> None:
-    commit = mirror.repos["Qwen/Qwen3-0.6B"].revisions["main"]
+    commit = mirror.repos["Qwen/Qwen3-0.6B"].commit()
     first = load("qwen3-0.6b", zoo="hub", dtype="bfloat16")
     assert (first.revision, first.family, first.model.dtype) == (commit, "qwen3", torch.bfloat16)
     assert any(asked.startswith("GET /cdn/Qwen") for asked in mirror.asked)
@@ -110,7 +82,8 @@ def test_a_second_run_downloads_nothing_and_notices_a_new_commit(mirror) -> None
     load("qwen3-0.6b", zoo="hub")
     assert not any("/cdn/" in asked for asked in mirror.asked)
     repo = mirror.repos["Qwen/Qwen3-0.6B"]
-    before, repo.revisions["main"] = repo.revisions["main"], "d" * 40
+    before = repo.commit()
+    repo.revisions["main"] = "d" * 40
     assert load("qwen3-0.6b", zoo="hub").revision == "d" * 40
     repo.revisions["old"] = before
     assert load("qwen3-0.6b", zoo="hub", revision="old").revision == before
@@ -121,7 +94,7 @@ def test_any_repository_sharded_or_not_and_a_local_copy_are_the_same_llm(mirror,
     far = load("hf:acme/sharded", zoo="hub")
     near = load(str(saved / "sharded"), zoo="hub")
     assert (far.family, far.weights_hash, tokens(far)) == ("llama", near.weights_hash, tokens(near))
-    assert near.revision == "" and far.revision == mirror.repos["acme/sharded"].revisions["main"]
+    assert near.revision == "" and far.revision == mirror.repos["acme/sharded"].commit()
     assert len(hub.weight_files("it", saved / "sharded")) > 1
 
 
@@ -235,9 +208,8 @@ def test_offline_without_a_cache_says_what_to_unset(mirror, offline) -> None:
         load("qwen3-0.6b", zoo="hub")
 
 
-def test_a_hub_out_of_reach_says_what_to_check(mirror, monkeypatch) -> None:
+def test_a_hub_out_of_reach_says_what_to_check(tmp_path, monkeypatch) -> None:
     gone = "http://127.0.0.1:9"
-    monkeypatch.setattr(constants, "ENDPOINT", gone)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", gone + "/{repo_id}/resolve/{revision}/{filename}")
+    point_here(monkeypatch, gone, tmp_path / "cache")
     with pytest.raises(FedrayError, match=f"{gone} cannot be reached and Qwen/Qwen3-0.6B is not in the cache"):
         load("qwen3-0.6b", zoo="hub")

@@ -1,0 +1,31 @@
+"""A job called as a process would call it, in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from fedray.config import Settings, launch
+
+
+class Call:
+    """Calls `launch` as a process would: argv in; exit code, stderr and the jobs that ran out."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        self.ran: list[Settings] = []
+
+    def __call__(self, *arguments: str, job: Callable[[Settings], int | None] | None = None) -> tuple[int, str]:
+        self.monkeypatch.setattr(sys, "argv", ["federate.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            launch(job or self.ran.append, job_name="federate")
+        self.out, err = self.capsys.readouterr()
+        assert sys.argv == ["federate.py", *arguments]
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, err
+
+    def settings(self, *arguments: str) -> Settings:
+        assert self(*arguments) == (0, "")
+        return self.ran[-1]
