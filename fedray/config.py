@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedray.benchmark.settings import BENCHMARK, BenchmarkSettings, check_benchmark
+from fedray.checks import check, check_build
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation, check_evaluation
 from fedray.llm.catalogue import safe_name
 from fedray.schema import Schema
@@ -35,8 +36,6 @@ from fedray.settings import (
     WireSettings,
     ZooSettings,
     build,
-    check,
-    check_build,
 )
 from fedray.suggest import unknown
 from fedray.training.settings import (

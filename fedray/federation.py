@@ -18,12 +18,13 @@ from rich.console import Console
 
 from fedray import provision
 from fedray.background import Background
+from fedray.checks import check
 from fedray.forecast import Room, check_room, needs, this_machine
 from fedray.group import Group, LocalGroup
 from fedray.llm.source import Source
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS, STREAMS
-from fedray.settings import Settings, build, check
+from fedray.settings import Settings, build
 from fedray.types import Answer, FedrayError, MemberInfo, Missing, Plan, Request
 
 if TYPE_CHECKING:

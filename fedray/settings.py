@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
-from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, repo_of, resolve, safe_name
+from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, resolve, safe_name
 from fedray.schema import Schema
 from fedray.types import T2T, FedrayError, Generation
 
@@ -194,14 +191,6 @@ class BuildSettings:
 BUILD_SCHEMA = Schema(BuildSettings)
 
 
-def check_build(settings: BuildSettings) -> None:
-    """Refuse a build that cannot be meant. Raises FedrayError."""
-    check_range("seed", settings.seed, 0, 2**32 - 1)
-    check_range("workers", settings.workers, 1)
-    check_range("shorten", settings.shorten, 0.001, 1)
-    check_output(settings.output)
-
-
 def build(values: Mapping[str, Any]) -> Settings:
     """Settings from nested values; see `read`."""
     return read(SCHEMA, values)
@@ -252,132 +241,6 @@ def with_strangers(schema: Schema[T], receiver: Any, senders: Any) -> Schema[T]:
     return schema.with_keys(dict.fromkeys(BY_MEMBER, strangers)) if strangers else schema
 
 
-def check(settings: Settings) -> None:
-    """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError with one sentence."""
-    with_strangers(SCHEMA, settings.receiver, settings.senders).read(settings)
-    _check_names(settings)
-    _check_numbers(settings)
-    _check_members(settings)
-    _check_exchange(settings)
-    _check_questions(settings)
-    _check_task(settings)
-    _check_folders(settings)
-    check_output(settings.output)
-
-
-def _check_names(settings: Settings) -> None:
-    zoo = settings.zoo.name
-    receiver = resolve(settings.receiver, "receiver", zoo)
-    senders = [resolve(sender, "sender", zoo) for sender in settings.senders]
-    others = dict.fromkeys(sender for sender in senders if sender != receiver) or (n for n in NAMES if n != receiver)
-    example = f"'+senders=[{','.join(others)}]'"
-    if receiver in senders:
-        raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out, as in {example}")
-    repeated = [sender for sender in dict.fromkeys(senders) if senders.count(sender) > 1]
-    if repeated:
-        raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
-    check_apart((receiver, *senders))
-    if not senders and settings.protocol.name not in ALONE:
-        raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
-    if settings.fuser == "c2c" and settings.fusion != "mix":
-        raise FedrayError(
-            f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
-        )
-
-
-def check_apart(names: Sequence[str]) -> None:
-    """Raises FedrayError where two LLMs would go by one name."""
-    keys = [safe_name(name) for name in names]
-    alike = [name for name in names if keys.count(safe_name(name)) > 1]
-    if alike:
-        raise FedrayError(
-            f"{' and '.join(alike)} go by the same name, {safe_name(alike[0])}: rename one of the folders"
-        )
-
-
-def _check_exchange(settings: Settings) -> None:
-    """What does not go together."""
-    name, rephrase = settings.protocol.name, settings.rephrase
-    if settings.fusion_order == "sequential" and settings.fusion != "mix":
-        raise FedrayError(
-            f"fusion_order=sequential is about fusion=mix, where one sender's change can build on another's: leave it "
-            f"out of fusion={settings.fusion}, or choose fusion=mix"
-        )
-    if rephrase == "distinct" and settings.fusion == "mix" and name == "c2c":
-        raise FedrayError("rephrase=distinct does not go with fusion=mix, which needs one text for all: use shared")
-    if rephrase != "none" and settings.control == "mismatched":
-        raise FedrayError("control=mismatched gives senders another question: leave rephrase out")
-    if settings.control != "none" and name != "c2c":
-        raise FedrayError(f"control={settings.control} is about caches: choose protocol=c2c, not {name}")
-    if settings.evidence and settings.fusion == "mix":
-        raise FedrayError("evidence does not go with fusion=mix, which needs one text for all: use fusion=concat")
-    strangers = settings.evidence.keys() - {safe_name(n) for n in (settings.receiver, *settings.senders)}
-    if strangers:
-        raise FedrayError(f"evidence.{min(strangers)} is for nobody who takes part: add that member to the senders")
-    settings.documents()  # a file that is not there is refused now, not after loading
-    if settings.vote and not settings.answer_all:
-        raise FedrayError("vote=true counts the answers of all members: add answer_all=true")
-    apart = rephrase != "none" or settings.evidence or settings.control == "mismatched"
-    if settings.answer_all and (name != "c2c" or apart):
-        raise FedrayError(
-            "answer_all=true goes with protocol=c2c, and without rephrase, evidence and control=mismatched: "
-            "everybody reads the same prompt"
-        )
-    untold = settings.prompt is not None or settings.questions is not None or settings.task.name in BENCHMARKS
-    if settings.gate.kind == "oracle" and untold:
-        raise FedrayError("gate=oracle must be told who knows, as only the tiny tasks can: choose gate=learned")
-
-
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("seed", 0, 2**32 - 1),
-    ("task.limit", 1, math.inf),
-    ("task.batch_size", 1, 256),
-    ("task.max_tokens", 1, 4096),
-    ("gate.threshold", 0, 1),
-    ("generation.max_tokens", 1, math.inf),
-    ("generation.temperature", 0, math.inf),
-    ("generation.seed", 0, 2**32 - 1),
-    ("t2t.max_tokens", 1, 4096),
-    ("rounds", 1, 100),
-    ("deadline_s", 0.001, math.inf),
-    ("ray.num_cpus", 1, math.inf),
-    ("ray.cpus_per_member", 0.001, math.inf),
-    ("ray.gpus_per_member", 0, math.inf),
-    ("ray.object_store_mb", 80, math.inf),  # Ray refuses less than 75 MiB
-    ("tracking.traces", 0, math.inf),
-)
-
-
-def _check_numbers(settings: Settings) -> None:
-    for path, low, high in _RANGES:
-        check_range(path, attrgetter(path)(settings), low, high)
-
-
-def check_range(path: str, value: float | None, low: float, high: float = math.inf) -> None:
-    """Raises FedrayError naming the setting; None is in every range."""
-    if value is None or (math.isfinite(value) and low <= value <= high):
-        return
-    wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-    raise FedrayError(f"{path} must be {wanted}, got {value}")
-
-
-def _check_members(settings: Settings) -> None:
-    for name, member in settings.members.items():
-        check_revision(name, member.revision, settings.zoo)
-        check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)
-        check_range(f"members.{name}.num_gpus", member.num_gpus, 0)
-        if member.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", member.device):
-            raise FedrayError(f"members.{name}.device must be cpu, cuda, cuda:0 or mps, got {member.device!r}")
-        if member.label is not None and not re.fullmatch(r"[^=\s]+=[^=\s]+", member.label):
-            raise FedrayError(f"members.{name}.label must be a node's label as key=value, got {member.label!r}")
-
-
-def check_revision(name: str, revision: str | None, zoo: ZooSettings) -> None:
-    """Raises FedrayError where a member (by its safe name) has a revision and comes from no repository."""
-    if revision is not None and zoo.name != "hub":
-        raise FedrayError(f"members.{name}.revision is of a repository on the Hugging Face hub: add zoo=hub")
-
-
 def _document(text: str) -> str:
     """A text, or the text of the file it names."""
     path = Path(text).expanduser()
@@ -392,64 +255,3 @@ def _document(text: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FedrayError(f"cannot read evidence file {text!r} ({error}): it must be UTF-8 text") from error
-
-
-def _check_questions(settings: Settings) -> None:
-    if settings.prompt is not None and settings.questions is not None:
-        raise FedrayError("prompt and questions are both given: choose one of them")
-    if settings.prompt is not None and not settings.prompt.strip():
-        raise FedrayError('the prompt is empty: ask something, as in prompt="what is the color of the bird tari?"')
-    if settings.prompt is not None and settings.control == "mismatched":
-        raise FedrayError("control=mismatched needs other questions to read: leave prompt out, or choose control=noise")
-    path = settings.questions
-    if path is None:
-        return
-    if path.suffix not in (".jsonl", ".json", ".txt"):
-        raise FedrayError(f"questions file {str(path)!r} must end in .jsonl, .json or .txt")
-    try:
-        empty = not path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise FedrayError(f"cannot read questions file {str(path)!r}: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise FedrayError(f"cannot read questions file {str(path)!r}: it is not UTF-8 text; convert it") from error
-    if empty:
-        raise FedrayError(f"questions file {str(path)!r} is empty: write one question per line")
-
-
-def _check_task(settings: Settings) -> None:
-    """A split that the data set has, and a scoring that goes with its questions and with the protocol."""
-    task, protocol = settings.task, settings.protocol.name
-    if settings.prompt is not None:
-        return
-    if task.name in BENCHMARKS and settings.questions is None:
-        BENCHMARKS[task.name].check(task.split)
-    if (task.scored_by == "number") != (task.name == "gsm8k" and settings.questions is None):
-        fits = "number" if task.name == "gsm8k" else "text, text-normalized, letters or letters-generated"
-        raise FedrayError(f"task.scoring={task.scored_by} does not go with task={task.name}: choose {fits}")
-    if protocol == "ensemble" and task.scored_by not in ("text", "letters"):
-        raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")
-    if settings.vote and task.scored_by == "text-normalized":
-        raise FedrayError("vote=true counts choices as members make them: leave task.scoring=text-normalized out")
-
-
-def _check_folders(settings: Settings) -> None:
-    if settings.data.path is not None and not settings.data.path.exists():
-        raise FedrayError(f"data.path={settings.data.path} does not exist: name a folder or a file, or leave it out")
-    for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
-        if folder is not None and not folder.is_dir():
-            raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
-    check_llm_folders((settings.receiver, *settings.senders))
-
-
-def check_llm_folders(names: Sequence[str]) -> None:
-    """Raises FedrayError where a name is a folder without an LLM."""
-    for name in names:
-        if repo_of(name) is None and not Path(name, "config.json").is_file():
-            raise FedrayError(f"{name} is no LLM's folder, it has no config.json: check the path, or name hf:org/name")
-
-
-def check_output(output: Path, key: str = "output") -> None:
-    """Raises FedrayError where a job could not write; key: the setting that names the folder."""
-    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise FedrayError(f"cannot write to {key} folder {str(output)!r}: choose another with {key}=DIR")

@@ -112,6 +112,9 @@ REFUSED = [
     ("senders=[llama-1b] evidence.qwen2.5-0.5b=x", ["evidence.qwen2_5-0_5b is for nobody who takes part"]),
     ("evidence.llama-1b=nowhere/fact.txt", ["no evidence file 'nowhere/fact.txt': check the path"]),
     ("evidence.llama-1b=x fusion=mix", ["evidence does not go with fusion=mix"]),
+    ("tracking.uri=sqlite:///empty.txt/mlflow.db", ["tracking.uri=sqlite:///empty.txt/mlflow.db cannot be written"]),
+    ("tracking.uri=sqlite:///.", ["cannot be written", "tracking=none"]),
+    ("+experiment=figure3", ["jobs/evaluate.py +experiment=NAME"]),
     ("gate=oracle prompt=why", ["gate=oracle must be told who knows"]),
 ]
 

@@ -40,7 +40,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Beside the stairs: they know the ground only, and only these rooms know them.
 GROUND = frozenset({"types", "suggest", "schema", "prompts", "disk"})
-ASIDE = frozenset({"tracking", "report", "config", "settings"})
+ASIDE = frozenset({"tracking", "report", "config", "settings", "checks"})
 KNOW_ASIDE = frozenset(
     {"forecast", "provision", "federation", "training", "evaluation", "benchmark", "inventory", "importing", "jobs"}
     | {"fedray"}
@@ -59,14 +59,17 @@ BESIDES = {
         "fedray.training.gate_trainer",
         "fedray.training.settings",
         "fedray.settings",
+        "fedray.checks",
     },
     "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
+    "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue"},
     "config": {
         "fedray.benchmark.settings",
         "fedray.evaluation.settings",
         "fedray.training.settings",
         "fedray.llm.catalogue",
         "fedray.settings",
+        "fedray.checks",
     },
 }
 

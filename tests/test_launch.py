@@ -41,6 +41,7 @@ def test_one_interrupt_ends_a_sweep(call: Call) -> None:
         return 130 if settings.seed == 2 else 0
 
     assert call("-m", "seed=1,2,3", job=interrupted) == (130, "") and ran == [1, 2]
+    assert call.out.splitlines() == ["run 1 of 3: seed=1", "run 2 of 3: seed=2"]
 
 
 def test_errors_of_the_job_are_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

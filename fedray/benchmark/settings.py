@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fedray.checks import check_output, check_range, check_store
 from fedray.schema import Schema
-from fedray.settings import RaySettings, TrackingSettings, ZooSettings, check_output, check_range
+from fedray.settings import RaySettings, TrackingSettings, ZooSettings
 from fedray.types import FedrayError
 
 SUITES = ("wire", "fuse", "request", "train")
@@ -54,3 +55,4 @@ def check_benchmark(settings: BenchmarkSettings) -> None:
     if settings.sender == settings.receiver:
         raise FedrayError(f"{settings.receiver} is both sender and receiver: choose another sender")
     check_output(settings.output)
+    check_store(settings.tracking)

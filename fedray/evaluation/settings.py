@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedray.checks import check, check_range
 from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation.cases import cases
 from fedray.schema import Schema
-from fedray.settings import BY_MEMBER, ProtocolSettings, Settings, check, check_range, read
+from fedray.settings import BY_MEMBER, ProtocolSettings, Settings, read
 from fedray.types import FedrayError
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fedray.checks import check_apart, check_llm_folders, check_output, check_range, check_revision, check_store
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.schema import Schema
 from fedray.settings import (
@@ -17,11 +18,6 @@ from fedray.settings import (
     RegistrySettings,
     TrackingSettings,
     ZooSettings,
-    check_apart,
-    check_llm_folders,
-    check_output,
-    check_range,
-    check_revision,
     named_safely,
     with_strangers,
 )
@@ -370,6 +366,7 @@ def _check_surroundings(settings: FuserJob | GateJob) -> None:
     _check_llms(settings, (settings.receiver, *(sender for sender in senders if sender != EVERYONE)))
     check_output(settings.root, "registry.path")
     check_output(settings.output)
+    check_store(settings.tracking)
 
 
 def _check_llms(settings: FuserJob | GateJob | ImportJob, names: tuple[str, ...]) -> None:

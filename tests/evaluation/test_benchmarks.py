@@ -10,10 +10,11 @@ import pytest
 from samples import ARC, CEVAL, GSM8K, MMLU_REDUX, OPENBOOKQA, redux, write
 
 from fedray import report
+from fedray.checks import check
 from fedray.evaluation import evaluate, federate
 from fedray.evaluation.settings import build_evaluation, check_evaluation
 from fedray.evaluation.tasks import Question, load_task
-from fedray.settings import build, check
+from fedray.settings import build
 from fedray.types import FedrayError, Row
 
 pytest.importorskip("datasets")

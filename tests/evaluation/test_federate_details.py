@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from fedray import report as reports
+from fedray.checks import check
 from fedray.evaluation.federate import run
 from fedray.planner import Planner
 from fedray.report import Report
-from fedray.settings import build, check
+from fedray.settings import build
 from fedray.types import FedrayError
 
 QUESTION = "what is the color of the star fatu?"

@@ -26,9 +26,8 @@ from fedray.training.settings import build_fuser_job, build_gate_job, build_impo
 from fedray.types import FedrayError
 
 pytest.importorskip("datasets")
-sys.path.append(str(Path(__file__).parents[1] / "llm"))  # the mirror, and LLMs to put into it
 from mirror import Mirror, repo_of, serving
-from test_hub import save
+from published import save
 
 RECEIVER, SENDER = "qwen3-0.6b", "hf:acme/LLM-1.5b"
 PAIR = "acme-llm-1.5b--qwen3-0.6b"
