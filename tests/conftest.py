@@ -1,6 +1,7 @@
 """Shared by all tests: a zoo of random weights on disk, and one Ray cluster of two labelled nodes.
 
-What Ray and torch read from the environment is set here, before anything imports them.
+What Ray and torch read from the environment is set here, before anything imports them; each of pytest-xdist's workers
+has folders of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +34,37 @@ os.environ.pop("RAY_ADDRESS", None)
 Path(_FOLDER.name, "token").write_text("0123456789abcdef" * 4)
 
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 << 20}
+NOTICING = {"health_check_period_ms": 500}  # a lost node is noticed after five such checks
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
+
+# Files whose tests need a cluster, this one's or one of their own.
+ON_RAY = (
+    "tests/runtime/",
+    "tests/evaluation/test_hub_run.py",
+    "tests/test_c2c_reference.py",
+    "tests/test_federation.py",
+    "tests/test_token_alignment.py",
+    "tests/training/test_workers.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whatever is on Ray runs in one process, so that there is one cluster and no two are started at once; of the rest,
+    a file stays together, as its tests share fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "on Ray" if nodeid.startswith(ON_RAY) else nodeid.partition("::")[0]
+
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "nodes" in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(ON_RAY):
+            raise pytest.UsageError(f"{item.nodeid} needs a Ray cluster: name its file in ON_RAY of tests/conftest.py")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +72,8 @@ def nodes() -> Iterator[Cluster]:
     """Two nodes with two CPUs each, labelled room=a and room=b."""
     from ray.cluster_utils import Cluster
 
-    two = Cluster(initialize_head=True, head_node_args={**NODE, "labels": {"room": "a"}, "include_dashboard": False})
+    head = {**NODE, "labels": {"room": "a"}, "include_dashboard": False, "_system_config": NOTICING}
+    two = Cluster(initialize_head=True, head_node_args=head)
     two.add_node(**NODE, labels={"room": "b"})
     yield two
     two.shutdown()
@@ -103,3 +135,13 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
     monkeypatch.chdir(tmp_path)
     return Call(monkeypatch, capsys)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Jobs set torch's number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

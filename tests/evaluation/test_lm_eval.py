@@ -18,9 +18,12 @@ from fedray.settings import Settings, TaskSettings, build
 from fedray.types import FedrayError, Generation
 
 lm_eval = pytest.importorskip("lm_eval")
+from lm_eval.tasks import TaskManager  # noqa: E402
+
 from fedray.evaluation.lm_eval import FederationLM  # noqa: E402
 
 N = 48
+NO_OTHER_TASKS = TaskManager(include_defaults=False)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,11 @@ def task(tmp_path: Path, questions: list[Question]) -> dict[str, Any]:
     }
 
 
+def evaluate(model: FederationLM, task: dict[str, Any], **how: Any) -> dict[str, Any]:
+    """By the harness, which is not to list its own thousands of tasks first."""
+    return lm_eval.simple_evaluate(model, tasks=[task], bootstrap_iters=0, task_manager=NO_OTHER_TASKS, **how)
+
+
 def own(fed: Federation, questions: list[Question], scoring: str) -> tuple[bool, ...]:
     """What is right by fedray's own evaluation."""
     asked = [replace(question, scoring=scoring) for question in questions]
@@ -65,14 +73,14 @@ def own(fed: Federation, questions: list[Question], scoring: str) -> tuple[bool,
 def test_simple_evaluate_finds_the_same_accuracy(
     fed: Federation, questions: list[Question], task: dict[str, Any]
 ) -> None:
-    found = lm_eval.simple_evaluate(FederationLM(fed), tasks=[task], bootstrap_iters=0)
+    found = evaluate(FederationLM(fed), task)
     samples = sorted(found["samples"]["fedray-tiny"], key=lambda sample: sample["doc_id"])
     for metric, scoring in (("acc", "text"), ("acc_norm", "text-normalized")):
         right = own(fed, questions, scoring)
         assert [bool(sample[metric]) for sample in samples] == list(right)
         assert found["results"]["fedray-tiny"][f"{metric},none"] == pytest.approx(sum(right) / N)
     alone = fed.plan_for(senders=[], protocol="standalone")
-    without = lm_eval.simple_evaluate(FederationLM(fed, alone), tasks=[task], bootstrap_iters=0)
+    without = evaluate(FederationLM(fed, alone), task)
     assert without["results"]["fedray-tiny"]["acc,none"] < found["results"]["fedray-tiny"]["acc,none"]
 
 
@@ -83,7 +91,7 @@ def test_free_answers_are_the_federations(fed: Federation, questions: list[Quest
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6},
         "metric_list": [{"metric": "bypass"}],
     }
-    found = lm_eval.simple_evaluate(FederationLM(fed), tasks=[free], limit=20, bootstrap_iters=0)
+    found = evaluate(FederationLM(fed), free, limit=20)
     samples = sorted(found["samples"]["fedray-tiny"], key=lambda sample: sample["doc_id"])
     asked = fed.request(*(q.prompt for q in questions[:20]), generation=Generation(6))
     assert [sample["resps"][0][0] for sample in samples] == [row.text for row in fed.run(asked).rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -211,5 +212,6 @@ def test_offline_without_a_cache_says_what_to_unset(mirror, offline) -> None:
 def test_a_hub_out_of_reach_says_what_to_check(tmp_path, monkeypatch) -> None:
     gone = "http://127.0.0.1:9"
     point_here(monkeypatch, gone, tmp_path / "cache")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
     with pytest.raises(FedrayError, match=f"{gone} cannot be reached and Qwen/Qwen3-0.6B is not in the cache"):
         load("qwen3-0.6b", zoo="hub")

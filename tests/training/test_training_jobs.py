@@ -10,58 +10,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from scarce import full_disk
+from short_training import RECEIVER, SENDER, SHORT, settings, train
 
 from fedray import report
 from fedray.fusion.registry import SHIPPED, Registry, read_manifest
 from fedray.planner import Planner
-from fedray.report import Learned, Report
-from fedray.settings import RaySettings, TrackingSettings
+from fedray.settings import TrackingSettings
 from fedray.tracking import sync
 from fedray.tracking.pending import PENDING
-from fedray.training import fuser_job, gate_job, workers
+from fedray.training import fuser_job, gate_job
 from fedray.training.checkpoint import FOLDER
-from fedray.training.crew import Crew, Tell
-from fedray.training.settings import FuserJob, GateJob, build_fuser_job, build_gate_job, check_fuser_job
-from fedray.training.workers import Work, Workers
+from fedray.training.settings import GateJob, build_gate_job
 from fedray.types import FedrayError
 
 ROOT = Path(__file__).resolve().parents[2]
-SENDER, RECEIVER = "qwen2.5-0.5b", "qwen3-0.6b"
-SHORT = {"steps": 12, "limit": 48, "batch_size": 16, "hidden": 16, "validate_every": 5, "save_every": 2}
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Jobs set torch's number of threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def settings(folder: Path, **values: Any) -> FuserJob:
-    given = {"sender": SENDER, "ray": False, "tracking": False, **SHORT, **values}
-    made = build_fuser_job({**given, "registry": {"path": folder / "registry"}, "output": folder / "out"})
-    check_fuser_job(made)
-    return made
-
-
-def train(made: FuserJob, capsys: pytest.CaptureFixture[str]) -> tuple[Report, Learned]:
-    """Run the job; its report and the one part it trained."""
-    assert fuser_job.run(made) == 0
-    *_, last = capsys.readouterr().out.strip().splitlines()
-    assert last == f"report: {(made.output / 'report.json').absolute()}"
-    left = report.read(made.output)
-    (part,) = left.learned
-    return left, part
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def test_from_nothing_to_a_fuser_that_a_federation_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,56 +102,6 @@ def test_what_mlflow_shows_arrives_later_where_its_server_is_down(
     assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/weights.png"]
     version = client.get_model_version_by_alias(f"fuser.{SENDER}--{RECEIVER}", "in-use-mlp-concat")
     assert (version.run_id, version.tags["hash"]) == (run_id, part.hash)
-
-
-@pytest.mark.timeout(600)
-def test_two_workers_are_one_at_the_same_global_batch(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: object
-) -> None:
-    """DDP over gloo on a Ray cluster."""
-    long = {"steps": 20, "validate_every": 20, "patience": 0, "accumulation": 2}
-    one, alone = train(settings(tmp_path / "one", **long), capsys)
-    two, both = train(settings(tmp_path / "two", **long, workers=2, ray={"enabled": True}), capsys)
-    assert {m.pid for m in two.members} != {m.pid for m in one.members} == {os.getpid()}
-    for figure in ("loss", "accuracy", "validation/loss"):
-        assert both.figures[figure] == pytest.approx(alone.figures[figure], abs=2e-3), figure
-    weights = [load_file(Path(part.path or "") / "model.safetensors") for part in (alone, both)]
-    assert all(torch.allclose(t.float(), weights[1][k].float(), atol=5e-3) for k, t in weights[0].items())
-    _, half = train(settings(tmp_path / "half", **{**long, "batch_size": 8}), capsys)
-    assert half.figures["loss"] != pytest.approx(alone.figures["loss"], abs=2e-3), "another batch is another loss"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_workers_start_again_after_a_death_and_not_after_a_refusal(tmp_path: Path, cluster: object) -> None:
-    def die_then_refuse(folder: Path, crew: Crew, tell: Tell) -> None:
-        begun = folder / f"worker-{crew.rank}"
-        first = not begun.exists()
-        with begun.open("a") as file:
-            file.write("x")
-        if not first:
-            raise FedrayError("it would come again")
-        if crew.rank == 1:
-            time.sleep(2)  # Ray Train gives up where a worker dies while the group is still being started
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    two = Workers(2, 1, "cpu", RaySettings(), tmp_path / "ray")
-    with pytest.raises(FedrayError, match=r"^it would come again$"):
-        workers.run(Work(die_then_refuse, tmp_path), two, lambda *news: None)
-    assert [(tmp_path / f"worker-{rank}").read_text() for rank in (0, 1)] == ["xx", "xx"]
-
-
-@pytest.mark.parametrize(
-    ("count", "ray", "here"),
-    [
-        (1, RaySettings(), True),
-        (1, RaySettings(enabled=False, address="head:6379"), True),
-        (1, RaySettings(address="head:6379"), False),
-        (2, RaySettings(), False),
-    ],
-)
-def test_a_cluster_that_is_named_is_used(count: int, ray: RaySettings, here: bool, tmp_path: Path) -> None:
-    assert Workers(count, 1, "cpu", ray, tmp_path).here == here
 
 
 def command(folder: Path, *more: str) -> list[str]:
