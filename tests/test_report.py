@@ -53,7 +53,7 @@ def test_the_keys_are_the_documented_ones(tmp_path: Path) -> None:
     assert set(keys) == {f.name for f in fields(Report)} and keys["schema"] == 1
     assert keys["usage"]["seconds"] == {"prefill[llama-1b]": {"p50": 0.1, "p95": 0.2}}
     assert keys["missing"] == [{"member": "qwen2.5-1.5b", "reason": "late: no answer within 2 s"}]
-    assert set(keys["answers"][0]) == {"question", "choices", "gold", "alone", "federated"}
+    assert set(keys["answers"][0]) == {"question", "choices", "gold", "alone", "federated", "by_member", "read"}
     member = {"name", "role", "family", "parameters", "device", "node", "pid", "dtype", "revision", "memory_bytes"}
     assert set(keys["members"][0]) == member
 

@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused_with_the_figures(tmp_path: Path, monkeypat
     with pytest.raises(
         FedrayError, match=r"take .* GiB of the machine's memory, where 3\.0 GiB are free .*qwen3-0\.6b"
     ):
-        foretell(tmp_path, senders=["qwen2.5-1.5b", "llama-1b"])
+        foretell(tmp_path, senders=["qwen2.5-1.5b", "llama-1b"], ray=False)
     assert report.read(tmp_path).needs, "the figures are in the report all the same"
     with pytest.raises(FedrayError, match="leave out llama-3b"):
         Federation(zoo="shapes", senders=["llama-3b"], ray=False)

@@ -95,7 +95,9 @@ def train(folder: Path, talks: Path, **values: Any) -> report.Report:
 
 
 def commit(mirror: Mirror, repo: str) -> str:
-    return mirror.repos[repo].revisions["main"]
+    found = mirror.repos[repo].commit()
+    assert found is not None
+    return found
 
 
 def asked_for(mirror: Mirror) -> set[str]:
