@@ -7,7 +7,7 @@ import torch
 from fedray.benchmark.bench import Bench
 from fedray.benchmark.station import hop, random_cache
 from fedray.types import KVSpec
-from fedray.wire.payload import check_finite
+from fedray.wire.codecs import are_finite
 
 SPEC, TOKENS, DTYPE = KVSpec(28, 8, 128), 512, "bfloat16"  # Qwen3-0.6B's: 56 layers of keys and values, 56 MiB
 ACTORS = ("wire.actor_to_actor", "wire.over_plain_tensors", "wire.finite_check")
@@ -31,7 +31,7 @@ def _across_actors(bench: Bench) -> None:
             "tensors": between.tensors,
             "nothing": between.nothing,
             "copy": lambda: target.copy_(source),
-            "check": lambda: check_finite("sender", layers),
+            "check": lambda: are_finite([extreme for layer in layers for extreme in layer.aminmax()]),
         }
         seconds = bench.seconds("the wire", ways, warm=3)
     floor = seconds["nothing"] + 2 * seconds["copy"]
