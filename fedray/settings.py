@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, repo_of, resolve, safe_name
 from fedray.schema import Schema
-from fedray.types import T2T, FedrayError, Generation
+from fedray.types import T2T, FedrayError, Generation, Wire
 
 Task = Literal[
     "tiny",
@@ -76,11 +76,6 @@ class DataSettings:
     path: Path | None = None  # a folder of local copies, one per data set, or one data set's folder or file
     streaming: bool = False  # read the hub's rows as they come, without keeping them
     revision: str | None = None  # of the data set on the hub: a branch, tag or commit
-
-
-@dataclass(frozen=True, slots=True)
-class WireSettings:
-    codec: Literal["none"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +145,7 @@ class Settings:
     generation: Generation = field(default_factory=Generation)
     deadline_s: float | None = None
     on_missing: Literal["alone", "text", "error"] = "alone"
-    wire: WireSettings = WireSettings()
+    wire: Wire = field(default_factory=Wire)
     registry: RegistrySettings = RegistrySettings()
     ray: RaySettings = RaySettings()
     members: Mapping[str, MemberSettings] = field(default_factory=dict)  # by safe name: qwen2_5-0_5b
@@ -322,6 +317,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("task.batch_size", 1, 256),
     ("task.max_tokens", 1, 4096),
     ("gate.threshold", 0, 1),
+    ("wire.keep", 0.01, 1),
     ("generation.max_tokens", 1, math.inf),
     ("generation.temperature", 0, math.inf),
     ("generation.seed", 0, 2**32 - 1),

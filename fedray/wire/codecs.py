@@ -19,7 +19,7 @@ from fedray.llm.cache import KVCache
 CODECS = ("none", "int8", "int4")
 SIDES = ("keys", "values")
 GROUP = 64  # tokens that share a key channel's scale
-SCALE = torch.float16
+SCALE, MINIMUM = torch.bfloat16, torch.float16  # the range of any number; the precision of a bias
 CACHED = 1 << 16  # numbers that are worked on at a time on a CPU
 
 
@@ -91,7 +91,7 @@ def encode(codec: str, block: Block, layers: Sequence[Tensor]) -> list[Tensor]:
     device = layers[0].device
     shape = (block.layers, block.heads, block.tokens, block.dim if codec == "int8" else block.dim // 2)
     codes_LNTH = torch.empty(shape, dtype=torch.int8 if codec == "int8" else torch.uint8, device=device)
-    scales, minima = (torch.empty(block.scales, dtype=SCALE, device=device) for _ in range(2))
+    scales, minima = (torch.empty(block.scales, dtype=dtype, device=device) for dtype in (SCALE, MINIMUM))
     for of, tokens, group in block.pieces(device.type):
         x = torch.stack([layer[:, tokens] for layer in layers[of]]).float()
         low, high = x.aminmax(dim=dim, keepdim=True)  # NaN and infinity come through, and are refused on arrival
@@ -99,7 +99,7 @@ def encode(codec: str, block: Block, layers: Sequence[Tensor]) -> list[Tensor]:
             scale = scales[of, :, group] = (torch.maximum(high, -low) / 127).to(SCALE)
             codes_LNTH[of, :, tokens] = x.mul_(_inverse(scale)).round_().clamp_(-127, 127)
         else:
-            low = minima[of, :, group] = low.to(SCALE)
+            low = minima[of, :, group] = low.to(MINIMUM)
             scale = scales[of, :, group] = ((high - low.float()) / 15).to(SCALE)
             codes = x.sub_(low).mul_(_inverse(scale)).round_().clamp_(0, 15).to(torch.uint8)
             codes_LNTH[of, :, tokens] = codes[..., ::2] | codes[..., 1::2] << 4
@@ -119,7 +119,9 @@ def decode(codec: str, block: Block, buffers: Sequence[Tensor], dtype: torch.dty
             pieces += layer.copy_(buffer.view(dtype).view(layer.shape)).aminmax()
         return are_finite(pieces)
     shape = (block.layers, block.heads, block.tokens, block.dim)
-    scales, *minima = (buffer.view(SCALE).view(block.scales) for buffer in buffers[1:])
+    scales, *minima = (
+        b.view(dtype).view(block.scales) for b, dtype in zip(buffers[1:], (SCALE, MINIMUM), strict=False)
+    )
     codes = buffers[0].view(torch.int8).view(shape) if codec == "int8" else buffers[0].view(*shape[:3], block.dim // 2)
     for of, tokens, group in block.pieces(out_LNTH.device.type):
         part, scale = codes[of, :, tokens], scales[of, :, group].float()

@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from fedray.llm.cache import KVCache
-from fedray.types import FedrayError, KVSpec
+from fedray.types import FedrayError, KVSpec, Layers
 from fedray.wire.codecs import CODECS, SIDES, Block, decode, encode, sizes
 from fedray.wire.memory import Shelf
 
 MAGIC = b"FRKV"
 VERSION = 2
-Layers = tuple[tuple[int, ...], tuple[int, ...]]  # whose keys, and whose values; ascending
 _PREFIX = struct.Struct("<4sHI")
 _MAX_HEADER = 1 << 24
 _MAX_SPEC = 1 << 16  # layers, heads or dims: beyond it nobody means it
@@ -57,7 +56,8 @@ class Payload:
 class Shipment:
     """An unpacked payload: whose cache, which rows of the request it belongs to, and each token's place in the text.
 
-    spans: per row a (start, end) character span for every token, or () where the sender gave none.
+    spans: per row a (start, end) character span for every token that was read, or () where the sender gave none.
+    whole: per row the tokens that were read, of which the cache may hold but some.
     layers: those that were sent; the others are zeros without memory of their own.
     """
 
@@ -65,6 +65,7 @@ class Shipment:
     cache: KVCache
     rows: tuple[int, ...]
     spans: tuple[tuple[tuple[int, int], ...], ...]
+    whole: tuple[int, ...]
     layers: Layers
 
 
@@ -76,10 +77,12 @@ def pack(
     *,
     codec: str = "none",
     layers: Layers | None = None,
+    whole: Tensor | None = None,
 ) -> Payload:
     """A payload of the valid tokens of `cache`, whose row b belongs to row rows[b] of the request.
 
-    layers: those to send, None is all. The buffers are views of the cache where its layout allows.
+    layers: those to send, None is all. whole: (B,), the rows' tokens before some were left out; spans are theirs.
+    The buffers are views of the cache where its layout allows.
     """
     if len(rows) != cache.batch:
         raise ValueError(f"payload of {member}: {cache.batch} caches but {len(rows)} row numbers")
@@ -107,6 +110,7 @@ def pack(
         "layers": layers,
         "rows": rows,
         "lengths": lengths,
+        "whole": lengths if whole is None else whole.tolist(),
         "positions": not counted,
         "spans": spans is not None,
     }
@@ -135,7 +139,7 @@ def unpack(
         Block(side, len(of), spec.kv_heads, lengths, spec.head_dim) for side, of in zip(SIDES, chosen, strict=True)
     ]
     parts = [sizes(codec, block, wire_dtype.itemsize) for block in blocks]
-    parts += [[4 * sum(lengths)] * body["positions"], [8 * sum(lengths)] * body["spans"]]
+    parts += [[4 * sum(lengths)] * body["positions"], [8 * sum(body["whole"])] * body["spans"]]
     want, got = [size for part in parts for size in part], [b.nbytes for b in payload.buffers]
     if want != got:
         raise CorruptPayload(
@@ -158,7 +162,8 @@ def unpack(
     keys, values = (_layers(side, of, spec, valid_BT) for side, of in zip(sides, chosen, strict=True))
     lengths_B = torch.tensor(lengths, dtype=torch.long, device=device)
     cache = KVCache(spec, keys, values, lengths_B, padded.to(device))
-    return Shipment(member, cache, rows, _rows_of(spans, lengths), (chosen[0], chosen[1]))
+    whole = tuple(body["whole"])
+    return Shipment(member, cache, rows, _rows_of(spans, whole), whole, (chosen[0], chosen[1]))
 
 
 def _read_header(header: bytes) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def _read_header(header: bytes) -> dict[str, Any]:
         body = json.loads(header[_PREFIX.size :])
         layers, kv_heads, head_dim = body["spec"]
         keys, values = body["layers"]
-        integers = [layers, kv_heads, head_dim, *body["lengths"], *body["rows"], *keys, *values]
+        integers = [layers, kv_heads, head_dim, *body["lengths"], *body["rows"], *body["whole"], *keys, *values]
         sound = (
             all(type(n) is int and n >= 0 for n in integers) and 0 < min(body["spec"]) <= max(body["spec"]) < _MAX_SPEC
         )
@@ -184,9 +189,11 @@ def _read_header(header: bytes) -> dict[str, Any]:
         raise CorruptPayload(f"payload header cannot be read ({error}); ask the sender again") from error
     if not sound:
         raise CorruptPayload("payload header has fields of the wrong type; ask the sender again")
-    apart = len(body["lengths"]) == len(body["rows"]) == len(set(body["rows"]))
-    apart = apart and (body["positions"] or keys or values)  # lengths without bytes to show for them
-    if not apart or any(side != sorted(set(side)) or max(side, default=0) >= layers for side in (keys, values)):
+    sound = len(body["lengths"]) == len(body["rows"]) == len(set(body["rows"]))
+    sound = sound and len(body["whole"]) == len(body["rows"])
+    sound = sound and all(kept <= read for kept, read in zip(body["lengths"], body["whole"], strict=True))
+    sound = sound and (body["positions"] or keys or values)  # lengths without bytes to show for them
+    if not sound or any(side != sorted(set(side)) or max(side, default=0) >= layers for side in (keys, values)):
         raise CorruptPayload(f"payload of {body['member']}: its header does not hold together; ask the sender again")
     return body
 
@@ -204,7 +211,7 @@ def _tensor(buffer: np.ndarray) -> Tensor:
 
 
 def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
+    if device.type != "cpu" or not all(shape):
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.from_numpy(_SHELF.take(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
 
