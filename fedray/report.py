@@ -158,6 +158,9 @@ class Evaluated:
     missing: tuple[Missing, ...]
     wall_s: float  # that asking took
     scoring: str = "text"  # as in Report
+    wire: str = "none"  # the codec of caches
+    keep: float = 1.0  # share of every sender's tokens that was sent
+    score: str = "last"  # which tokens those were
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
 
 
@@ -212,6 +215,8 @@ class Compared:
     rescued: int  # a wrong, b right
     harmed: int
     p: float  # as p_alone
+    low: float | None = None  # of a 95 % interval of `points`, clustered as stderr is; None: a single cluster
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

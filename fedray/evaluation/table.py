@@ -157,7 +157,21 @@ def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:
     if found:
         yield from ("## Paired comparisons: what b changes over a", "")
         yield from _markdown(
-            ("rows", "receiver", "senders", "a", "b", "n", "a right", "b right", "points", "rescued", "harmed", "p"),
+            (
+                "rows",
+                "receiver",
+                "senders",
+                "a",
+                "b",
+                "n",
+                "a right",
+                "b right",
+                "points",
+                "95 %",
+                "rescued",
+                "harmed",
+                "p",
+            ),
             (
                 (
                     f"{c.rows[0] + 1}, {c.rows[1] + 1}",
@@ -169,6 +183,7 @@ def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:
                     f"{c.accuracy_a:.1%}",
                     f"{c.accuracy_b:.1%}",
                     f"{c.points:+.1f}",
+                    "" if c.low is None or c.high is None else f"{c.low:+.1f} to {c.high:+.1f}",
                     str(c.rescued),
                     str(c.harmed),
                     p_value(c.p),
