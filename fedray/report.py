@@ -163,6 +163,11 @@ class Evaluated:
     score: str = "last"  # which tokens those were
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
 
+    @property
+    def plain_wire(self) -> bool:
+        """Whether caches travelled whole and as they are."""
+        return self.wire == "none" and self.keep == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:

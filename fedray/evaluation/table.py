@@ -241,6 +241,7 @@ def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterato
 def paper_key(row: Evaluated) -> tuple[str, str] | None:
     """Which of the paper's ways a row is: as published, nothing gated that the paper does not gate, no control."""
     published = row.control == "none" and row.t2t_gate == "none" and not row.full and not row.answer_all
+    published = published and row.plain_wire
     learned = row.protocol != "c2c" or row.gate == "learned"
     key = (row.protocol, row.rephrase)
     return key if published and learned and key in PAPER else None
