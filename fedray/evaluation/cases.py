@@ -37,6 +37,10 @@ class Way:
     score: str = "last"
 
     @property
+    def wire(self) -> tuple[str, float, str]:
+        return self.codec, self.keep, self.score
+
+    @property
     def over_plain_wire(self) -> Way:
         """The same with whole caches as they are."""
         return replace(self, codec="none", keep=1.0, score="last")

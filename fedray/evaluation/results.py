@@ -115,6 +115,7 @@ class Results:
 
     def comparisons(self) -> tuple[Compared, ...]:
         """Pairs of ways that differ, of the same members in the same roles, either in rephrasing or in anything else;
+        another wire is compared with whole caches as they are;
         and each member without help against the federations it is in (beyond the receiver alone, which rows know)."""
         return tuple(self._compared(a, b) for a, b in self._pairs())
 
@@ -149,9 +150,10 @@ class Results:
             if not a.senders and a.receiver in (b.receiver, *b.senders) and a != b.alone:
                 yield a, b
             same_place = (a.receiver, set(a.senders)) == (b.receiver, set(b.senders))
-            if a.way.over_plain_wire == b.way.over_plain_wire:  # another wire is compared with the plain one alone
-                if same_place and b.way.over_plain_wire in (a.way, b.way):
-                    yield (a, b) if a.way == a.way.over_plain_wire else (b, a)
+            if a.way.wire != b.way.wire:  # another wire is compared with the plain one of the same way alone
+                plain = a.way.over_plain_wire
+                if same_place and plain == b.way.over_plain_wire and plain in (a.way, b.way):
+                    yield (a, b) if a.way == plain else (b, a)
                 continue
             same_text, same_way = a.way.rephrase == b.way.rephrase, _but_rephrase(a) == _but_rephrase(b)
             if same_place and same_text != same_way:
