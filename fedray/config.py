@@ -33,7 +33,6 @@ from fedray.settings import (
     Settings,
     TaskSettings,
     TrackingSettings,
-    WireSettings,
     ZooSettings,
     build,
 )
@@ -84,7 +83,6 @@ __all__ = [
     "Settings",
     "TaskSettings",
     "TrackingSettings",
-    "WireSettings",
     "ZooSettings",
     "build",
     "check",

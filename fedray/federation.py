@@ -178,6 +178,7 @@ def _choices(s: Settings) -> dict[str, Any]:
         "on_missing": s.on_missing,
         "control": s.control,
         "rephrase": s.rephrase,
+        "wire": s.wire,
         "t2t": s.t2t,
         "rounds": s.rounds,
         "vote": s.vote,

@@ -32,6 +32,7 @@ from fedray.types import (
     Answer,
     FedrayError,
     Generation,
+    Layers,
     MemberInfo,
     Missing,
     Opening,
@@ -41,8 +42,12 @@ from fedray.types import (
     Rewrites,
     Row,
     Usage,
+    Wire,
 )
 from fedray.wire.payload import Payload, Shipment, pack, unpack
+from fedray.wire.selection import keep_tokens
+
+AS_IT_IS = Wire()
 
 
 def ships(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,11 +147,14 @@ class Member:
         spans: bool = False,
         control: str = "none",
         seed: int = 0,
+        wire: Wire = AS_IT_IS,
+        layers: Layers | None = None,
     ) -> tuple[Receipt, Payload]:
         """Send the caches of some rows. With `prompts` (or `token_ids`: one per row in `rows`) they are read first.
 
         control: "noise" sends norm-matched noise, "constant" one fixed vector per layer and head, instead of the cache.
-        spans: send the place of every token in the text too (mix needs it).
+        spans: send the place of every token in the text too (mix needs it). wire: how it is written, and which tokens
+        are left out; layers: those that are read, None is all.
         """
         clock = Clock()
         if prompts is not None or token_ids is not None:
@@ -157,7 +165,9 @@ class Member:
         cache = held.cache.select(picked)
         if control in ("noise", "constant"):
             cache = self._without_knowledge(cache, control, [held.ids[i] for i in picked], seed)
-        payload = pack(self.name, cache, list(rows), [held.spans[i] for i in picked] if spans else None)
+        places = [held.spans[i] for i in picked] if spans else None
+        kept = keep_tokens(cache, wire.keep, wire.score, seed)
+        payload = pack(self.name, kept, list(rows), places, codec=wire.codec, layers=layers, whole=cache.lengths)
         clock.lap(f"pack[{self.name}]")
         return Receipt(self.name, Usage(clock.seconds)), payload
 
@@ -345,12 +355,14 @@ class Member:
         spans: list[tuple[Span, ...]] = [()] * batch
         for row, of_row in zip(shipment.rows, shipment.spans, strict=False):
             spans[row] = of_row
+        whole = dict(zip(shipment.rows, shipment.whole, strict=True))
         return combine.Part(
             sender=sender,
             fuser=self._fusers[artifact.hash],
             cache=shipment.cache.scatter(shipment.rows, batch),
             weight_B=weights_BS[:, plan.senders.index(sender)].to(self.llm.device),
             spans=tuple(spans),
+            whole=tuple(whole.get(row, 0) for row in range(batch)),
         )
 
     def _read_last_token(self, held: Session, context: Context) -> Tensor:

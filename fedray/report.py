@@ -160,7 +160,15 @@ class Evaluated:
     missing: tuple[Missing, ...]
     wall_s: float  # that asking took
     scoring: str = "text"  # as in Report
+    wire: str = "none"  # the codec of caches
+    keep: float = 1.0  # share of every sender's tokens that was sent
+    score: str = "last"  # which tokens those were
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
+
+    @property
+    def plain_wire(self) -> bool:
+        """Whether caches travelled whole and as they are."""
+        return self.wire == "none" and self.keep == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +222,8 @@ class Compared:
     rescued: int  # a wrong, b right
     harmed: int
     p: float  # as p_alone
+    low: float | None = None  # of a 95 % interval of `points`, clustered as stderr is; None: a single cluster
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, resolve, safe_name
 from fedray.schema import Schema
-from fedray.types import T2T, FedrayError, Generation
+from fedray.types import T2T, FedrayError, Generation, Wire
 
 Task = Literal[
     "tiny",
@@ -73,11 +73,6 @@ class DataSettings:
     path: Path | None = None  # a folder of local copies, one per data set, or one data set's folder or file
     streaming: bool = False  # read the hub's rows as they come, without keeping them
     revision: str | None = None  # of the data set on the hub: a branch, tag or commit
-
-
-@dataclass(frozen=True, slots=True)
-class WireSettings:
-    codec: Literal["none"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +142,7 @@ class Settings:
     generation: Generation = field(default_factory=Generation)
     deadline_s: float | None = None
     on_missing: Literal["alone", "text", "error"] = "alone"
-    wire: WireSettings = WireSettings()
+    wire: Wire = field(default_factory=Wire)
     registry: RegistrySettings = RegistrySettings()
     ray: RaySettings = RaySettings()
     members: Mapping[str, MemberSettings] = field(default_factory=dict)  # by safe name: qwen2_5-0_5b

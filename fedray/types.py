@@ -121,6 +121,18 @@ class Missing:
     reason: str
 
 
+Layers = tuple[tuple[int, ...], tuple[int, ...]]  # whose keys, and whose values; ascending
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How caches travel. keep: share of every row's tokens that is sent, those with the best score."""
+
+    codec: Literal["none", "int8", "int4"] = "none"
+    keep: float = 1.0
+    score: Literal["last", "norm", "similar", "random"] = "last"
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """A fuser or gate in the registry: found by content hash, loaded by the member that uses it."""
@@ -129,6 +141,7 @@ class Artifact:
     hash: str
     path: str  # folder with model.safetensors and manifest.json, readable from the member's machine
     reads_ids: bool = False  # a fuser whose sender must read the receiver's token ids instead of the text
+    layers: Layers | None = None  # of the sender, that a fuser reads; None: all
     random: Mapping[str, Any] | None = None  # zoo=shapes: what it would be; it has random weights and no folder
 
 
@@ -231,6 +244,7 @@ class Plan:
     on_missing: str = "alone"  # alone | text | error
     control: str = "none"  # none | mismatched | noise | constant
     rephrase: str = "none"  # none | shared | distinct: what senders read instead of the original
+    wire: Wire = Wire()
     t2t: T2T = T2T()
     rounds: int = 3  # of self_refine, at most
     peers: tuple[Plan, ...] = ()  # answer_all: the plans of the other members, each a receiver too

@@ -41,7 +41,29 @@ def test_round_trip(lengths, dtype):
 
 def test_only_valid_tokens_travel():
     body = sum(b.nbytes for b in pack("a", make([2, 7, 1], torch.bfloat16), [0, 1, 2]).buffers)
-    assert body == 10 * SPEC.values_per_token() * 2 + 10 * 4
+    assert body == 10 * SPEC.values_per_token() * 2
+
+
+def test_only_the_layers_that_are_read_travel():
+    cache = make([5, 3])
+    payload = pack("a", cache, [0, 1], layers=((2,), (0, 1)))
+    assert sum(b.nbytes for b in payload.buffers) == 8 * SPEC.values_per_token() * 4 // 2
+    shipment = unpack(payload)
+    valid = cache.valid_BT()
+    assert shipment.layers == ((2,), (0, 1))
+    for sent, before, after in zip((0, 0, 1), cache.keys, shipment.cache.keys, strict=True):
+        assert torch.equal(after.transpose(1, 2)[valid], before.transpose(1, 2)[valid]) == bool(sent)
+        assert bool(after.any()) == bool(sent)
+        assert sent or not any(after.stride())
+    nothing = unpack(pack("a", cache, [0, 1], layers=((), ()))).cache
+    assert nothing.lengths.tolist() == [5, 3] and torch.equal(nothing.positions[valid], cache.positions[valid])
+
+
+def test_positions_that_are_not_counted_from_zero_travel():
+    cache = make([4])
+    later = KVCache(cache.spec, cache.keys, cache.values, cache.lengths, cache.positions + 3)
+    assert pack("a", later, [0]).nbytes > pack("a", cache, [0]).nbytes
+    assert unpack(pack("a", later, [0])).cache.positions.tolist() == [[3, 4, 5, 6]]
 
 
 def test_received_memory_is_ones_own():
@@ -78,6 +100,18 @@ def header(payload: Payload, **changes: object) -> Payload:
         lambda p: header(p, spec=[3, 2]),
         lambda p: header(p, spec=[0, 2, 8]),
         lambda p: header(p, spec=[10**9, 2, 8]),
+        lambda p: header(p, spec=[3, 10**30, 8]),
+        lambda p: header(p, codec="int2"),
+        lambda p: header(p, codec="int8"),
+        lambda p: header(p, layers=[[0, 1, 2], [0, 1]]),
+        lambda p: header(p, layers=[[0, 1, 3], [0, 1, 2]]),
+        lambda p: header(p, layers=[[0, 2, 1], [0, 1, 2]]),
+        lambda p: header(p, layers=[[0, 0, 1], [0, 1, 2]]),
+        lambda p: header(p, layers=[[0, 1, 2]]),
+        lambda p: Payload(header(p, layers=[[], []], lengths=[10**12]).header, ()),
+        lambda p: header(p, positions=True),
+        lambda p: header(p, positions=1),
+        lambda p: header(p, spans=True),
         lambda p: header(p, dtype="object"),
         lambda p: header(p, member=None),
         lambda p: header(p, spans=[["x"]]),
@@ -90,9 +124,10 @@ def test_damaged_payloads_are_refused(damage):
         unpack(damage(payload))
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_are_none_are_refused_and_the_sender_named(number):
-    cache = make([4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_none_are_refused_and_the_sender_named(number, dtype):
+    cache = make([40], dtype)
     cache.values[1][0, 1, 2, 3] = number
     with pytest.raises(CorruptPayload, match=r"payload of qwen2\.5-0\.5b"):
         unpack(pack("qwen2.5-0.5b", cache, [0]))

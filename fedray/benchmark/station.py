@@ -86,6 +86,7 @@ def hop(ray: RaySettings, spec: KVSpec, tokens: int, dtype: str) -> Iterator[Hop
     loop = Background()
     try:
         made = {"spec": (spec.layers, spec.kv_heads, spec.head_dim), "tokens": tokens, "dtype": dtype}
+        made["threads"] = torch.get_num_threads()  # as the copy that it is compared with
         names = ("receiver", "sender")
         group = actors.start(Station, place([Placement(name) for name in names]), dict.fromkeys(names, made))
         try:

@@ -11,7 +11,7 @@ from fedray.evaluation.scoring import for_task
 from fedray.llm.catalogue import NAMES, resolve, safe_name
 from fedray.settings import ALONE, ProtocolSettings, Settings
 from fedray.suggest import unknown
-from fedray.types import FedrayError
+from fedray.types import FedrayError, Wire
 
 if TYPE_CHECKING:
     from fedray.evaluation.settings import Block, EvaluateSettings
@@ -32,6 +32,18 @@ class Way:
     full: bool = False
     control: str = "none"
     answer_all: bool = False
+    codec: str = "none"
+    keep: float = 1.0
+    score: str = "last"
+
+    @property
+    def wire(self) -> tuple[str, float, str]:
+        return self.codec, self.keep, self.score
+
+    @property
+    def over_plain_wire(self) -> Way:
+        """The same with whole caches as they are."""
+        return replace(self, codec="none", keep=1.0, score="last")
 
     def __str__(self) -> str:
         """A short label: c2c, t2t gated, c2c (gate open, rephrase shared), ..."""
@@ -41,6 +53,7 @@ class Way:
         if self.protocol == "c2c" and self.gate == "none":
             said.insert(0, "no gate")
         said += ["mix"] * (self.fusion == "mix") + ["both ways"] * self.answer_all
+        said += [self.codec] * (self.codec != "none") + [f"{self.score} {self.keep:.0%}"] * (self.keep < 1)
         return f"{name} ({', '.join(said)})" if said else name
 
 
@@ -77,6 +90,7 @@ class Case:
             "control": way.control,
             "answer_all": way.answer_all,
             "vote": base.vote and way.answer_all,
+            "wire": Wire(way.codec, way.keep, way.score),  # pyright: ignore[reportArgumentType]
             "evidence": {name: text for name, text in base.evidence.items() if name in here},
             "task": replace(base.task, name=self.task),  # pyright: ignore[reportArgumentType]
             "generation": replace(base.generation, seed=seed),
@@ -167,11 +181,20 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[Wa
         fuses, speaks = protocol == "c2c", protocol == "t2t"
         for t2t_gate, full in product(t2t_gates if speaks else ("none",), fulls if speaks else (False,)):
             weighs = fuses or protocol == "route" or t2t_gate == "same"
-            for gate, fusion, control, answer_all in product(
+            for gate, fusion, control, answer_all, wire in product(
                 gates if weighs else ("none",),
                 fusions if fuses else ("none",),
                 controls if fuses else ("none",),
                 both if fuses else (False,),
+                _wires(block, settings) if fuses else (("none", 1.0, "last"),),
             ):
                 for rephrase in rephrases:
-                    yield Way(protocol, fusion, gate, rephrase, t2t_gate, full, control, answer_all)
+                    yield Way(protocol, fusion, gate, rephrase, t2t_gate, full, control, answer_all, *wire)
+
+
+def _wires(block: Block, settings: EvaluateSettings) -> Sequence[tuple[str, float, str]]:
+    """Codec, keep and score of every wire; where all tokens are kept no score matters."""
+    codecs, keeps = block.wire or (settings.wire.codec,), block.keep or (settings.wire.keep,)
+    scores = block.score or (settings.wire.score,)
+    wires = ((codec, keep, score if keep < 1 else "last") for codec, keep, score in product(codecs, keeps, scores))
+    return list(dict.fromkeys(wires))

@@ -47,7 +47,8 @@ def draw(report: Report, folder: Path) -> list[Path]:
 def accuracy_by_senders(rows: Sequence[Evaluated], order: Order, path: Path, label: str) -> Path | None:
     """(a) Accuracy against the number of senders, who join in a fixed order; bands of one standard error."""
     lines = {way: [r for r in rows if line(r) == way and r.senders == order.senders[: len(r.senders)]] for way in LINES}
-    lines = {way: sorted(points, key=lambda r: len(r.senders)) for way, points in lines.items() if len(points) > 1}
+    joined = {way: points for way, points in lines.items() if len({len(r.senders) for r in points}) > 1}
+    lines = {way: sorted(points, key=lambda r: len(r.senders)) for way, points in joined.items()}
     alone = _alone(rows)
     if not lines or alone is None:
         return None
@@ -141,7 +142,7 @@ def seconds_label(row: Evaluated) -> str:
 
 def line(row: Evaluated) -> tuple[str, str] | None:
     """Which of the figure's lines a row belongs to: as published, with the learned gate for caches."""
-    plain = row.t2t_gate == "none" and not row.full and not row.answer_all
+    plain = row.plain_wire and row.t2t_gate == "none" and not row.full and not row.answer_all
     gated = row.protocol != "c2c" or row.gate == "learned"
     return (row.protocol, row.rephrase) if row.senders and plain and gated else None
 

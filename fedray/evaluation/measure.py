@@ -145,6 +145,7 @@ def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:
         answer_all=settings.answer_all,
         control=settings.control,
         rephrase=settings.rephrase,
+        wire=settings.wire,
         t2t=settings.t2t,
         vote=settings.vote,
         seed=settings.seed,

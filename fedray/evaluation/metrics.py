@@ -37,7 +37,7 @@ def is_right(choice: int | None, gold: int) -> bool:
     return choice is not None and choice == gold
 
 
-def accuracy(right: Sequence[bool]) -> float:
+def accuracy(right: Sequence[int]) -> float:
     """Share of right answers; raises ValueError without any."""
     if not right:
         raise ValueError("accuracy of no answers is undefined")
@@ -49,7 +49,7 @@ def stderr(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def clustered_stderr(right: Sequence[bool], clusters: Sequence[str]) -> float:
+def clustered_stderr(right: Sequence[int], clusters: Sequence[str]) -> float:
     """Standard error of a share whose answers come in clusters (questions about one entity stand or fall together).
 
     The cluster-robust variance of a mean with the correction G / (G - 1) for G clusters; not a number for one cluster.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
@@ -107,10 +108,14 @@ class Results:
             wall_s=sum(m.wall_s for m in measured),
             leakage=leaks(asked[first], measured[0].read) if measured[0].read else (),
             scoring=asked[first][0].scoring,
+            wire=way.codec,
+            keep=way.keep,
+            score=way.score,
         )
 
     def comparisons(self) -> tuple[Compared, ...]:
         """Pairs of ways that differ, of the same members in the same roles, either in rephrasing or in anything else;
+        another wire is compared with whole caches as they are;
         and each member without help against the federations it is in (beyond the receiver alone, which rows know)."""
         return tuple(self._compared(a, b) for a, b in self._pairs())
 
@@ -145,6 +150,11 @@ class Results:
             if not a.senders and a.receiver in (b.receiver, *b.senders) and a != b.alone:
                 yield a, b
             same_place = (a.receiver, set(a.senders)) == (b.receiver, set(b.senders))
+            if a.way.wire != b.way.wire:  # another wire is compared with the plain one of the same way alone
+                plain = a.way.over_plain_wire
+                if same_place and plain == b.way.over_plain_wire and plain in (a.way, b.way):
+                    yield (a, b) if a.way == plain else (b, a)
+                continue
             same_text, same_way = a.way.rephrase == b.way.rephrase, _but_rephrase(a) == _but_rephrase(b)
             if same_place and same_text != same_way:
                 yield (a, b) if _rank(a) <= _rank(b) else (b, a)
@@ -152,6 +162,7 @@ class Results:
     def _compared(self, a: Case, b: Case) -> Compared:
         paired, order = self._paired(a, b), self.cases
         found = paired.found
+        margin = self._margin(a, b)
         return Compared(
             task=a.task,
             rows=(order.index(a), order.index(b)),
@@ -164,7 +175,20 @@ class Results:
             rescued=found.rescued,
             harmed=found.harmed,
             p=paired.p_value,
+            low=_points(paired) - margin if math.isfinite(margin) else None,
+            high=_points(paired) + margin if math.isfinite(margin) else None,
         )
+
+    def _margin(self, a: Case, b: Case) -> float:
+        """Half of the 95 % interval of what b changes over a, in points: both answered the same questions."""
+        seeds = [seed for seed in self._done[a] if seed in self._done[b]]
+        changes: list[int] = []
+        clusters: list[str] = []
+        for seed in seeds:
+            before, after = self._done[a][seed].right, self._done[b][seed].right
+            changes += [int(y) - int(x) for x, y in zip(before, after, strict=True)]
+            clusters += [q.entity or q.id for q in self._questions[a.task, seed]]
+        return 196 * clustered_stderr(changes, clusters)
 
     def _paired(self, a: Case, b: Case) -> Paired:
         """What b changes over a, on the seeds that both have."""

@@ -34,6 +34,9 @@ class Block:
     full: tuple[bool, ...] = ()  # t2t.full
     control: tuple[str, ...] = ()
     answer_all: tuple[bool, ...] = ()
+    wire: tuple[str, ...] = ()  # codecs
+    keep: tuple[float, ...] = ()  # wire.keep
+    score: tuple[str, ...] = ()  # wire.score
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,21 @@ def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:
     if found:
         yield from ("## Paired comparisons: what b changes over a", "")
         yield from _markdown(
-            ("rows", "receiver", "senders", "a", "b", "n", "a right", "b right", "points", "rescued", "harmed", "p"),
+            (
+                "rows",
+                "receiver",
+                "senders",
+                "a",
+                "b",
+                "n",
+                "a right",
+                "b right",
+                "points",
+                "95 %",
+                "rescued",
+                "harmed",
+                "p",
+            ),
             (
                 (
                     f"{c.rows[0] + 1}, {c.rows[1] + 1}",
@@ -169,6 +183,7 @@ def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:
                     f"{c.accuracy_a:.1%}",
                     f"{c.accuracy_b:.1%}",
                     f"{c.points:+.1f}",
+                    "" if c.low is None or c.high is None else f"{c.low:+.1f} to {c.high:+.1f}",
                     str(c.rescued),
                     str(c.harmed),
                     p_value(c.p),
@@ -226,6 +241,7 @@ def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterato
 def paper_key(row: Evaluated) -> tuple[str, str] | None:
     """Which of the paper's ways a row is: as published, nothing gated that the paper does not gate, no control."""
     published = row.control == "none" and row.t2t_gate == "none" and not row.full and not row.answer_all
+    published = published and row.plain_wire
     learned = row.protocol != "c2c" or row.gate == "learned"
     key = (row.protocol, row.rephrase)
     return key if published and learned and key in PAPER else None

@@ -28,7 +28,8 @@ class Part:
     """One sender's share in a fusion.
 
     cache: B rows in the sender's space; rows it did not send have length 0. weight_B: gate weights in [0, 1].
-    spans: per row the place of each sender token in the text (mix only).
+    spans: per row the place of each sender token in the text (mix only). whole: per row the tokens the sender has read,
+    where it may have left some out; `cache.positions` says which it sent.
     """
 
     sender: str
@@ -36,6 +37,7 @@ class Part:
     cache: KVCache
     weight_B: Tensor
     spans: tuple[tuple[Span, ...], ...] = ()
+    whole: tuple[int, ...] = ()
 
     def check(self, receiver: KVCache) -> None:
         config = self.fuser.config
@@ -115,11 +117,20 @@ def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Te
 
 
 def _sources(part: Part, b: int, spans: Sequence[Span], own_length: int) -> list[int]:
-    """Per receiver token of row b the sender token it reads, or -1, as the fuser's token alignment says.
+    """Per receiver token of row b the slot of the sender token it reads, or -1, as the fuser's token alignment says.
 
     The prompts may differ in front (notes that only one of them reads): places are counted from the end.
     """
-    how, sent = part.fuser.config.token_alignment, int(part.cache.lengths[b])
+    kept = int(part.cache.lengths[b])
+    if not part.whole or part.whole[b] == kept:
+        return _read_tokens(part, b, spans, own_length, kept)
+    slots = {position: slot for slot, position in enumerate(part.cache.positions[b, :kept].tolist())}
+    return [slots.get(token, -1) for token in _read_tokens(part, b, spans, own_length, part.whole[b])]
+
+
+def _read_tokens(part: Part, b: int, spans: Sequence[Span], own_length: int, sent: int) -> list[int]:
+    """The same among all `sent` tokens that the sender has read."""
+    how = part.fuser.config.token_alignment
     if sent == 0:
         return []
     if how == "ids":
@@ -150,5 +161,7 @@ def _end(spans: Sequence[Span]) -> int:
 
 def _take(tensor_BNSH: Tensor, index_BT: Tensor) -> Tensor:
     batch, heads, _, dim = tensor_BNSH.shape
+    if not any(tensor_BNSH.stride()):  # zeros without memory of their own: a layer that is not read
+        return tensor_BNSH[:, :, :1].expand(-1, -1, index_BT.shape[1], -1)
     index = index_BT[:, None, :, None].expand(batch, heads, -1, dim)
     return tensor_BNSH.gather(2, index)

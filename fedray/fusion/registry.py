@@ -29,6 +29,7 @@ from fedray import __version__
 from fedray.disk import whole_folder
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.reads import layers_read
 from fedray.fusion.untrained import build_random
 from fedray.llm.catalogue import EMBEDDED, slug
 from fedray.suggest import unknown
@@ -73,7 +74,9 @@ class Manifest:
 
     def artifact(self, folder: Path) -> Artifact:
         """What a plan needs to know of this version."""
-        return Artifact(self.name, self.hash, str(folder), self.config.get("token_alignment") == "ids")
+        reads_ids = self.config.get("token_alignment") == "ids"
+        layers = layers_read(FuserConfig.from_dict(self.config), folder) if self.role == "fuser" else None
+        return Artifact(self.name, self.hash, str(folder), reads_ids, layers)
 
 
 def fuser_name(sender: str, receiver: str) -> str:

@@ -8,6 +8,7 @@ import json
 import torch
 
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
+from fedray.fusion.reads import layers_read
 from fedray.llm.catalogue import slug
 from fedray.types import Artifact, MemberInfo
 
@@ -22,9 +23,11 @@ def random_config(sender: MemberInfo, receiver: MemberInfo, kind: str, operator:
 
 def random_artifact(sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
     """What stands in a plan for a fuser that nobody has trained; its hash says so."""
-    config = random_config(sender, receiver, kind, operator).to_dict()
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    return Artifact(f"{slug(sender.name)}--{slug(receiver.name)}", f"random-{digest[:9]}", "", random=config)
+    config = random_config(sender, receiver, kind, operator)
+    fields = config.to_dict()
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    name = f"{slug(sender.name)}--{slug(receiver.name)}"
+    return Artifact(name, f"random-{digest[:9]}", "", layers=layers_read(config), random=fields)
 
 
 def build_random(artifact: Artifact, device: str) -> Fuser:

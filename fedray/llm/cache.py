@@ -52,7 +52,9 @@ class KVCache:
         return torch.arange(self.tokens, device=self.lengths.device)[None] < self.lengths[:, None]
 
     def select(self, rows: list[int]) -> KVCache:
-        """The caches of some rows, without the padding they do not need."""
+        """The caches of some rows, without the padding they do not need; of all rows, itself."""
+        if rows == list(range(self.batch)):
+            return self
         index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
         lengths = self.lengths[index]
         longest = int(lengths.max()) if rows else 0
@@ -71,6 +73,8 @@ class KVCache:
         index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
 
         def spread(tensor: Tensor) -> Tensor:
+            if not any(tensor.stride()):  # zeros without memory of their own: a layer that nobody sent
+                return tensor[:1].expand(batch, *tensor.shape[1:])
             return tensor.new_zeros(batch, *tensor.shape[1:]).index_copy(0, index, tensor)
 
         keys, values = (tuple(map(spread, side)) for side in (self.keys, self.values))

@@ -48,6 +48,7 @@ async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], read
     if reading is None and plan.fusers[sender].reads_ids:
         reading = await start_reading(exchange, sender, rows)
     what: dict[str, object] = {"spans": plan.fusion == "mix", "control": plan.control, "seed": plan.seed}
+    what |= {"wire": plan.wire, "layers": plan.fusers[sender].layers}
     if reading is not None:
         if not await exchange.of_sender(sender, reading):
             return None

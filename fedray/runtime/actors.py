@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,10 +189,10 @@ class RayGroup:
         pending = {call.reply for call in handles if not call.settled}
         while pending:
             left = SLICE_S if deadline is None else max(0.0, min(SLICE_S, deadline - time.monotonic()))
-            done = await asyncio.to_thread(_done, pending, left)
-            settling = [call for call in handles if call.reply in done]
-            await asyncio.to_thread(_settle, settling, FETCH_S if deadline is None else max(left, 0.05))
-            pending -= {call.reply for call in settling if call.settled}
+            fetch_s = FETCH_S if deadline is None else max(left, 0.05)
+            calls = [call for call in handles if call.reply in pending]
+            await asyncio.to_thread(_settle, calls, left, fetch_s)
+            pending -= {call.reply for call in calls if call.settled}
             if deadline is not None and time.monotonic() >= deadline:
                 break
         settled = [(i, call) for i, call in enumerate(handles) if call.settled]
@@ -235,15 +235,11 @@ class RayGroup:
         return remote.remote(*(a.argument if isinstance(a, Call) else a for a in args), **kwargs)
 
 
-def _done(pending: set[ObjectRef], timeout: float) -> set[ObjectRef]:
-    """Those that are ready by now, without fetching them; waits until all are, at most `timeout`."""
-    done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=timeout, fetch_local=False)
-    return set(done)
-
-
-def _settle(calls: Sequence[Call], timeout: float) -> None:
+def _settle(calls: Sequence[Call], timeout: float, fetch_s: float) -> None:
+    """Settle those that are ready by now; waits until all are, at most `timeout`."""
+    replies = list({call.reply for call in calls})
+    done = set(ray.wait(replies, num_returns=len(replies), timeout=timeout, fetch_local=False)[0])
     for call in calls:
-        try:
-            call.settle(timeout)
-        except GetTimeoutError:
-            continue
+        if call.reply in done:
+            with suppress(GetTimeoutError):
+                call.settle(fetch_s)

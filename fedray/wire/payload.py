@@ -1,8 +1,10 @@
 """What crosses a process border: a fixed header and byte views, never code.
 
 Layout of `Payload.header`: magic `FRKV`, version u16, body length u32 (little endian), then that many bytes of JSON.
-The buffers follow in the order the JSON names them, each a flat uint8 array. Pickle protocol 5 (and so Ray's object
-store) moves them out of band without a copy. A ragged batch travels without its padding.
+The buffers follow, each a flat uint8 array: the keys of the layers that are sent, their values, each as the codec
+writes (N, T, H), T the tokens of all rows one after another, so that a ragged batch travels without its padding; then
+int32 positions, where they are not 0, 1, 2, ..., and int32 (start, end) spans, where they were asked for. Pickle
+protocol 5 (and so Ray's object store) moves them out of band without a copy.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +22,17 @@ import torch
 from torch import Tensor
 
 from fedray.llm.cache import KVCache
-from fedray.types import FedrayError, KVSpec
+from fedray.types import FedrayError, KVSpec, Layers
+from fedray.wire.codecs import CODECS, SIDES, Block, decode, encode, sizes
+from fedray.wire.memory import Shelf
 
 MAGIC = b"FRKV"
-VERSION = 1
+VERSION = 2
 _PREFIX = struct.Struct("<4sHI")
 _MAX_HEADER = 1 << 24
+_MAX_SPEC = 1 << 16  # layers, heads or dims: beyond it nobody means it
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHELF = Shelf()
 
 
 class CorruptPayload(FedrayError):
@@ -49,37 +56,66 @@ class Payload:
 class Shipment:
     """An unpacked payload: whose cache, which rows of the request it belongs to, and each token's place in the text.
 
-    spans: per row a (start, end) character span for every token, or () where the sender gave none.
+    spans: per row a (start, end) character span for every token that was read, or () where the sender gave none.
+    whole: per row the tokens that were read, of which the cache may hold but some.
+    layers: those that were sent; the others are zeros without memory of their own.
     """
 
     member: str
     cache: KVCache
     rows: tuple[int, ...]
     spans: tuple[tuple[tuple[int, int], ...], ...]
+    whole: tuple[int, ...]
+    layers: Layers
 
 
-def pack(member: str, cache: KVCache, rows: list[int], spans: list[list[tuple[int, int]]] | None = None) -> Payload:
-    """A payload of the valid tokens of `cache`, whose row b belongs to row rows[b] of the request."""
+def pack(
+    member: str,
+    cache: KVCache,
+    rows: list[int],
+    spans: list[list[tuple[int, int]]] | None = None,
+    *,
+    codec: str = "none",
+    layers: Layers | None = None,
+    whole: Tensor | None = None,
+) -> Payload:
+    """A payload of the valid tokens of `cache`, whose row b belongs to row rows[b] of the request.
+
+    layers: those to send, None is all. whole: (B,), the rows' tokens before some were left out; spans are theirs.
+    The buffers are views of the cache where its layout allows.
+    """
     if len(rows) != cache.batch:
         raise ValueError(f"payload of {member}: {cache.batch} caches but {len(rows)} row numbers")
-    lengths = [int(n) for n in cache.lengths]
     dtype = str(cache.keys[0].dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise ValueError(f"payload of {member}: dtype {dtype} cannot travel; use one of {', '.join(_DTYPES)}")
-    valid = cache.valid_BT()
-    ragged = not bool(valid.all())
+    valid_BT, lengths = cache.valid_BT(), tuple(int(n) for n in cache.lengths)
+    everything = tuple(range(cache.spec.layers))
+    layers = layers or (everything, everything)
+    buffers: list[Tensor] = []
+    for side, tensors, chosen in zip(SIDES, (cache.keys, cache.values), layers, strict=True):
+        block = Block(side, len(chosen), cache.spec.kv_heads, lengths, cache.spec.head_dim)
+        buffers += encode(codec, block, [_squeeze(tensors[i], valid_BT) for i in chosen])
+    positions = cache.positions[valid_BT]
+    counted = any(layers) and positions.equal(_counted(lengths).to(positions.device))
+    buffers += [] if counted else [positions.to(torch.int32)]
+    if spans is not None:
+        flat = [span for row in spans for span in row]
+        buffers.append(torch.tensor(flat, dtype=torch.int32).reshape(-1, 2))
     body = {
         "member": member,
         "spec": [cache.spec.layers, cache.spec.kv_heads, cache.spec.head_dim],
         "dtype": dtype,
+        "codec": codec,
+        "layers": layers,
         "rows": rows,
         "lengths": lengths,
-        "spans": spans or [],
+        "whole": lengths if whole is None else whole.tolist(),
+        "positions": not counted,
+        "spans": spans is not None,
     }
-    buffers = [_bytes(_squeeze(t, valid, ragged)) for t in (*cache.keys, *cache.values)]
-    buffers.append(_bytes(cache.positions[valid].to(torch.int32)))
     text = json.dumps(body, separators=(",", ":")).encode()
-    return Payload(_PREFIX.pack(MAGIC, VERSION, len(text)) + text, tuple(buffers))
+    return Payload(_PREFIX.pack(MAGIC, VERSION, len(text)) + text, tuple(map(_bytes, buffers)))
 
 
 def unpack(
@@ -94,46 +130,40 @@ def unpack(
     batch: rows of the request it belongs to; nothing is allocated for a payload that names others.
     """
     body = _read_header(payload.header)
-    member = str(body["member"])
-    spec = KVSpec(*body["spec"])
-    lengths, rows, spans = body["lengths"], body["rows"], body["spans"]
-    wire_dtype = _DTYPES.get(body["dtype"])
-    sound = len(lengths) == len(rows) == len(set(rows)) and (not spans or [len(s) for s in spans] == lengths)
+    member, codec, wire_dtype = body["member"], body["codec"], _DTYPES[body["dtype"]]
+    spec, rows = KVSpec(*body["spec"]), tuple(body["rows"])
+    lengths, chosen = tuple(body["lengths"]), tuple(map(tuple, body["layers"]))
     if batch is not None and any(row >= batch for row in rows):
         raise CorruptPayload(f"payload of {member}: it names a row beyond the batch of {batch}; ask the sender again")
-    if wire_dtype is None or not sound or len(payload.buffers) != 2 * spec.layers + 1:
-        raise CorruptPayload(f"payload of {member}: its header does not hold together; ask the sender again")
-    total = sum(lengths)
-    count = total * spec.kv_heads * spec.head_dim
-    want = [count * wire_dtype.itemsize] * (2 * spec.layers) + [4 * total]
-    got = [b.nbytes for b in payload.buffers]
+    blocks = [
+        Block(side, len(of), spec.kv_heads, lengths, spec.head_dim) for side, of in zip(SIDES, chosen, strict=True)
+    ]
+    parts = [sizes(codec, block, wire_dtype.itemsize) for block in blocks]
+    parts += [[4 * sum(lengths)] * body["positions"], [8 * sum(body["whole"])] * body["spans"]]
+    want, got = [size for part in parts for size in part], [b.nbytes for b in payload.buffers]
     if want != got:
         raise CorruptPayload(
             f"payload of {member}: {sum(got)} bytes in {len(got)} buffers where its header promises "
             f"{sum(want)} in {len(want)}; ask the sender again"
         )
-    longest = max(lengths, default=0)
-    lengths_B = torch.tensor(lengths, dtype=torch.long)
-    valid = torch.arange(longest)[None] < lengths_B[:, None]
-    layers = [_unsqueeze(b, wire_dtype, spec, valid) for b in payload.buffers[:-1]]
-    check_finite(member, layers)
-    positions = torch.zeros(len(rows), longest, dtype=torch.long)
-    positions[valid] = torch.from_numpy(payload.buffers[-1].view(np.int32).copy()).long()
-    layers = [layer.to(device=device, dtype=dtype or wire_dtype) for layer in layers]
-    cache = KVCache(
-        spec,
-        tuple(layers[: spec.layers]),
-        tuple(layers[spec.layers :]),
-        lengths_B.to(device),
-        positions.to(device),
-    )
-    return Shipment(member, cache, tuple(rows), tuple(tuple((a, b) for a, b in row) for row in spans))
-
-
-def check_finite(member: str, layers: Sequence[Tensor]) -> None:
-    """Raises CorruptPayload where a number is NaN or infinite."""
-    if not all(bool(torch.isfinite(layer).all()) for layer in layers):
-        raise CorruptPayload(f"payload of {member}: it holds NaN or infinite numbers; the sender is at fault")
+    buffers = iter(map(_tensor, payload.buffers))
+    keys_buffers, values_buffers, positions, spans = ([next(buffers) for _ in part] for part in parts)
+    device, dtype = torch.device(device), dtype or wire_dtype
+    sides = []
+    for block, part in zip(blocks, (keys_buffers, values_buffers), strict=True):
+        received = _memory((block.layers, block.heads, block.tokens, block.dim), dtype, device)
+        if not decode(codec, block, [buffer.to(device) for buffer in part], wire_dtype, received):
+            raise CorruptPayload(f"payload of {member}: it holds NaN or infinite numbers; the sender is at fault")
+        sides.append(received)
+    flat = positions[0].view(torch.int32).long() if positions else _counted(lengths)
+    valid_BT = torch.arange(max(lengths, default=0))[None] < torch.tensor(lengths, dtype=torch.long)[:, None]
+    padded = torch.zeros(valid_BT.shape, dtype=torch.long)
+    padded[valid_BT] = flat
+    keys, values = (_layers(side, of, spec, valid_BT) for side, of in zip(sides, chosen, strict=True))
+    lengths_B = torch.tensor(lengths, dtype=torch.long, device=device)
+    cache = KVCache(spec, keys, values, lengths_B, padded.to(device))
+    whole = tuple(body["whole"])
+    return Shipment(member, cache, rows, _rows_of(spans, whole), whole, (chosen[0], chosen[1]))
 
 
 def _read_header(header: bytes) -> dict[str, Any]:
@@ -147,14 +177,24 @@ def _read_header(header: bytes) -> dict[str, Any]:
     try:
         body = json.loads(header[_PREFIX.size :])
         layers, kv_heads, head_dim = body["spec"]
-        integers = [layers, kv_heads, head_dim, *body["lengths"], *body["rows"]]
-        sound = all(type(n) is int and n >= 0 for n in integers) and math.prod(body["spec"]) > 0
-        sound = sound and isinstance(body["member"], str)
-        sound = sound and all(type(n) is int for row in body["spans"] for start, end in row for n in (start, end))
+        keys, values = body["layers"]
+        integers = [layers, kv_heads, head_dim, *body["lengths"], *body["rows"], *body["whole"], *keys, *values]
+        sound = (
+            all(type(n) is int and n >= 0 for n in integers) and 0 < min(body["spec"]) <= max(body["spec"]) < _MAX_SPEC
+        )
+        sound = sound and isinstance(body["member"], str) and body["dtype"] in _DTYPES and body["codec"] in CODECS
+        sound = sound and all(type(body[name]) is bool for name in ("positions", "spans"))
+        sound = sound and (body["codec"] != "int4" or head_dim % 2 == 0)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptPayload(f"payload header cannot be read ({error}); ask the sender again") from error
     if not sound:
         raise CorruptPayload("payload header has fields of the wrong type; ask the sender again")
+    sound = len(body["lengths"]) == len(body["rows"]) == len(set(body["rows"]))
+    sound = sound and len(body["whole"]) == len(body["rows"])
+    sound = sound and all(kept <= read for kept, read in zip(body["lengths"], body["whole"], strict=True))
+    sound = sound and (body["positions"] or keys or values)  # lengths without bytes to show for them
+    if not sound or any(side != sorted(set(side)) or max(side, default=0) >= layers for side in (keys, values)):
+        raise CorruptPayload(f"payload of {body['member']}: its header does not hold together; ask the sender again")
     return body
 
 
@@ -163,19 +203,44 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
-def _squeeze(tensor_BNTH: Tensor, valid_BT: Tensor, ragged: bool) -> Tensor:
-    """Only valid tokens: (sum of lengths, N, H)."""
-    tensor_BTNH = tensor_BNTH.transpose(1, 2)
-    return tensor_BTNH[valid_BT] if ragged else tensor_BTNH.flatten(0, 1)
+def _tensor(buffer: np.ndarray) -> Tensor:
+    """A tensor over a buffer, never written to: the store's memory is shared with others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(buffer)
 
 
-def _unsqueeze(buffer: np.ndarray, dtype: torch.dtype, spec: KVSpec, valid_BT: Tensor) -> Tensor:
-    """(B, N, T, H) from the bytes of the valid tokens, padding zero."""
-    size, ragged = (*valid_BT.shape, spec.kv_heads * spec.head_dim * dtype.itemsize), not bool(valid_BT.all())
-    if ragged:
-        padded = np.zeros(size, np.uint8)
-        padded[valid_BT.numpy()] = buffer.reshape(-1, size[-1])
-    else:
-        padded = buffer.reshape(size).copy()  # the store's memory is shared with others
-    flat = torch.from_numpy(padded).view(dtype)
-    return flat.unflatten(-1, (spec.kv_heads, spec.head_dim)).transpose(1, 2)
+def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu" or not all(shape):
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(_SHELF.take(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
+
+
+def _counted(lengths: Sequence[int]) -> Tensor:
+    """The positions of rows that begin at 0, one after another: (T,)."""
+    return torch.cat([torch.arange(n) for n in lengths]) if lengths else torch.zeros(0, dtype=torch.long)
+
+
+def _squeeze(tensor_BNTH: Tensor, valid_BT: Tensor) -> Tensor:
+    """Only valid tokens: (N, sum of lengths, H); a view for a single row."""
+    tensor_NBTH = tensor_BNTH.transpose(0, 1)
+    return tensor_NBTH.flatten(1, 2) if bool(valid_BT.all()) else tensor_NBTH[:, valid_BT]
+
+
+def _layers(received_LNTH: Tensor, chosen: Sequence[int], spec: KVSpec, valid_BT: Tensor) -> tuple[Tensor, ...]:
+    """(B, N, T, H) of every layer: views of what was received, copied only where padding must be put between."""
+    batch, tokens = valid_BT.shape
+    if not bool(valid_BT.all()):
+        padded = received_LNTH.new_zeros(len(chosen), spec.kv_heads, batch * tokens, spec.head_dim)
+        received_LNTH = padded.index_copy_(2, valid_BT.flatten().nonzero()[:, 0].to(padded.device), received_LNTH)
+    sent = received_LNTH.view(len(chosen), spec.kv_heads, batch, tokens, spec.head_dim).transpose(1, 2)
+    nothing = sent.new_zeros(()).expand(batch, spec.kv_heads, tokens, spec.head_dim)
+    found = dict(zip(chosen, sent, strict=True))
+    return tuple(found.get(layer, nothing) for layer in range(spec.layers))
+
+
+def _rows_of(spans: list[Tensor], lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...]:
+    if not spans:
+        return ()
+    rows = spans[0].view(torch.int32).view(-1, 2).split(list(lengths))
+    return tuple(tuple((a, b) for a, b in row.tolist()) for row in rows)

@@ -13,7 +13,7 @@ from fedray.config import CONF, EVALUATION, EvaluateSettings, launch
 from fedray.evaluation.cases import STANDALONE, Case, Way, cases
 from fedray.evaluation.settings import build_evaluation, check_evaluation
 from fedray.settings import Settings
-from fedray.types import FedrayError
+from fedray.types import FedrayError, Wire
 
 A, B, C = "llama-1b", "qwen2.5-1.5b", "qwen2.5-0.5b"
 EXPERIMENTS = [path.stem for path in (CONF / "experiment").glob("*.yaml") if "\nblocks:" in path.read_text()]
@@ -185,3 +185,18 @@ def test_checks_load_neither_torch_nor_ray() -> None:
         "assert not {'torch', 'transformers', 'ray', 'mlflow', 'matplotlib'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", script], cwd=CONF.parent, check=True)
+
+
+def test_a_block_takes_several_wires():
+    blocks = {
+        "wires": {"protocol": ["c2c", "t2t"], "wire": ["none", "int4"], "keep": [1.0, 0.5], "score": ["last", "norm"]}
+    }
+    settings = build_evaluation({"blocks": blocks})
+    found = [case for case in cases(settings, settings.senders) if case.way.protocol == "c2c"]
+    assert [case.way.wire for case in found] == [
+        (codec, *kept) for codec in ("none", "int4") for kept in ((1.0, "last"), (0.5, "last"), (0.5, "norm"))
+    ]
+    assert str(found[-1].way) == "c2c (int4, norm 50%)" and str(found[0].way) == "c2c"
+    assert found[-1].settings(settings, 0).wire == Wire("int4", 0.5, "norm")
+    assert {case.way.over_plain_wire for case in found} == {found[0].way}
+    assert sum(case.way.protocol == "t2t" for case in cases(settings, settings.senders)) == 1

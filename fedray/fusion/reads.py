@@ -1,0 +1,40 @@
+"""What a stored fuser reads of a sender's cache, known without loading it: only that is sent."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from fedray.fusion.fuser import FuserConfig
+from fedray.llm.alignment import align_layers
+from fedray.types import Layers
+
+
+def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
+    """The sender's layers whose keys, and whose values, reach an answer; folder: of the fuser's version, None where
+    every gate is open.
+
+    Layers that no receiver layer is aligned to reach none, nor do those behind a gate that is closed at inference.
+    """
+    aligned = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
+    gates = _gates(folder) if folder is not None and config.kind == "c2c" else {}
+
+    def reached(side: str) -> tuple[int, ...]:
+        names = (f"projectors.{t}.{side}_gate_logit" for t in range(len(aligned)))
+        return tuple(sorted({s for s, name in zip(aligned, names, strict=True) if gates.get(name, 1.0) > 0}))
+
+    return reached("key"), reached("value")
+
+
+@lru_cache(maxsize=256)
+def _gates(folder: Path) -> dict[str, float]:
+    """The gate logits of a version, whose name is its content's hash; none where its file cannot be read, so that
+    whoever loads it says why."""
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as tensors:
+            names = [name for name in tensors.keys() if name.endswith("_gate_logit")]  # noqa: SIM118
+            return {name: float(tensors.get_tensor(name)) for name in names}
+    except (OSError, SafetensorError):
+        return {}

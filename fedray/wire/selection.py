@@ -1,0 +1,58 @@
+"""Which tokens of a cache are worth their bytes: a score per token, and the best of every row travel.
+
+The last token always does: where a prompt ends an LLM has gathered what it would answer.
+Shape legend: B batch, N kv heads, T tokens, H head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedray.llm.cache import KVCache
+
+SCORES = ("last", "norm", "similar", "random")
+
+
+def score(cache: KVCache, how: str, seed: int = 0) -> Tensor:
+    """(B, T), higher is more worth.
+
+    last: later tokens; norm: small keys, which attention favours (Devoto et al., arXiv 2406.11430); similar: keys that
+    point where the last token's does, mean over layers and heads; random: the control.
+    """
+    match how:
+        case "last":
+            return torch.arange(cache.tokens, device=cache.lengths.device).expand(cache.batch, -1).float()
+        case "norm":
+            return -torch.stack([key.float().norm(dim=-1).mean(1) for key in cache.keys]).mean(0)
+        case "similar":
+            last_B111 = (cache.lengths - 1)[:, None, None, None]
+            return torch.stack([_similarity(key.float(), last_B111) for key in cache.keys]).mean(0)
+        case "random":
+            generator = torch.Generator().manual_seed(seed)
+            return torch.rand(cache.batch, cache.tokens, generator=generator).to(cache.lengths.device)
+    raise ValueError(f"score {how!r}; choose one of {', '.join(SCORES)}")
+
+
+def keep_tokens(cache: KVCache, share: float, how: str = "last", seed: int = 0) -> KVCache:
+    """The best `share` of every row's tokens, at least one, in their order; positions say which they were."""
+    if share >= 1:
+        return cache
+    worth_BT = score(cache, how, seed).masked_fill(~cache.valid_BT(), -math.inf)
+    worth_BT = worth_BT.scatter(1, (cache.lengths - 1)[:, None], math.inf)
+    lengths = (cache.lengths * share).ceil().long().clamp(min=1)
+    order_BT = worth_BT.argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
+    kept = torch.arange(order_BT.shape[1], device=order_BT.device)[None] < lengths[:, None]
+    index_BT = order_BT.masked_fill(~kept, cache.tokens).sort(dim=1).values.clamp(max=cache.tokens - 1)
+    index_BNTH = index_BT[:, None, :, None].expand(-1, cache.spec.kv_heads, -1, cache.spec.head_dim)
+    keys, values = (tuple(layer.gather(2, index_BNTH) for layer in side) for side in (cache.keys, cache.values))
+    positions = cache.positions.gather(1, index_BT)
+    return replace(cache, keys=keys, values=values, lengths=lengths, positions=positions)
+
+
+def _similarity(key_BNTH: Tensor, last_B111: Tensor) -> Tensor:
+    last_BN1H = key_BNTH.gather(2, last_B111.expand(-1, key_BNTH.shape[1], 1, key_BNTH.shape[3]))
+    return torch.cosine_similarity(key_BNTH, last_BN1H, dim=-1).mean(1)
