@@ -5,6 +5,7 @@ Read from configurations alone; plan=true prints it, and what surely does not fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,16 +13,17 @@ import psutil
 import torch
 
 from fedray.fusion.fuser import FuserConfig, build_fuser
+from fedray.fusion.reads import layers_read
 from fedray.llm import memory
 from fedray.llm.cache import spec_of
 from fedray.llm.loading import default_dtype
 from fedray.llm.source import Source, config_of
 from fedray.planner import FUSING, Planner
 from fedray.settings import Settings
-from fedray.types import FedrayError, KVSpec, MemberInfo, Need
+from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need, Wire
+from fedray.wire.codecs import GROUP, SIDES, Block, sizes
 
 HEAD_BYTES = 700 << 20  # the driver, and what Ray runs besides the members on a machine of its own
-_POSITION_BYTES = 4  # a token's, on the wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,18 @@ def needs(
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     configs = [planner.fuser_config(sender.info, receiver.info, s.fuser, s.fusion) for sender in senders]
     fusers = _fuser_bytes([config for config in configs if config is not None], memory.BYTES[receiver.dtype])
+    reads = {
+        sender.source.name: config and layers_read(config) for sender, config in zip(senders, configs, strict=True)
+    }
     return [
-        member.need("sender" if number else "receiver", load, 0 if number else fusers, senders, downloads or {})
+        member.need(
+            "sender" if number else "receiver",
+            load,
+            0 if number else fusers,
+            senders,
+            downloads or {},
+            member.wire_bytes(s.wire, reads.get(member.source.name), load) if member in senders else 0,
+        )
         for number, member in enumerate(members)
     ]
 
@@ -86,6 +98,17 @@ class _Foretold:
     def kv_bytes(self, tokens: int) -> int:
         return tokens * self.spec.values_per_token() * memory.BYTES[self.dtype]
 
+    def wire_bytes(self, wire: Wire, layers: Layers | None, load: Load) -> int:
+        """Bytes a token of its prompt takes on the wire; layers: those a fuser reads, None is all."""
+        tokens = load.tokens.get(self.source.name) or GROUP
+        kept = (max(1, math.ceil(tokens * wire.keep)),)
+        sides = layers or (range(self.spec.layers),) * 2
+        blocks = [
+            Block(side, len(of), self.spec.kv_heads, kept, self.spec.head_dim)
+            for side, of in zip(SIDES, sides, strict=True)
+        ]
+        return round(sum(sum(sizes(wire.codec, block, memory.BYTES[self.dtype])) for block in blocks) / tokens)
+
     def need(
         self,
         role: str,
@@ -93,6 +116,7 @@ class _Foretold:
         fusers: int,
         senders: Sequence[_Foretold],
         downloads: Mapping[str, int | None],
+        wire_per_token: int,
     ) -> Need:
         size, kind = memory.BYTES[self.dtype], self.device.partition(":")[0]
         own = load.tokens.get(self.source.name, 0)
@@ -119,7 +143,7 @@ class _Foretold:
             work=memory.work_bytes(self.config, load.rows, own, foreign, self.dtype),
             process=memory.PROCESS_BYTES[kind],
             loading=memory.loading_bytes(self.config, weights, self.dtype, self.source.zoo),
-            wire_per_token=self.kv_bytes(1) + _POSITION_BYTES if role == "sender" else 0,
+            wire_per_token=wire_per_token,
             download=downloads.get(self.source.name),
         )
 

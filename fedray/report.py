@@ -267,6 +267,8 @@ class Report:
     fusion_order: str = "parallel"  # of several senders, in mix
     gate: str = "learned"
     rephrase: str = "none"
+    wire: str = "none"  # the codec of caches
+    keep: float = 1.0  # share of every prompt's tokens that was sent
     control: str = "none"
     task: str | None = None  # task name, or the file the questions came from; None: a single prompt
     scoring: str = "text"  # how answers were read: fedray/evaluation/scoring.py

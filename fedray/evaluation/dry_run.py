@@ -80,6 +80,8 @@ def _report(settings: Settings, needed: Sequence[Need]) -> Report:
         fusion=settings.fusion,
         gate=settings.gate.kind,
         rephrase=settings.rephrase,
+        wire=settings.wire.codec,
+        keep=settings.wire.keep,
         control=settings.control,
         needs=tuple(needed),
     )

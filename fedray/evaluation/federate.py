@@ -56,6 +56,8 @@ class Run:
             protocol=settings.protocol.name,
             gate=settings.gate.kind,
             route=settings.gate.route,
+            wire=settings.wire.codec,
+            keep=settings.wire.keep,
             zoo=settings.zoo.name,
             task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
             scoring=settings.task.scored_by,

@@ -148,6 +148,8 @@ class Record:
             fusion_order=settings.fusion_order,
             gate="none" if alone else settings.gate.kind,
             rephrase=settings.rephrase,
+            wire=settings.wire.codec,
+            keep=settings.wire.keep,
             control=settings.control,
             task=_task(settings),
             scoring=settings.task.scored_by,

@@ -45,7 +45,7 @@ def test_a_plan_of_real_sizes_loads_nothing(tmp_path: Path, capsys: pytest.Captu
     size = 2 if receiver.dtype == "bfloat16" else 4
     assert receiver.weights == 596_049_920 * size and receiver.role == "receiver"
     assert receiver.prompt_tokens == len(PROMPT) + 19, "a token per byte, and the template's"
-    assert sender.wire_per_token == 2 * 24 * 2 * 64 * size + 4 and receiver.wire_per_token == 0
+    assert sender.wire_per_token == 2 * 24 * 2 * 64 * size and receiver.wire_per_token == 0
     assert receiver.fusers > 2 * 100_000_000 * size and sender.fusers == 0
     assert all(need.download == 0 for need in needs.values())
     shown = capsys.readouterr().out
