@@ -52,7 +52,8 @@ ON_RAY = (
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Whatever is on Ray runs in one process, so that there is one cluster and no two are started at once; of the rest,
-    a file stays together, as its tests share fixtures."""
+    a file stays together, as its tests share fixtures. Marks for --dist loadgroup would not do: pytest-xdist 3.8 writes
+    them where pytest 9.2 does not look."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Files(LoadScopeScheduling):
@@ -62,10 +63,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Files(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "nodes" in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(ON_RAY):
-            raise pytest.UsageError(f"{item.nodeid} needs a Ray cluster: name its file in ON_RAY of tests/conftest.py")
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if "nodes" in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(ON_RAY):
+        pytest.fail("it needs a Ray cluster: name its file in ON_RAY of tests/conftest.py", pytrace=False)
 
 
 @pytest.fixture(scope="session")
