@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedray.clock import Clock
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, fixed_weights
@@ -30,6 +31,7 @@ from fedray.privacy import rephrase
 from fedray.sessions import Session, Sessions
 from fedray.types import (
     Answer,
+    Artifact,
     FedrayError,
     Generation,
     MemberInfo,
@@ -49,19 +51,6 @@ def ships(method: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a method that returns (receipt, payload): the payload stays in the object store."""
     method.ships = True  # pyright: ignore[reportFunctionMemberAccess]
     return method
-
-
-class Clock:
-    """Seconds per phase, measured where the work happens."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
-        self._last = now
 
 
 class Member:
@@ -115,6 +104,18 @@ class Member:
     def release(self, session: str) -> None:
         """Drop a session for good. A call for it that has not run yet will find it lost."""
         self._sessions.release(session)
+
+    def prepare(self, plan: Plan) -> None:
+        """Load the gate and the fusers of a plan in which this member receives, before its first request."""
+        self._gate(plan)
+        for artifact in plan.fusers.values():
+            self.fuser(artifact)
+
+    def fuser(self, artifact: Artifact) -> Fuser:
+        """A fuser into this LLM's space, in its precision and on its device; loaded once. Raises FedrayError."""
+        if artifact.hash not in self._fusers:
+            self._fusers[artifact.hash] = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
+        return self._fusers[artifact.hash]
 
     # -- as a sender ------------------------------------------------------------------------------------------------
 
@@ -337,9 +338,6 @@ class Member:
         return context, tuple(part.sender for part in parts), tuple(missing), size
 
     def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
-        artifact = plan.fusers[sender]
-        if artifact.hash not in self._fusers:
-            self._fusers[artifact.hash] = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
         batch = held.cache.batch
         weights_BS = held.weights_BS if held.weights_BS is not None else torch.ones(batch, len(plan.senders))
         spans: list[tuple[Span, ...]] = [()] * batch
@@ -347,7 +345,7 @@ class Member:
             spans[row] = of_row
         return combine.Part(
             sender=sender,
-            fuser=self._fusers[artifact.hash],
+            fuser=self.fuser(plan.fusers[sender]),
             cache=shipment.cache.scatter(shipment.rows, batch),
             weight_B=weights_BS[:, plan.senders.index(sender)].to(self.llm.device),
             spans=tuple(spans),
