@@ -64,18 +64,23 @@ class Member:
         device: str = "cpu",
         dtype: str | None = None,
         threads: int | None = None,
+        reading: int | None = None,
         folder: Path | None = None,
         revision: str | None = None,
         llm: LLM | None = None,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+        self._threads, self._reading = threads, reading  # torch's; reading: while others of this machine read too
+        self._take(threads)
         self.name = name
         self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision)
         self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
         self._received_bytes = 0
+
+    def _take(self, threads: int | None) -> None:
+        if threads and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
 
     # -- control ----------------------------------------------------------------------------------------------------
 
@@ -108,8 +113,7 @@ class Member:
     def prepare(self, plan: Plan) -> None:
         """Load the gate and the fusers of a plan in which this member receives, before its first request."""
         self._gate(plan)
-        for artifact in plan.fusers.values():
-            self.fuser(artifact)
+        list(map(self.fuser, plan.fusers.values()))
 
     def fuser(self, artifact: Artifact) -> Fuser:
         """A fuser into this LLM's space, in its precision and on its device; loaded once. Raises FedrayError."""
@@ -167,6 +171,7 @@ class Member:
     def alone(self, session: str, request: Request, phase: str | None = None) -> Answer:
         """Answer with nobody's help: score the choices, or decode. phase: the name all its seconds go by."""
         clock = Clock()
+        self._take(self._threads)
         self._read(session, tuple(range(request.rows())), request.prompts, request.token_ids)
         clock.lap(phase or "prefill")
         held = self._sessions.get(session)
@@ -181,9 +186,12 @@ class Member:
         def say(prompts: Sequence[str], generation: Generation) -> tuple[Row, ...]:
             return self.alone(session, Request(tuple(prompts), generation=generation)).rows
 
+        def pieces(word: str) -> int:
+            return len(self.llm.encode_answer(f" {word}"))
+
         longest = max(len(self.llm.encode_answer(prompt)) for prompt in request.prompts)
         generation = Generation(max_tokens=2 * longest + 8, seed=request.generation.seed)
-        rows, flaws = rephrase.rewrite(request.prompts, request.choices, count, say, self._pieces, generation)
+        rows, flaws = rephrase.rewrite(request.prompts, request.choices, count, say, pieces, generation)
         clock.lap("rephrase")
         return Rewrites(rows, flaws, Usage(clock.seconds))
 
@@ -197,6 +205,7 @@ class Member:
     def open(self, session: str, request: Request, plan: Plan) -> Opening:
         """Read the receiver's own prompts and weigh the plan's senders by its gate."""
         clock = Clock()
+        self._take(self._reading if plan.senders and plan.route == "eager" else self._threads)
         gate = self._gate(plan)
         clock.lap("gate")
         rows = tuple(range(request.rows()))
@@ -220,7 +229,7 @@ class Member:
         held = self._sessions.get(session)
         rows = self._respond(session, held, context, request)
         clock.lap("decode")
-        weights = self._weights_by_name(held, plan)
+        weights = held.weights_by_name(plan.senders)
         rows = tuple(replace(row, weights=w) for row, w in zip(rows, weights, strict=True))
         usage = Usage(clock.seconds, size, answer_tokens=sum(len(r.tokens) for r in rows))
         return Answer(rows, self.name, took_part, missing, usage)
@@ -246,7 +255,7 @@ class Member:
         if text != said:
             yield text[len(said) :]
         clock.lap("decode")
-        (weights,) = self._weights_by_name(held, plan)
+        (weights,) = held.weights_by_name(plan.senders)
         usage = Usage(clock.seconds, size, answer_tokens=len(ids))
         yield Answer((Row(text, tuple(ids), weights=weights),), self.name, took_part, missing, usage)
 
@@ -278,10 +287,6 @@ class Member:
         cache, state = decoding.prefill(self.llm.model, ids, self.llm.pad_id, state_layer)
         self._sessions.put(session, Session(rows, cache, spans, ids, state))
 
-    def _pieces(self, word: str) -> int:
-        """Into how many tokens a word falls within a text."""
-        return len(self.llm.encode_answer(f" {word}"))
-
     def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
         if control == "noise":
             return controls.noise(cache, [f"{self.name} {row} {seed}" for row in ids])
@@ -310,16 +315,11 @@ class Member:
         assert held.state_BTD is not None
         return gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
 
-    def _weights_by_name(self, held: Session, plan: Plan) -> list[dict[str, float]]:
-        if held.weights_BS is None:
-            return [{} for _ in range(held.cache.batch)]
-        rows = held.weights_BS.tolist()
-        return [dict(zip(plan.senders, row, strict=True)) for row in rows]
-
     @torch.no_grad()
     def _fuse(
         self, session: str, senders: tuple[str, ...], plan: Plan, payloads: tuple[Payload, ...], clock: Clock
     ) -> tuple[Context, tuple[str, ...], tuple[Missing, ...], int]:
+        self._take(self._threads)
         held = self._sessions.get(session)
         parts, missing = [], []
         for sender, payload in zip(senders, payloads, strict=True):

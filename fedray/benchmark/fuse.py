@@ -12,8 +12,10 @@ from fedray.benchmark.station import random_cache
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Sides
 from fedray.fusion.untrained import build_random, random_artifact
-from fedray.llm.cache import KVCache
-from fedray.llm.loading import default_dtype, describe, sketch
+from fedray.llm.cache import KVCache, spec_of
+from fedray.llm.loading import default_dtype
+from fedray.llm.source import Source, config_of
+from fedray.types import MemberInfo
 
 ROWS = ("fuse.over_layerwise", "fuse.groups_over_layers", "fuse.half_closed_over_open")
 READ_MS = 5.0  # on a GPU, bf16, one sender
@@ -31,7 +33,7 @@ def measure(bench: Bench) -> None:
 @torch.no_grad()
 def _rows(bench: Bench, dtype: str) -> None:
     s = bench.settings
-    sender, receiver = (describe(sketch(name, zoo=s.zoo)) for name in (s.sender, s.receiver))
+    sender, receiver = (_info(name, s.zoo) for name in (s.sender, s.receiver))
     fuser = build_random(random_artifact(sender, receiver, "c2c", "mix"), s.device).to(getattr(torch, dtype))
     assert isinstance(fuser, C2CFuser)
     own, sent = (_sides(random_cache(m.spec, s.tokens, getattr(torch, dtype)), s.device) for m in (receiver, sender))
@@ -59,6 +61,11 @@ def _rows(bench: Bench, dtype: str) -> None:
     fuser.eval()  # which gates are open is asked anew
     half = bench.seconds(f"half in {dtype}", {"half": partial(run, None)})["half"]
     bench.row(f"{ROWS[2]}.{dtype}", half, "s", baseline=ours, against="every gate open", at_most=0.65)
+
+
+def _info(name: str, zoo: str) -> MemberInfo:
+    """As much of an LLM as its fuser depends on; its weights are not loaded."""
+    return MemberInfo(name, "", 0, spec_of(config_of(Source(name, zoo))), "", "", "cpu", "", "", 0, 0)
 
 
 def _sides(cache: KVCache, device: str) -> Sides:

@@ -1,10 +1,15 @@
-"""A receiver and senders with fusers of the published size, in this process, in whichever precision is asked for."""
+"""A receiver and senders with fusers of the published size, in this process or in actors.
+
+All LLMs read the same token ids, token by token as published, and every gate is open.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,61 +17,109 @@ from fedray.benchmark.published import Published
 from fedray.benchmark.settings import BenchmarkSettings
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.untrained import random_artifact
-from fedray.group import LocalGroup
+from fedray.group import Group, LocalGroup
 from fedray.member import Member
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
-from fedray.types import Answer, Artifact, Generation, MemberInfo, Plan, Request
+from fedray.types import Answer, Artifact, Generation, MemberInfo, Plan, Request, Usage
 
 VOCABULARY = 256  # token ids that every LLM knows
+SESSION = "benchmark"
 
 
-class Pair:
-    """What suite=fuse and suite=request measure. Every gate is open.
+class Exchanges:
+    """Requests to a receiver and its senders, the receiver the group's first member."""
 
-    All LLMs read the same token ids, so that the published sequence computes the same numbers.
-    """
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.receiver, *senders = group.members
+        self.plan = plan(group.members[self.receiver], [group.members[name] for name in senders])
+        self._call(self.receiver, "prepare", self.plan)
 
-    def __init__(self, settings: BenchmarkSettings, senders: Sequence[str] = ()) -> None:
-        self.settings = settings
-        names = (settings.receiver, *(senders or (settings.sender,)))
-        self.members = {name: Member(name, zoo=settings.zoo, device=settings.device, dtype="float32") for name in names}
-        self.group = LocalGroup(self.members)
-        self.receiver = self.members[settings.receiver]
-        self.plan = plan(self.receiver.info(), [self.members[name].info() for name in names[1:]])
-        self.dtype = torch.float32
-        self.published = Published(
-            self.receiver.llm.model, self.members[names[1]].llm.model, self.fuser(self.plan.senders[0])
-        )
+    def ask(self, tokens: int, answer: int = 1) -> Answer:
+        """The answer of so many tokens to a prompt of so many, by cache-to-cache."""
+        return asyncio.run(PROTOCOLS["c2c"](request(prompt(tokens), answer), self.plan, self.group))
 
-    def fuser(self, sender: str) -> C2CFuser:
-        """Its weights are the receiver's: in the precision of `to`."""
-        fuser = self.receiver.fuser(self.plan.fusers[sender])
+    def tell(self, tokens: int, hint: int) -> Answer:
+        """The receiver's first token by text: the first sender writes a hint of so many tokens, which it reads too."""
+        ids = prompt(tokens)
+        said: Answer = self._call(self.plan.senders[0], "alone", SESSION, request(ids, hint))
+        heard = [token % VOCABULARY for token in said.rows[0].tokens]
+        return self._call(self.receiver, "alone", SESSION, request(ids + heard, 1))
+
+    def read(self, senders: Sequence[str], tokens: int) -> Usage:
+        """Let senders read a prompt at the same time."""
+        ids = (tuple(prompt(tokens)),)
+        handles = [self.group.start(name, "prefill", SESSION, (0,), (), ids) for name in senders]
+        asyncio.run(self.group.wait(handles))
+        return sum((self.group.result(handle).usage for handle in handles), Usage())
+
+    def _call(self, member: str, method: str, *args: Any) -> Any:
+        handle = self.group.start(member, method, *args)
+        asyncio.run(self.group.wait([handle]))
+        return self.group.result(handle)
+
+
+class Pair(Exchanges):
+    """In this process, in whichever precision is asked for."""
+
+    def __init__(self, settings: BenchmarkSettings, dtype: str = "float32", copies: int = 1) -> None:
+        """copies: senders of the same weights, which stand in memory once."""
+        names = (settings.receiver, settings.sender)
+        self.members: Mapping[str, Member] = {
+            name: Member(name, zoo=settings.zoo, device=settings.device, dtype=dtype) for name in names
+        }
+        for copy in range(1, copies):
+            name = f"{settings.sender}-{copy}"
+            llm = replace(self.members[settings.sender].llm, name=name)
+            self.members = {**self.members, name: Member(name, llm=llm)}
+        super().__init__(LocalGroup(self.members))
+        receiver, sender = (self.members[name].llm.model for name in names)
+        self.published = Published(receiver, sender, self.fuser())
+
+    def fuser(self) -> C2CFuser:
+        """Of all senders, which are alike."""
+        fuser = self.members[self.receiver].fuser(self.plan.fusers[self.plan.senders[0]])
         assert isinstance(fuser, C2CFuser)
         return fuser
 
-    def to(self, dtype: torch.dtype) -> None:
-        """Bring LLMs and fusers to another precision where they stand: both at a time would not fit."""
-        if dtype == self.dtype:
-            return
-        for member in self.members.values():
-            member.llm.model.to(dtype)
-        for sender in self.plan.senders:
-            self.fuser(sender).to(dtype)
-        self.dtype = dtype
+    def to(self, dtype: str) -> None:
+        """Bring LLMs and fuser to another precision where they stand: both at a time would not fit."""
+        for module in (*(self.members[name].llm.model for name in (self.receiver, self.plan.senders[0])), self.fuser()):
+            if next(module.parameters()).dtype != getattr(torch, dtype):
+                module.to(getattr(torch, dtype))
 
-    def request(self, tokens: int | None = None, answer: int = 1) -> Request:
-        return request(tokens or self.settings.tokens, answer)
-
-    def ask(
-        self, tokens: int | None = None, answer: int = 1, protocol: str = "c2c", chosen: Plan | None = None
-    ) -> Answer:
-        """The answer of so many tokens to a prompt of so many, by fedray's own path in this process."""
-        return asyncio.run(PROTOCOLS[protocol](self.request(tokens, answer), chosen or self.plan, self.group))
+    def with_senders(self, count: int) -> Exchanges:
+        """The same with the first so many senders."""
+        names = (self.receiver, *self.plan.senders[:count])
+        return Exchanges(LocalGroup({name: self.members[name] for name in names}))
 
 
-def request(tokens: int, answer: int) -> Request:
-    return Request((), token_ids=(tuple(prompt(tokens)),), generation=Generation(answer, full=True))
+@contextmanager
+def spread(settings: BenchmarkSettings, senders: Sequence[str], dtype: str) -> Iterator[Exchanges]:
+    """In actors on the cluster of the settings, or on one of their own."""
+    from fedray.runtime import actors, cluster
+    from fedray.runtime.placement import Placement, place
+
+    ray = settings.ray
+    connection = cluster.connect(
+        ray.address, namespace=ray.namespace, num_cpus=ray.num_cpus, object_store_mb=ray.object_store_mb
+    )
+    try:
+        device, gpus = settings.device, float(settings.device.startswith("cuda"))
+        names = (settings.receiver, *senders)
+        wanted = [Placement(name, device, dtype, num_gpus=gpus / len(names)) for name in names]
+        group = actors.load_members(place(wanted, all_cores=connection.is_embedded), zoo=settings.zoo)
+        try:
+            yield Exchanges(group)
+        finally:
+            group.close()
+    finally:
+        connection.close()
+
+
+def request(ids: Sequence[int], answer: int) -> Request:
+    return Request((), token_ids=(tuple(ids),), generation=Generation(answer, full=True))
 
 
 def prompt(tokens: int) -> list[int]:
@@ -76,7 +129,7 @@ def prompt(tokens: int) -> list[int]:
 
 
 def plan(receiver: MemberInfo, senders: Sequence[MemberInfo]) -> Plan:
-    """A plan with open gates and fusers of the published size that read token by token, as published."""
+    """Open gates, and fusers of the published size that read token by token. Senders of one space share a fuser."""
     made = Planner(name="shapes").plan(receiver, senders, fuser="c2c", fusion="mix", gate="open")
     return replace(made, fusers={s.name: _token_by_token(random_artifact(s, receiver, "c2c", "mix")) for s in senders})
 

@@ -28,23 +28,24 @@ class SlotLayer(DynamicLayer):
         self._fill(sum(piece.shape[2] for piece in keys))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        start, stop = self._tokens, self._tokens + key_states.shape[2]
         if stop > self._buffers[0].shape[2]:
             more = int(stop * GROWTH) - start
-            self._buffers = [_standing([filled], more) for filled in (self.keys, self.values)]
+            self._buffers = [_standing([buffer[:, :, :start]], more) for buffer in self._buffers]
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:stop] = states
-        self._fill(stop)
-        return self.keys, self.values
+        return self._fill(stop)
 
-    def _fill(self, tokens: int) -> None:
-        self.keys, self.values = (buffer[:, :, :tokens] for buffer in self._buffers)
+    def _fill(self, tokens: int) -> tuple[Tensor, Tensor]:
+        self._tokens = tokens
+        self.keys, self.values = (filled := [buffer[:, :, :tokens] for buffer in self._buffers])
+        return filled[0], filled[1]
 
 
 def slots(layers: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], room: int = ROOM) -> DynamicCache:
     """A cache of its own, in which every layer's pieces of keys and values stand one after the other."""
     cache = DynamicCache()
-    cache.layers = [SlotLayer(keys, values, room) for keys, values in layers]
+    cache.layers.extend(SlotLayer(keys, values, room) for keys, values in layers)
     return cache
 
 
