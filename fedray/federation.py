@@ -63,6 +63,7 @@ class Federation:
             self.plan = self.plan_for()
             self._loop = Background()
             stack.callback(self._loop.close)
+            self._prepare()
             self._resources = stack.pop_all()
 
     @property
@@ -74,6 +75,11 @@ class Federation:
     def missing(self) -> tuple[Missing, ...]:
         """Members that some answer had to do without, each with its latest reason."""
         return tuple(self._missing.values())
+
+    def _prepare(self) -> None:
+        """Let receivers load their fusers and gate now. What fails here fails again, by name, in the first request."""
+        plans = [plan for plan in (self.plan, *self.plan.peers) if plan.fusers or plan.gate_artifact]
+        self._loop.run(self._group.wait([self._group.start(plan.receiver, "prepare", plan) for plan in plans]))
 
     def request(self, *prompts: str, choices: Sequence[Sequence[str]] | None = None, **more: Any) -> Request:
         """A request with this federation's evidence, generation settings and deadline; more: fields of Request.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedray.clock import Clock
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, fixed_weights
@@ -30,6 +31,7 @@ from fedray.privacy import rephrase
 from fedray.sessions import Session, Sessions
 from fedray.types import (
     Answer,
+    Artifact,
     FedrayError,
     Generation,
     Layers,
@@ -56,19 +58,6 @@ def ships(method: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-class Clock:
-    """Seconds per phase, measured where the work happens."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
-        self._last = now
-
-
 class Member:
     """One LLM on one device."""
 
@@ -80,18 +69,23 @@ class Member:
         device: str = "cpu",
         dtype: str | None = None,
         threads: int | None = None,
+        reading: int | None = None,
         folder: Path | None = None,
         revision: str | None = None,
         llm: LLM | None = None,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+        self._threads, self._reading = threads, reading  # torch's; reading: while others of this machine read too
+        self._take(threads)
         self.name = name
         self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision)
         self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
         self._received_bytes = 0
+
+    def _take(self, threads: int | None) -> None:
+        if threads and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
 
     # -- control ----------------------------------------------------------------------------------------------------
 
@@ -120,6 +114,17 @@ class Member:
     def release(self, session: str) -> None:
         """Drop a session for good. A call for it that has not run yet will find it lost."""
         self._sessions.release(session)
+
+    def prepare(self, plan: Plan) -> None:
+        """Load the gate and the fusers of a plan in which this member receives, before its first request."""
+        self._gate(plan)
+        list(map(self.fuser, plan.fusers.values()))
+
+    def fuser(self, artifact: Artifact) -> Fuser:
+        """A fuser into this LLM's space, in its precision and on its device; loaded once. Raises FedrayError."""
+        if artifact.hash not in self._fusers:
+            self._fusers[artifact.hash] = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
+        return self._fusers[artifact.hash]
 
     # -- as a sender ------------------------------------------------------------------------------------------------
 
@@ -176,6 +181,7 @@ class Member:
     def alone(self, session: str, request: Request, phase: str | None = None) -> Answer:
         """Answer with nobody's help: score the choices, or decode. phase: the name all its seconds go by."""
         clock = Clock()
+        self._take(self._threads)
         self._read(session, tuple(range(request.rows())), request.prompts, request.token_ids)
         clock.lap(phase or "prefill")
         held = self._sessions.get(session)
@@ -190,9 +196,12 @@ class Member:
         def say(prompts: Sequence[str], generation: Generation) -> tuple[Row, ...]:
             return self.alone(session, Request(tuple(prompts), generation=generation)).rows
 
+        def pieces(word: str) -> int:
+            return len(self.llm.encode_answer(f" {word}"))
+
         longest = max(len(self.llm.encode_answer(prompt)) for prompt in request.prompts)
         generation = Generation(max_tokens=2 * longest + 8, seed=request.generation.seed)
-        rows, flaws = rephrase.rewrite(request.prompts, request.choices, count, say, self._pieces, generation)
+        rows, flaws = rephrase.rewrite(request.prompts, request.choices, count, say, pieces, generation)
         clock.lap("rephrase")
         return Rewrites(rows, flaws, Usage(clock.seconds))
 
@@ -206,6 +215,7 @@ class Member:
     def open(self, session: str, request: Request, plan: Plan) -> Opening:
         """Read the receiver's own prompts and weigh the plan's senders by its gate."""
         clock = Clock()
+        self._take(self._reading if plan.senders and plan.route == "eager" else self._threads)
         gate = self._gate(plan)
         clock.lap("gate")
         rows = tuple(range(request.rows()))
@@ -229,7 +239,7 @@ class Member:
         held = self._sessions.get(session)
         rows = self._respond(session, held, context, request)
         clock.lap("decode")
-        weights = self._weights_by_name(held, plan)
+        weights = held.weights_by_name(plan.senders)
         rows = tuple(replace(row, weights=w) for row, w in zip(rows, weights, strict=True))
         usage = Usage(clock.seconds, size, answer_tokens=sum(len(r.tokens) for r in rows))
         return Answer(rows, self.name, took_part, missing, usage)
@@ -255,7 +265,7 @@ class Member:
         if text != said:
             yield text[len(said) :]
         clock.lap("decode")
-        (weights,) = self._weights_by_name(held, plan)
+        (weights,) = held.weights_by_name(plan.senders)
         usage = Usage(clock.seconds, size, answer_tokens=len(ids))
         yield Answer((Row(text, tuple(ids), weights=weights),), self.name, took_part, missing, usage)
 
@@ -287,10 +297,6 @@ class Member:
         cache, state = decoding.prefill(self.llm.model, ids, self.llm.pad_id, state_layer)
         self._sessions.put(session, Session(rows, cache, spans, ids, state))
 
-    def _pieces(self, word: str) -> int:
-        """Into how many tokens a word falls within a text."""
-        return len(self.llm.encode_answer(f" {word}"))
-
     def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
         if control == "noise":
             return controls.noise(cache, [f"{self.name} {row} {seed}" for row in ids])
@@ -319,16 +325,11 @@ class Member:
         assert held.state_BTD is not None
         return gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
 
-    def _weights_by_name(self, held: Session, plan: Plan) -> list[dict[str, float]]:
-        if held.weights_BS is None:
-            return [{} for _ in range(held.cache.batch)]
-        rows = held.weights_BS.tolist()
-        return [dict(zip(plan.senders, row, strict=True)) for row in rows]
-
     @torch.no_grad()
     def _fuse(
         self, session: str, senders: tuple[str, ...], plan: Plan, payloads: tuple[Payload, ...], clock: Clock
     ) -> tuple[Context, tuple[str, ...], tuple[Missing, ...], int]:
+        self._take(self._threads)
         held = self._sessions.get(session)
         parts, missing = [], []
         for sender, payload in zip(senders, payloads, strict=True):
@@ -347,9 +348,6 @@ class Member:
         return context, tuple(part.sender for part in parts), tuple(missing), size
 
     def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
-        artifact = plan.fusers[sender]
-        if artifact.hash not in self._fusers:
-            self._fusers[artifact.hash] = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
         batch = held.cache.batch
         weights_BS = held.weights_BS if held.weights_BS is not None else torch.ones(batch, len(plan.senders))
         spans: list[tuple[Span, ...]] = [()] * batch
@@ -358,7 +356,7 @@ class Member:
         whole = dict(zip(shipment.rows, shipment.whole, strict=True))
         return combine.Part(
             sender=sender,
-            fuser=self._fusers[artifact.hash],
+            fuser=self.fuser(plan.fusers[sender]),
             cache=shipment.cache.scatter(shipment.rows, batch),
             weight_B=weights_BS[:, plan.senders.index(sender)].to(self.llm.device),
             spans=tuple(spans),

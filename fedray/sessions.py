@@ -29,6 +29,12 @@ class Session:
     weights_BS: Tensor | None = None
     used_at: float = field(default_factory=time.monotonic)
 
+    def weights_by_name(self, senders: tuple[str, ...]) -> list[dict[str, float]]:
+        """Per row the gate weight of every sender of the plan."""
+        if self.weights_BS is None:
+            return [{} for _ in range(self.cache.batch)]
+        return [dict(zip(senders, row, strict=True)) for row in self.weights_BS.tolist()]
+
     def own(self) -> KVCache:
         """The prompts without their last tokens, which are read on top of what is fused."""
         return self.cache.crop(self.cache.lengths - 1)

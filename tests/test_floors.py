@@ -19,7 +19,7 @@ FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in 
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"types"}),
-    frozenset({"suggest", "background", "disk", "prompts"}),
+    frozenset({"suggest", "background", "clock", "disk", "prompts"}),
     frozenset({"schema"}),
     frozenset({"llm", "wire", "data"}),
     frozenset({"fusion", "privacy"}),

@@ -11,8 +11,8 @@ import torch
 from scarce import full_disk
 from tiny import random_fuser, random_llm
 
-from fedray.fusion.c2c import C2CFuser
-from fedray.fusion.fuser import FuserConfig, build_fuser
+from fedray.fusion.c2c import C2CFuser, C2CProjector
+from fedray.fusion.fuser import FuserConfig, GroupedLinear, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
 from fedray.fusion.registry import Registry, load_fuser, load_gate, read_manifest
 from fedray.llm.loading import describe
@@ -24,9 +24,10 @@ SENDER, RECEIVER = "qwen2.5-1.5b", "qwen3-0.6b"
 def caches(llm, tokens: int = 5):
     torch.manual_seed(1)
     spec = llm.spec
-    return tuple(
+    keys, values = (
         tuple(torch.randn(2, spec.kv_heads, tokens, spec.head_dim) for _ in range(spec.layers)) for _ in range(2)
     )
+    return keys, values
 
 
 def test_a_fresh_c2c_fuser_is_the_identity_and_an_open_one_is_not():
@@ -34,12 +35,77 @@ def test_a_fresh_c2c_fuser_is_the_identity_and_an_open_one_is_not():
     fuser = random_fuser(sender, receiver, "mix", kind="c2c")
     sent = tuple(tuple(side[s] for s in fuser.layers) for side in caches(sender))
     changes = [*fuser.mix(caches(receiver), caches(sender))[0], *fuser.mix(caches(receiver), caches(sender))[1]]
-    assert all(bool((change == 0).all()) for change in changes)
+    assert all(change is None for change in changes)
     assert isinstance(fuser, C2CFuser) and len(sent[0]) == receiver.spec.layers
     fuser.projectors[2].value_gate_logit.data.fill_(1.0)  # pyright: ignore
     keys, values = fuser.mix(caches(receiver), caches(sender))
-    assert [bool((v != 0).any()) for v in values] == [t == 2 for t in range(receiver.spec.layers)]
-    assert all(bool((k == 0).all()) for k in keys)
+    assert [v is not None for v in values] == [t == 2 for t in range(receiver.spec.layers)]
+    assert all(k is None for k in keys) and bool((values[2] != 0).any())
+
+
+@pytest.mark.parametrize("closed", [(), ((0, "key"), (3, "value"), (3, "key"))])
+def test_a_c2c_fuser_in_groups_says_what_it_says_layer_by_layer(closed):
+    sender, receiver = random_llm(SENDER), random_llm(RECEIVER)
+    fuser = random_fuser(sender, receiver, "mix", kind="c2c")
+    for name, parameter in fuser.named_parameters():
+        parameter.data += torch.rand_like(parameter) * 0.1  # norms that are not all one, biases that are not zero
+        if name.endswith("gate_logit"):
+            parameter.data.fill_(1.0)
+    for layer, x in closed:
+        getattr(fuser.projectors[layer], f"{x}_gate_logit").data.fill_(-1.0)
+    before = {name: tensor.clone() for name, tensor in fuser.state_dict().items()}
+    found = {}
+    with torch.no_grad():
+        for grouped in (False, True, None):
+            fuser.grouped = grouped
+            found[grouped] = fuser.mix(caches(receiver), caches(sender))
+    for x, by_layer, in_groups in zip(("key", "value"), found[False], found[True], strict=True):
+        for t, (one, other) in enumerate(zip(by_layer, in_groups, strict=True)):
+            assert (one is None) == (other is None) == ((t, x) in closed)
+            if one is not None:
+                torch.testing.assert_close(other, one, atol=1e-5, rtol=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fuser.state_dict().items())
+    with torch.no_grad():  # what was stacked follows its fuser
+        fuser.grouped = True
+        halved = fuser.to(torch.bfloat16).mix(*(_halved(caches(llm)) for llm in (receiver, sender)))
+    assert next(k for k in halved[0] if k is not None).dtype == torch.bfloat16
+
+
+def _halved(sides):
+    keys, values = (tuple(tensor.bfloat16() for tensor in side) for side in sides)
+    return keys, values
+
+
+def test_a_closed_gate_runs_no_projector(monkeypatch):
+    sender, receiver = random_llm(SENDER), random_llm(RECEIVER)
+    fuser = random_fuser(sender, receiver, "mix", kind="c2c")
+    fuser.projectors[1].key_gate_logit.data.fill_(1.0)
+    fuser.grouped = False
+    ran = []
+    change = C2CProjector.change
+    monkeypatch.setattr(C2CProjector, "change", lambda self, x, *rest: ran.append(x) or change(self, x, *rest))
+    with torch.no_grad():
+        fuser.mix(caches(receiver), caches(sender))
+    assert ran == ["key"]
+
+
+@pytest.mark.parametrize("operator", ["concat", "mix"])
+def test_an_mlp_fuser_in_groups_says_what_it_says_layer_by_layer(operator):
+    sender, receiver = random_llm(SENDER), random_llm(RECEIVER)
+    fuser = random_fuser(sender, receiver, operator)
+    found = []
+    for grouped in (False, True):
+        for module in fuser.modules():
+            if isinstance(module, GroupedLinear):
+                module.grouped = grouped
+        with torch.no_grad():
+            if operator == "mix":
+                found.append(fuser.mix(caches(receiver), caches(sender)))
+            else:
+                projection = fuser.project(*caches(sender))
+                found.append((projection.keys, projection.values))
+    for one, other in zip((t for side in found[0] for t in side), (t for side in found[1] for t in side), strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=0)
 
 
 def test_c2c_only_mixes():

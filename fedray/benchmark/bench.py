@@ -29,10 +29,17 @@ class Bench:
         """Whether some of these rows are to be measured."""
         return any(map(self.settings.wants, names))
 
-    def seconds(self, what: str, ways: Mapping[str, Callable[[], Any]], *, warm: int = 1) -> dict[str, float]:
-        """Median seconds of each way, measured in turns."""
+    def seconds(
+        self,
+        what: str,
+        ways: Mapping[str, Callable[[], Any]],
+        *,
+        warm: int = 1,
+        before: Mapping[str, Callable[[], Any]] | None = None,
+    ) -> dict[str, float]:
+        """Median seconds of each way, measured in turns; before: what readies a way, unmeasured."""
         s = self.settings
-        return in_turns(ways, s.repeats, warm=warm, device=s.device, done=lambda: self._turn(what))
+        return in_turns(ways, s.repeats, warm=warm, device=s.device, before=before, done=lambda: self._turn(what))
 
     def row(
         self,

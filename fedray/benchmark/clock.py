@@ -16,15 +16,18 @@ def in_turns(
     *,
     warm: int = 1,
     device: str = "cpu",
+    before: Mapping[str, Callable[[], Any]] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Median seconds of each way; every one runs `warm` times unmeasured, then `repeats` times, one after the other.
 
-    done: hears of every round.
+    before: what readies a way, unmeasured; done: hears of every round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warm, repeats):
         for name, way in ways.items():
+            if before and name in before:
+                before[name]()
             _settle(device)
             started = time.perf_counter()
             way()

@@ -25,7 +25,9 @@ class BenchmarkSettings:
     threads: int | None = None  # of torch; None is every core
     receiver: str = "qwen3-0.6b"
     sender: str = "qwen2.5-0.5b"
+    second: str = "qwen2.5-coder-0.5b"  # another sender of the same size
     tokens: int = 128  # of the prompt
+    longest: int = 2048  # prompt of request.seconds_at_*
     device: Literal["cpu", "cuda"] = "cpu"
     ray: RaySettings = field(default_factory=RaySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -52,7 +54,9 @@ def check_benchmark(settings: BenchmarkSettings) -> None:
     check_range("tokens", settings.tokens, 2, 8192)
     if settings.zoo.name == "hub":
         raise FedrayError("a benchmark downloads nothing: take zoo=shapes, which has the same sizes, or zoo=tiny")
-    if settings.sender == settings.receiver:
-        raise FedrayError(f"{settings.receiver} is both sender and receiver: choose another sender")
+    check_range("longest", settings.longest, 64, 8192)
+    names = (settings.receiver, settings.sender, settings.second)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise FedrayError(f"{twice[0]} is more than one of receiver, sender and second: choose another")
     check_output(settings.output)
     check_store(settings.tracking)

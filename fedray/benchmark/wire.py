@@ -77,7 +77,7 @@ def _codecs(bench: Bench) -> None:
 
 
 def _spec(bench: Bench, name: str) -> KVSpec:
-    return spec_of(config_of(name)) if bench.settings.zoo == "shapes" else load(name).spec
+    return spec_of(config_of(name)) if bench.settings.zoo.name == "shapes" else load(name).spec
 
 
 def _read(name: str) -> KVCache:

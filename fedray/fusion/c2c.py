@@ -5,11 +5,15 @@ Parameter names follow the published checkpoints, so that a state dict of theirs
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedray.fusion.fuser import Fuser, FuserConfig, Sides
+from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Sides, in_groups
+from fedray.fusion.stacked import Stacked
 
 
 class RMSNorm(nn.Module):
@@ -66,8 +70,12 @@ class C2CProjector(nn.Module):
     def forward(
         self, sent_key: Tensor, sent_value: Tensor, own_key: Tensor, own_value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """All (B, N, T, H); returns the changes to (own_key, own_value)."""
-        return self._change("key", sent_key, own_key), self._change("value", sent_value, own_value)
+        """All (B, N, T, H); returns the changes to (own_key, own_value), whatever their gates say."""
+        return self.change("key", sent_key, own_key), self.change("value", sent_value, own_value)
+
+    def is_open(self, x: str) -> bool:
+        """Whether the gate of "key" or "value" lets anything in at inference. Waits for the device."""
+        return bool(getattr(self, f"{x}_gate_logit") > 0)
 
     def weights(
         self, sent_key: Tensor, sent_value: Tensor, own_key: Tensor, own_value: Tensor
@@ -77,7 +85,8 @@ class C2CProjector(nn.Module):
         key, value = (self._weight(x, self._trunk(x, sent, own))[..., 0] for x, sent, own in both)
         return key, value
 
-    def _change(self, x: str, sent_BNTH: Tensor, own_BNTH: Tensor) -> Tensor:
+    def change(self, x: str, sent_BNTH: Tensor, own_BNTH: Tensor) -> Tensor:
+        """What "key" or "value" of this layer changes by."""
         trunk = self._trunk(x, sent_BNTH, own_BNTH)
         # 3. projection into the receiver's space
         projected = getattr(self, f"{x}_proj_out")(getattr(self, f"{x}_proj_mlp2")(trunk))
@@ -106,7 +115,13 @@ class C2CProjector(nn.Module):
 
 
 class C2CFuser(Fuser):
-    """The published fuser over all receiver layers. Fresh from its initialization it is the identity at inference."""
+    """The published fuser over all receiver layers. Fresh from its initialization it is the identity at inference.
+
+    At inference closed gates cost nothing. The open ones run layer by layer on a CPU and in groups on a GPU
+    (fusion/stacked.py); grouped says which, None leaves it to the device and the size.
+    """
+
+    grouped: bool | None = None
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__(config)
@@ -117,13 +132,35 @@ class C2CFuser(Fuser):
         self.projectors = nn.ModuleList(
             C2CProjector(source, spec.kv_heads, spec.head_dim, config) for _ in range(spec.layers)
         )
+        self._stacked: Stacked | None = None
 
-    def mix(self, own: Sides, sent: Sides) -> Sides:
-        changes = [
-            projector(sent[0][s], sent[1][s], own[0][t], own[1][t])
-            for t, (s, projector) in enumerate(zip(self.layers, self.projectors, strict=True))
-        ]
-        return tuple(k for k, _ in changes), tuple(v for _, v in changes)
+    def train(self, mode: bool = True) -> C2CFuser:
+        self._stacked = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> C2CFuser:
+        self._stacked = None  # parameters move, or change their precision
+        return super()._apply(*args, **kwargs)
+
+    def mix(self, own: Sides, sent: Sides) -> Changes:
+        if self.training:
+            return self._by_layer(own, sent, lambda projector, x: True)
+        grouped = in_groups(own[0][0].device, self.config.hidden**2) if self.grouped is None else self.grouped
+        if torch.is_grad_enabled() or not grouped:
+            return self._by_layer(own, sent, C2CProjector.is_open)
+        if self._stacked is None:
+            self._stacked = Stacked(self.layers, list(self.projectors))
+        return self._stacked.mix(own, sent)
+
+    def _by_layer(self, own: Sides, sent: Sides, wanted: Callable[[C2CProjector, str], bool]) -> Changes:
+        keys, values = (
+            tuple(
+                projector.change(x, sent[side][s], own[side][t]) if wanted(projector, x) else None  # pyright: ignore
+                for t, (s, projector) in enumerate(zip(self.layers, self.projectors, strict=True))
+            )
+            for side, x in enumerate(("key", "value"))
+        )
+        return keys, values
 
     def weights(self, own: Sides, sent: Sides) -> Tensor:
         layers = [

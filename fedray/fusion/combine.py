@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from fedray.fusion.fuser import Fuser
 from fedray.llm.alignment import align_tokens
 from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.model import HEAD, TAIL, Span
+from fedray.llm.slots import slots
 from fedray.types import FedrayError
 
 
@@ -76,13 +76,10 @@ def concat(own: KVCache, parts: list[Part]) -> Context:
         log_w = torch.log(part.weight_B.clamp(min=torch.finfo(torch.float32).tiny))
         biases.append([w + log_w[:, None, None] for w in projection.log_weights])
     order = [*range(1, len(keys)), 0]
-    pairs = [
-        tuple(torch.cat([source[i][t] for i in order], dim=2) for source in (keys, values))
-        for t in range(own.spec.layers)
-    ]
+    layers = [([keys[i][t] for i in order], [values[i][t] for i in order]) for t in range(own.spec.layers)]
     bias = tuple(torch.cat([b[t] for b in biases], dim=2) for t in range(own.spec.layers)) if parts else None
     seen = torch.cat([*visible, own.valid_BT()], dim=1)
-    return Context(DynamicCache(pairs), seen, own.lengths.clone(), bias)
+    return Context(slots(layers), seen, own.lengths.clone(), bias)
 
 
 def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str = "parallel") -> KVCache:
@@ -99,8 +96,10 @@ def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str
         base = (keys, values) if order == "sequential" else (own.keys, own.values)
         change_keys, change_values = part.fuser.mix(base, sent)  # pyright: ignore[reportArgumentType]
         scale_B1T1 = (aligned_BT * part.weight_B[:, None]).to(own.keys[0].dtype)[:, None, :, None]
-        keys = tuple(k + scale_B1T1 * c for k, c in zip(keys, change_keys, strict=True))
-        values = tuple(v + scale_B1T1 * c for v, c in zip(values, change_values, strict=True))
+        keys, values = (
+            tuple(x if c is None else x + scale_B1T1 * c for x, c in zip(side, changes, strict=True))
+            for side, changes in ((keys, change_keys), (values, change_values))
+        )
     return KVCache(own.spec, keys, values, own.lengths, own.positions)
 
 

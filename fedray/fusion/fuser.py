@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from fedray.llm.alignment import TOKEN_ALIGNMENTS, align_layers
 from fedray.types import KVSpec
 
+LARGE = 1 << 17  # numbers of a matrix that a CPU multiplies best on its own
 OPERATORS = ("concat", "mix")
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
+Changes = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]  # to Sides; None where nothing changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Fuser(nn.Module):
         """Sender layers (B, N, T, H) -> the same tokens in the receiver's space."""
         raise NotImplementedError
 
-    def mix(self, own: Sides, sent: Sides) -> Sides:
+    def mix(self, own: Sides, sent: Sides) -> Changes:
         """Changes (new minus own) to the receiver's keys and values, from sender layers aligned to its tokens."""
         raise NotImplementedError
 
@@ -147,7 +149,7 @@ class MLPFuser(Fuser):
         weights = F.logsigmoid(self.SHARPNESS * logits + 2.0)
         return Projection(tuple(projected[:layers]), tuple(projected[layers:]), tuple(weights))
 
-    def mix(self, own: Sides, sent: Sides) -> Sides:
+    def mix(self, own: Sides, sent: Sides) -> Changes:
         assert self.own_weight is not None, "a concat fuser cannot mix"
         batch, layers = own[0][0].shape[0], self.config.receiver.layers
         hidden = self._hidden(*sent)
@@ -165,7 +167,9 @@ class MLPFuser(Fuser):
 
 
 class GroupedLinear(nn.Module):
-    """G independent linear maps as one batched product: (G, M, in) -> (G, M, out)."""
+    """G independent linear maps: (G, M, in) -> (G, M, out), as one batched product or one after the other."""
+
+    grouped: bool | None = None  # None leaves it to the device and the size
 
     def __init__(self, groups: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -174,7 +178,21 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups, 1, outputs))
 
     def forward(self, x_GMI: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x_GMI, self.kernel)
+        grouped = in_groups(x_GMI.device, self.kernel[0].numel()) if self.grouped is None else self.grouped
+        if grouped or torch.is_grad_enabled():
+            return torch.baddbmm(self.bias, x_GMI, self.kernel)
+        out_GMO = x_GMI.new_empty(*x_GMI.shape[:2], self.kernel.shape[-1])
+        for bias, x, kernel, out in zip(self.bias, x_GMI, self.kernel, out_GMO, strict=True):
+            torch.addmm(bias, x, kernel, out=out)
+        return out_GMO
+
+
+def in_groups(device: torch.device, numbers: int) -> bool:
+    """Whether many products with matrices of so many numbers run faster as one batched product.
+
+    On a GPU they do. On a CPU a product of its own is faster, but for the smallest (docs/log.md).
+    """
+    return device.type != "cpu" or numbers < LARGE
 
 
 def build_fuser(config: FuserConfig) -> Fuser:

@@ -67,7 +67,7 @@ def load_members(
     """
     given = {p.member: {"device": p.device, "dtype": p.dtype, "revision": p.revision} for p in placements}
     for p in placements:
-        given[p.member] |= {"zoo": zoo, "threads": p.threads, "folder": folder}
+        given[p.member] |= {"zoo": zoo, "threads": p.threads, "reading": p.reading, "folder": folder}
     return start(Member, placements, given, loaded=loaded, slow=slow)
 
 

@@ -15,7 +15,8 @@ from fedray.types import FedrayError
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What one member asks for; `place` fills in the rest. threads: torch's; label: its node's "key=value"."""
+    """What one member asks for; `place` fills in the rest. threads: torch's; reading: torch's while others read too;
+    label: its node's "key=value"."""
 
     member: str
     device: str = "cpu"
@@ -23,6 +24,7 @@ class Placement:
     num_cpus: float | None = None
     num_gpus: float = 0.0
     threads: int | None = None
+    reading: int | None = None
     label: str | None = None
     revision: str | None = None
 
@@ -47,7 +49,7 @@ def place(
     """The placements, the receiver's first, with CPU shares and threads filled in.
 
     A member that names no number of CPUs gets a share so small that every node could hold all members, at most 1.
-    all_cores: the cluster is this job's own; senders work side by side, and the receiver when they are done.
+    all_cores: the cluster is this job's own; all read side by side, and the receiver answers when they are done.
     nodes: what there will be, for a check before Ray starts; by default those of the cluster this process is in.
     Raises FedrayError, with figures, where the cluster cannot hold them.
     """
@@ -60,8 +62,12 @@ def place(
     _check_labels(placed, nodes)
     _check_room(placed, nodes)
     cores = int(min(with_cpus)) if all_cores else 0
-    shares = [cores, *[cores // max(1, len(placed) - 1)] * (len(placed) - 1)]
-    return [replace(p, threads=max(1, n, int(p.num_cpus or 0))) for p, n in zip(placed, shares, strict=True)]
+    share, rest = divmod(cores, len(placed))
+    shares = [(cores, share + rest), *[(share, share)] * (len(placed) - 1)]
+    return [
+        replace(p, threads=max(1, alone, int(p.num_cpus or 0)), reading=max(1, beside, int(p.num_cpus or 0)))
+        for p, (alone, beside) in zip(placed, shares, strict=True)
+    ]
 
 
 def this_machine(num_cpus: float | None = None) -> Node:

@@ -166,7 +166,7 @@ class TestPlace:
 
     def test_threads_of_a_cluster_of_ones_own(self) -> None:
         placed = place([Placement("receiver"), Placement("sender")], all_cores=True)
-        assert [p.threads for p in placed] == [2, 2]
+        assert [(p.threads, p.reading) for p in placed] == [(2, 1), (1, 1)]
         assert [p.threads for p in place([Placement(str(n)) for n in range(5)], all_cores=True)] == [2, 1, 1, 1, 1]
 
     def test_too_many_cpus_are_refused_with_figures(self) -> None:

@@ -1,0 +1,78 @@
+"""suite=fuse: the published fuser in the form fedray runs it, against layer by layer with every gate computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from fedray.benchmark.bench import Bench
+from fedray.benchmark.station import random_cache
+from fedray.fusion.c2c import C2CFuser
+from fedray.fusion.fuser import Sides
+from fedray.fusion.untrained import build_random, random_artifact
+from fedray.llm.cache import KVCache, spec_of
+from fedray.llm.loading import default_dtype
+from fedray.llm.source import Source, config_of
+from fedray.types import MemberInfo
+
+ROWS = ("fuse.over_layerwise", "fuse.groups_over_layers", "fuse.half_closed_over_open")
+READ_MS = 5.0  # on a GPU, bf16, one sender
+
+
+def measure(bench: Bench) -> None:
+    """Its rows, in 32 bit and in the precision that fedray picks."""
+    picked = default_dtype(bench.settings.zoo.name, bench.settings.device)
+    for dtype in dict.fromkeys(("float32", picked)):
+        names = [f"{row}.{dtype}" for row in ROWS]
+        if bench.wants(*names):
+            _rows(bench, dtype)
+
+
+@torch.no_grad()
+def _rows(bench: Bench, dtype: str) -> None:
+    s = bench.settings
+    sender, receiver = (_info(name, s.zoo.name) for name in (s.sender, s.receiver))
+    fuser = build_random(random_artifact(sender, receiver, "c2c", "mix"), s.device).to(getattr(torch, dtype))
+    assert isinstance(fuser, C2CFuser)
+    own, sent = (_sides(random_cache(m.spec, s.tokens, getattr(torch, dtype)), s.device) for m in (receiver, sender))
+
+    def run(grouped: bool | None) -> None:
+        fuser.grouped = grouped
+        fuser.mix(own, sent)
+
+    def published() -> None:
+        for t, (layer, projector) in enumerate(zip(fuser.layers, fuser.projectors, strict=True)):
+            projector(sent[0][layer], sent[1][layer], own[0][t], own[1][t])
+
+    ways: dict[str, Callable[[], None]] = {"ours": partial(run, None), "published": published}
+    seconds = bench.seconds(f"fusing in {dtype}", ways)
+    on_gpu = s.device.startswith("cuda")
+    most = 0.5 if on_gpu else 1.1  # a CPU has nothing to gain where every gate is open
+    ours, layerwise = seconds["ours"], seconds["published"]
+    bench.row(f"{ROWS[0]}.{dtype}", ours, "s", baseline=layerwise, against="layer by layer", at_most=most)
+    if on_gpu:
+        bench.row(f"fuse.seconds.{dtype}", ours * 1e3, "ms", at_most=READ_MS)
+    both = bench.seconds(f"forms in {dtype}", {"groups": partial(run, True), "layers": partial(run, False)})
+    bench.row(f"{ROWS[1]}.{dtype}", both["groups"], "s", baseline=both["layers"], against="layers one by one")
+
+    def gates(logit: float) -> None:
+        for projector in fuser.projectors:
+            projector.value_gate_logit.fill_(logit)  # pyright: ignore
+        fuser.eval()  # which gates are open is asked anew
+
+    some: dict[str, Callable[[], None]] = {"half": partial(run, None), "open": partial(run, None)}
+    before = {"half": partial(gates, -1.0), "open": partial(gates, 1.0)}
+    seconds = bench.seconds(f"closed gates in {dtype}", some, before=before)
+    bench.row(f"{ROWS[2]}.{dtype}", seconds["half"], "s", baseline=seconds["open"], against="all open", at_most=0.65)
+
+
+def _info(name: str, zoo: str) -> MemberInfo:
+    """As much of an LLM as its fuser depends on; its weights are not loaded."""
+    return MemberInfo(name, "", 0, spec_of(config_of(Source(name, zoo))), "", "", "cpu", "", "", 0, 0)
+
+
+def _sides(cache: KVCache, device: str) -> Sides:
+    keys, values = (tuple(layer.to(device) for layer in side) for side in (cache.keys, cache.values))
+    return keys, values

@@ -1,0 +1,82 @@
+"""The published fuser's layers as a few grouped products, K and V of all layers at once: for GPUs.
+
+Layer by layer it takes 504 small products (28 layers), which a GPU spends its time starting.
+Shape legend: G groups (open gates: a layer's keys or its values), M tokens of all rows, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedray.fusion.fuser import Changes, Sides
+
+SIDES = ("key", "value")
+EPS = 1e-6  # of RMSNorm, as published
+
+
+class Stacked:
+    """The open layers' parameters, one tensor each; the layers' own become views of them, so nothing is held twice.
+
+    Made once for a fuser at inference: asking which gates are open is the only time that the device is waited for.
+    """
+
+    def __init__(self, layers: Sequence[int], projectors: Sequence[Any]) -> None:
+        """layers: per receiver layer the sender layer it reads."""
+        self._layers = layers
+        self._groups = [(side, t) for side, x in enumerate(SIDES) for t, p in enumerate(projectors) if p.is_open(x)]
+        named = [
+            {name.removeprefix(f"{SIDES[side]}_"): parameter for name, parameter in projectors[t].named_parameters()}
+            for side, t in self._groups
+        ]
+        self._weights: dict[str, Tensor] = {}
+        for name in (n for n in (named[0] if named else ()) if not n.startswith((*SIDES, "gate_logit"))):
+            stacked = torch.stack([parameters[name].data for parameters in named])
+            for parameters, view in zip(named, stacked, strict=True):
+                parameters[name].data = view
+            self._weights[name] = stacked
+
+    def mix(self, own: Sides, sent: Sides) -> Changes:
+        """As C2CFuser.mix."""
+        changes: list[list[Tensor | None]] = [[None] * len(own[0]) for _ in SIDES]
+        if self._groups:
+            batch, heads = own[0][0].shape[:2]
+            for (side, t), change_MF in zip(self._groups, self._changes(own, sent, heads), strict=True):
+                changes[side][t] = change_MF.unflatten(0, (batch, -1)).unflatten(-1, (heads, -1)).transpose(1, 2)
+        return tuple(changes[0]), tuple(changes[1])
+
+    def _changes(self, own: Sides, sent: Sides, heads: int) -> Tensor:
+        """(G, M, N*H)."""
+        # 1. features of both caches, heads flattened per token
+        mine = [own[side][t] for side, t in self._groups]
+        theirs = [sent[side][self._layers[t]] for side, t in self._groups]
+        features = torch.cat([_tokens(theirs), _tokens(mine)], dim=-1)
+        # 2. shared trunk
+        trunk = self._blocks("mlp1", self._linear("in", features))
+        # 3. projection into the receiver's space
+        projected = self._linear("proj_out", self._blocks("proj_mlp2", trunk))
+        # 4. dynamic weight per token and head; 5. the gates of all these groups are open
+        weight_GMN = torch.sigmoid(self._linear("scalar_head", self._blocks("scalar_mlp2", trunk)))
+        return (weight_GMN[..., None] * projected.unflatten(-1, (heads, -1))).flatten(-2)
+
+    def _linear(self, name: str, x_GMI: Tensor) -> Tensor:
+        bias, weight_GOI = self._weights[f"{name}.bias"], self._weights[f"{name}.weight"]
+        return torch.baddbmm(bias[:, None], x_GMI, weight_GOI.mT)
+
+    def _blocks(self, name: str, x: Tensor) -> Tensor:
+        index = 0
+        while (block := f"{name}.blocks.{index}") + ".w1.weight" in self._weights:
+            normed = F.rms_norm(x, x.shape[-1:], None, EPS) * self._weights[f"{block}.norm.weight"][:, None]
+            inner = F.gelu(torch.bmm(normed, self._weights[f"{block}.w1.weight"].mT))
+            x = torch.baddbmm(x, inner, self._weights[f"{block}.w2.weight"].mT)
+            index += 1
+        return x
+
+
+def _tokens(layers: list[Tensor]) -> Tensor:
+    """Layers (B, N, T, H) as groups of tokens, heads flattened: (G, B*T, N*H)."""
+    return torch.stack(layers).transpose(2, 3).flatten(3).flatten(1, 2)
