@@ -39,7 +39,7 @@ RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
 
 # Files whose tests need a cluster, this one's or one of their own.
 ON_RAY = (
-    "tests/benchmark/test_benchmark_job.py",
+    "tests/benchmark/",
     "tests/runtime/",
     "tests/evaluation/test_hub_run.py",
     "tests/test_c2c_reference.py",

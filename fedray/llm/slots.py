@@ -43,7 +43,12 @@ class SlotLayer(DynamicLayer):
 
 
 def slots(layers: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], room: int = ROOM) -> DynamicCache:
-    """A cache of its own, in which every layer's pieces of keys and values stand one after the other."""
+    """A cache of its own, in which every layer's pieces of keys and values stand one after the other.
+
+    In training, whose gradients do not pass through writing in place, it is transformers' own.
+    """
+    if torch.is_grad_enabled() and any(p.requires_grad for layer in layers for side in layer for p in side):
+        return DynamicCache([(torch.cat(list(keys), dim=2), torch.cat(list(values), dim=2)) for keys, values in layers])
     cache = DynamicCache()
     cache.layers.extend(SlotLayer(keys, values, room) for keys, values in layers)
     return cache
