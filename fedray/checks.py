@@ -41,7 +41,9 @@ def _check_names(settings: Settings) -> None:
     zoo = settings.zoo.name
     receiver = resolve(settings.receiver, "receiver", zoo)
     senders = [resolve(sender, "sender", zoo) for sender in settings.senders]
-    others = dict.fromkeys(sender for sender in senders if sender != receiver) or (n for n in NAMES if n != receiver)
+    others = [*dict.fromkeys(sender for sender in senders if sender != receiver)]
+    if not others:
+        others = [name for name in NAMES if name != receiver] if receiver in NAMES else ["NAME"]
     example = f"'+senders=[{','.join(others)}]'"
     if receiver in senders:
         raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out, as in {example}")
@@ -87,6 +89,11 @@ def _check_exchange(settings: Settings) -> None:
     if strangers:
         raise FedrayError(f"evidence.{min(strangers)} is for nobody who takes part: add that member to the senders")
     settings.documents()  # a file that is not there is refused now, not after loading
+    if name == "ensemble" and settings.prompt is not None:
+        raise FedrayError(
+            "protocol=ensemble averages the probabilities of choices: ask questions that have some, with task= or "
+            "questions=FILE"
+        )
     if settings.vote and not settings.answer_all:
         raise FedrayError("vote=true counts the answers of all members: add answer_all=true")
     apart = rephrase != "none" or settings.evidence or settings.control == "mismatched"

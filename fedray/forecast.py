@@ -186,7 +186,10 @@ def check_room(needed: Sequence[Need], room: Room, *, together: bool) -> None:
         ("the GPUs'", on_gpus(needed), room.gpus),
     ):
         if free is not None and takes > free:
-            largest = max(needed, key=lambda need: need.model)
+            if what != "the machine's" and not free:
+                on_gpu = next(need.member for need in needed if need.device.startswith("cuda"))
+                raise FedrayError(f"{on_gpu} is to be on a GPU, and there is none here: leave its device out")
+            largest = max(needed[1:] or needed, key=lambda need: need.model)
             raise FedrayError(
                 f"the members take {_gib(takes)} of {what} memory, where {_gib(free)} are free ({_listed(needed)}): "
                 f"leave out {largest.member}, take a smaller dtype, or shorter prompts and smaller batches"

@@ -5,8 +5,8 @@ A protocol holds handles, never tensors: `start` returns one at once, `wait` say
 A handle passed to `start` as a positional argument resolves inside the member that receives it, so a cache goes from
 sender to receiver without passing the driver or the coordinator. Pass only handles that `wait` reported ready.
 
-Methods marked `@ships` (member.py) return (receipt, payload): `result` gives the receipt, and the handle stands for
-the payload where it is an argument.
+Methods marked `@ships` (wire/payload.py) return (receipt, payload): `result` gives the receipt, and the handle stands
+for the payload where it is an argument.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,16 +45,10 @@ from fedray.types import (
     Usage,
     Wire,
 )
-from fedray.wire.payload import Payload, Shipment, pack, unpack
+from fedray.wire.payload import Payload, Shipment, pack, ships, unpack
 from fedray.wire.selection import keep_tokens
 
 AS_IT_IS = Wire()
-
-
-def ships(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a method that returns (receipt, payload): the payload stays in the object store."""
-    method.ships = True  # pyright: ignore[reportFunctionMemberAccess]
-    return method
 
 
 class Member:
@@ -86,8 +79,6 @@ class Member:
     def _take(self, threads: int | None) -> None:
         if threads and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-
-    # -- control ----------------------------------------------------------------------------------------------------
 
     def info(self) -> MemberInfo:
         return describe(self.llm)
@@ -273,8 +264,6 @@ class Member:
         """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
         context, _, _, _ = self._fuse(session, senders, plan, payloads, Clock())
         return self._read_last_token(self._sessions.get(session), context).tolist()
-
-    # -- how ----------------------------------------------------------------------------------------------------------
 
     def _read(
         self,

@@ -24,6 +24,7 @@ class Planner:
         shipped = SHIPPED if name == "tiny" else None
         self._registry = Registry(registry, shipped if zoo is None else zoo / "registry")
         self._at_random = name == "shapes"
+        self._zoo = "zoo=hub " if name == "hub" else ""
 
     def check(
         self, receiver: str, senders: Sequence[str], *, protocol: str, fuser: str, fusion: str, on_missing: str
@@ -41,7 +42,8 @@ class Planner:
             remedy = (
                 f"there is {others}"
                 if there
-                else f"train it with jobs/train_fuser.py sender={sender} receiver={receiver}, name a registry that has "
+                else f"train it with jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver}"
+                f"{'' if fuser == 'mlp' else f' fuser={fuser}'}, name a registry that has "
                 "it with registry.path=DIR, or let the sender speak with on_missing=text"
             )
             raise FedrayError(f"no fuser={fuser} fusion={fusion} for {sender} -> {receiver}; {remedy}")

@@ -117,6 +117,7 @@ REFUSED = [
     ("tracking.uri=sqlite:///empty.txt/mlflow.db", ["tracking.uri=sqlite:///empty.txt/mlflow.db cannot be written"]),
     ("tracking.uri=sqlite:///.", ["cannot be written", "tracking=none"]),
     ("+experiment=figure3", ["jobs/evaluate.py +experiment=NAME"]),
+    ("protocol=ensemble prompt=why", ["protocol=ensemble averages the probabilities of choices"]),
     ("gate=oracle prompt=why", ["gate=oracle must be told who knows"]),
 ]
 

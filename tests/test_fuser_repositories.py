@@ -184,7 +184,7 @@ def test_a_hub_that_refuses_is_understood(tmp_path: Path) -> None:
             GATED: "accept its terms on its page on the hub",
             "no/where": "there is no repository no/where that you may read: check its name, and log in with",
             "me/llm": "describes no fuser or gate of fedray",
-            "one word": "is no repository's id: write it as ORG/NAME",
+            "one word": "no repository's id: write ORG/NAME",
         }
         said = do(
             server.url, tmp_path, *(load(repo, own) for repo in asked), load("me/llm", own, revision="v9"), push("me/x")

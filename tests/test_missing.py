@@ -13,11 +13,11 @@ from tiny import QUESTIONS, random_fuser, random_llm, random_member
 from fedray.fusion.registry import Registry
 from fedray.group import LocalGroup, MemberFailed
 from fedray.llm.loading import describe
-from fedray.member import Member, ships
+from fedray.member import Member
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
 from fedray.types import Answer, FedrayError, Generation, Plan, Receipt, Request
-from fedray.wire.payload import Payload
+from fedray.wire.payload import Payload, ships
 
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
 REQUEST = Request(QUESTIONS, generation=Generation(max_tokens=6))

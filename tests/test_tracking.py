@@ -326,3 +326,20 @@ def test_the_command_that_shows_a_run_names_its_store(tmp_path: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     assert "with `make ui`" in browse(other, "r1") and f"MLFLOW_TRACKING_URI={usual}" in browse(usual, "r1")
     assert browse("http://here:5000", "r1") == "MLflow run r1: browse it at http://here:5000"
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("prefill[llama-1b]", "prefill/llama-1b"),
+        ("hint[/my/llm]", "hint/my/llm"),
+        ("validation/", "validation"),
+        ("weight//my/../llm", "weight/my/llm"),
+        ("trust/über/a", "trust/über/a"),
+    ],
+)
+def test_metrics_have_names_that_mlflow_takes(name: str, allowed: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert tracker._metric(name) == allowed
+    _validate_metric_name(allowed)

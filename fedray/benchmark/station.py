@@ -13,10 +13,9 @@ import torch
 from fedray.background import Background
 from fedray.group import Group, Handle
 from fedray.llm.cache import KVCache
-from fedray.member import ships
 from fedray.settings import RaySettings
 from fedray.types import FedrayError, KVSpec, MemberInfo
-from fedray.wire.payload import Payload, pack, unpack
+from fedray.wire.payload import Payload, pack, ships, unpack
 
 
 class Station:

@@ -110,8 +110,8 @@ class Sheet(Screen):
                 self._line(f"on the wire: {need.wire_per_token:,} bytes per token of {need.member}'s prompt")
         for need in needed if self.zoo == "hub" else ():
             size = "size unknown, the hub cannot be asked" if need.download is None else f"{_mib(need.download)} MiB"
-            where = f"commit {need.revision}" if need.revision else "a local folder"
-            self._line(f"to download: {need.member} {size} ({where})")
+            if need.revision:
+                self._line(f"to download: {need.member} {size} (commit {need.revision})")
 
 
 def _parts(need: Need) -> tuple[int, ...]:

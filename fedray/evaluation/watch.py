@@ -64,6 +64,14 @@ class Watch(Screen):
             for row in rows
         ]
         self._table("Every case, ± one standard error; p against the receiver alone", headings, shown)
+        for row in rows:
+            if row.unrephrased:
+                self.console.print(
+                    f"{row.way}: {row.unrephrased} of {row.n} questions kept no whole rewrite, the receiver answered "
+                    "them alone",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         if told := [line for line in leaks.lines(rows) if leaks.ALL in line]:
             chosen = [leaks.HEADINGS.index(heading) for heading in LEAKAGE]
             title = "What rephrasing gives away, by row; of one who counts words, and of a blind guess"

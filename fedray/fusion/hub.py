@@ -91,7 +91,10 @@ def read(folder: Path) -> tuple[Manifest, bytes]:
         with torch.device("meta"):
             module = _build(manifest)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
-        raise FedrayError(f"{path} is missing or describes no fuser or gate of fedray ({_short(error)})") from error
+        raise FedrayError(
+            f"{path} is missing or describes no fuser or gate of fedray ({_short(error)}): name a folder that `export "
+            "form=hub` has made, TO/NAME"
+        ) from error
     blob = check_weights(manifest, folder)
     try:
         found = {name: tuple(tensor.shape) for name, tensor in load_tensors(blob).items()}
@@ -105,6 +108,7 @@ def read(folder: Path) -> tuple[Manifest, bytes]:
 def card(manifest: Manifest, repo: str) -> str:
     """The model card: what it is, how to use it, which LLMs it fits, how it was trained."""
     *senders, receiver = _llms(manifest)
+    zoo = "zoo=hub " if manifest.training.get("revisions") else ""
     front = ModelCardData(library_name="fedray", tags=["kv-cache", "cache-to-cache", manifest.role]).to_yaml()
     fits = "\n".join(f"| {name} | `{h['weights']}` | `{h['tokenizer']}` |" for name, h in sorted(manifest.llms.items()))
     if manifest.role == "fuser":
@@ -113,6 +117,7 @@ def card(manifest: Manifest, repo: str) -> str:
     else:
         what = f"Weighs for **{receiver}**, question by question, what {', '.join(senders)} send."
         choose = f"gate=learned fusion={manifest.operator}"
+    use = f"{zoo}receiver={receiver} '+senders=[{','.join(senders)}]' {choose}"
     return f"""---
 {front}
 ---
@@ -124,7 +129,7 @@ The method is that of *Federated Inference for Heterogeneous LLM Communication a
 ## Use
 
     python jobs/registry.py load {repo} registry.path=outputs/registry
-    python jobs/federate.py receiver={receiver} '+senders=[{",".join(senders)}]' {choose} registry.path=outputs/registry
+    python jobs/federate.py {use} registry.path=outputs/registry
 
 ## The LLMs it fits
 
@@ -189,7 +194,7 @@ def _told(repo: str, doing: str, revision: str | None = None) -> Iterator[None]:
     except RepositoryNotFoundError as error:
         raise FedrayError(f"there is no repository {repo} that you may {doing}: check its name, and {login}") from error
     except HFValidationError as error:
-        raise FedrayError(f"{repo!r} is no repository's id: write it as ORG/NAME") from error
+        raise FedrayError(f"{repo!r} is no folder that is there, and no repository's id: write ORG/NAME") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FedrayError(
             f"cannot {doing} {repo}: the hub is out of reach or HF_HUB_OFFLINE is set, and it is not in the cache; go "

@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging
+from safetensors import SafetensorError, safe_open
 
 from fedray.llm.catalogue import safe_name
 from fedray.types import FedrayError
@@ -176,6 +177,18 @@ def weight_files(member: str, folder: Path) -> list[Path]:
     if missing or not shards:
         raise FedrayError(f"{member}: {folder} lacks {', '.join(missing) or 'its shards'}; load again from the hub")
     return [folder / shard for shard in shards]
+
+
+def check_headers(member: str, paths: Sequence[Path]) -> None:
+    """Raises FedrayError naming a file of weights that is damaged or cut short; nothing but its header is read."""
+    for path in paths:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise FedrayError(
+                f"{member}: {path.name} is damaged ({error}); save it again with save_pretrained()"
+            ) from error
 
 
 def content_hash(paths: Sequence[Path]) -> str:

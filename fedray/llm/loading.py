@@ -17,7 +17,7 @@ from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.model import LLM, check_length, encode, hash_tokenizer, template_of
+from fedray.llm.model import LLM, check_ids, encode, hash_tokenizer, template_of
 from fedray.llm.source import (
     HASHES,
     Source,
@@ -119,13 +119,15 @@ def check_prompts(sources: Sequence[Source], prompts: Sequence[str]) -> dict[str
     """
     longest: dict[str, int] = {}
     for source in sources:
+        config = config_of(source)
         tokenizer = tokenizer_of(source)
         if tokenizer is None and prompts:
             raise FedrayError(f"{source.name} has no tokenizer and reads no text: save one in its folder")
-        context = config_of(source).max_position_embeddings
         template = template_of(tokenizer)
-        longest[source.name] = max(len(encode(tokenizer, template, prompt).ids) for prompt in prompts)
-        check_length(source.name, longest[source.name], context)
+        for prompt in prompts:
+            ids = encode(tokenizer, template, prompt).ids
+            check_ids(source.name, ids, config.max_position_embeddings, config.vocab_size)
+            longest[source.name] = max(longest.get(source.name, 0), len(ids))
     return longest
 
 

@@ -65,16 +65,12 @@ class LLM:
     def encode(self, prompt: str) -> Encoded:
         """The prompt in this LLM's chat template, with the generation prompt; raises FedrayError if too long."""
         encoded = encode(self._words(), self.template, prompt)
-        check_length(self.name, len(encoded.ids), self.context)
+        self.check_ids(encoded.ids)
         return encoded
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises FedrayError where a prompt given as token ids is too long, or not in this LLM's vocabulary."""
-        check_length(self.name, len(ids), self.context)
-        known = self.model.get_input_embeddings().num_embeddings
-        strange = next((i for i in ids if not 0 <= i < known), None)
-        if strange is not None:
-            raise FedrayError(f"token id {strange} is none of {self.name}'s, which go from 0 to {known - 1}")
+        """Raises FedrayError where a prompt is too long, or not in this LLM's vocabulary."""
+        check_ids(self.name, ids, self.context, self.model.get_input_embeddings().num_embeddings)
 
     def encode_answer(self, text: str) -> list[int]:
         return self._words().encode(text, add_special_tokens=False)
@@ -129,6 +125,17 @@ def encode(tokenizer: Any, template: tuple[str, str], prompt: str) -> Encoded:
         else:
             spans.append((max(a, start) - start, min(b, end) - start))
     return Encoded(ids, spans)
+
+
+def check_ids(name: str, ids: Sequence[int], context: int, known: int) -> None:
+    """Raises FedrayError where a prompt's ids are too many for a context, or not among the `known` first ones."""
+    check_length(name, len(ids), context)
+    strange = next((i for i in ids if not 0 <= i < known), None)
+    if strange is not None:
+        raise FedrayError(
+            f"token id {strange} is none of {name}'s, which go from 0 to {known - 1}: it comes from a tokenizer that "
+            "does not belong to this LLM"
+        )
 
 
 def check_length(name: str, tokens: int, context: int) -> None:

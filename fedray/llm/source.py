@@ -71,21 +71,23 @@ def pin(source: Source) -> Source:
     elif source.revision is not None:
         raise FedrayError(f"{source.name} comes from no repository that has revisions: leave {source.revision} out")
     elif source.local is not None:
-        hub.weight_files(source.name, source.local)
-    check_config(source.name, config_of(source))
+        hub.check_headers(source.name, hub.weight_files(source.name, source.local))
+    config_of(source)
     return source
 
 
 def config_of(source: Source) -> Any:
-    """Its transformers configuration. Raises FedrayError."""
+    """Its transformers configuration. Raises FedrayError, also where its architecture is not served."""
     if source.zoo == "shapes":
-        return shapes.config_of(source.name)
-    if source.repository is not None:
-        values = hub.read_config(source.repository)
+        config = shapes.config_of(source.name)
+    elif source.repository is not None:
+        config = build_config(source.name, hub.read_config(source.repository))
     else:
         assert source.local is not None
-        values = hub.parse_config(source.name, source.local / hub.CONFIG)
-    return build_config(source.name, values)
+        config = build_config(source.name, hub.parse_config(source.name, source.local / hub.CONFIG))
+    if source.zoo != "tiny":
+        check_config(source.name, config)
+    return config
 
 
 def tokenizer_of(source: Source) -> Any:
@@ -155,6 +157,11 @@ def hash_file(path: Path) -> str:
 
 def unloadable(source: Source, path: Path, error: Exception) -> FedrayError:
     """The error for files that are there and cannot be read."""
-    remedy = "reinstall fedray" if source.zoo == "tiny" else "delete the folder and load again"
-    said = " ".join(str(error).split("\n")[0].split())
+    if source.zoo == "tiny":
+        remedy = "reinstall fedray"
+    elif source.repository is not None:
+        remedy = "delete the folder and load again"
+    else:
+        remedy = "check its files, and save what is wrong again with save_pretrained()"
+    said = " ".join(str(error).strip().partition("\n\n")[0].split())[:200]
     return FedrayError(f"{source.name}: {path} cannot be loaded ({said}); {remedy}")

@@ -231,8 +231,9 @@ def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _metric(name: str) -> str:
-    """A name MLflow allows: "prefill[llama-1b]" becomes "prefill/llama-1b"."""
-    return re.sub(r"[^\w./ -]", "_", name.replace("[", "/").replace("]", ""))
+    """A name MLflow allows: "prefill[llama-1b]" becomes "prefill/llama-1b", "hint[/my/llm]" becomes "hint/my/llm"."""
+    parts = re.sub(r"[^\w./ -]", "_", name.replace("[", "/").replace("]", "")).split("/")
+    return "/".join(part for part in parts if part.strip("."))
 
 
 def _now_ms() -> int:

@@ -224,5 +224,5 @@ def accuracy_by_group(pair: Pair, fuser: Fuser | None) -> dict[str, float]:
     _, right_Q = losses(pair, fuser)
     right: dict[str, list[float]] = {}
     for talk, value in zip(pair.examples.conversations, right_Q.tolist(), strict=True):
-        right.setdefault(talk.group, []).append(value)
+        right.setdefault(talk.group or "all", []).append(value)
     return {group: math.fsum(values) / len(values) for group, values in sorted(right.items())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,7 +50,17 @@ def run(settings: GateJob) -> int:
     job = Job(settings, "train_gate")
     job.check()
     llms = pin(settings, (settings.receiver, *settings.senders))
+    _check_layers(settings.layers, llms[settings.receiver])
     return job.run([_task(job, settings, llms)])
+
+
+def _check_layers(layers: Sequence[int], receiver: Source) -> None:
+    deepest = config_of(receiver).num_hidden_layers
+    if max(layers) > deepest:
+        fitting = [layer for layer in layers if layer <= deepest]
+        raise FedrayError(
+            f"layers={list(layers)}: {receiver.name} has {deepest} layers, name no deeper one, as in 'layers={fitting}'"
+        )
 
 
 def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
@@ -62,11 +72,6 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     senders = {name: read(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
     if material.source:
         material = fitting(material, (receiver, *senders.values()), s.data.longest)
-    deepest = receiver.spec.layers
-    if max(order.recipe.layers) > deepest:
-        raise FedrayError(
-            f"layers={list(order.recipe.layers)}: {receiver.name} has {deepest} layers, name no deeper one"
-        )
     dtype = receiver.model.dtype
     training = GateTraining(
         receiver,

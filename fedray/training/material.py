@@ -114,7 +114,13 @@ def longest_of(settings: FuserJob | GateJob) -> int:
 def _questions(data: TrainingData, name: str) -> list[Any]:
     """The questions of an evaluation set: beside the training data where a copy lies there, else the hub's."""
     here = data.path if data.path is not None and (data.path / name).is_dir() else None
-    found, _ = read(BENCHMARKS[name], "test", path=here, streaming=data.streaming)
+    try:
+        found, _ = read(BENCHMARKS[name], "test", path=here, streaming=data.streaming)
+    except FedrayError as error:
+        raise FedrayError(
+            f"what data.against={name} names is to be kept out of the training, and {error}; leave it out as in "
+            "'data.against=[]', or put a copy into a folder of that name in data.path"
+        ) from error
     return [item for _, item in found.values()]
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,12 @@ class Shipment:
     spans: tuple[tuple[tuple[int, int], ...], ...]
     whole: tuple[int, ...]
     layers: Layers
+
+
+def ships(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a method that returns (receipt, payload): the payload stays in the object store."""
+    method.ships = True  # pyright: ignore[reportFunctionMemberAccess]
+    return method
 
 
 def pack(

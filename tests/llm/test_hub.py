@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,8 +169,6 @@ def test_a_file_cut_short_in_the_cache_is_named(mirror, tmp_path) -> None:
 
 
 def test_a_local_folder_that_does_not_hold_together_is_named(saved, tmp_path) -> None:
-    import shutil
-
     for broken, says in (
         ("model-00001-of", "lacks model-00001-of"),
         ("model.safetensors.index.json", "has no model.safetensors"),
@@ -185,7 +184,7 @@ def test_a_local_folder_that_does_not_hold_together_is_named(saved, tmp_path) ->
     shutil.copytree(saved / "whole", folder)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(FedrayError, match=r"cannot be loaded .*; delete the folder and load again"):
+    with pytest.raises(FedrayError, match=r"model\.safetensors is damaged"):
         load(str(folder), zoo="hub")
 
 
@@ -193,8 +192,6 @@ def test_weights_that_lack_some_are_refused(saved, tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "llm"
-    import shutil
-
     shutil.copytree(saved / "whole", folder)
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("model.layers.1.mlp.up_proj.weight")
@@ -215,3 +212,25 @@ def test_a_hub_out_of_reach_says_what_to_check(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
     with pytest.raises(FedrayError, match=f"{gone} cannot be reached and Qwen/Qwen3-0.6B is not in the cache"):
         load("qwen3-0.6b", zoo="hub")
+
+
+def test_what_is_wrong_with_a_folder_is_told_before_it_is_loaded(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(saved / "whole", folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(FedrayError, match=r"own: model.safetensors is damaged .*save_pretrained"):
+        pin(Source(str(folder), "hub"))
+    (tmp_path / "mamba").mkdir()
+    (tmp_path / "mamba" / "config.json").write_text('{"model_type": "mamba", "num_hidden_layers": 2}')
+    with pytest.raises(FedrayError, match=r"mamba\) cannot take part: 2 of its 2 layers are linear_attention"):
+        check_prompts([Source(str(tmp_path / "mamba"), "hub")], [QUESTION])
+
+
+def test_a_tokenizer_of_another_llm_is_told_before_it_is_loaded(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(saved / "whole", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 20}))
+    with pytest.raises(FedrayError, match=r"token id \d+ is none of .*own's, which go from 0 to 19"):
+        check_prompts([Source(str(folder), "hub")], [QUESTION])

@@ -170,8 +170,17 @@ def test_what_does_not_fit_is_refused_before_a_download(
     with pytest.raises(FedrayError, match=r"training needs about 1\.\d GiB per worker .* 0\.0 GiB free for it"):
         train(tmp_path, talks, batch_size=64)
     assert asked_for(mirror) == {"config.json"}
-    made = build_gate_job(given(tmp_path, talks, senders=[SENDER], at_once=64))
+    made = build_gate_job(given(tmp_path, talks, senders=[SENDER], at_once=64, layers=[0, 1]))
     with pytest.raises(FedrayError, match=r"training needs about 1\.\d GiB per worker .* 0\.0 GiB free for it"):
+        gate_job.run(made)
+    assert asked_for(mirror) == {"config.json"}
+
+
+def test_a_gate_of_layers_that_are_not_there_is_refused_before_data_is_read(
+    mirror: Mirror, talks: Path, tmp_path: Path
+) -> None:
+    made = build_gate_job(given(tmp_path, talks, senders=[SENDER], layers=[0, 1, 3]))
+    with pytest.raises(FedrayError, match=r"has 2 layers, name no deeper one, as in 'layers=\[0, 1\]'"):
         gate_job.run(made)
     assert asked_for(mirror) == {"config.json"}
 
