@@ -127,7 +127,7 @@ class _Foretold:
         # packed and lies in the object store too. Scoring repeats the whole for every choice.
         sent = sum(sender.kv_bytes(tokens) for sender, tokens in others)
         standing = self.kv_bytes(own + foreign)
-        copies = 2 + load.choices if role == "receiver" else 3
+        copies = 1 + load.choices if role == "receiver" else 3
         cache = load.rows * (sent + copies * standing + self.kv_bytes(load.answer))
         return Need(
             member=self.source.name,
