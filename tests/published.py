@@ -11,6 +11,15 @@ from transformers import AutoModelForCausalLM
 
 from fedray.llm.families import build_config
 
+COMMON = {  # of configurations that zoo=shapes builds
+    "vocab_size": 600,
+    "intermediate_size": 64,
+    "num_attention_heads": 6,
+    "head_dim": 8,
+    "max_position_embeddings": 400,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.3,  # or else all answers are alike
+}
 SHAPE = {
     "vocab_size": 640,
     "hidden_size": 32,

@@ -9,8 +9,6 @@ from fedray.benchmark.clock import in_turns
 from fedray.benchmark.settings import BenchmarkSettings
 from fedray.report import Measured
 
-Suite = Callable[["Bench"], None]
-
 
 class Bench:
     """One run of the job. told: hears of every row; turn: of every round of a measurement."""

@@ -18,7 +18,6 @@ from fedray.types import FedrayError
 
 # The LLMs of the paper's case study, which every zoo has: the default federation.
 NAMES = ("qwen3-0.6b", "qwen2.5-0.5b", "qwen2.5-coder-0.5b", "qwen2.5-1.5b", "llama-1b")
-ZOOS = ("tiny", "hub", "shapes")
 
 # A built zoo's folder holds llms/NAME, registry/ and world.json; this one ships inside the package.
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"

@@ -16,7 +16,7 @@ from fedray.fusion.fuser import Fuser, MLPFuser, build_fuser
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.crew import Crew, Progress
 from fedray.training.data import answer_loss
-from fedray.training.pair import Example, Pair, batches
+from fedray.training.pair import Draws, Example, Pair, batches
 from fedray.training.recipe import FuserRecipe, fuser_config, precision, schedule
 from fedray.types import FedrayError
 
@@ -75,8 +75,8 @@ class FuserTraining:
         recipe = self.recipe
         module = self.crew.join(FuserLoss(self.fuser, self.pair))
         parts = recipe.accumulation
-        drawn = batches(
-            self.pair,
+        draws = Draws(
+            self.pair.lengths,
             recipe.batch_size,
             recipe.steps,
             self._rng,
@@ -85,6 +85,7 @@ class FuserTraining:
             crew=self.crew,
             sampling=recipe.sampling,
         )
+        drawn = batches(self.pair, draws)
         while self.step < recipe.steps and not self.finished:
             self._take_step(module, [next(drawn) for _ in range(parts)])
             due = self.check is not None and recipe.validate_every and self._is_due(recipe.validate_every)

@@ -19,7 +19,6 @@ from fedray.training.conversations import Conversation
 from fedray.training.crew import Crew
 from fedray.training.data import BATCH, Prefilled, answers, prefill, read
 from fedray.training.recipe import Sampling
-from fedray.types import KVSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,11 @@ class Pair:
         return len(self.examples)
 
     @property
+    def lengths(self) -> list[int]:
+        """Characters of every conversation."""
+        return [sum(map(len, (*t.before, t.prompt, t.answer))) for t in self.examples.conversations]
+
+    @property
     def in_memory(self) -> bool:
         return self._kept is not None
 
@@ -135,9 +139,13 @@ class Pair:
 
     def _size(self) -> int:
         """Bytes of both LLMs' caches, padded to the longest prompt of a sample."""
+
+        def token_bytes(llm: LLM) -> int:
+            return llm.spec.values_per_token() * llm.model.dtype.itemsize
+
         sample = self.rows(range(0, len(self), max(1, len(self) // BATCH)))
         sides = (self.sender, [e.sent for e in sample]), (self.receiver, [e.own for e in sample])
-        return len(self) * sum(max(len(e.ids) for e in read) * _token_bytes(llm) for llm, read in sides)
+        return len(self) * sum(max(len(e.ids) for e in read) * token_bytes(llm) for llm, read in sides)
 
 
 class Draws(Sampler[list[int]]):
@@ -179,20 +187,8 @@ class Draws(Sampler[list[int]]):
                 yield rows[part * self._size : (part + 1) * self._size]
 
 
-def batches(
-    pair: Pair,
-    size: int,
-    steps: int,
-    rng: random.Random,
-    *,
-    first: int,
-    parts: int,
-    crew: Crew,
-    sampling: Sampling = "independent",
-) -> Iterator[list[Example]]:
-    """This worker's examples, `parts` batches a step."""
-    lengths = [sum(map(len, (*t.before, t.prompt, t.answer))) for t in pair.examples.conversations]
-    draws = Draws(lengths, size, steps, rng, first=first, parts=parts, crew=crew, sampling=sampling)
+def batches(pair: Pair, draws: Draws) -> Iterator[list[Example]]:
+    """The examples of the rows that are drawn."""
     return iter(DataLoader(pair.examples, batch_sampler=draws, collate_fn=list))
 
 
@@ -219,8 +215,3 @@ def draw(count: int, size: int, rng: random.Random) -> list[int]:
     while len(chosen) < min(size, count):
         chosen[rng.randrange(count)] = None
     return list(chosen)
-
-
-def _token_bytes(llm: LLM) -> int:
-    spec: KVSpec = llm.spec
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * llm.model.dtype.itemsize

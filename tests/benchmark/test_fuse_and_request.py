@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from published import COMMON
 
 from fedray.benchmark import cost, fuse, request, throughput
 from fedray.benchmark.bench import Bench
@@ -17,16 +18,6 @@ from fedray.fusion import untrained
 from fedray.llm.loading import default_dtype
 from fedray.settings import TrackingSettings
 
-COMMON = {
-    "model_type": "qwen3",
-    "vocab_size": 600,
-    "intermediate_size": 64,
-    "num_attention_heads": 6,
-    "head_dim": 8,
-    "max_position_embeddings": 400,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.3,  # or else all answers are alike
-}
 SIZES = {"receiver": (64, 2, 4), "sender": (48, 3, 3), "second": (48, 3, 3)}
 TOKENS = 24
 
@@ -36,7 +27,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettin
     monkeypatch.setattr(untrained, "WIDTH", 32)
     names: dict[str, Any] = {}
     for name, (hidden, heads, layers) in SIZES.items():
-        config = {**COMMON, "hidden_size": hidden, "num_key_value_heads": heads, "num_hidden_layers": layers}
+        config = {
+            **COMMON,
+            "model_type": "qwen3",
+            "hidden_size": hidden,
+            "num_key_value_heads": heads,
+            "num_hidden_layers": layers,
+        }
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         names[name] = str(tmp_path / name)

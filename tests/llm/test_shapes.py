@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from published import COMMON
 
 from fedray.fusion.registry import Registry, load_fuser
 from fedray.group import LocalGroup
@@ -25,15 +26,6 @@ from fedray.types import FedrayError, Request
 SMALL = {
     "llama": {"model_type": "llama", "hidden_size": 48, "num_key_value_heads": 3, "num_hidden_layers": 3},
     "qwen3": {"model_type": "qwen3", "hidden_size": 64, "num_key_value_heads": 2, "num_hidden_layers": 4},
-}
-COMMON = {
-    "vocab_size": 600,
-    "intermediate_size": 64,
-    "num_attention_heads": 6,
-    "head_dim": 8,
-    "max_position_embeddings": 400,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.3,  # or else all answers are alike
 }
 
 
