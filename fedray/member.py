@@ -26,6 +26,7 @@ from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM, Span
+from fedray.llm.products import pack_matrices
 from fedray.privacy import rephrase
 from fedray.sessions import Session, Sessions
 from fedray.types import (
@@ -70,7 +71,7 @@ class Member:
         self._threads, self._reading = threads, reading  # torch's; reading: while others of this machine read too
         self._take(threads)
         self.name = name
-        self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision)
+        self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision, packed=True)
         self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
@@ -114,7 +115,8 @@ class Member:
     def fuser(self, artifact: Artifact) -> Fuser:
         """A fuser into this LLM's space, in its precision and on its device; loaded once. Raises FedrayError."""
         if artifact.hash not in self._fusers:
-            self._fusers[artifact.hash] = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
+            self._fusers[artifact.hash] = fuser = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
+            pack_matrices(fuser)
         return self._fusers[artifact.hash]
 
     # -- as a sender ------------------------------------------------------------------------------------------------

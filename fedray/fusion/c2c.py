@@ -132,6 +132,7 @@ class C2CFuser(Fuser):
         self.projectors = nn.ModuleList(
             C2CProjector(source, spec.kv_heads, spec.head_dim, config) for _ in range(spec.layers)
         )
+        self._largest = config.hidden * max(config.hidden, config.intermediate, source + spec.kv_heads * spec.head_dim)
         self._stacked: Stacked | None = None
 
     def train(self, mode: bool = True) -> C2CFuser:
@@ -145,7 +146,7 @@ class C2CFuser(Fuser):
     def mix(self, own: Sides, sent: Sides) -> Changes:
         if self.training:
             return self._by_layer(own, sent, lambda projector, x: True)
-        grouped = in_groups(own[0][0].device, self.config.hidden**2) if self.grouped is None else self.grouped
+        grouped = in_groups(own[0][0].device, self._largest) if self.grouped is None else self.grouped
         if torch.is_grad_enabled() or not grouped:
             return self._by_layer(own, sent, C2CProjector.is_open)
         if self._stacked is None:

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.llm.alignment import TOKEN_ALIGNMENTS, align_layers
+from fedray.llm.products import LARGE
 from fedray.types import KVSpec
 
-LARGE = 1 << 17  # numbers of a matrix that a CPU multiplies best on its own
 OPERATORS = ("concat", "mix")
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
 Changes = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]  # to Sides; None where nothing changes
