@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from fedray.llm.cache import KVCache, layers_of
 from fedray.llm.families import window_of
+from fedray.llm.slots import block
 from fedray.types import Generation
 
 ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head
@@ -173,6 +174,7 @@ def prefill(
     """
     ids_BT, valid_BT = pad(ids, pad_id, model.device)
     context = empty_context(len(ids), model.device)
+    context.cache = block(model.config.num_hidden_layers)
     kept: list[Tensor] = []
     even = len({len(row) for row in ids}) == 1
     cache_only = state_layer != model.config.num_hidden_layers
