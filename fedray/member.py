@@ -69,9 +69,10 @@ class Member:
         llm: LLM | None = None,
     ) -> None:
         self._threads, self._reading = threads, reading  # torch's; reading: while others of this machine read too
-        self._take(threads)
+        self._take(threads and 1)  # an actor computes in another thread than this: two pools would disturb each other
         self.name = name
         self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision, packed=True)
+        self._take(threads)
         self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
