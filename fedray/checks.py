@@ -114,6 +114,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("task.max_tokens", 1, 4096),
     ("gate.threshold", 0, 1),
     ("wire.keep", 0.01, 1),
+    ("wire.keep_layers", 0.001, 1),
     ("generation.max_tokens", 1, math.inf),
     ("generation.temperature", 0, math.inf),
     ("generation.seed", 0, 2**32 - 1),

@@ -37,6 +37,8 @@ class Block:
     wire: tuple[str, ...] = ()  # codecs
     keep: tuple[float, ...] = ()  # wire.keep
     score: tuple[str, ...] = ()  # wire.score
+    keep_layers: tuple[float, ...] = ()  # wire.keep_layers
+    layer_score: tuple[str, ...] = ()  # wire.layer_score
 
 
 @dataclass(frozen=True, slots=True)

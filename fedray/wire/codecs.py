@@ -68,7 +68,7 @@ class Block:
         return self.layers, self.heads, sum(-(-length // GROUP) for length in self.lengths), self.dim
 
 
-def sizes(codec: str, block: Block, itemsize: int, joined: int) -> list[int]:
+def sizes(codec: str, block: Block, itemsize: int, joined: int = 0) -> list[int]:
     """Bytes of every buffer that `encode` makes of a block of numbers of `itemsize` bytes.
 
     joined: without a codec, all layers in one buffer, not one each.
