@@ -160,7 +160,7 @@ def prefill(
     ids_BT, valid_BT = pad(ids, pad_id, model.device)
     context = empty_context(len(ids), model.device)
     kept: list[Tensor] = []
-    with _keeping(model, state_layer, kept):
+    with keeping(model, state_layer, kept):
         step(model, context, ids_BT, valid_BT, hidden=True)
     lengths = valid_BT.sum(1)
     positions = torch.arange(ids_BT.shape[1], device=model.device)[None].expand(len(ids), -1).contiguous()
@@ -168,7 +168,7 @@ def prefill(
 
 
 @contextmanager
-def _keeping(model: Any, layer: int | None, kept: list[Tensor]) -> Iterator[None]:
+def keeping(model: Any, layer: int | None, kept: list[Tensor]) -> Iterator[None]:
     """Keep what a layer puts out during a forward pass."""
     if layer is None:
         yield

@@ -155,21 +155,24 @@ def template_of(tokenizer: Any) -> tuple[str, str]:
     if not tokenizer.chat_template:
         begins = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
         return tokenizer.bos_token if tokenizer.bos_token in begins else "", "\n"
-    messages = [{"role": "user", "content": _CONTENT}]
+    before, *after = render(tokenizer, [{"role": "user", "content": _CONTENT}]).split(_CONTENT)
+    if len(after) != 1:
+        raise FedrayError(
+            f"the chat template of {tokenizer.name_or_path} holds the user's text {len(after)} times; it must be once"
+        )
+    return before, after[0]
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    """Messages in the chat template, with the generation prompt. Raises FedrayError where the template fails."""
     try:
-        text = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=_DATE
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise FedrayError(
             f"the chat template of {tokenizer.name_or_path} fails ({error}); repair or remove it"
         ) from error
-    before, *after = text.split(_CONTENT)
-    if len(after) != 1:
-        raise FedrayError(
-            f"the chat template of {tokenizer.name_or_path} holds the user's text {len(after)} times; it must be once"
-        )
-    return before, after[0]
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
