@@ -120,17 +120,24 @@ class Federation:
         if self.plan.protocol not in STREAMS or self.plan.peers:  # its answer comes as a whole
             yield self.ask(prompt).text
             return
-        for piece in self._pieces(self.request(prompt)):
+        for piece in self._pieces(self.request(prompt), self.plan):
             if isinstance(piece, str):
                 yield piece
 
-    def conversation(self) -> Conversation:
-        """Turns that build on each other, of which members read only what is new (conversation.py).
+    def conversation(self, plan: Plan | None = None) -> Conversation:
+        """Turns that build on each other, of which members read only what is new (conversation.py); by the federation's
+        own plan or by another of `plan_for`.
 
         Raises FedrayError where the protocol, or what goes with it, holds none.
         """
-        check_talk(self.plan)
-        return Conversation(self.request, self.run, self._pieces, self._release)
+        plan = plan or self.plan
+        check_talk(plan)
+        return Conversation(
+            self.request,
+            lambda request: self.run(request, plan),
+            lambda request: self._pieces(request, plan),
+            self._release,
+        )
 
     def run(self, request: Request, plan: Plan | None = None) -> Answer:
         """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`."""
@@ -164,9 +171,9 @@ class Federation:
     ) -> None:
         self.close()
 
-    def _pieces(self, request: Request) -> Iterator[str | Answer]:
+    def _pieces(self, request: Request, plan: Plan) -> Iterator[str | Answer]:
         """Pieces of text, then the Answer."""
-        pieces = STREAMS[self.plan.protocol](request, self.plan, self._group)
+        pieces = STREAMS[plan.protocol](request, plan, self._group)
         for piece in self._loop.iterate(pieces):
             yield self._keep(piece) if isinstance(piece, Answer) else piece
 

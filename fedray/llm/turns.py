@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedray.llm.model import HEAD, LLM, TAIL, Encoded, Span, encode, render
+from fedray.llm.model import LLM, Encoded, encode, render
 from fedray.types import FedrayError
 
 _MARK = "fedray-turn-{}-text"  # stands for a turn while a template is taken apart
@@ -13,32 +13,10 @@ _MARK = "fedray-turn-{}-text"  # stands for a turn while a template is taken apa
 def encode_turns(llm: LLM, turns: Sequence[str]) -> Encoded:
     """Turns of the user and the assistant, the user's last, with the generation prompt behind them.
 
-    spans: places in all turns' texts, one after the other; the template between them is no text of anybody's and is
-    aligned with nothing. A context that is too short for them is not noticed here. Raises FedrayError where the last
-    turn is empty, or the template does not hold them all.
+    A context that is too short for them is not noticed here. Raises FedrayError where the last turn is empty, or the
+    template does not hold them all.
     """
-    if len(turns) == 1:
-        return encode(llm.tokenizer, llm.template, turns[0])
-    if not turns[-1].strip():
-        raise FedrayError("the prompt is empty; give the members something to read")
-    ids: list[int] = []
-    spans: list[Span] = []
-    read = 0
-    pieces = _pieces(llm, len(turns))
-    for number, template in enumerate(pieces):
-        found = llm.tokenizer(template, add_special_tokens=False, verbose=False)["input_ids"] if template else []
-        last = number == len(pieces) - 1
-        spans += [(TAIL, len(found) - 1 - i) if last else (HEAD, len(ids) + i) for i in range(len(found))]
-        ids += found
-        if not last:
-            text = turns[number].strip()
-            said = llm.tokenizer(
-                text, return_offsets_mapping=True, add_special_tokens=False, split_special_tokens=True, verbose=False
-            )
-            ids += said["input_ids"]
-            spans += [(read + a, read + b) for a, b in said["offset_mapping"]]
-            read += len(text)
-    return Encoded(ids, spans)
+    return encode(llm.words(), llm.template if len(turns) == 1 else _pieces(llm, len(turns)), *turns)
 
 
 def _pieces(llm: LLM, turns: int) -> list[str]:
