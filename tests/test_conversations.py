@@ -26,6 +26,7 @@ from fedray.protocols.caches import collect
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.standalone import alone
 from fedray.types import Answer, FedrayError, Missing, Plan, Request, SessionLost, Talk
+from fedray.wire.payload import unpack
 
 TURNS = (*QUESTIONS, "and what else?")
 EVERYONE = (RECEIVER, *SENDERS)
@@ -241,6 +242,31 @@ def test_a_member_that_holds_nothing_says_so(here: Federation) -> None:
     member.prefill("s", (0,), QUESTIONS[:1], None, replace(talk, held_by=frozenset()))
     member.release("s")
     member.release("unknown")
+
+
+def test_rows_may_be_left_out_of_a_turn_and_change_their_order(here: Federation) -> None:
+    """As under a gate that lets a sender in on some rows only."""
+    member = here._group._members[SENDERS[0]]  # pyright: ignore[reportAttributeAccessIssue]
+    prompts = (TURNS[0], TURNS[1], "why?")
+    once, twice = (
+        [len(encode_turns(member.llm, (p, *more)).ids) for p in prompts] for more in ((), ("red", "and now?"))
+    )
+    talk = Talk(session="rows")
+    for rows, reused in (((0, 1, 2), 0), ((2, 0), once[2] + once[0]), ((1, 0), twice[0])):
+        texts = tuple(prompts[row] for row in rows)
+        talk = replace(talk, before=tuple((text, "red") if talk.held_by else () for text in texts))
+        asked = tuple("and now?" for _ in rows) if talk.held_by else texts
+        receipt, payload = member.share("kept", rows, prompts=asked, talk=talk, spans=True)
+        _, fresh = member.share("fresh", rows, prompts=asked, talk=Talk(talk.before), spans=True)
+        assert receipt.usage.reused_tokens.get(SENDERS[0], 0) == reused
+        one, other = unpack(payload), unpack(fresh)
+        assert (one.rows, one.spans, one.whole) == (other.rows, other.spans, other.whole)
+        valid = other.cache.valid_BT()
+        for key, wanted in zip(one.cache.keys + one.cache.values, other.cache.keys + other.cache.values, strict=True):
+            torch.testing.assert_close(key.transpose(1, 2)[valid], wanted.transpose(1, 2)[valid], atol=1e-5, rtol=0)
+        talk = replace(talk, held_by=frozenset({SENDERS[0]}))
+    for session in ("rows", "kept", "fresh"):
+        member.release(session)
 
 
 def test_a_sender_that_was_away_catches_up(here: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
