@@ -1,4 +1,4 @@
-"""suite=request: the first token against the published sequence, its floor, text, a second turn, Ray, another sender."""
+"""suite=request: the first token against the published sequence, floor, text, a second turn, Ray, one more sender."""
 
 from __future__ import annotations
 
