@@ -49,6 +49,10 @@ class Background:
             if isinstance(items, AsyncGenerator) and self._thread.is_alive():
                 self.run(items.aclose())
 
+    @property
+    def closed(self) -> bool:
+        return not self._thread.is_alive()
+
     def close(self) -> None:
         """Cancel what still runs and end the thread."""
         if self._thread.is_alive():

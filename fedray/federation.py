@@ -19,11 +19,12 @@ from rich.console import Console
 from fedray import provision
 from fedray.background import Background
 from fedray.checks import check
+from fedray.conversation import Conversation
 from fedray.forecast import Room, check_room, needs, this_machine
 from fedray.group import Group, LocalGroup
 from fedray.llm.source import Source
 from fedray.planner import Planner
-from fedray.protocols import PROTOCOLS, STREAMS
+from fedray.protocols import PROTOCOLS, STREAMS, check_talk
 from fedray.settings import Settings, build
 from fedray.types import Answer, FedrayError, MemberInfo, Missing, Plan, Request
 
@@ -119,16 +120,30 @@ class Federation:
         if self.plan.protocol not in STREAMS or self.plan.peers:  # its answer comes as a whole
             yield self.ask(prompt).text
             return
-        pieces = STREAMS[self.plan.protocol](self.request(prompt), self.plan, self._group)
-        for piece in self._loop.iterate(pieces):
-            if isinstance(piece, Answer):
-                self._keep(piece)
-            else:
+        for piece in self._pieces(self.request(prompt), self.plan):
+            if isinstance(piece, str):
                 yield piece
+
+    def conversation(self, plan: Plan | None = None) -> Conversation:
+        """Turns that build on each other, of which members read only what is new (conversation.py); by the federation's
+        own plan or by another of `plan_for`.
+
+        Raises FedrayError where the protocol, or what goes with it, holds none.
+        """
+        plan = plan or self.plan
+        check_talk(plan)
+        return Conversation(
+            self.request,
+            lambda request: self.run(request, plan),
+            lambda request: self._pieces(request, plan),
+            self._release,
+        )
 
     def run(self, request: Request, plan: Plan | None = None) -> Answer:
         """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`."""
         plan = plan or self.plan
+        if request.talk:
+            check_talk(plan)
         return self._keep(self._loop.run(PROTOCOLS[plan.protocol](request, plan, self._group)))
 
     def alone(self, request: Request) -> Answer:
@@ -155,6 +170,17 @@ class Federation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _pieces(self, request: Request, plan: Plan) -> Iterator[str | Answer]:
+        """Pieces of text, then the Answer."""
+        pieces = STREAMS[plan.protocol](request, plan, self._group)
+        for piece in self._loop.iterate(pieces):
+            yield self._keep(piece) if isinstance(piece, Answer) else piece
+
+    def _release(self, session: str) -> None:
+        """Let members drop a conversation."""
+        if not self._loop.closed:
+            self._group.release(session, self.members)
 
     def _keep(self, answer: Answer) -> Answer:
         self.last = answer

@@ -25,9 +25,10 @@ from fedray.llm import decoding
 from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.loading import describe, load
-from fedray.llm.model import LLM, Span
+from fedray.llm.model import LLM
 from fedray.llm.products import pack_matrices
 from fedray.privacy import rephrase
+from fedray.reading import Reader
 from fedray.sessions import Session, Sessions
 from fedray.types import (
     Answer,
@@ -43,6 +44,7 @@ from fedray.types import (
     Request,
     Rewrites,
     Row,
+    Talk,
     Usage,
     Wire,
 )
@@ -52,7 +54,7 @@ from fedray.wire.selection import select
 AS_IT_IS = Wire()
 
 
-class Member:
+class Member(Reader):
     """One LLM on one device."""
 
     def __init__(
@@ -122,19 +124,6 @@ class Member:
 
     # -- as a sender ------------------------------------------------------------------------------------------------
 
-    def prefill(
-        self,
-        session: str,
-        rows: tuple[int, ...],
-        prompts: tuple[str, ...],
-        token_ids: tuple[tuple[int, ...], ...] | None = None,
-    ) -> Receipt:
-        """Read the prompts of some rows of a request and keep the caches; `share` sends the rows that are wanted."""
-        clock = Clock()
-        self._read(session, rows, prompts, token_ids)
-        clock.lap(f"prefill[{self.name}]")
-        return Receipt(self.name, Usage(clock.seconds))
-
     @ships
     def share(
         self,
@@ -143,6 +132,7 @@ class Member:
         *,
         prompts: tuple[str, ...] | None = None,
         token_ids: tuple[tuple[int, ...], ...] | None = None,
+        talk: Talk | None = None,
         spans: bool = False,
         control: str = "none",
         seed: int = 0,
@@ -156,8 +146,9 @@ class Member:
         and layers are left out; layers: those that are read, None is all.
         """
         clock = Clock()
-        if prompts is not None or token_ids is not None:
-            self._read(session, rows, prompts or (), token_ids)
+        read = prompts is not None or token_ids is not None
+        if read:
+            self._read(session, rows, prompts or (), token_ids, None, talk)
             clock.lap(f"prefill[{self.name}]")
         held = self._sessions.get(session)
         picked = [held.rows.index(row) for row in rows]
@@ -168,7 +159,8 @@ class Member:
         kept, layers = select(cache, layers, wire, seed)
         payload = pack(self.name, kept, list(rows), places, codec=wire.codec, layers=layers, whole=cache.lengths)
         clock.lap(f"pack[{self.name}]")
-        return Receipt(self.name, Usage(clock.seconds)), payload
+        usage = self._usage(clock, held) if read else Usage(clock.seconds)
+        return Receipt(self.name, usage), payload
 
     # -- alone --------------------------------------------------------------------------------------------------------
 
@@ -176,12 +168,12 @@ class Member:
         """Answer with nobody's help: score the choices, or decode. phase: the name all its seconds go by."""
         clock = Clock()
         self._take(self._threads)
-        self._read(session, tuple(range(request.rows())), request.prompts, request.token_ids)
+        self._read(session, tuple(range(request.rows())), request.prompts, request.token_ids, None, request.talk)
         clock.lap(phase or "prefill")
         held = self._sessions.get(session)
         rows = self._respond(session, held, combine.concat(held.own(), []), request)
         clock.lap(phase or "decode")
-        return Answer(rows, self.name, (), usage=_usage(clock, held, rows))
+        return Answer(rows, self.name, (), usage=self._usage(clock, held, rows))
 
     def rewrite(self, session: str, request: Request, count: int) -> Rewrites:
         """`count` rephrasings of every prompt that keep its rare words and choices (privacy/rephrase.py)."""
@@ -201,11 +193,6 @@ class Member:
 
     # -- as the receiver ----------------------------------------------------------------------------------------------
 
-    @ships
-    def tokenize(self, prompts: tuple[str, ...]) -> tuple[Receipt, tuple[tuple[int, ...], ...]]:
-        """The token ids of prompts in this LLM's template, for senders that read them as they are."""
-        return Receipt(self.name, Usage()), tuple(tuple(self.llm.encode(prompt).ids) for prompt in prompts)
-
     def open(self, session: str, request: Request, plan: Plan) -> Opening:
         """Read the receiver's own prompts and weigh the plan's senders by its gate."""
         clock = Clock()
@@ -213,13 +200,14 @@ class Member:
         gate = self._gate(plan)
         clock.lap("gate")
         rows = tuple(range(request.rows()))
-        self._read(session, rows, request.prompts, request.token_ids, None if gate is None else gate.config.layer)
+        layer = None if gate is None else gate.config.layer
+        self._read(session, rows, request.prompts, request.token_ids, layer, request.talk)
         clock.lap("prefill")
         held = self._sessions.get(session)
         held.weights_BS = self._weigh(held, gate, request, plan)
         clock.lap("gate")
         weights = tuple(tuple(row) for row in held.weights_BS.tolist())
-        return Opening(weights, _usage(clock, held))
+        return Opening(weights, self._usage(clock, held))
 
     def answer(
         self, session: str, senders: tuple[str, ...], request: Request, plan: Plan, *payloads: Payload
@@ -267,27 +255,6 @@ class Member:
         """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
         context, _, _, _ = self._fuse(session, senders, plan, payloads, Clock())
         return self._read_last_token(self._sessions.get(session), context).tolist()
-
-    def _read(
-        self,
-        session: str,
-        rows: tuple[int, ...],
-        prompts: tuple[str, ...],
-        token_ids: tuple[tuple[int, ...], ...] | None,
-        state_layer: int | None = None,
-    ) -> None:
-        self._sessions.forget()
-        self._sessions.check(session)
-        if token_ids is not None:
-            ids = [list(row) for row in token_ids]
-            spans: list[list[Span]] = [[(i, i + 1) for i in range(len(row))] for row in ids]
-            for row in ids:
-                self.llm.check_ids(row)
-        else:
-            encoded = [self.llm.encode(prompt) for prompt in prompts]
-            ids, spans = [e.ids for e in encoded], [e.spans for e in encoded]
-        cache, state = decoding.prefill(self.llm.model, ids, self.llm.pad_id, state_layer)
-        self._sessions.put(session, Session(rows, cache, spans, ids, state))
 
     def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
         if control == "noise":
@@ -395,8 +362,3 @@ class Member:
                 if token is not None:
                     row.append(token)
         return tuple(Row(self.llm.decode(row), tuple(row)) for row in ids)
-
-
-def _usage(clock: Clock, held: Session, rows: Sequence[Row] = ()) -> Usage:
-    tokens = int(held.cache.lengths.sum())
-    return Usage(clock.seconds, prompt_tokens=tokens, answer_tokens=sum(len(row.tokens) for row in rows))

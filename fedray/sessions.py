@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedray.llm.cache import KVCache
 from fedray.llm.model import Span
+from fedray.llm.prefix import Known, shared
 from fedray.types import SessionLost
 
 TTL_S = 600.0  # a session nobody released or used for so long is dropped
@@ -18,7 +19,8 @@ TTL_S = 600.0  # a session nobody released or used for so long is dropped
 class Session:
     """Prompts that were read. rows: the request's row number of each; spans: where their tokens lie in the text.
 
-    state_BTD: what a gate reads; weights_BS: gate weights of the plan's senders.
+    state_BTD: what a gate reads, after `state_layer` layers; weights_BS: gate weights of the plan's senders.
+    reused: tokens of all rows that were held from an earlier turn, and not read again.
     """
 
     rows: tuple[int, ...]
@@ -26,6 +28,8 @@ class Session:
     spans: list[list[Span]]
     ids: list[list[int]]
     state_BTD: Tensor | None = None
+    state_layer: int | None = None
+    reused: int = 0
     weights_BS: Tensor | None = None
     used_at: float = field(default_factory=time.monotonic)
 
@@ -38,6 +42,25 @@ class Session:
     def own(self) -> KVCache:
         """The prompts without their last tokens, which are read on top of what is fused."""
         return self.cache.crop(self.cache.lengths - 1)
+
+    def known(self, rows: tuple[int, ...], ids: list[list[int]], state_layer: int | None) -> Known | None:
+        """What was read here of other prompts of some rows: of each as many tokens as are the same from its beginning.
+
+        None: nothing, or without the states that are asked for.
+        """
+        if state_layer is not None and state_layer != self.state_layer:
+            return None
+        places = {i: self.rows.index(row) for i, row in enumerate(rows) if row in self.rows}
+        lengths = [shared(self.ids[places[i]], row) if i in places else 0 for i, row in enumerate(ids)]
+        if not any(lengths):
+            return None
+        held = self.cache.select(list(places.values())).scatter(tuple(places), len(rows))
+        cache = held.crop(self.cache.lengths.new_tensor(lengths))
+        if state_layer is None or self.state_BTD is None:
+            return Known(cache)
+        state_BTD = self.state_BTD.new_zeros(len(rows), cache.tokens, self.state_BTD.shape[2])
+        state_BTD[list(places)] = self.state_BTD[list(places.values()), : cache.tokens]
+        return Known(cache, state_BTD)
 
 
 class Sessions:
@@ -56,10 +79,17 @@ class Sessions:
 
     def get(self, name: str) -> Session:
         """Raises SessionLost where there is none."""
-        held = self._open.get(name)
+        held = self.find(name)
         if held is None:
-            raise SessionLost(f"{self.owner} holds no session {name!r}; it was released, or the member was restarted")
-        held.used_at = time.monotonic()
+            raise SessionLost(
+                f"{self.owner} holds no session {name!r}; it was released, timed out, or the member was restarted"
+            )
+        return held
+
+    def find(self, name: str) -> Session | None:
+        held = self._open.get(name)
+        if held is not None:
+            held.used_at = time.monotonic()
         return held
 
     def put(self, name: str, session: Session) -> None:

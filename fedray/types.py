@@ -93,24 +93,30 @@ class Usage:
     """What an exchange cost, measured where the work happened.
 
     seconds: phase -> wall-clock seconds; payload_bytes: bytes of caches as they lay on the wire;
-    prompt_tokens: receiver prompt tokens; answer_tokens: decoded or scored tokens.
+    prompt_tokens: receiver prompt tokens; answer_tokens: decoded or scored tokens. read_tokens: member -> prompt tokens
+    that went through its LLM; reused_tokens: member -> those that it still held from a conversation's earlier turns.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     payload_bytes: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    read_tokens: Mapping[str, int] = field(default_factory=dict)
+    reused_tokens: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Usage) -> Usage:
-        seconds = dict(self.seconds)
-        for phase, value in other.seconds.items():
-            seconds[phase] = seconds.get(phase, 0.0) + value
         return Usage(
-            seconds,
+            _sums(self.seconds, other.seconds),
             self.payload_bytes + other.payload_bytes,
             self.prompt_tokens + other.prompt_tokens,
             self.answer_tokens + other.answer_tokens,
+            _sums(self.read_tokens, other.read_tokens),
+            _sums(self.reused_tokens, other.reused_tokens),
         )
+
+
+def _sums(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {**one, **{name: one.get(name, 0) + value for name, value in other.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +183,22 @@ class T2T:
 
 
 @dataclass(frozen=True, slots=True)
+class Talk:
+    """What was said before the prompts of a request, and where members keep what they have read of it.
+
+    before: per row the texts of earlier turns, the user's and the answer to it by turns; every member reads them in its
+    own chat template. session: under which members keep what they read until the next turn ("": they keep nothing);
+    held_by: members that have read an earlier turn in it, which raise SessionLost where they hold it no longer.
+    lost: why all is read again from the beginning; the answer says so.
+    """
+
+    before: tuple[tuple[str, ...], ...] = ()
+    session: str = ""
+    held_by: frozenset[str] = frozenset()
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A batch of B prompts for one receiver.
 
@@ -185,6 +207,7 @@ class Request:
     token_ids: per row the prompt's token ids, read by every member as they are, instead of text.
     evidence: member -> per row a document that only this member reads ("" is none).
     weights: member -> per row the gate weight of what it sends, for gate=oracle.
+    talk: the conversation that the prompts (or token ids, which hold all of it) are the next turn of.
     """
 
     prompts: tuple[str, ...]
@@ -193,13 +216,15 @@ class Request:
     token_ids: tuple[tuple[int, ...], ...] | None = None
     evidence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    talk: Talk | None = None
     generation: Generation = Generation()
     deadline_s: float | None = None
     id: str = "request"
 
     def __post_init__(self) -> None:
         of_members = (self.asked, self.evidence, self.weights)
-        columns = (self.choices, self.token_ids, *(column for kind in of_members for column in kind.values()))
+        before = self.talk.before or None if self.talk else None
+        columns = (self.choices, self.token_ids, before, *(column for kind in of_members for column in kind.values()))
         sizes = {len(column) for column in columns if column is not None}
         if self.token_ids is None or self.prompts:
             sizes.add(len(self.prompts))
@@ -207,6 +232,8 @@ class Request:
             raise FedrayError(
                 f"request {self.id}: prompts, choices, token ids, weights, evidence must be equally many, at least one"
             )
+        if any(len(turns) % 2 for turns in before or ()):
+            raise FedrayError(f"request {self.id}: earlier turns must be pairs, of what the user said and the answer")
         if any(not row or not all(row) for row in self.choices or ()):
             raise FedrayError(f"request {self.id}: a multiple-choice row needs choices, and every choice a text")
         if any(not row for row in self.token_ids or ()):
@@ -229,6 +256,7 @@ class Request:
             token_ids=pick(self.token_ids),
             evidence={member: pick(documents) for member, documents in self.evidence.items()},
             weights={member: pick(weights) for member, weights in self.weights.items()},
+            talk=self.talk and replace(self.talk, before=pick(self.talk.before or None) or ()),
         )
 
 
@@ -277,7 +305,8 @@ class Answer:
 
     by_member: each member's own rows, where every one answered (answer_all); read: sender -> the rewrite of each row
     that it read ("" is nothing), under rephrasing; unrephrased: row that no rewrite kept whole, answered by the
-    receiver alone -> what was wrong with the last one.
+    receiver alone -> what was wrong with the last one. reread: which member had lost a conversation, so that all of it
+    was read again ("" is none).
     """
 
     rows: tuple[Row, ...]
@@ -288,6 +317,7 @@ class Answer:
     by_member: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unrephrased: Mapping[int, str] = field(default_factory=dict)
+    reread: str = ""
 
     @property
     def text(self) -> str:

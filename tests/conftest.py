@@ -43,6 +43,7 @@ ON_RAY = (
     "tests/runtime/",
     "tests/evaluation/test_hub_run.py",
     "tests/test_c2c_reference.py",
+    "tests/test_conversations.py",
     "tests/test_federation.py",
     "tests/test_token_alignment.py",
     "tests/training/test_workers.py",

@@ -22,7 +22,7 @@ from fedray.llm.products import pack_matrices, unpack_matrices
 from fedray.member import Member
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
-from fedray.types import Answer, Artifact, Generation, MemberInfo, Plan, Request, Usage
+from fedray.types import Answer, Artifact, Generation, MemberInfo, Plan, Request, Talk, Usage
 
 VOCABULARY = 256  # token ids that every LLM knows
 SESSION = "benchmark"
@@ -40,6 +40,10 @@ class Exchanges:
     def ask(self, tokens: int, answer: int = 1) -> Answer:
         """The answer of so many tokens to a prompt of so many, by cache-to-cache."""
         return asyncio.run(PROTOCOLS["c2c"](request(prompt(tokens), answer), self.plan, self.group))
+
+    def read_on(self, ids: Sequence[int], talk: Talk | None) -> Answer:
+        """The first token after a conversation's ids, all of them, by cache-to-cache."""
+        return asyncio.run(PROTOCOLS["c2c"](replace(request(ids, 1), talk=talk), self.plan, self.group))
 
     def tell(self, tokens: int, hint: int) -> Answer:
         """The receiver's first token by text: the first sender writes a hint of so many tokens, which it reads too."""

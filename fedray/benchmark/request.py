@@ -1,4 +1,4 @@
-"""suite=request: the first token against the published sequence, its own floor, text, Ray, and one more sender."""
+"""suite=request: the first token against the published sequence, floor, text, a second turn, Ray, one more sender."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedray.benchmark import cost, throughput
+from fedray.benchmark import cost, throughput, turn
 from fedray.benchmark.bench import Bench
 from fedray.benchmark.pair import Pair, prompt, spread
 from fedray.benchmark.published import PHASES
@@ -28,11 +28,12 @@ def measure(bench: Bench) -> None:
     picked = default_dtype(s.zoo.name, s.device)
     if bench.wants(FIRST, "request.published"):
         _first_token(bench, Pair(s), picked)
-    if bench.wants(FLOOR, TEXT, "request.phase", "request.decode", OVER_LOCAL):
+    if bench.wants(FLOOR, TEXT, "request.phase", "request.decode", turn.ROW, OVER_LOCAL):
         pair = Pair(s, picked)
         _floor(bench, pair)
         cost.phases(bench, pair)
         cost.decode(bench, pair)
+        turn.over_whole(bench, pair)
         if bench.wants(TEXT):
             ways = {"c2c": partial(pair.ask, s.tokens), "t2t": partial(pair.tell, s.tokens, HINT)}
             seconds = bench.seconds("text", ways)

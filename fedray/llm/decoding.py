@@ -177,16 +177,21 @@ def prefill(
     context.cache = block(model.config.num_hidden_layers)
     kept: list[Tensor] = []
     even = len({len(row) for row in ids}) == 1
-    cache_only = state_layer != model.config.num_hidden_layers
-    with _keeping(model, state_layer, kept):
+    cache_only = ends_at_the_cache(model, state_layer)
+    with keeping(model, state_layer, kept):
         step(model, context, ids_BT, None if even else valid_BT, cache_only=cache_only)
     lengths = valid_BT.sum(1)
     positions = torch.arange(ids_BT.shape[1], device=model.device)[None].expand(len(ids), -1).contiguous()
     return KVCache.from_dynamic(context.cache, lengths, positions), kept[0] if kept else None
 
 
+def ends_at_the_cache(model: Any, state_layer: int | None) -> bool:
+    """Whether nothing is read of the last layer but its keys and values."""
+    return state_layer != model.config.num_hidden_layers
+
+
 @contextmanager
-def _keeping(model: Any, layer: int | None, kept: list[Tensor]) -> Iterator[None]:
+def keeping(model: Any, layer: int | None, kept: list[Tensor]) -> Iterator[None]:
     """Keep what a layer puts out during a forward pass."""
     if layer is None:
         yield

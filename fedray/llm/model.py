@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class LLM:
 
     def encode(self, prompt: str) -> Encoded:
         """The prompt in this LLM's chat template, with the generation prompt; raises FedrayError if too long."""
-        encoded = encode(self._words(), self.template, prompt)
+        encoded = encode(self.words(), self.template, prompt)
         self.check_ids(encoded.ids)
         return encoded
 
@@ -73,7 +74,7 @@ class LLM:
         check_ids(self.name, ids, self.context, self.model.get_input_embeddings().num_embeddings)
 
     def encode_answer(self, text: str) -> list[int]:
-        return self._words().encode(text, add_special_tokens=False)
+        return self.words().encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
         """The text of an answer; without a tokenizer the ids themselves."""
@@ -81,27 +82,35 @@ class LLM:
             return " ".join(map(str, ids))
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _words(self) -> Any:
+    def words(self) -> Any:
         """The tokenizer. Raises FedrayError where there is none."""
         if self.tokenizer is None:
             raise FedrayError(f"{self.name} has no tokenizer and reads no text: give the request's token_ids")
         return self.tokenizer
 
 
-def encode(tokenizer: Any, template: tuple[str, str], prompt: str) -> Encoded:
-    """A prompt's token ids and where each lies in the user's text. Raises FedrayError on an empty prompt.
+def encode(tokenizer: Any, template: Sequence[str], *turns: str) -> Encoded:
+    """The token ids of a prompt, or of all turns of a conversation, and where each lies in their texts, which count one
+    after the other. template: what stands before, between and behind them.
 
-    What the user (or a peer's hint) wrote is text: a template's own tokens spelled out in it stay letters.
+    What the user (or a peer's hint) wrote is text: a template's own tokens spelled out in it stay letters. What stands
+    between turns is marked as HEAD, like what stands before them. Raises FedrayError where the last turn is empty.
     """
-    content = prompt.strip()
-    if not content:
+    texts = [turn.strip() for turn in turns]
+    if not texts[-1]:
         raise FedrayError("the prompt is empty; give the members something to read")
-    before, after = template
-    start, end = len(before), len(before) + len(content)
-    if any(token in content for token in tokenizer.get_added_vocab()):
-        parts = [(before, False), (content, True), (after, False)]
-    else:
-        parts = [(before + content + after, False)]
+    parts = [(template[0], False)]
+    for text, after in zip(texts, template[1:], strict=True):
+        parts += [(text, True), (after, False)]
+    places: list[tuple[int, int, int]] = []  # per turn that is not empty: where it starts and ends, and what was before
+    read = told = 0
+    for text, as_letters in parts:
+        if as_letters and text:
+            places.append((read, read + len(text), told))
+            told += len(text)
+        read += len(text)
+    if not any(token in text for text in texts for token in tokenizer.get_added_vocab()):
+        parts = [("".join(text for text, _ in parts), False)]
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     read = 0
@@ -116,15 +125,19 @@ def encode(tokenizer: Any, template: tuple[str, str], prompt: str) -> Encoded:
         ids += batch["input_ids"]
         offsets += [(read + a, read + b) for a, b in batch["offset_mapping"]]
         read += len(text)
-    spans: list[Span] = []
-    for index, (a, b) in enumerate(offsets):
-        if b <= start:
-            spans.append((HEAD, index))
-        elif a >= end:
-            spans.append((TAIL, len(ids) - 1 - index))
-        else:
-            spans.append((max(a, start) - start, min(b, end) - start))
-    return Encoded(ids, spans)
+    return Encoded(ids, [_span(index, a, b, places, len(ids)) for index, (a, b) in enumerate(offsets)])
+
+
+def _span(index: int, a: int, b: int, places: Sequence[tuple[int, int, int]], tokens: int) -> Span:
+    """Of the token that covers characters a to b of what is read."""
+    if a >= places[-1][1]:
+        return TAIL, tokens - 1 - index
+    first = bisect_right(places, a, key=lambda place: place[1])
+    last = bisect_left(places, b, key=lambda place: place[0]) - 1
+    if last < first:
+        return HEAD, index
+    (start, _, before), (last_start, end, last_before) = places[first], places[last]
+    return before + max(a, start) - start, last_before + min(b, end) - last_start
 
 
 def check_ids(name: str, ids: Sequence[int], context: int, known: int) -> None:
@@ -155,21 +168,24 @@ def template_of(tokenizer: Any) -> tuple[str, str]:
     if not tokenizer.chat_template:
         begins = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
         return tokenizer.bos_token if tokenizer.bos_token in begins else "", "\n"
-    messages = [{"role": "user", "content": _CONTENT}]
+    before, *after = render(tokenizer, [{"role": "user", "content": _CONTENT}]).split(_CONTENT)
+    if len(after) != 1:
+        raise FedrayError(
+            f"the chat template of {tokenizer.name_or_path} holds the user's text {len(after)} times; it must be once"
+        )
+    return before, after[0]
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    """Messages in the chat template, with the generation prompt. Raises FedrayError where the template fails."""
     try:
-        text = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=_DATE
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise FedrayError(
             f"the chat template of {tokenizer.name_or_path} fails ({error}); repair or remove it"
         ) from error
-    before, *after = text.split(_CONTENT)
-    if len(after) != 1:
-        raise FedrayError(
-            f"the chat template of {tokenizer.name_or_path} holds the user's text {len(after)} times; it must be once"
-        )
-    return before, after[0]
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

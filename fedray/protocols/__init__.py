@@ -11,7 +11,7 @@ from typing import Any
 
 from fedray.group import Group
 from fedray.protocols import c2c, ensemble, route, self_refine, standalone, t2t
-from fedray.types import Answer, Plan, Request
+from fedray.types import Answer, FedrayError, Plan, Request
 
 PROTOCOLS: dict[str, Callable[[Request, Plan, Group], Coroutine[Any, Any, Answer]]] = {
     "standalone": standalone.run,
@@ -25,3 +25,19 @@ STREAMS: dict[str, Callable[[Request, Plan, Group], AsyncIterator[str | Answer]]
     "standalone": standalone.stream,
     "c2c": c2c.stream,
 }
+TALKS = ("standalone", "c2c")  # whose members keep what they read for the next turn
+
+
+def check_talk(plan: Plan) -> None:
+    """Raises FedrayError where a plan cannot hold a conversation."""
+    way = ""
+    if plan.protocol not in TALKS:
+        way = f"protocol={plan.protocol}"
+    elif plan.peers:
+        way = "answer_all=true"
+    elif plan.rephrase != "none":
+        way = f"rephrase={plan.rephrase}"
+    elif plan.speakers:
+        way = f"on_missing=text ({', '.join(plan.speakers)} without a fuser)"
+    if way:
+        raise FedrayError(f"{way} holds no conversation: choose protocol=c2c or standalone without it, or ask anew")

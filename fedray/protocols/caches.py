@@ -28,7 +28,7 @@ async def start_reading(exchange: Exchange, sender: str, rows: tuple[int, ...]) 
     prompts, token_ids = request.prompts, request.token_ids
     if token_ids is None and exchange.plan.fusers[sender].reads_ids:
         prompts, token_ids = (), await exchange.tokenized(request)
-    return exchange.group.start(sender, "prefill", exchange.session, rows, prompts, token_ids)
+    return exchange.group.start(sender, "prefill", exchange.session, rows, prompts, token_ids, request.talk)
 
 
 async def fetch(
@@ -54,6 +54,6 @@ async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], read
             return None
     else:
         request = exchange.request_of(sender, rows)
-        what |= {"prompts": request.prompts, "token_ids": request.token_ids}
+        what |= {"prompts": request.prompts, "token_ids": request.token_ids, "talk": request.talk}
     sending = exchange.group.start(sender, "share", exchange.session, rows, **what)
     return sending if await exchange.of_sender(sender, sending) else None

@@ -52,7 +52,8 @@ async def _run(main: Exchange, others: Sequence[Exchange]) -> Answer:
             raise result
     own = answers[main.plan.receiver]
     usage = sum((replace(a.usage, prompt_tokens=0) for a in answers.values()), Usage())
-    usage = replace(usage, prompt_tokens=own.usage.prompt_tokens)
+    read = {name: tokens for a in answers.values() for name, tokens in a.usage.read_tokens.items()}  # each reads once
+    usage = replace(usage, prompt_tokens=own.usage.prompt_tokens, read_tokens=read)
     usage = replace(usage, seconds={**usage.seconds, "total": max(a.usage.seconds["total"] for a in answers.values())})
     by_member = {name: a.rows for name, a in answers.items()}
     rows = tuple(map(majority, zip(*by_member.values(), strict=True))) if main.plan.vote else own.rows

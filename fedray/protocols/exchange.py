@@ -94,20 +94,24 @@ class Exchange:
         return self.request_of(self.plan.receiver, range(self.request.rows()))
 
     def request_of(self, member: str, rows: Sequence[int]) -> Request:
-        """Some rows of the request as one member reads them."""
-        return replace(self.request, prompts=self._texts(member), asked={}, evidence={}).select(rows)
+        """Some rows of the request as one member reads them.
 
-    def _texts(self, member: str) -> tuple[str, ...]:
-        """Per row what a member reads: its own document and, at the receiver, what was heard, above the question."""
-        texts = self._asked(member)
+        Its notes stand above the question; in a conversation above the first, so that they are read once.
+        """
+        talk, texts = self.request.talk, self._asked(member)
+        before = talk.before if talk and talk.before else ((),) * len(texts)
+        turns = [(*told, text) for told, text in zip(before, texts, strict=True)]
+        turns = [(notes_prompt(self._notes(member, b), first), *later) for b, (first, *later) in enumerate(turns)]
+        read = replace(self.request, prompts=tuple(row[-1] for row in turns), asked={}, evidence={})
+        if talk and talk.before:
+            read = replace(read, talk=replace(talk, before=tuple(row[:-1] for row in turns)))
+        return read.select(rows)
+
+    def _notes(self, member: str, row: int) -> list[str]:
+        """What a member reads above a question: its own document and, at the receiver, what was heard."""
         documents = self.request.evidence.get(member)
         heard = self.heard.values() if member == self.plan.receiver else ()
-        if documents is None and not heard:
-            return texts
-        return tuple(
-            notes_prompt([*(documents[b].splitlines() if documents else ()), *(s[b] for s in heard if b in s)], text)
-            for b, text in enumerate(texts)
-        )
+        return [*(documents[row].splitlines() if documents else ()), *(said[row] for said in heard if row in said)]
 
     def _asked(self, member: str) -> tuple[str, ...]:
         """Per row the question as a member is asked it; a sender is never asked the original of what is rephrased."""
@@ -147,7 +151,7 @@ class Exchange:
 
     async def tokenized(self, request: Request) -> Handle:
         """The receiver's token ids of a request's prompts, to be passed on to a sender."""
-        handle = self.group.start(self.plan.receiver, "tokenize", request.prompts)
+        handle = self.group.start(self.plan.receiver, "tokenize", request.prompts, request.talk)
         self.usage += (await self.of_receiver(handle)).usage
         return handle
 
@@ -172,13 +176,23 @@ class Exchange:
         return MemberFailed(f"the receiver {self.plan.receiver} does not answer; restart the federation")
 
     async def of_sender(self, name: str, handle: Handle, deadline: float | None = None) -> bool:
-        """Whether a sender's call is ready by the deadline; if not, the sender is named in `missing` and given up."""
+        """Whether a sender's call is ready by the deadline; if not, the sender is named in `missing` and given up.
+
+        Raises SessionLost where it lost the conversation, which can be read again.
+        """
         deadline = self.deadline if deadline is None else deadline
         waited = await self.group.wait([handle], deadline)
         if waited.ready:
             done: Receipt | Answer = self.group.result(handle)
             self.usage += replace(done.usage, prompt_tokens=0)  # bytes are counted per token of the receiver's prompt
             return True
+        if waited.failed and self.request.talk and name in self.request.talk.held_by:
+            try:
+                self.group.result(handle)
+            except SessionLost:
+                raise
+            except (FedrayError, RuntimeError, ValueError):  # anything else is this sender's trouble alone
+                pass
         limit = 0.0 if deadline is None else deadline - self.started
         reason = waited.failed[0] if waited.failed else f"late: no answer within {limit:g} s"
         self.missing.append(Missing(name, reason))
@@ -259,4 +273,6 @@ class Exchange:
         usage = self.usage + answer.usage
         usage = replace(usage, seconds={**usage.seconds, "total": time.monotonic() - self.started})
         read = {} if self._rewrites is None else {name: self._asked(name) for name in self.order}
-        return replace(answer, usage=usage, missing=tuple(self.missing), read=read, unrephrased=self.unrephrased)
+        lost = self.request.talk.lost if self.request.talk else ""
+        answer = replace(answer, usage=usage, missing=tuple(self.missing), read=read, reread=lost)
+        return replace(answer, unrephrased=self.unrephrased)

@@ -20,7 +20,7 @@ from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, GateConfig
 from fedray.llm.catalogue import slug
 from fedray.llm.model import LLM, Encoded
-from fedray.training.chat import encode_turns
+from fedray.llm.turns import encode_turns
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.conversations import Conversation
 from fedray.training.crew import Crew, Progress, Tell

@@ -13,7 +13,7 @@ from fedray.data.overlap import Overlap
 from fedray.data.source import Source, read
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.model import LLM
-from fedray.training.chat import encode_turns
+from fedray.llm.turns import encode_turns
 from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, conversations
 from fedray.training.settings import FuserJob, GateJob, TrainingData
 from fedray.types import FedrayError

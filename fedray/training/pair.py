@@ -14,7 +14,7 @@ from fedray.fusion.fuser import Fuser
 from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.model import LLM, Encoded
-from fedray.training.chat import encode_turns
+from fedray.llm.turns import encode_turns
 from fedray.training.conversations import Conversation
 from fedray.training.crew import Crew
 from fedray.training.data import BATCH, Prefilled, answers, prefill, read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from published import COMMON
 
-from fedray.benchmark import cost, fuse, request, throughput
+from fedray.benchmark import cost, fuse, request, throughput, turn
 from fedray.benchmark.bench import Bench
 from fedray.benchmark.pair import Pair, prompt
 from fedray.benchmark.settings import BenchmarkSettings
 from fedray.fusion import untrained
 from fedray.llm.loading import default_dtype
 from fedray.settings import TrackingSettings
+from fedray.types import FedrayError
 
 SIZES = {"receiver": (64, 2, 4), "sender": (48, 3, 3), "second": (48, 3, 3)}
 TOKENS = 24
@@ -104,6 +106,17 @@ def test_a_request_has_its_rows_in_this_process(settings: BenchmarkSettings) -> 
     cost.phases(bench, pair)
     names = {row.name for row in bench.rows}
     assert {request.FLOOR, "request.decode_s_per_token", "request.phase.floor", "request.phase.prefill.sender"} <= names
+
+
+def test_a_second_turn_reads_what_is_new(settings: BenchmarkSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, pair = Bench(replace(settings, repeats=3)), Pair(settings)
+    turn.over_whole(bench, pair)
+    (row,) = bench.rows
+    assert row.name == turn.ROW and row.value > 0 and row.ratio and row.against == "all 56 tokens read anew"
+    assert [member.stats()["sessions"] for member in pair.members.values()] == [0, 0]
+    monkeypatch.setattr(pair, "read_on", lambda ids, talk: Pair.read_on(pair, ids, None))
+    with pytest.raises(FedrayError, match=r"a second turn of 32 tokens read .*: 56"):
+        turn.over_whole(bench, pair)
 
 
 def test_bytes_grow_with_tokens_and_senders(settings: BenchmarkSettings) -> None:

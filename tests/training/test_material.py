@@ -14,8 +14,8 @@ from fedray import report
 from fedray.fusion.registry import read_manifest
 from fedray.llm.alignment import align_tokens
 from fedray.llm.model import HEAD, TAIL
+from fedray.llm.turns import encode_turns
 from fedray.training import fuser_job, gate_job
-from fedray.training.chat import encode_turns
 from fedray.training.material import Material, fitting, of_data_set, of_world
 from fedray.training.settings import (
     TrainingData,

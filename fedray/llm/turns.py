@@ -1,0 +1,37 @@
+"""Conversations of several turns as an LLM reads them: earlier turns stand in its own template before the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedray.llm.model import LLM, Encoded, encode, render
+from fedray.types import FedrayError
+
+_MARK = "fedray-turn-{}-text"  # stands for a turn while a template is taken apart
+
+
+def encode_turns(llm: LLM, turns: Sequence[str]) -> Encoded:
+    """Turns of the user and the assistant, the user's last, with the generation prompt behind them.
+
+    A context that is too short for them is not noticed here. Raises FedrayError where the last turn is empty, or the
+    template does not hold them all.
+    """
+    return encode(llm.words(), llm.template if len(turns) == 1 else _pieces(llm, len(turns)), *turns)
+
+
+def _pieces(llm: LLM, turns: int) -> list[str]:
+    """What the LLM's template puts before, between and behind so many turns; a base model gets a line for each."""
+    if not llm.tokenizer.chat_template:
+        return [llm.template[0], *["\n"] * turns]
+    roles, marks = ("user", "assistant"), [_MARK.format(number) for number in range(turns)]
+    rest = render(llm.tokenizer, [{"role": roles[i % 2], "content": mark} for i, mark in enumerate(marks)])
+    pieces = []
+    for number, mark in enumerate(marks):
+        if rest.count(mark) != 1:
+            raise FedrayError(
+                f"the chat template of {llm.name} holds turn {number + 1} of {turns} {rest.count(mark)} times after "
+                "those before it; it must be once: ask without a conversation"
+            )
+        before, _, rest = rest.partition(mark)
+        pieces.append(before)
+    return [*pieces, rest]
