@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from fedray.types import FedrayError
 
 T = TypeVar("T")
+WAITING = 64  # threads for what blocks: each member that somebody waits for takes one
 STOP_S = 5.0  # how long the thread may take to end; work that blocks it longer is left to the end of the process
 
 
@@ -23,8 +25,8 @@ class Background:
         self._thread.start()
         self._loop, self._closing = opened.result()
 
-    def run(self, work: Awaitable[T]) -> T:
-        """The result of what is awaited. What interrupts the caller cancels the work."""
+    def start(self, work: Awaitable[T]) -> Future[T]:
+        """What is awaited, on its way. Raises FedrayError where this is closed."""
 
         async def awaited() -> T:
             return await work
@@ -33,11 +35,32 @@ class Background:
             if asyncio.iscoroutine(work):
                 work.close()
             raise FedrayError("this federation is closed; open another")
-        future = asyncio.run_coroutine_threadsafe(awaited(), self._loop)
+        return asyncio.run_coroutine_threadsafe(awaited(), self._loop)
+
+    def run(self, work: Awaitable[T]) -> T:
+        """The result of what is awaited. What interrupts the caller cancels the work."""
+        future = self.start(work)
         try:
             return future.result()
         finally:
             future.cancel()
+
+    def in_order(self, works: Iterable[Awaitable[T]], at_a_time: int) -> Iterator[Future[T]]:
+        """Each work as it is done, in their order; `at_a_time` of them are on their way together.
+
+        What interrupts the caller, or leaves early, cancels those that are on their way.
+        """
+        begun: deque[Future[T]] = deque()
+        try:
+            for work in works:
+                begun.append(self.start(work))
+                if len(begun) == at_a_time:
+                    yield _done(begun)
+            while begun:
+                yield _done(begun)
+        finally:
+            for future in begun:
+                future.cancel()
 
     def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
         """The items one by one; an iterator that is left early closes its source."""
@@ -60,7 +83,14 @@ class Background:
             self._thread.join(STOP_S)
 
 
+def _done(begun: deque[Future[T]]) -> Future[T]:
+    """The first of them, once it is done."""
+    wait([begun[0]])
+    return begun.popleft()
+
+
 async def _live(opened: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
     closing = asyncio.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WAITING, "fedray waiting"))
     opened.set_result((asyncio.get_running_loop(), closing))
     await closing.wait()

@@ -111,6 +111,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**32 - 1),
     ("task.limit", 1, math.inf),
     ("task.batch_size", 1, 256),
+    ("task.batches_in_flight", 1, 16),
     ("task.max_tokens", 1, 4096),
     ("gate.threshold", 0, 1),
     ("wire.keep", 0.01, 1),

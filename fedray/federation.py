@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from fedray.background import Background
 from fedray.checks import check
 from fedray.conversation import Conversation
 from fedray.forecast import Room, check_room, needs, this_machine
-from fedray.group import Group, LocalGroup
+from fedray.group import Group, LocalGroup, MemberFailed
 from fedray.llm.source import Source
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS, STREAMS, check_talk
@@ -145,6 +146,32 @@ class Federation:
         if request.talk:
             check_talk(plan)
         return self._keep(self._loop.run(PROTOCOLS[plan.protocol](request, plan, self._group)))
+
+    def run_all(
+        self, requests: Iterable[Request], plan: Plan | None = None, at_a_time: int | None = None
+    ) -> Iterator[Answer | MemberFailed]:
+        """The answers to many batches, in their order: senders read the next ones while the receiver answers one.
+
+        at_a_time: batches on their way together, by default as the settings say; requests are taken when they begin. A
+        batch that fails has its error in place of its answer, and the others go on.
+
+        The answers are those of `run`. Where batches overlap their seconds are not: a batch's `total` is from its
+        beginning to its answer, and it and `transfer` hold what it waited while a member worked for another one. What
+        members measure themselves (prefill, fuse, decode, ...) holds no waiting, but other members use the same cores
+        meanwhile. What a question takes on its own is measured one at a time (at_a_time=1, a request each).
+        """
+        plan, at_a_time = plan or self.plan, at_a_time or self.settings.batches_at_a_time
+        if at_a_time == 1:
+            asked = (partial(self.run, request, plan) for request in requests)
+        else:
+            works = (PROTOCOLS[plan.protocol](request, plan, self._group) for request in requests)
+            asked = (future.result for future in self._loop.in_order(works, at_a_time))
+        for answer_of in asked:
+            try:
+                answer = self._keep(answer_of())
+            except MemberFailed as error:
+                answer = error
+            yield answer
 
     def alone(self, request: Request) -> Answer:
         """The receiver's own answer to the same batch: what the federation is compared with."""

@@ -30,12 +30,13 @@ HEAD_BYTES = 700 << 20  # the driver, and what Ray runs besides the members on a
 @dataclass(frozen=True, slots=True)
 class Load:
     """The requests to come. tokens: member -> of its longest prompt; answer: tokens; rows: prompts in a batch; choices:
-    per row, where they are scored."""
+    per row, where they are scored; at_a_time: batches on their way together."""
 
     tokens: Mapping[str, int]
     answer: int = 0
     rows: int = 1
     choices: int = 1
+    at_a_time: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,8 @@ class _Foretold:
         standing = self.kv_bytes(own + foreign)
         copies = 1 + load.choices if role == "receiver" else 3
         cache = load.rows * (sent + copies * standing + self.kv_bytes(load.answer))
+        held = 1 if role == "receiver" else 2  # of every other batch: what was read, and a sender's payload
+        cache += (load.at_a_time - 1) * load.rows * held * self.kv_bytes(own)
         return Need(
             member=self.source.name,
             role=role,

@@ -36,6 +36,7 @@ class Cost:
     payload_bytes: int = 0  # bytes of caches as they lay on the wire, all requests together
     bytes_per_token: float = 0.0  # payload_bytes over the receiver's prompt tokens
     seconds: Mapping[str, Percentiles] = field(default_factory=dict)  # phase -> seconds per request
+    at_a_time: int = 1  # requests on their way together: `total` and `transfer` hold what one waited for the others
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class TaskSettings:
     limit: int | None = 200  # questions; None asks all
     split: Literal["train", "validation", "test"] = "test"
     batch_size: int = 32
+    batches_in_flight: int = 2  # on Ray: while one is being answered, senders read the next; 1 asks one after the other
     scoring: Scoring | None = None  # fedray/evaluation/scoring.py; None: as the task was published
     max_tokens: int | None = None  # of a free answer; None: what the scoring needs, or generation.max_tokens
 
@@ -158,6 +159,13 @@ class Settings:
     def takes_part(self) -> tuple[str, ...]:
         """Members by name, the receiver first."""
         return (self.receiver, *(() if self.protocol.name in ALONE else self.senders))
+
+    @property
+    def batches_at_a_time(self) -> int:
+        """Batches on their way together: one in one process, where nobody could go on meanwhile, and under a deadline,
+        which counts from a batch's start, so that a sender busy with the one before would be late without being slow.
+        """
+        return self.task.batches_in_flight if self.ray.enabled and self.deadline_s is None else 1
 
     def documents(self) -> dict[str, str]:
         """Member -> the text of its evidence. Raises FedrayError where a file cannot be read."""

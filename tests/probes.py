@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+Span = tuple[str, str, float, float]  # which work, for which session, from when to when (time.time())
 _taken: list[bytes] = []
+_spans: list[Span] = []
 
 
 def process_id(actor: object = None) -> int:
@@ -38,3 +43,24 @@ def stop_counting(actor: object = None) -> list[int]:
 def taken(actor: object = None) -> list[bytes]:
     """All that was taken since the start, as it came."""
     return _taken.copy()
+
+
+def record_spans(member: Any) -> None:
+    """Note from now on when this member reads prompts and when it decodes or scores."""
+    for name in ("_read", "_respond"):
+        setattr(member, name, partial(_timed, name, getattr(member, name)))
+
+
+def spans(member: object) -> list[Span]:
+    """What was noted since the last time that somebody asked."""
+    noted = _spans.copy()
+    _spans.clear()
+    return noted
+
+
+def _timed(name: str, work: Callable[..., Any], session: str, *rest: Any) -> Any:
+    started = time.time()
+    try:
+        return work(session, *rest)
+    finally:
+        _spans.append((name, session, started, time.time()))

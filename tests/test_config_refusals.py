@@ -79,6 +79,7 @@ REFUSED = [
     ("task.limit=1.5", ["task.limit must be a whole number, got 1.5"]),
     ("task.limit=true", ["task.limit must be a whole number, got true"]),
     ("task.limit=-1", ["task.limit must be at least 1, got -1"]),
+    ("task.batches_in_flight=0", ["task.batches_in_flight must be from 1 to 16, got 0"]),
     ("task.batch_size=0", ["task.batch_size must be from 1 to 256, got 0"]),
     ("generation.max_tokens=-4", ["generation.max_tokens must be at least 1, got -4"]),
     ("generation.temperature=-1", ["generation.temperature must be at least 0"]),

@@ -16,10 +16,14 @@ from typing import Any
 
 import pytest
 from conftest import RECEIVER, SENDERS
+from probes import record_spans, spans
 from tiny import QUESTIONS
 
-from fedray import Federation
-from fedray.types import Answer, FedrayError, Missing, Wire
+from fedray import Federation, report
+from fedray.evaluation import federate
+from fedray.group import MemberFailed
+from fedray.settings import build
+from fedray.types import Answer, FedrayError, Missing, Request, Wire
 
 ROOMS = {RECEIVER: {"label": "room=b"}, SENDERS[0]: {"label": "room=a"}, SENDERS[1]: {"label": "room=b"}}
 CHOICES = [("red", "green", "blue")] * len(QUESTIONS)
@@ -67,6 +71,95 @@ def test_dropped_layers_are_dropped_on_ray_too(here: Federation, spread: Federat
     local, remote = (fed.run(request, replace(fed.plan, wire=wire)) for fed in (here, spread))
     assert tokens(local) == tokens(remote) != tokens(here.run(request))
     assert local.usage.payload_bytes == remote.usage.payload_bytes < 0.7 * here.run(request).usage.payload_bytes
+
+
+def batches(fed: Federation) -> list[Request]:
+    texts = [QUESTIONS, QUESTIONS[:1], QUESTIONS[::-1], QUESTIONS[1:], ("hm?", *QUESTIONS)]
+    return [fed.request(*prompts, id=f"batch-{number}") for number, prompts in enumerate(texts)]
+
+
+def test_batches_on_their_way_together_are_answered_alike(here: Federation, spread: Federation) -> None:
+    assert (here.settings.batches_at_a_time, spread.settings.batches_at_a_time) == (1, 2)
+    assert replace(spread.settings, deadline_s=5.0).batches_at_a_time == 1
+    wanted = [tokens(here.run(request)) for request in batches(here)]
+    for at_a_time in (1, 2, 4):
+        found = list(spread.run_all(batches(spread), at_a_time=at_a_time))
+        assert [tokens(answer) for answer in found if isinstance(answer, Answer)] == wanted
+        assert all(answer.senders == SENDERS and not answer.missing for answer in found if isinstance(answer, Answer))
+    alone = spread.run_all(batches(spread), replace(spread.plan, protocol="standalone"))
+    assert [tokens(one) for one in alone if isinstance(one, Answer)] == [tokens(here.alone(r)) for r in batches(here)]
+
+
+def test_a_batch_that_fails_is_one_among_others(spread: Federation) -> None:
+    requests = batches(spread)
+    wanted = [tokens(spread.run(request)) for request in requests]
+    requests[1] = Request(("",), token_ids=((10**6,),))
+    found = list(spread.run_all(requests, at_a_time=2))
+    assert isinstance(found[1], MemberFailed) and RECEIVER in str(found[1])
+    answered = [tokens(answer) for answer in found if isinstance(answer, Answer)]
+    assert answered == [wanted[0], *wanted[2:]]
+
+
+def on_members(fed: Federation, function: Any) -> dict[str, Any]:
+    """What a function says inside every member's process."""
+    import ray
+
+    actors = fed._group._actors  # pyright: ignore
+    return {name: ray.get(actor.__ray_call__.remote(function)) for name, actor in actors.items()}
+
+
+def test_senders_read_the_next_batch_before_one_is_answered(random_federation: dict[str, Any], cluster: Any) -> None:
+    with Federation(**random_federation) as fed:
+        fed.run(batches(fed)[0])
+        on_members(fed, record_spans)
+        for at_a_time, overlap in ((1, False), (2, True)):
+            list(fed.run_all(batches(fed), at_a_time=at_a_time))
+            noted = on_members(fed, spans)
+            answered = {s.rpartition("-")[0]: end for name, s, _, end in noted[RECEIVER] if name == "_respond"}
+            assert list(answered) == [f"batch-{number}" for number in range(5)]
+            for sender in SENDERS:
+                read = {s.rpartition("-")[0]: start for name, s, start, _ in noted[sender] if name == "_read"}
+                early = [read[f"batch-{k + 1}"] < answered[f"batch-{k}"] for k in range(4)]
+                assert early == [overlap] * 4
+
+
+def test_batches_that_are_left_are_released(spread: Federation) -> None:
+    answers = spread.run_all(batches(spread), at_a_time=3)
+    assert isinstance(next(answers), Answer)
+    answers.close()  # pyright: ignore[reportAttributeAccessIssue]
+    patience = time.monotonic() + 30
+    while any(on_members(spread, open_sessions).values()) and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert not any(on_members(spread, open_sessions).values())
+
+
+def open_sessions(member: Any) -> int:
+    return member.stats()["sessions"]
+
+
+class Interrupted(Federation):
+    """Ctrl-C when the second of the federation's own batches is answered."""
+
+    def run_all(self, requests: Any, plan: Any = None, at_a_time: int | None = None) -> Iterator[Answer | MemberFailed]:
+        for number, answer in enumerate(super().run_all(requests, plan, at_a_time)):
+            if plan is None and number == 1:
+                raise KeyboardInterrupt
+            yield answer
+
+
+def test_an_interrupted_run_keeps_what_was_answered(
+    random_federation: dict[str, Any], cluster: Any, tmp_path: Path
+) -> None:
+    values = {"task": {"limit": 10, "batch_size": 3}, "tracking": {"enabled": False}, "output": tmp_path}
+    settings = build({**random_federation, **values})
+    assert federate.run(settings, Interrupted) == 130
+    left = report.read(tmp_path)
+    assert left.status == "interrupted" and left.n == 3
+    assert federate.run(settings) == 0
+    whole = report.read(tmp_path)
+    assert whole.n == 10 and whole.answers[:3] == left.answers and whole.usage.at_a_time == 2
+    assert federate.run(replace(settings, ray=replace(settings.ray, enabled=False))) == 0
+    assert report.read(tmp_path).answers == whole.answers
 
 
 def test_members_are_processes_on_the_nodes_of_their_labels(spread: Federation) -> None:

@@ -1,40 +1,69 @@
-"""Questions per second of zoo=tiny, in batches and one at a time, with the same answers."""
+"""Questions per second of zoo=tiny: in batches and one at a time, and batches that overlap; always the same answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fedray.benchmark.bench import Bench
 from fedray.evaluation.tasks import Question, load_task, request_fields
 from fedray.federation import Federation
-from fedray.settings import build
-from fedray.types import FedrayError
+from fedray.settings import Settings, build
+from fedray.types import Answer, FedrayError
 
-ROW = "eval.batched_over_single"
-QUESTIONS, BATCH = 96, 32
+BATCHED, PIPELINED = "eval.batched_over_single", "eval.pipelined_over_sequential"
+QUESTIONS, MORE, BATCH = 96, 256, 32
+Choices = list[int | None]
 
 
 def rows(bench: Bench) -> None:
-    """The default federation of zoo=tiny in this process; its questions are scored as an evaluation scores them."""
-    if not bench.wants(ROW):
-        return
-    settings = build({"task": {"limit": QUESTIONS}, "ray": {"enabled": False}})
+    """The default federation of zoo=tiny; its questions are scored as an evaluation scores them."""
+    if bench.wants(BATCHED):  # in this process
+        settings = build({"task": {"limit": QUESTIONS}, "ray": {"enabled": False}})
+        with Federation(settings) as fed:
+            ask = _asking(fed, settings)
+            ways = {"batched": lambda: ask(BATCH, 1), "single": lambda: ask(1, 1)}
+            _row(bench, BATCHED, "in a batch", ways, QUESTIONS, "one at a time", at_least=5.0)
+    if bench.wants(PIPELINED) and bench.settings.ray.enabled:
+        settings = build({"task": {"limit": MORE}, "ray": bench.settings.ray})
+        with Federation(settings) as fed:
+            ask = _asking(fed, settings)
+            ways = {"two in flight": lambda: ask(BATCH, 2), "one in flight": lambda: ask(BATCH, 1)}
+            _row(bench, PIPELINED, "where batches overlap", ways, MORE, "one batch at a time on Ray")
+
+
+def _asking(fed: Federation, settings: Settings) -> Callable[[int, int], Choices]:
+    """What asks all questions, so many in a batch and so many batches on their way together."""
     questions = load_task(settings)
-    with Federation(settings) as fed:
 
-        def ask(batch: Sequence[Question]) -> list[int | None]:
-            answer = fed.run(fed.request(*(q.prompt for q in batch), **request_fields(batch, fed.plan, None)))
-            return [row.choice for row in answer.rows]
+    def request(batch: Sequence[Question]):
+        return fed.request(*(q.prompt for q in batch), **request_fields(batch, fed.plan, None))
 
-        def ask_all(size: int) -> list[int | None]:
-            batches = [questions[i : i + size] for i in range(0, len(questions), size)]
-            return [choice for batch in batches for choice in ask(batch)]
+    def ask(size: int, at_a_time: int) -> Choices:
+        requests = (request(questions[i : i + size]) for i in range(0, len(questions), size))
+        return list(_choices(fed.run_all(requests, at_a_time=at_a_time)))
 
-        batched, single = ask_all(BATCH), ask_all(1)
-        if batched != single:
-            different = sum(one != other for one, other in zip(batched, single, strict=True))
-            raise FedrayError(f"{different} of {len(questions)} questions are answered differently in a batch")
-        ways: dict[str, Callable[[], object]] = {"batched": lambda: ask_all(BATCH), "single": lambda: ask_all(1)}
-        seconds = bench.seconds("batches", ways, warm=0)
-    per_s = {name: len(questions) / value for name, value in seconds.items()}
-    bench.row(ROW, per_s["batched"], "questions/s", baseline=per_s["single"], against="one at a time", at_least=5.0)
+    return ask
+
+
+def _choices(answers: Iterable[Answer | FedrayError]) -> Iterable[int | None]:
+    for answer in answers:
+        if isinstance(answer, FedrayError):
+            raise answer
+        yield from (row.choice for row in answer.rows)
+
+
+def _row(
+    bench: Bench,
+    name: str,
+    where: str,
+    ways: dict[str, Callable[[], Choices]],
+    questions: int,
+    against: str,
+    at_least: float | None = None,
+) -> None:
+    """The first way's throughput over the second's. Raises FedrayError where their answers differ."""
+    said = [way() for way in ways.values()]
+    if different := sum(one != other for one, other in zip(*said, strict=True)):
+        raise FedrayError(f"{different} of {questions} questions are answered differently {where}")
+    value, baseline = (questions / s for s in bench.seconds(against, ways, warm=0).values())
+    bench.row(name, value, "questions/s", baseline=baseline, against=against, at_least=at_least)

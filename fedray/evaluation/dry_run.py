@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from fedray import provision
@@ -39,11 +40,13 @@ def _load(settings: Settings, found: Mapping[str, Source]) -> Load:
     questions = [] if settings.prompt is not None else load_task(settings)
     prompts = [settings.prompt] if settings.prompt is not None else [question.prompt for question in questions]
     choices = max((len(question.choices or ()) for question in questions), default=0)
+    rows = min(settings.task.batch_size, len(prompts))
     return Load(
         tokens=check_prompts(list(found.values()), prompts),
         answer=settings.generation.max_tokens,
-        rows=min(settings.task.batch_size, len(prompts)),
+        rows=rows,
         choices=max(1, choices),
+        at_a_time=min(settings.batches_at_a_time, math.ceil(len(prompts) / rows)),
     )
 
 
@@ -101,6 +104,7 @@ class Sheet(Screen):
         self._line("in all: weights, process, and the larger of loading and the rest, which comes after it\n")
         longest = max(load.tokens.values(), default=0)
         prompts = "1 prompt" if load.rows == 1 else f"{load.rows} prompts"
+        prompts = prompts if load.at_a_time == 1 else f"{load.at_a_time} batches of {prompts}"
         self._line(f"at a time: {prompts} of up to {longest} tokens, {load.answer} tokens of answer")
         machine, gpus = on_machine(needed, not settings.ray.enabled), on_gpus(needed)
         self._line(f"memory: {_mib(machine)} MiB with driver and Ray, {_mib(room.machine)} MiB are free")

@@ -24,7 +24,7 @@ from fedray.report import Report, Tracked
 from fedray.settings import Settings
 from fedray.tracking import Status as TrackerStatus
 from fedray.tracking import Tracker
-from fedray.types import Answer, Missing, Row, Usage
+from fedray.types import Answer, Missing, Request, Row, Usage
 
 ANSWER_TOKENS = 4096  # of all rows of one request: well under the 64 KiB a result may have
 
@@ -72,18 +72,27 @@ class Run:
         settings, record = self.settings, self.record
         other = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
         read = dict(zip(questions, other, strict=True)) if other else None
+        asked = list(batches(questions, *self._sizes()))
+        requests = [
+            fed.request(*(q.prompt for q in batch), **request_fields(batch, fed.plan, read), id=f"batch-{number}")
+            for number, batch in enumerate(asked)
+        ]
+        started_ns: list[int] = []
+
+        def begun() -> Iterator[Request]:
+            for request in requests:
+                started_ns.append(time.time_ns())
+                yield request
+
+        both = zip(fed.run_all(requests, replace(fed.plan, protocol="standalone")), fed.run_all(begun()), strict=True)
         with self.screen.progress(len(questions)) as update:
-            for number, batch in enumerate(batches(questions, *self._sizes())):
-                prompts = tuple(q.prompt for q in batch)
-                request = fed.request(*prompts, **request_fields(batch, fed.plan, read), id=f"batch-{number}")
-                alone = fed.alone(request)
-                started_ns = time.time_ns()
-                try:
-                    federated = fed.run(request)
-                except MemberFailed as error:  # on_missing=error: these questions count as wrong, the others go on
-                    federated = failed(alone, str(error))
-                record.add(batch, alone, federated)
-                self.tracker.trace(request, federated, started_ns)
+            for number, (alone, federated) in enumerate(both):
+                if isinstance(alone, MemberFailed):
+                    raise alone
+                if isinstance(federated, MemberFailed):  # on_missing=error: these are wrong, the others go on
+                    federated = failed(alone, str(federated))
+                record.add(asked[number], alone, federated)
+                self.tracker.trace(requests[number], federated, started_ns[number])
                 found = record.comparison()
                 update(len(record.results), found)
                 if found:

@@ -1,4 +1,4 @@
-"""Ask one case's questions: all in batches for what is right, and some alone for the seconds."""
+"""Ask one case's questions: all in batches, which may overlap, for what is right; then some alone for the seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedray.evaluation.tasks import Question, mismatched, request_fields
 from fedray.federation import Federation
 from fedray.group import MemberFailed
 from fedray.settings import Settings
-from fedray.types import Missing, Plan, Request, Row, Usage
+from fedray.types import Answer, Missing, Plan, Request, Row, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,9 @@ class Asking:
     def run(self, latency_requests: int, progress: Callable[[int], None] = lambda done: None) -> Measurement:
         """Ask everything; progress hears how many questions have been asked."""
         started = time.monotonic()
-        for batch in self._batches():
-            self._ask(batch)
+        asked = list(self._batches())
+        for batch, answer in zip(asked, self._fed.run_all(map(self._request, asked), self._plan), strict=True):
+            self._add(batch, answer)
             progress(len(self._right))
         seconds: dict[str, list[float]] = {}
         for number, question in enumerate(self._questions[:latency_requests], 1):
@@ -88,15 +89,13 @@ class Asking:
         size = max(1, min(self._settings.task.batch_size, most))
         return batches(self._questions, size, max(1, min(size, ANSWER_TOKENS // self._settings.generation.max_tokens)))
 
-    def _ask(self, batch: Sequence[Question]) -> None:
-        try:
-            answer = self._fed.run(self._request(batch), self._plan)
-        except MemberFailed as error:  # nobody stands in for the receiver, or on_missing=error: all count as wrong
+    def _add(self, batch: Sequence[Question], answer: Answer | MemberFailed) -> None:
+        if isinstance(answer, MemberFailed):  # nobody stands in for the receiver, or on_missing=error: all are wrong
             self._failed += len(batch)
             self._right += [False] * len(batch)
             for texts in self._read.values():
                 texts += [""] * len(batch)
-            self._missing.setdefault(self._plan.receiver, Missing(self._plan.receiver, str(error)))
+            self._missing.setdefault(self._plan.receiver, Missing(self._plan.receiver, str(answer)))
             return
         self._right += _right(answer.rows, batch)
         self._unparseable += sum(q.said(row) is None for row, q in zip(answer.rows, batch, strict=True))

@@ -129,7 +129,8 @@ class Record:
     def cost(self) -> Cost:
         total = sum(self._usages, Usage())
         per_token = total.payload_bytes / total.prompt_tokens if total.prompt_tokens else 0.0
-        return Cost(total.payload_bytes, per_token, percentiles(usage.seconds for usage in self._usages))
+        together = min(self.settings.batches_at_a_time, max(len(self._usages), 1))
+        return Cost(total.payload_bytes, per_token, percentiles(usage.seconds for usage in self._usages), together)
 
     def report(self, status: Status) -> Report:
         settings, found = self.settings, self.comparison()

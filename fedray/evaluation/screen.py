@@ -119,7 +119,8 @@ class Screen:
 
     def seconds(self, cost: Cost) -> None:
         rows = ((phase, f"{p.p50:.3f}", f"{p.p95:.3f}") for phase, p in cost.seconds.items())
-        self._table("Seconds per request, a batch of questions", ("phase", "p50", "p95"), rows)
+        together = f", {cost.at_a_time} at a time" if cost.at_a_time > 1 else ""
+        self._table(f"Seconds per request, a batch of questions{together}", ("phase", "p50", "p95"), rows)
         wire = f"{cost.bytes_per_token:,.0f} bytes per token of the receiver's prompts"
         self._line(f"on the wire: {wire}, {cost.payload_bytes:,} bytes in all (zoo={self.zoo})\n")
 

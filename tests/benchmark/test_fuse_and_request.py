@@ -141,7 +141,17 @@ def test_a_request_has_its_rows_on_ray(settings: BenchmarkSettings) -> None:
 def test_batches_answer_as_single_questions_do(settings: BenchmarkSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "QUESTIONS", 12)
     monkeypatch.setattr(throughput, "BATCH", 6)
-    bench = Bench(settings)
+    bench = Bench(replace(settings, rows=(throughput.BATCHED,)))
     throughput.rows(bench)
     (row,) = bench.rows
-    assert row.name == throughput.ROW and row.limit == 5.0 and row.value > 0
+    assert row.name == throughput.BATCHED and row.limit == 5.0 and row.value > 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_batches_that_overlap_answer_as_others_do(settings: BenchmarkSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "MORE", 12)
+    monkeypatch.setattr(throughput, "BATCH", 3)
+    bench = Bench(replace(settings, rows=(throughput.PIPELINED,)))
+    throughput.rows(bench)
+    (row,) = bench.rows
+    assert row.name == throughput.PIPELINED and row.baseline and row.limit is None

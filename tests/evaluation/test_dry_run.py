@@ -62,7 +62,11 @@ def test_what_is_asked_shows_in_what_it_takes(tmp_path: Path) -> None:
     assert receiver(2, generation={"max_tokens": 2000}).cache > 5 * plain.cache
     many = tmp_path / "many.txt"
     many.write_text("\n".join([PROMPT] * 40))
-    assert receiver(3, prompt=None, questions=many).cache == 32 * plain.cache, "task.batch_size at a time"
+    one = {"prompt": None, "questions": many, "task": {"batches_in_flight": 1}}
+    assert receiver(3, **one).cache == 32 * plain.cache, "task.batch_size at a time"
+    two = receiver(7, prompt=None, questions=many).cache - 32 * plain.cache
+    assert 0 < two < 32 * plain.cache, "and what the receiver has read of the next batch"
+    assert receiver(8, prompt=None, questions=many, ray=False).cache == 32 * plain.cache
     assert receiver(4, protocol="t2t").fusers == 0
     half = foretell(tmp_path / "half", senders=["qwen2.5-0.5b"], wire={"keep_layers": 0.5})[1]["qwen2.5-0.5b"]
     whole = foretell(tmp_path / "whole", senders=["qwen2.5-0.5b"])[1]["qwen2.5-0.5b"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,9 @@ class Pretended:
         rows, (who, senders) = self._rows(request, "bird"), (self.settings.receiver, self.settings.senders)
         lost = {0: "the choice 'red' is lost"} if self.settings.rephrase != "none" else {}
         return Answer(rows, who, senders, (LOST,), usage, unrephrased=lost)
+
+    def run_all(self, requests: Iterable[Request], plan: Plan | None = None) -> Iterator[Answer]:
+        return map(self.alone if plan and plan.protocol == "standalone" else self.run, requests)
 
     def stream(self, prompt: str) -> Iterator[str]:
         yield "it is "
