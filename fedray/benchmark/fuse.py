@@ -14,6 +14,7 @@ from fedray.fusion.fuser import Sides
 from fedray.fusion.untrained import build_random, random_artifact
 from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.loading import default_dtype
+from fedray.llm.products import pack_matrices
 from fedray.llm.source import Source, config_of
 from fedray.types import MemberInfo
 
@@ -34,19 +35,22 @@ def measure(bench: Bench) -> None:
 def _rows(bench: Bench, dtype: str) -> None:
     s = bench.settings
     sender, receiver = (_info(name, s.zoo.name) for name in (s.sender, s.receiver))
-    fuser = build_random(random_artifact(sender, receiver, "c2c", "mix"), s.device).to(getattr(torch, dtype))
-    assert isinstance(fuser, C2CFuser)
+    fuser, plain = (_fuser(sender, receiver, s.device, dtype) for _ in range(2))
+    pack_matrices(fuser)  # as members have it
     own, sent = (_sides(random_cache(m.spec, s.tokens, getattr(torch, dtype)), s.device) for m in (receiver, sender))
 
-    def run(grouped: bool | None) -> None:
-        fuser.grouped = grouped
+    def fuse() -> None:
         fuser.mix(own, sent)
 
+    def in_form(grouped: bool) -> None:
+        plain.grouped = grouped
+        plain.mix(own, sent)
+
     def published() -> None:
-        for t, (layer, projector) in enumerate(zip(fuser.layers, fuser.projectors, strict=True)):
+        for t, (layer, projector) in enumerate(zip(plain.layers, plain.projectors, strict=True)):
             projector(sent[0][layer], sent[1][layer], own[0][t], own[1][t])
 
-    ways: dict[str, Callable[[], None]] = {"ours": partial(run, None), "published": published}
+    ways: dict[str, Callable[[], None]] = {"ours": fuse, "published": published}
     seconds = bench.seconds(f"fusing in {dtype}", ways)
     on_gpu = s.device.startswith("cuda")
     most = 0.5 if on_gpu else 1.1  # a CPU has nothing to gain where every gate is open
@@ -54,7 +58,7 @@ def _rows(bench: Bench, dtype: str) -> None:
     bench.row(f"{ROWS[0]}.{dtype}", ours, "s", baseline=layerwise, against="layer by layer", at_most=most)
     if on_gpu:
         bench.row(f"fuse.seconds.{dtype}", ours * 1e3, "ms", at_most=READ_MS)
-    both = bench.seconds(f"forms in {dtype}", {"groups": partial(run, True), "layers": partial(run, False)})
+    both = bench.seconds(f"forms in {dtype}", {"groups": partial(in_form, True), "layers": partial(in_form, False)})
     bench.row(f"{ROWS[1]}.{dtype}", both["groups"], "s", baseline=both["layers"], against="layers one by one")
 
     def gates(logit: float) -> None:
@@ -62,10 +66,17 @@ def _rows(bench: Bench, dtype: str) -> None:
             projector.value_gate_logit.fill_(logit)  # pyright: ignore
         fuser.eval()  # which gates are open is asked anew
 
-    some: dict[str, Callable[[], None]] = {"half": partial(run, None), "open": partial(run, None)}
+    some: dict[str, Callable[[], None]] = {"half": fuse, "open": fuse}
     before = {"half": partial(gates, -1.0), "open": partial(gates, 1.0)}
     seconds = bench.seconds(f"closed gates in {dtype}", some, before=before)
     bench.row(f"{ROWS[2]}.{dtype}", seconds["half"], "s", baseline=seconds["open"], against="all open", at_most=0.65)
+
+
+def _fuser(sender: MemberInfo, receiver: MemberInfo, device: str, dtype: str) -> C2CFuser:
+    """Of the published size, every gate open."""
+    fuser = build_random(random_artifact(sender, receiver, "c2c", "mix"), device).to(getattr(torch, dtype))
+    assert isinstance(fuser, C2CFuser)
+    return fuser
 
 
 def _info(name: str, zoo: str) -> MemberInfo:
