@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedray.clock import Clock
+from fedray.fedattn.participant import Participant
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, fixed_weights
@@ -51,7 +52,7 @@ from fedray.wire.selection import keep_tokens
 AS_IT_IS = Wire()
 
 
-class Member:
+class Member(Participant):
     """One LLM on one device."""
 
     def __init__(

@@ -24,6 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"llm", "wire", "data"}),
     frozenset({"fusion", "privacy"}),
     frozenset({"sessions"}),
+    frozenset({"fedattn"}),
     frozenset({"member"}),
     frozenset({"group"}),
     frozenset({"protocols", "planner"}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,11 +34,12 @@ def attention_with_bias(
     slot_bias: tuple[Tensor, ...] | None = None,
     distance_BQK: Tensor | None = None,
     sliding_window: int | None = None,
+    beyond: Beyond | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """sdpa whose scores carry slot_bias[layer], a (B, N, S) tensor for the first S slots of the cache.
 
-    A layer with a sliding window does not see slots that are so many tokens or more away.
+    beyond: what the layer sees besides the cache. A layer with a sliding window does not see slots that are so many tokens or more away.
     """
     if sliding_window is not None and distance_BQK is not None and attention_mask is not None:
         outside_B1QK = (distance_BQK >= sliding_window)[:, None]
@@ -49,6 +50,8 @@ def attention_with_bias(
         bias_BNK = torch.nn.functional.pad(bias_BNS, (0, slots - bias_BNS.shape[-1]))
         groups = query.shape[1] // key.shape[1]
         attention_mask = attention_mask + bias_BNK.repeat_interleave(groups, dim=1)[:, :, None]
+    if beyond is not None and attention_mask is not None:
+        key, value, attention_mask = beyond.extend(module.layer_idx, query, key, value, attention_mask)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -56,18 +59,32 @@ AttentionInterface.register(ATTENTION, attention_with_bias)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
 
 
+class Beyond(Protocol):
+    """Slots of single layers that are in no cache of one's own (fedattn/others.py)."""
+
+    def extend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask_B1QK: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values (B, N, K, H) and the additive mask of a layer with what else it sees. query: (B, heads, Q, H)."""
+        ...
+
+    def repeat(self, times: int) -> Beyond: ...
+
+
 @dataclass(slots=True)
 class Context:
     """What the next token may look at: slots of a transformers cache, who may see them, and how strongly.
 
     visible_BS: False where a slot is padding, masked or foreign without weight; next_position_B: where the next token
-    stands; slot_bias: per layer a (B, N, S') bias for the first S' slots (foreign ones come first), or None.
+    stands; slot_bias: per layer a (B, N, S') bias for the first S' slots (foreign ones come first), or None; beyond:
+    what single layers see besides.
     """
 
     cache: DynamicCache
     visible_BS: Tensor
     next_position_B: Tensor
     slot_bias: tuple[Tensor, ...] | None = None
+    beyond: Beyond | None = None
 
     @property
     def foreign(self) -> int:
@@ -82,7 +99,8 @@ class Context:
 
         layers = [(rows(key), rows(value)) for key, value in layers_of(self.cache)]
         bias = None if self.slot_bias is None else tuple(rows(b) for b in self.slot_bias)
-        return Context(DynamicCache(layers), rows(self.visible_BS), rows(self.next_position_B), bias)
+        beyond = None if self.beyond is None else self.beyond.repeat(times)
+        return Context(DynamicCache(layers), rows(self.visible_BS), rows(self.next_position_B), bias, beyond)
 
 
 def empty_context(batch: int, device: torch.device) -> Context:
@@ -98,15 +116,18 @@ def step(
     *,
     all_logits: bool = False,
     hidden: bool = False,
+    positions_BQ: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Read Q tokens on top of `context` (extended in place) and return (logits, last hidden states).
 
     ids_BQ is right-padded where valid_BQ is False. logits: (B, V) of each row's last valid token, or (B, Q, V) with
-    `all_logits`; last hidden states (B, Q, D) with `hidden`, and then no logits.
+    `all_logits`; last hidden states (B, Q, D) with `hidden`, and then no logits. positions_BQ: where the tokens stand,
+    if not one after another from next_position_B.
     """
     batch = ids_BQ.shape[0]
     valid_BQ = torch.ones_like(ids_BQ, dtype=torch.bool) if valid_BQ is None else valid_BQ
-    mask, positions_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
+    mask, counted_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
+    positions_BQ = counted_BQ if positions_BQ is None else positions_BQ
     window = window_of(model.config)
     far = window is not None and mask.shape[-1] > window
     out = model.model(
@@ -117,9 +138,10 @@ def step(
         use_cache=True,
         slot_bias=context.slot_bias,
         distance_BQK=_distances(context, positions_BQ) if far else None,
+        beyond=context.beyond,
     )
     context.visible_BS = torch.cat([context.visible_BS, valid_BQ], dim=1)
-    context.next_position_B = context.next_position_B + valid_BQ.sum(1)
+    context.next_position_B = torch.where(valid_BQ, positions_BQ + 1, context.next_position_B[:, None]).amax(1)
     states = out.last_hidden_state
     if hidden:
         return None, states

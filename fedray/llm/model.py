@@ -68,6 +68,11 @@ class LLM:
         self.check_ids(encoded.ids)
         return encoded
 
+    def encode_part(self, text: str, *, first: bool, last: bool) -> list[int]:
+        """The ids of a part of a prompt: the template's head before the first part, its tail after the last."""
+        before, after = self.template
+        return encode(self._words(), (before if first else "", after if last else ""), text, strip=False).ids
+
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises FedrayError where a prompt is too long, or not in this LLM's vocabulary."""
         check_ids(self.name, ids, self.context, self.model.get_input_embeddings().num_embeddings)
@@ -88,13 +93,14 @@ class LLM:
         return self.tokenizer
 
 
-def encode(tokenizer: Any, template: tuple[str, str], prompt: str) -> Encoded:
-    """A prompt's token ids and where each lies in the user's text. Raises FedrayError on an empty prompt.
+def encode(tokenizer: Any, template: tuple[str, str], prompt: str, *, strip: bool = True) -> Encoded:
+    """A prompt's token ids and where each lies in the user's text, without the space around it unless told otherwise.
+    Raises FedrayError on an empty prompt.
 
     What the user (or a peer's hint) wrote is text: a template's own tokens spelled out in it stay letters.
     """
-    content = prompt.strip()
-    if not content:
+    content = prompt.strip() if strip else prompt
+    if not content.strip():
         raise FedrayError("the prompt is empty; give the members something to read")
     before, after = template
     start, end = len(before), len(before) + len(content)

@@ -41,8 +41,12 @@ def keep_tokens(cache: KVCache, share: float, how: str = "last", seed: int = 0) 
     """The best `share` of every row's tokens, at least one, in their order; positions say which they were."""
     if share >= 1:
         return cache
-    worth_BT = score(cache, how, seed).masked_fill(~cache.valid_BT(), -math.inf)
-    worth_BT = worth_BT.scatter(1, (cache.lengths - 1)[:, None], math.inf)
+    return keep_best(cache, share, score(cache, how, seed).scatter(1, (cache.lengths - 1)[:, None], math.inf))
+
+
+def keep_best(cache: KVCache, share: float, worth_BT: Tensor) -> KVCache:
+    """The `share` of every row's tokens that is worth most, at least one, in their order."""
+    worth_BT = worth_BT.masked_fill(~cache.valid_BT(), -math.inf)
     lengths = (cache.lengths * share).ceil().long().clamp(min=1)
     order_BT = worth_BT.argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
     kept = torch.arange(order_BT.shape[1], device=order_BT.device)[None] < lengths[:, None]
