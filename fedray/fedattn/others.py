@@ -100,7 +100,8 @@ def to_send(own: Own, lengths: Tensor, how: FedAttn, seed: str) -> KVCache:
             worth_BT = _mass(own, cache.valid_BT())
         case _:
             worth_BT = score(cache, how.score)
-    kept = keep_best(cache, how.exchange, worth_BT)
+    counts = torch.tensor([_share(length, how.exchange) for length in lengths.tolist()], device=lengths.device)
+    kept = keep_best(cache, counts, worth_BT)
     return replace(kept, positions=positions[:, : kept.tokens])  # counted anew: nobody reads them, and they take bytes
 
 
@@ -115,8 +116,13 @@ def drawn(lengths: Tensor, tokens: int, seed: str) -> Tensor:
 
 def thinned(length: int, share: float, seed: str) -> list[int]:
     """Which tokens of a segment are read, ascending: ceil(share * T), at least one, the last always."""
-    others = random.Random(seed).sample(range(length - 1), min(math.ceil(share * length), length) - 1)
+    others = random.Random(seed).sample(range(length - 1), _share(length, share) - 1)
     return [*sorted(others), length - 1]
+
+
+def _share(length: int, share: float) -> int:
+    """ceil(share * length), at least one; 0.7 of 10 are 7, whatever a float says."""
+    return max(1, math.ceil(share * length - 1e-9))
 
 
 def _mass(own: Own, valid_BT: Tensor) -> Tensor:

@@ -155,6 +155,13 @@ class Participant:
             rows, self.name, (), missing, Usage(clock.seconds, answer_tokens=sum(len(row.tokens) for row in rows))
         )
 
+    def prompt_logits(self, session: str) -> list[list[float]]:
+        """Next-token logits (B, V) after the whole prompt, as the publisher; for tests and comparisons at small sizes."""
+        running = self._segment(session).running
+        if running is None or running.result is None:
+            raise SessionLost(f"{self.name}: session {session!r} has not been read to its end")
+        return running.result[1].tolist()
+
     def _segment(self, session: str) -> Segment:
         self._sessions.check(session)
         return self._sessions.get(session, Segment)
