@@ -63,7 +63,7 @@ BESIDES = {
         "fedray.checks",
     },
     "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
-    "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue"},
+    "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue", "fedray.fedattn.segments"},
     "config": {
         "fedray.benchmark.settings",
         "fedray.evaluation.settings",

@@ -137,7 +137,7 @@ class Participant:
         clock = Clock()
         held = self._segment(session)
         self._meet(held, position, senders, payloads, clock)
-        clock.lap("prefill")
+        clock.lap(f"prefill[{self.name}]")
         assert held.running is not None
         if held.running.result is None:
             raise SessionLost(f"{self.name}: session {session!r} is at sync {held.position} and has others before it")
