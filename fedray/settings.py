@@ -22,6 +22,7 @@ Task = Literal[
     "tiny-joint-halves",
     "tiny-evidence",
     "tiny-evidence-pooled",
+    "tiny-evidence-question",
     "openbookqa",
     "arc-challenge",
     "mmlu-redux",

@@ -193,6 +193,21 @@ class FedAttn:
     exchange: float = 1.0
     score: Literal["random", "norm", "similar", "mass", "last"] = "random"
 
+    def __str__(self) -> str:
+        """As in N=3, H=2, exchange 50% random: what differs from the published way is named."""
+        said = [f"N={self.participants}"]
+        if self.layers:
+            said.append(f"layers {'+'.join(map(str, self.layers))}")
+        else:
+            said.append(f"H={self.sync_every}")
+            said += [f"offset {self.offset}"] * (self.offset != 0)
+            said += [self.placement] * (self.placement != "uniform")
+        said += ["even"] * (self.segments == "even") + ["question not apart"] * (not self.question_apart)
+        said += [f"tokens {self.tokens:.0%}"] * (self.tokens < 1)
+        said += [f"publisher {self.publisher_tokens:.0%}"] * (self.publisher_tokens < 1)
+        said += [f"exchange {self.exchange:.0%} {self.score}"] * (self.exchange < 1)
+        return ", ".join(said)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
