@@ -19,6 +19,7 @@ from fedray.settings import (
     Settings,
     TrackingSettings,
     ZooSettings,
+    with_copies,
     with_strangers,
 )
 from fedray.types import FedrayError
@@ -26,7 +27,8 @@ from fedray.types import FedrayError
 
 def check(settings: Settings) -> None:
     """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError with one sentence."""
-    with_strangers(SCHEMA, settings.receiver, settings.senders).read(settings)
+    schema = with_strangers(SCHEMA, settings.receiver, settings.senders)
+    with_copies(schema, {"members": settings.members}).read(settings)
     _check_names(settings)
     _check_numbers(settings)
     _check_members(settings)

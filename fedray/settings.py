@@ -220,7 +220,8 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     implied_gate = isinstance(gate, Mapping) and gate.get("kind") is None
     if implied_gate:
         values["gate"] = {key: value for key, value in gate.items() if key != "kind"}
-    settings = with_strangers(schema, values.get("receiver"), values.get("senders")).read(values)
+    schema = with_copies(with_strangers(schema, values.get("receiver"), values.get("senders")), values)
+    settings = schema.read(values)
     zoo = settings.zoo.name
     receiver = resolve(settings.receiver, "receiver", zoo)
     if "senders" in values:
@@ -264,6 +265,15 @@ def with_strangers(schema: Schema[T], receiver: Any, senders: Any) -> Schema[T]:
     named = [receiver, *(senders if isinstance(senders, list | tuple) else ())]
     strangers = tuple(safe_name(name) for name in named if isinstance(name, str) and is_foreign(name))
     return schema.with_keys(dict.fromkeys(BY_MEMBER, strangers)) if strangers else schema
+
+
+def with_copies(schema: Schema[T], values: Mapping[str, Any]) -> Schema[T]:
+    """The schema that also knows the settings of copies (members.llama-1b__2) of members it knows."""
+    named = values.get("members")
+    originals = {name: name.rpartition("__")[0] for name in (named if isinstance(named, Mapping) else ())}
+    known = schema.keys["members"]
+    strangers = tuple(name for name, original in originals.items() if original in known and name not in known)
+    return schema.with_keys({"members": strangers}) if strangers else schema
 
 
 def _document(text: str) -> str:
