@@ -71,8 +71,8 @@ def _check_fedattn(settings: Settings) -> None:
     others = [name for name in settings.senders if original_of(name) != settings.receiver]
     if others:
         raise FedrayError(
-            f"protocol=fedattn runs copies of one LLM, and sender {others[0]} is another than {settings.receiver}: leave "
-            f"senders out, and say how many with protocol.participants"
+            f"protocol=fedattn runs copies of one LLM, and sender {others[0]} is another than {settings.receiver}: "
+            f"leave senders out, and say how many with protocol.participants"
         )
     if settings.senders != copies(settings.receiver, protocol.participants)[1:]:
         raise FedrayError(

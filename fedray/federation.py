@@ -211,7 +211,11 @@ def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> t
     with provision.loading(len(found)) as loaded:
         for name, device in devices.items():
             source, dtype = found[name], s.member(name).dtype
-            twin = members.get(source.llm) if (s.member(source.llm).dtype, devices.get(source.llm)) == (dtype, device) else None
+            twin = (
+                members.get(source.llm)
+                if (s.member(source.llm).dtype, devices.get(source.llm)) == (dtype, device)
+                else None
+            )
             members[name] = Member(
                 name,
                 zoo=s.zoo.name,

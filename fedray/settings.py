@@ -53,7 +53,7 @@ class ProtocolSettings:
     tokens: float = 1.0  # share of its tokens that a participant reads
     publisher_tokens: float = 1.0
     exchange: float = 1.0  # share of its keys and values that a participant sends
-    score: Literal["random", "norm", "similar", "mass", "last"] = "random"  # which
+    score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"  # which
 
     @property
     def fedattn(self) -> FedAttn:

@@ -191,7 +191,7 @@ class FedAttn:
     tokens: float = 1.0
     publisher_tokens: float = 1.0
     exchange: float = 1.0
-    score: Literal["random", "norm", "similar", "mass", "last"] = "random"
+    score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"
 
     def __str__(self) -> str:
         """As in N=3, H=2, exchange 50% random: what differs from the published way is named."""

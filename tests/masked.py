@@ -48,6 +48,9 @@ class Masked:
             match self.how.score:
                 case "norm":
                     worth = -key[0, :, places].norm(dim=-1).mean(0)
+                case "rare":
+                    mean = key[0][:, places].mean(1, keepdim=True)
+                    worth = -torch.cosine_similarity(key[0][:, places], mean, dim=-1).mean(0)
                 case "mass":
                     worth = self._mass(query[0][:, places], key[0][:, places])
                 case _:

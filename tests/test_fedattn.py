@@ -81,7 +81,9 @@ def same(one: Answer, other: Answer) -> bool:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
-    "how", [FedAttn(3, 1), FedAttn(4, 1, segments="even"), FedAttn(1, 2), FedAttn(1, 6), FedAttn(1, 3, offset=-1)], ids=str
+    "how",
+    [FedAttn(3, 1), FedAttn(4, 1, segments="even"), FedAttn(1, 2), FedAttn(1, 6), FedAttn(1, 3, offset=-1)],
+    ids=str,
 )
 def test_joint_attention_is_the_centralized_model(name: str, how: FedAttn) -> None:
     for llm in (random_llm(name), load(name)):
@@ -112,6 +114,7 @@ def test_less_than_joint_attention_is_something_else(change: dict[str, Any]) -> 
         SPARSE,
         replace(SPARSE, score="norm", offset=-1),  # in layer 0 the same token has the same norm wherever it stands
         replace(SPARSE, score="mass"),
+        replace(SPARSE, score="rare"),
     ],
     ids=str,
 )
@@ -139,7 +142,7 @@ def test_draws_are_anew_at_each_sync_and_by_the_seed() -> None:
     assert found[0].equal(found[1]) and not found[0].equal(found[2])
 
 
-@pytest.mark.parametrize("score", ["random", "norm", "similar", "mass", "last"])
+@pytest.mark.parametrize("score", ["random", "rare", "norm", "similar", "mass", "last"])
 @pytest.mark.parametrize("tokens", [1.0, 0.7])
 def test_a_batch_is_its_rows_alone(score: Any, tokens: float) -> None:
     group = federation(random_llm("qwen2.5-0.5b"), 3)
@@ -224,6 +227,16 @@ class Dying(Member):
         return super().begin(session, starts)
 
 
+def test_without_the_publisher_there_is_no_answer() -> None:
+    class Lost(Member):
+        def reply(self, *args: Any) -> Answer:
+            raise RuntimeError("out of memory")
+
+    group = federation(random_llm("qwen3-0.6b"), 2, Lost)
+    with pytest.raises(MemberFailed, match=r"the receiver qwen3-0.6b failed: out of memory"):
+        ask(group, plan_of(group, FedAttn(2, 2)))
+
+
 def test_who_dies_is_left_out_from_then_on() -> None:
     llm = random_llm("qwen3-0.6b")
     found = []
@@ -239,7 +252,7 @@ def test_who_dies_is_left_out_from_then_on() -> None:
 
 def test_who_dies_may_end_the_request() -> None:
     group = federation(random_llm("qwen3-0.6b"), 3, Dying)
-    with pytest.raises(MemberFailed, match="qwen3-0.6b#2: died"):
+    with pytest.raises(MemberFailed, match=r"qwen3-0.6b#2: died"):
         ask(group, plan_of(group, FedAttn(3, 2), on_missing="error"))
 
 
@@ -344,10 +357,10 @@ def test_every_placement_has_as_many_syncs(placement: Any) -> None:
         for every in range(1, depth + 1):
             layers = sync_layers(FedAttn(sync_every=every, placement=placement), depth)
             assert len(layers) == math.ceil(depth / every)
-            assert sorted(set(layers)) == list(layers) and 0 <= layers[0] and layers[-1] < depth
+            assert sorted(set(layers)) == list(layers) and layers[0] >= 0 and layers[-1] < depth
 
 
 @pytest.mark.parametrize("how", [FedAttn(sync_every=9), FedAttn(layers=(3, 8))], ids=str)
 def test_beyond_the_depth_is_refused(how: FedAttn) -> None:
-    with pytest.raises(FedrayError, match="8|7"):
+    with pytest.raises(FedrayError, match=r"8|7"):
         sync_layers(how, 8)

@@ -8,8 +8,8 @@ import pytest
 from commandline import Call
 
 from fedray.config import CONF
-from fedray.evaluation.settings import build_evaluation, check_evaluation
 from fedray.evaluation.cases import cases
+from fedray.evaluation.settings import build_evaluation, check_evaluation
 from fedray.fedattn.segments import segments
 from fedray.federation import Federation
 from fedray.settings import MemberSettings, build
@@ -86,7 +86,7 @@ def test_a_questions_file_is_checked_before_anything_is_loaded(tmp_path: Path, m
 
     (tmp_path / "q.txt").write_text("a is b. c is d. what is a?\nwhat is b?\n")
     settings = build({"protocol": {"name": "fedattn"}, "questions": tmp_path / "q.txt", "output": tmp_path})
-    with pytest.raises(FedrayError, match="segments of 'what is b\\?', which has 1"):
+    with pytest.raises(FedrayError, match=r"segments of 'what is b\?', which has 1"):
         run(settings, lambda settings: pytest.fail("it was started"))
 
 
@@ -97,7 +97,10 @@ def test_a_questions_file_is_checked_before_anything_is_loaded(tmp_path: Path, m
         (FedAttn(4), ("notes:\n", "- a is b.\n- c is d.", " it is e.\n", "what is a?")),
         (FedAttn(2, question_apart=False), ("notes:\n- a is b.\n- c is d.", " it is e.\nwhat is a?")),
         (FedAttn(2, segments="even"), ("notes:\n- a is b.\n- c is d. it is e.\n", "what is a?")),
-        (FedAttn(3, segments="even", question_apart=False), ("notes:\n- a is b.\n", "- c is d. it is", " e.\nwhat is a?")),
+        (
+            FedAttn(3, segments="even", question_apart=False),
+            ("notes:\n- a is b.\n", "- c is d. it is", " e.\nwhat is a?"),
+        ),
         (FedAttn(1), ("notes:\n- a is b.\n- c is d. it is e.\nwhat is a?",)),
     ],
     ids=str,
@@ -112,8 +115,16 @@ def test_a_question_of_several_lines_stays_whole_under_a_document() -> None:
 
 
 def test_blocks_vary_what_fedattn_is_told() -> None:
-    block = {"protocol": ["fedattn"], "sync_every": [1, 2], "participants": [2, 3], "exchange": [0.5, 1], "score": ["norm"]}
-    settings = build_evaluation({"protocol": {"name": "fedattn"}, "blocks": {"x": block}, "task": "tiny-evidence-pooled"})
+    block = {
+        "protocol": ["fedattn"],
+        "sync_every": [1, 2],
+        "participants": [2, 3],
+        "exchange": [0.5, 1],
+        "score": ["norm"],
+    }
+    settings = build_evaluation(
+        {"protocol": {"name": "fedattn"}, "blocks": {"x": block}, "task": "tiny-evidence-pooled"}
+    )
     check_evaluation(settings)
     found = [case for case in cases(settings, settings.senders) if case.way.fedattn]
     assert len(found) == 8 == len({case.way.fedattn for case in found})
@@ -123,5 +134,5 @@ def test_blocks_vary_what_fedattn_is_told() -> None:
 
 def test_blocks_are_refused_by_name() -> None:
     values = {"blocks": {"x": {"protocol": ["fedattn"], "exchange": [0.0]}}, "task": "tiny-evidence-pooled"}
-    with pytest.raises(FedrayError, match="blocks.x: protocol.exchange must be above 0"):
+    with pytest.raises(FedrayError, match=r"blocks.x: protocol.exchange must be above 0"):
         check_evaluation(build_evaluation(values))

@@ -16,9 +16,9 @@ from fedray.evaluation.record import Record, Status
 from fedray.evaluation.scoring import for_task
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
+from fedray.fedattn.segments import segments
 from fedray.federation import Federation
 from fedray.group import MemberFailed
-from fedray.fedattn.segments import segments
 from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
 from fedray.provision import sources
@@ -153,7 +153,9 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
-        check_prompts(sources(settings, dict.fromkeys(map(original_of, (settings.receiver, *settings.senders)))), own)
+        check_prompts(
+            sources(settings, list(dict.fromkeys(map(original_of, (settings.receiver, *settings.senders))))), own
+        )
     status: Status = "failed"
     with Tracker(
         settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"

@@ -86,7 +86,8 @@ def to_send(own: Own, lengths: Tensor, how: FedAttn, seed: str) -> KVCache:
     """The rows of a sync layer that a participant sends: ceil(exchange * T), at least one, in their order.
 
     lengths: (B,), tokens of each row's segment. random: drawn from `seed`; mass: those that the participant's own
-    tokens look at most; norm, similar, last: see wire/selection.py.
+    tokens look at most; rare: whose keys are least like the segment's mean key (as KeyDiff keeps them, arXiv
+    2504.15364); norm, similar, last: see wire/selection.py.
     """
     batch, heads, tokens, dim = own.key_BNTH.shape
     positions = torch.arange(tokens, device=lengths.device).expand(batch, -1)
@@ -98,6 +99,8 @@ def to_send(own: Own, lengths: Tensor, how: FedAttn, seed: str) -> KVCache:
             worth_BT = drawn(lengths, tokens, seed)
         case "mass":
             worth_BT = _mass(own, cache.valid_BT())
+        case "rare":
+            worth_BT = _rarity(own.key_BNTH.float(), cache.valid_BT())
         case _:
             worth_BT = score(cache, how.score)
     counts = torch.tensor([_share(length, how.exchange) for length in lengths.tolist()], device=lengths.device)
@@ -118,6 +121,13 @@ def thinned(length: int, share: float, seed: str) -> list[int]:
     """Which tokens of a segment are read, ascending: ceil(share * T), at least one, the last always."""
     others = random.Random(seed).sample(range(length - 1), _share(length, share) - 1)
     return [*sorted(others), length - 1]
+
+
+def _rarity(key_BNTH: Tensor, valid_BT: Tensor) -> Tensor:
+    """(B, T): how little a key points where the mean of its segment's does, mean over heads."""
+    valid_B1T1 = valid_BT[:, None, :, None]
+    mean_BN1H = (key_BNTH * valid_B1T1).sum(2, keepdim=True) / valid_B1T1.sum(2, keepdim=True)
+    return -torch.cosine_similarity(key_BNTH, mean_BN1H, dim=-1).mean(1)
 
 
 def _share(length: int, share: float) -> int:

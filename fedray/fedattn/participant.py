@@ -77,9 +77,9 @@ class Participant:
         codec: str = "none",
         seed: int = 0,
     ) -> Receipt:
-        """Take one's segment of every row, as text or as token ids; the receipt's lengths tell how many tokens each has.
+        """Take one's segment of every row, as text or as token ids; the receipt's lengths are their tokens.
 
-        number: of the participant, 0 begins the prompt. Raises FedrayError where the LLM's layers have a sliding window.
+        number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window.
         """
         clock = Clock()
         self._sessions.forget()
@@ -156,7 +156,7 @@ class Participant:
         )
 
     def prompt_logits(self, session: str) -> list[list[float]]:
-        """Next-token logits (B, V) after the whole prompt, as the publisher; for tests and comparisons at small sizes."""
+        """Next-token logits (B, V) after the prompt, as the publisher; for tests and comparisons at small sizes."""
         running = self._segment(session).running
         if running is None or running.result is None:
             raise SessionLost(f"{self.name}: session {session!r} has not been read to its end")
@@ -208,7 +208,7 @@ class Participant:
         for sender, payload in zip(senders, payloads, strict=True):
             try:
                 cache = unpack(payload, batch=len(held.ids), device=like.device, dtype=like.dtype).cache
-                if (cache.batch, cache.spec.kv_heads, cache.spec.head_dim) != (like.shape[0], like.shape[1], like.shape[3]):
+                if cache.keys[0].shape[:2] != like.shape[:2] or cache.spec.head_dim != like.shape[3]:
                     raise FedrayError(f"{sender} sent a layer of another LLM, {cache.spec}")
                 caches.append(cache)
             except FedrayError as error:  # its rows are left out, and the publisher names it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from fedray.prompts import notes_prompt
 from fedray.types import FedAttn, FedrayError
@@ -37,7 +38,7 @@ def segments(prompt: str, how: FedAttn, document: str = "") -> tuple[str, ...]:
     if (how.question_apart and not last) or len(possible) < wanted:
         raise too_many(how, len(possible) + 1 + (how.question_apart and last > 0), whole)
     cuts = [*_even(possible, wanted, end), *([last] if how.question_apart else [])]
-    return tuple(whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True))
+    return tuple(whole[a:b] for a, b in pairwise([0, *cuts, len(whole)]))
 
 
 def id_segments(ids: Sequence[int], how: FedAttn) -> tuple[tuple[int, ...], ...]:
@@ -45,7 +46,7 @@ def id_segments(ids: Sequence[int], how: FedAttn) -> tuple[tuple[int, ...], ...]
     if len(ids) < how.participants:
         raise too_many(how, len(ids), f"{len(ids)} token ids")
     cuts = [len(ids) * k // how.participants for k in range(how.participants + 1)]
-    return tuple(tuple(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(tuple(ids[a:b]) for a, b in pairwise(cuts))
 
 
 def too_many(how: FedAttn, there: int, prompt: str) -> FedrayError:

@@ -76,7 +76,7 @@ def resolve(name: str, role: str = "LLM", zoo: str = "tiny") -> str:
 
 
 def copies(name: str, count: int) -> tuple[str, ...]:
-    """Names of `count` members that are the same LLM: copies("llama-1b", 3) == ("llama-1b", "llama-1b#2", "llama-1b#3")."""
+    """Names of `count` members that are one LLM: copies("llama-1b", 2) == ("llama-1b", "llama-1b#2")."""
     return (name, *(f"{name}#{number}" for number in range(2, count + 1)))
 
 

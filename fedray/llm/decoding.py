@@ -39,7 +39,8 @@ def attention_with_bias(
 ) -> tuple[Tensor, None]:
     """sdpa whose scores carry slot_bias[layer], a (B, N, S) tensor for the first S slots of the cache.
 
-    beyond: what the layer sees besides the cache. A layer with a sliding window does not see slots that are so many tokens or more away.
+    beyond: what the layer sees besides the cache. A layer with a sliding window does not see slots that are so many
+    tokens or more away.
     """
     if sliding_window is not None and distance_BQK is not None and attention_mask is not None:
         outside_B1QK = (distance_BQK >= sliding_window)[:, None]
@@ -65,7 +66,7 @@ class Beyond(Protocol):
     def extend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask_B1QK: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values (B, N, K, H) and the additive mask of a layer with what else it sees. query: (B, heads, Q, H)."""
+        """Keys, values (B, N, K, H) and the additive mask of a layer with what else it sees; query (B, heads, Q, H)."""
         ...
 
     def repeat(self, times: int) -> Beyond: ...

@@ -1,8 +1,9 @@
 """FedAttn: copies of one LLM each read their own segment of a prompt, and exchange keys and values at sync layers.
 
-FedAttn (arXiv 2511.02647). The task publisher, the plan's receiver, has the last segment and answers; the plan's senders
-have those before it, in their order. Rows go to the participants behind their sender, to whom causal attention shows
-them; nobody reads the publisher's, which therefore stay at home. Whoever is missing at a sync is left out from then on.
+FedAttn (arXiv 2511.02647). The task publisher, the plan's receiver, has the last segment and answers; the plan's
+senders have those before it, in their order. Rows go to the participants behind their sender, to whom causal attention
+shows them; nobody reads the publisher's, which therefore stay at home. Whoever is missing at a sync is left out from
+then on.
 """
 
 from __future__ import annotations
@@ -27,16 +28,22 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
     syncs = len(sync_layers(how, group.members[publisher].spec.layers))
     async with Exchange(request, plan, group) as exchange:
         parts = dict(zip((*plan.senders, publisher), parts_of(request, plan), strict=True))
-        held = await _everyone(exchange, parts, "hold", {
-            name: (part, how, number, plan.wire.codec, plan.seed) for number, (name, part) in enumerate(parts.items())
-        })
+        held = await _everyone(
+            exchange,
+            parts,
+            "hold",
+            {
+                name: (part, how, number, plan.wire.codec, plan.seed)
+                for number, (name, part) in enumerate(parts.items())
+            },
+        )
         lengths: dict[str, tuple[int, ...]] = {name: group.result(handle).lengths for name, handle in held.items()}
         exchange.usage += Usage(prompt_tokens=sum(map(sum, lengths.values())))
         posted = await _everyone(exchange, held, "begin", {name: (_before(lengths, name),) for name in held})
         for position in range(syncs - 1):
-            posted = await _everyone(exchange, posted, "advance", {
-                name: (position, *_rows_before(posted, name)) for name in posted
-            })
+            posted = await _everyone(
+                exchange, posted, "advance", {name: (position, *_rows_before(posted, name)) for name in posted}
+            )
         senders, *payloads = _rows_before(posted, publisher)
         reply = group.start(
             publisher, "reply", exchange.session, syncs - 1, senders, request.choices, request.generation, *payloads
