@@ -1,7 +1,6 @@
 """A member: one LLM that can send its cache, receive others' and answer. A plain class; Ray wraps it in runtime/.
 
-Every method takes a batch. What must outlive a call lies in a session (sessions.py), released by the caller or after a
-while. Methods marked `@ships` return (receipt, payload). Its part in FedAttn is in fedattn/participant.py.
+Every method takes a batch. What must outlive a call lies in a session (sessions.py). `@ships`: (receipt, payload).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedray.evaluation import figures
 from fedray.evaluation.figures import ALONE
@@ -80,7 +81,10 @@ def _draw(
         lower.set_xlabel(AXES[axis])
         lower.set_ylim(bottom=0)
         upper.legend(frameon=False, fontsize=7.5)
+        if axis != "exchange":
+            lower.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(upper)
+        _tidy(lower)
     grid[0][0].set_ylim(0, 1.02)
     grid[0][0].set_ylabel("accuracy (share right, ± stderr)")
     grid[1][0].set_ylabel("bytes on the wire per token of the prompt")
