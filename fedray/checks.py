@@ -91,8 +91,9 @@ def _check_fedattn(settings: Settings) -> None:
         raise FedrayError(f"rephrase={settings.rephrase} does not go with protocol=fedattn, which cuts up the original")
     if settings.on_missing == "text":
         raise FedrayError("on_missing=text is about fusers: protocol=fedattn knows alone (go on without) and error")
-    if settings.wire.keep < 1:
-        raise FedrayError("wire.keep is about whole caches: protocol=fedattn sends a share with protocol.exchange")
+    if settings.wire.keep < 1 or settings.wire.keep_layers < 1:
+        what = "wire.keep is" if settings.wire.keep < 1 else "wire.keep_layers is"
+        raise FedrayError(f"{what} about whole caches: protocol=fedattn sends a share with protocol.exchange")
     if settings.prompt is not None and settings.prompt.strip():
         segments(settings.prompt, protocol.fedattn, settings.documents().get(settings.receiver, ""))
 
@@ -152,6 +153,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("task.max_tokens", 1, 4096),
     ("gate.threshold", 0, 1),
     ("wire.keep", 0.01, 1),
+    ("wire.keep_layers", 0.001, 1),
     ("generation.max_tokens", 1, math.inf),
     ("generation.temperature", 0, math.inf),
     ("generation.seed", 0, 2**32 - 1),

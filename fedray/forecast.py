@@ -22,6 +22,7 @@ from fedray.planner import FUSING, Planner
 from fedray.settings import Settings
 from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need, Wire
 from fedray.wire.codecs import GROUP, SIDES, Block, sizes
+from fedray.wire.selection import keep_layers
 
 HEAD_BYTES = 700 << 20  # the driver, and what Ray runs besides the members on a machine of its own
 
@@ -102,7 +103,8 @@ class _Foretold:
         """Bytes a token of its prompt takes on the wire; layers: those a fuser reads, None is all."""
         tokens = load.tokens.get(self.source.name) or GROUP
         kept = (max(1, math.ceil(tokens * wire.keep)),)
-        sides = layers or (range(self.spec.layers),) * 2
+        everything = tuple(range(self.spec.layers))
+        sides = keep_layers(layers or (everything, everything), wire.keep_layers, wire.layer_score)
         blocks = [
             Block(side, len(of), self.spec.kv_heads, kept, self.spec.head_dim)
             for side, of in zip(SIDES, sides, strict=True)

@@ -26,6 +26,7 @@ from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM, Span
+from fedray.llm.products import pack_matrices
 from fedray.privacy import rephrase
 from fedray.sessions import Session, Sessions
 from fedray.types import (
@@ -46,7 +47,7 @@ from fedray.types import (
     Wire,
 )
 from fedray.wire.payload import Payload, Shipment, pack, ships, unpack
-from fedray.wire.selection import keep_tokens
+from fedray.wire.selection import select
 
 AS_IT_IS = Wire()
 
@@ -68,9 +69,10 @@ class Member(Participant):
         llm: LLM | None = None,
     ) -> None:
         self._threads, self._reading = threads, reading  # torch's; reading: while others of this machine read too
-        self._take(threads)
+        self._take(threads and 1)  # an actor computes in another thread than this: two pools would disturb each other
         self.name = name
-        self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision)
+        self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision, packed=True)
+        self._take(threads)
         self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
@@ -114,7 +116,8 @@ class Member(Participant):
     def fuser(self, artifact: Artifact) -> Fuser:
         """A fuser into this LLM's space, in its precision and on its device; loaded once. Raises FedrayError."""
         if artifact.hash not in self._fusers:
-            self._fusers[artifact.hash] = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
+            self._fusers[artifact.hash] = fuser = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
+            pack_matrices(fuser)
         return self._fusers[artifact.hash]
 
     # -- as a sender ------------------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ class Member(Participant):
 
         control: "noise" sends norm-matched noise, "constant" one fixed vector per layer and head, instead of the cache.
         spans: send the place of every token in the text too (mix needs it). wire: how it is written, and which tokens
-        are left out; layers: those that are read, None is all.
+        and layers are left out; layers: those that are read, None is all.
         """
         clock = Clock()
         if prompts is not None or token_ids is not None:
@@ -162,7 +165,7 @@ class Member(Participant):
         if control in ("noise", "constant"):
             cache = self._without_knowledge(cache, control, [held.ids[i] for i in picked], seed)
         places = [held.spans[i] for i in picked] if spans else None
-        kept = keep_tokens(cache, wire.keep, wire.score, seed)
+        kept, layers = select(cache, layers, wire, seed)
         payload = pack(self.name, kept, list(rows), places, codec=wire.codec, layers=layers, whole=cache.lengths)
         clock.lap(f"pack[{self.name}]")
         return Receipt(self.name, Usage(clock.seconds)), payload
@@ -339,17 +342,16 @@ class Member(Participant):
     def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
         batch = held.cache.batch
         weights_BS = held.weights_BS if held.weights_BS is not None else torch.ones(batch, len(plan.senders))
-        spans: list[tuple[Span, ...]] = [()] * batch
-        for row, of_row in zip(shipment.rows, shipment.spans, strict=False):
-            spans[row] = of_row
+        spans = dict(zip(shipment.rows, shipment.spans, strict=False))
         whole = dict(zip(shipment.rows, shipment.whole, strict=True))
         return combine.Part(
             sender=sender,
             fuser=self.fuser(plan.fusers[sender]),
             cache=shipment.cache.scatter(shipment.rows, batch),
             weight_B=weights_BS[:, plan.senders.index(sender)].to(self.llm.device),
-            spans=tuple(spans),
+            spans=tuple(spans.get(row, ()) for row in range(batch)),
             whole=tuple(whole.get(row, 0) for row in range(batch)),
+            layers=shipment.layers,
         )
 
     def _read_last_token(self, held: Session, context: Context) -> Tensor:

@@ -163,13 +163,15 @@ class Evaluated:
     wire: str = "none"  # the codec of caches
     keep: float = 1.0  # share of every sender's tokens that was sent
     score: str = "last"  # which tokens those were
+    keep_layers: float = 1.0  # share of the layers read that was sent
+    layer_score: str = "spread"  # which layers those were
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
     fedattn: FedAttn | None = None  # how the prompt was shared, in fedattn
 
     @property
     def plain_wire(self) -> bool:
         """Whether caches travelled whole and as they are."""
-        return self.wire == "none" and self.keep == 1
+        return self.wire == "none" and self.keep == self.keep_layers == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +272,7 @@ class Report:
     rephrase: str = "none"
     wire: str = "none"  # the codec of caches
     keep: float = 1.0  # share of every prompt's tokens that was sent
+    keep_layers: float = 1.0  # share of the layers read that was sent
     control: str = "none"
     task: str | None = None  # task name, or the file the questions came from; None: a single prompt
     scoring: str = "text"  # how answers were read: fedray/evaluation/scoring.py

@@ -126,11 +126,17 @@ Layers = tuple[tuple[int, ...], tuple[int, ...]]  # whose keys, and whose values
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """How caches travel. keep: share of every row's tokens that is sent, those with the best score."""
+    """How caches travel.
+
+    keep: share of every row's tokens that is sent, those with the best score; keep_layers: share of the layers that a
+    fuser reads; where it would read another it changes nothing, as if its gate were closed there.
+    """
 
     codec: Literal["none", "int8", "int4"] = "none"
     keep: float = 1.0
     score: Literal["last", "norm", "similar", "random"] = "last"
+    keep_layers: float = 1.0
+    layer_score: Literal["spread", "deep", "middle", "shallow", "random"] = "spread"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -18,7 +19,7 @@ from conftest import RECEIVER, SENDERS
 from tiny import QUESTIONS
 
 from fedray import Federation
-from fedray.types import Answer, FedrayError, Missing
+from fedray.types import Answer, FedrayError, Missing, Wire
 
 ROOMS = {RECEIVER: {"label": "room=b"}, SENDERS[0]: {"label": "room=a"}, SENDERS[1]: {"label": "room=b"}}
 CHOICES = [("red", "green", "blue")] * len(QUESTIONS)
@@ -58,6 +59,14 @@ def test_scores_are_the_same(here: Federation, spread: Federation) -> None:
     for local, remote in zip(here.run(request).rows, spread.run(request).rows, strict=True):
         assert remote.scores == pytest.approx(local.scores, abs=1e-5)
         assert remote.choice == local.choice
+
+
+def test_dropped_layers_are_dropped_on_ray_too(here: Federation, spread: Federation) -> None:
+    request = here.request(*QUESTIONS)
+    wire = Wire(keep_layers=0.5)
+    local, remote = (fed.run(request, replace(fed.plan, wire=wire)) for fed in (here, spread))
+    assert tokens(local) == tokens(remote) != tokens(here.run(request))
+    assert local.usage.payload_bytes == remote.usage.payload_bytes < 0.7 * here.run(request).usage.payload_bytes
 
 
 def test_members_are_processes_on_the_nodes_of_their_labels(spread: Federation) -> None:

@@ -64,6 +64,15 @@ def test_a_c2c_fuser_in_groups_says_what_it_says_layer_by_layer(closed):
             assert (one is None) == (other is None) == ((t, x) in closed)
             if one is not None:
                 torch.testing.assert_close(other, one, atol=1e-5, rtol=0)
+    for grouped in (False, True):  # and so it does where a sender's layer did not come
+        fuser.grouped = grouped
+        with torch.no_grad():
+            fewer = fuser.mix(caches(receiver), caches(sender), ((1, 2), (2, 3)))
+        for x, side, came, whole in zip(("key", "value"), fewer, ((1, 2), (2, 3)), found[grouped], strict=True):
+            assert [t for t, change in enumerate(side) if change is not None] == [
+                t for t in came if (t, x) not in closed
+            ]
+            assert all(torch.equal(change, whole[t]) for t, change in enumerate(side) if change is not None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in fuser.state_dict().items())
     with torch.no_grad():  # what was stacked follows its fuser
         fuser.grouped = True

@@ -125,12 +125,47 @@ def test_damaged_payloads_are_refused(damage):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("number", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_none_are_refused_and_the_sender_named(number, dtype):
     cache = make([40], dtype)
     cache.values[1][0, 1, 2, 3] = number
     with pytest.raises(CorruptPayload, match=r"payload of qwen2\.5-0\.5b"):
         unpack(pack("qwen2.5-0.5b", cache, [0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_largest_numbers_are_numbers(dtype):
+    cache = make([40], dtype)
+    info = torch.finfo(dtype)
+    cache.keys[1][0, 1, 2, :3] = torch.tensor([info.max, info.min, info.tiny], dtype=dtype)
+    assert torch.equal(unpack(pack("a", cache, [0])).cache.keys[1], cache.keys[1])
+
+
+def test_layers_that_lie_together_travel_in_one_buffer():
+    keys, values = torch.randn(2, 3, 1, 2, 5, 8)
+    cache = KVCache(SPEC, keys.unbind(), values.unbind(), torch.tensor([5]), torch.arange(5)[None])
+    payload, apart = pack("a", cache, [0]), pack("a", make([5]), [0])
+    assert [b.nbytes for b in payload.buffers] == [keys.nbytes, values.nbytes]
+    assert len(apart.buffers) == 6 and payload.nbytes == apart.nbytes
+    back = unpack(payload).cache
+    assert torch.equal(torch.stack(back.keys), keys) and torch.equal(torch.stack(back.values), values)
+    some = pack("a", cache, [0], layers=((1, 2), (0, 2)))
+    assert [b.nbytes * 3 for b in some.buffers] == [2 * keys.nbytes, values.nbytes, values.nbytes]
+    assert torch.equal(torch.stack(unpack(some).cache.keys[1:]), keys[1:])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_bytes_are_copied_and_checked_to_the_last(threads, monkeypatch):
+    """More than one piece for every thread, and a piece that is not full."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    spec = KVSpec(2, 2, 64)
+    keys, values = torch.randn(2, 2, 1, 2, 3001, 64)
+    cache = KVCache(spec, keys.unbind(), values.unbind(), torch.tensor([3001]), torch.arange(3001)[None])
+    back = unpack(pack("a", cache, [0])).cache
+    assert torch.equal(torch.stack(back.keys), keys) and torch.equal(torch.stack(back.values), values)
+    values[1, 0, 1, 3000, 63] = float("inf")
+    with pytest.raises(CorruptPayload):
+        unpack(pack("a", cache, [0]))
 
 
 def test_buffers_are_plain_bytes():

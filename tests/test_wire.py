@@ -1,4 +1,5 @@
-"""What a plan sends and what it leaves out: layers that no fuser reads change no bit, dropped tokens are not there."""
+"""What a plan sends and what it leaves out: layers that no fuser reads change no bit, dropped tokens are not there, and
+where a layer is dropped its gates might as well be closed."""
 
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ import pytest
 import torch
 from tiny import QUESTIONS, random_llm, random_member
 
-from fedray.fusion.fuser import FuserConfig, build_fuser
+from fedray.fusion.c2c import C2CFuser
+from fedray.fusion.fuser import Fuser, FuserConfig, MLPFuser, build_fuser
 from fedray.fusion.reads import layers_read
-from fedray.fusion.registry import Registry
+from fedray.fusion.registry import Registry, load_fuser
 from fedray.group import LocalGroup
 from fedray.llm.loading import describe
 from fedray.protocols import PROTOCOLS
 from fedray.types import Answer, Artifact, Generation, KVSpec, Plan, Request, Wire
 from fedray.wire.payload import Payload, unpack
-from fedray.wire.selection import SCORES, keep_tokens
+from fedray.wire.selection import LAYER_SCORES, SCORES, keep_layers, keep_tokens
 
 MEMBERS = ("qwen2.5-0.5b", "llama-1b", "qwen2.5-1.5b")
 REQUEST = Request((*QUESTIONS, "hm?"), generation=Generation(max_tokens=6))
@@ -176,3 +178,83 @@ def test_a_row_keeps_the_same_tokens_whatever_stands_beside_it(score):
             alone = keep_tokens(cache.select([b]), 0.4, score)
             assert alone.positions[0].tolist() == places
     assert keep_tokens(cache, 1.0, score) is cache
+
+
+@torch.no_grad()
+def close(fuser: Fuser, t: int) -> None:
+    """Let nothing into receiver layer t."""
+    if isinstance(fuser, C2CFuser):
+        fuser.projectors[t].key_gate_logit.fill_(-1.0)  # pyright: ignore
+        fuser.projectors[t].value_gate_logit.fill_(-1.0)  # pyright: ignore
+    elif isinstance(fuser, MLPFuser):
+        fuser.weight.bias[t :: fuser.config.receiver.layers].fill_(-1e4)
+
+
+def closed_where_dropped(plan: Plan, root: Path) -> Plan:
+    """The plan that sends all, with fusers whose gates are closed where they would read what the plan leaves out."""
+    receiver, fusers = random_llm(plan.receiver), {}
+    for sender, artifact in plan.fusers.items():
+        fuser, wire = load_fuser(artifact), plan.wire
+        kept = keep_layers(artifact.layers, wire.keep_layers, wire.layer_score, plan.seed)
+        for t, (key, value) in enumerate(zip(*fuser.reached(kept), strict=True)):
+            if not (key or value):
+                close(fuser, t)
+        found = Registry(root, embedded=None).add_fuser(fuser, describe(random_llm(sender)), describe(receiver), {})
+        assert found.hash != artifact.hash
+        fusers[sender] = replace(found, layers=None)
+    return replace(plan, fusers=fusers, wire=Wire())
+
+
+@pytest.mark.parametrize("score", ["spread", "deep", "shallow"])
+@pytest.mark.parametrize(("kind", "operator"), [("mlp", "concat"), ("mlp", "mix"), ("c2c", "mix")])
+def test_a_dropped_layer_is_as_if_its_gates_were_closed(group, tmp_path, kind, operator, score):
+    plan = plan_of("qwen2.5-0.5b", kind, operator, "bottom_up", tmp_path, wire=Wire(keep_layers=0.5, layer_score=score))
+    closed = closed_where_dropped(plan, tmp_path / "closed")
+    scored = Request(QUESTIONS, choices=(("red", "blue and tall"),) * len(QUESTIONS))
+    for request in (REQUEST, scored):
+        half, as_closed, whole = (
+            asyncio.run(PROTOCOLS["c2c"](request, p, group)) for p in (plan, closed, replace(plan, wire=Wire()))
+        )
+        assert half.senders == plan.senders and not half.missing
+        assert told(half) == told(as_closed) != told(whole)
+
+
+def test_only_the_layers_that_are_kept_cross_the_wire(group, tmp_path):
+    plan = plan_of("qwen2.5-0.5b", "mlp", "concat", "bottom_up", tmp_path)
+    whole = ask(group, plan)
+    everything = {unpack(payload).member: payload for payload in group.sent}
+    group.sent.clear()
+    half = ask(group, replace(plan, wire=Wire(keep_layers=0.5, layer_score="deep")))
+    for payload in group.sent:
+        shipment = unpack(payload)
+        keys, values = plan.fusers[shipment.member].layers
+        assert shipment.layers == (keys[len(keys) // 2 :], values[len(values) // 2 :])
+        before, after = (sum(b.nbytes for b in p.buffers) for p in (everything[shipment.member], payload))
+        assert len(keys) == len(values) and after * len(keys) == before * len(keys[len(keys) // 2 :])
+    assert half.usage.payload_bytes == sum(p.nbytes for p in group.sent) < 0.7 * whole.usage.payload_bytes
+    both = ask(group, replace(plan, wire=Wire("int8", 0.5, keep_layers=0.5)))
+    assert both.senders == plan.senders and both.usage.payload_bytes < 0.3 * half.usage.payload_bytes
+    assert told(ask(group, replace(plan, wire=Wire(keep_layers=1.0, layer_score="random")))) == told(whole)
+
+
+@pytest.mark.parametrize("score", LAYER_SCORES)
+def test_kept_layers_are_among_those_that_are_read(score):
+    read = ((0, 2, 3, 5, 8), (2, 4, 8))
+    for share, count in ((0.01, 1), (0.2, 2), (0.5, 3), (0.9, 6)):
+        keys, values = keep_layers(read, share, score)
+        assert len({*keys, *values}) == count
+        assert set(keys) <= set(read[0]) and set(values) <= set(read[1])
+        assert (list(keys), list(values)) == (sorted(keys), sorted(values))
+    assert keep_layers(read, 1.0, score) == read and keep_layers(((), ()), 0.5, score) == ((), ())
+
+
+def test_where_kept_layers_lie():
+    read = ((0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5))
+    found = {score: keep_layers(read, 0.5, score)[0] for score in ("spread", "deep", "middle", "shallow")}
+    assert found == {"spread": (0, 3, 5), "deep": (3, 4, 5), "middle": (1, 2, 3), "shallow": (0, 1, 2)}
+    assert [keep_layers(read, share)[0] for share in (0.1, 0.3, 0.6, 0.8)] == [
+        (5,),
+        (0, 5),
+        (0, 2, 3, 5),
+        (0, 1, 3, 4, 5),
+    ]

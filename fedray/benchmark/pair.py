@@ -18,6 +18,7 @@ from fedray.benchmark.settings import BenchmarkSettings
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.untrained import random_artifact
 from fedray.group import Group, LocalGroup
+from fedray.llm.products import pack_matrices, unpack_matrices
 from fedray.member import Member
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
@@ -84,11 +85,19 @@ class Pair(Exchanges):
         assert isinstance(fuser, C2CFuser)
         return fuser
 
-    def to(self, dtype: str) -> None:
-        """Bring LLMs and fuser to another precision where they stand: both at a time would not fit."""
+    def to(self, dtype: str, packed: bool = True) -> None:
+        """Bring LLMs and fuser to another precision where they stand: both at a time would not fit.
+
+        packed: with their matrices as members lay them out (llm/products.py); else as torch and the published code do.
+        """
         for module in (*(self.members[name].llm.model for name in (self.receiver, self.plan.senders[0])), self.fuser()):
-            if next(module.parameters()).dtype != getattr(torch, dtype):
+            other = next(module.parameters()).dtype != getattr(torch, dtype)
+            if other or not packed:
+                unpack_matrices(module)
+            if other:
                 module.to(getattr(torch, dtype))
+            if packed:
+                pack_matrices(module)
 
     def with_senders(self, count: int) -> Exchanges:
         """The same with the first so many senders."""

@@ -69,7 +69,7 @@ def _first_token(bench: Bench, pair: Pair, picked: str) -> None:
     for dtype in dict.fromkeys(("float32", picked)):
         for name, way in (("published", published), ("ours", ours)):
             ways[f"{name} {dtype}"] = partial(way, dtype)
-            before[f"{name} {dtype}"] = partial(pair.to, dtype)
+            before[f"{name} {dtype}"] = partial(pair.to, dtype, packed=name == "ours")
     seconds = bench.seconds("the first token", ways, before=before)
     for dtype in split:
         name = FIRST if dtype == "float32" else f"{FIRST}.{dtype}"

@@ -101,7 +101,8 @@ def random_cache(spec: KVSpec, tokens: int, dtype: torch.dtype, batch: int = 1) 
     """A cache of Gaussian numbers."""
     shape = (batch, spec.kv_heads, tokens, spec.head_dim)
     sides: list[tuple[torch.Tensor, ...]] = [
-        tuple(torch.randn(shape).to(dtype) for _ in range(spec.layers)) for _ in range(2)
+        torch.randn(spec.layers, *shape).to(dtype).unbind()
+        for _ in range(2)  # as a prompt that was read lies
     ]
     lengths = torch.full((batch,), tokens)
     return KVCache(spec, sides[0], sides[1], lengths, torch.arange(tokens)[None].repeat(batch, 1))

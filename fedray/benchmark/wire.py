@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import torch
@@ -25,6 +26,8 @@ ACTORS = ("wire.actor_to_actor", "wire.over_plain_tensors", "wire.finite_check")
 SENDERS = ("qwen2.5-0.5b", "qwen2.5-coder-0.5b", "qwen2.5-1.5b", "llama-1b")
 LIMITS = {"int8": 0.52, "int4": 0.30}  # of the bytes without a codec
 KEEP = 0.3  # of the tokens, beside int4
+WARM = 20  # rounds until every process has touched every page of the store
+REST_S = 0.05  # torch's threads go on spinning for a while
 
 
 def measure(bench: Bench) -> None:
@@ -101,7 +104,8 @@ def _across_actors(bench: Bench) -> None:
             "copy": lambda: target.copy_(source),
             "check": lambda: are_finite([extreme for layer in layers for extreme in layer.aminmax()]),
         }
-        seconds = bench.seconds("the wire", ways, warm=3)
+        rest = dict.fromkeys(ways, partial(time.sleep, REST_S))
+        seconds = bench.seconds("the wire", ways, warm=WARM, before=rest)
     floor = seconds["nothing"] + 2 * seconds["copy"]
     payload = seconds["payload"]
     bench.row("wire.actor_to_actor", payload, "s", baseline=floor, against="call + 2 copies", at_most=2.0)

@@ -16,6 +16,7 @@ from fedray.types import FedAttn, FedrayError, Wire
 if TYPE_CHECKING:
     from fedray.evaluation.settings import Block, EvaluateSettings
 
+PLAIN = Wire()
 SETS = ("all", "singles", "prefixes", "leave_one_out", "none", "pairs")  # or names joined by +
 
 
@@ -32,19 +33,13 @@ class Way:
     full: bool = False
     control: str = "none"
     answer_all: bool = False
-    codec: str = "none"
-    keep: float = 1.0
-    score: str = "last"
+    wire: Wire = PLAIN
     fedattn: FedAttn | None = None
-
-    @property
-    def wire(self) -> tuple[str, float, str]:
-        return self.codec, self.keep, self.score
 
     @property
     def over_plain_wire(self) -> Way:
         """The same with whole caches as they are."""
-        return replace(self, codec="none", keep=1.0, score="last")
+        return replace(self, wire=PLAIN)
 
     def __str__(self) -> str:
         """A short label: c2c, t2t gated, c2c (gate open, rephrase shared), ..."""
@@ -55,7 +50,9 @@ class Way:
             said.insert(0, "no gate")
         said += [str(self.fedattn)] if self.fedattn else []
         said += ["mix"] * (self.fusion == "mix") + ["both ways"] * self.answer_all
-        said += [self.codec] * (self.codec != "none") + [f"{self.score} {self.keep:.0%}"] * (self.keep < 1)
+        wire = self.wire
+        said += [wire.codec] * (wire.codec != "none") + [f"{wire.score} {wire.keep:.0%}"] * (wire.keep < 1)
+        said += [f"{wire.layer_score} {wire.keep_layers:.0%} of layers"] * (wire.keep_layers < 1)
         return f"{name} ({', '.join(said)})" if said else name
 
 
@@ -92,7 +89,7 @@ class Case:
             "control": way.control,
             "answer_all": way.answer_all,
             "vote": base.vote and way.answer_all,
-            "wire": Wire(way.codec, way.keep, way.score),  # pyright: ignore[reportArgumentType]
+            "wire": way.wire,
             "evidence": {name: text for name, text in base.evidence.items() if name in here},
             "task": replace(base.task, name=self.task),  # pyright: ignore[reportArgumentType]
             "generation": replace(base.generation, seed=seed),
@@ -186,7 +183,7 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[Wa
             continue
         if protocol == "fedattn":
             for how, codec in product(_shared(block, settings), block.wire or (settings.wire.codec,)):
-                yield Way(protocol, codec=codec, fedattn=how)
+                yield Way(protocol, wire=Wire(codec), fedattn=how)  # pyright: ignore[reportArgumentType]
             continue
         if not helped:
             raise FedrayError(f"protocol={protocol} needs a sender: choose other senders than none")
@@ -198,10 +195,10 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[Wa
                 fusions if fuses else ("none",),
                 controls if fuses else ("none",),
                 both if fuses else (False,),
-                _wires(block, settings) if fuses else (("none", 1.0, "last"),),
+                _wires(block, settings) if fuses else (PLAIN,),
             ):
                 for rephrase in rephrases:
-                    yield Way(protocol, fusion, gate, rephrase, t2t_gate, full, control, answer_all, *wire)
+                    yield Way(protocol, fusion, gate, rephrase, t2t_gate, full, control, answer_all, wire)
 
 
 def _shared(block: Block, settings: EvaluateSettings) -> Iterator[FedAttn]:
@@ -230,9 +227,24 @@ def _shared(block: Block, settings: EvaluateSettings) -> Iterator[FedAttn]:
         )
 
 
-def _wires(block: Block, settings: EvaluateSettings) -> Sequence[tuple[str, float, str]]:
-    """Codec, keep and score of every wire; where all tokens are kept no score matters."""
-    codecs, keeps = block.wire or (settings.wire.codec,), block.keep or (settings.wire.keep,)
-    scores = block.score or (settings.wire.score,)
-    wires = ((codec, keep, score if keep < 1 else "last") for codec, keep, score in product(codecs, keeps, scores))
+def _wires(block: Block, settings: EvaluateSettings) -> Sequence[Wire]:
+    """Every wire once; where all tokens, or all layers, are kept no score of them matters."""
+    own = settings.wire
+    combined = product(
+        block.wire or (own.codec,),
+        block.keep or (own.keep,),
+        block.score or (own.score,),
+        block.keep_layers or (own.keep_layers,),
+        block.layer_score or (own.layer_score,),
+    )
+    wires = (
+        Wire(
+            codec,  # pyright: ignore[reportArgumentType]
+            keep,
+            score if keep < 1 else PLAIN.score,  # pyright: ignore[reportArgumentType]
+            layers,
+            by if layers < 1 else PLAIN.layer_score,  # pyright: ignore[reportArgumentType]
+        )
+        for codec, keep, score, layers, by in combined
+    )
     return list(dict.fromkeys(wires))

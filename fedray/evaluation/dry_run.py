@@ -82,6 +82,7 @@ def _report(settings: Settings, needed: Sequence[Need]) -> Report:
         rephrase=settings.rephrase,
         wire=settings.wire.codec,
         keep=settings.wire.keep,
+        keep_layers=settings.wire.keep_layers,
         control=settings.control,
         needs=tuple(needed),
     )

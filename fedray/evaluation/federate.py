@@ -60,6 +60,7 @@ class Run:
             route=settings.gate.route,
             wire=settings.wire.codec,
             keep=settings.wire.keep,
+            keep_layers=settings.wire.keep_layers,
             zoo=settings.zoo.name,
             task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
             scoring=settings.task.scored_by,

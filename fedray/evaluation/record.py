@@ -150,6 +150,7 @@ class Record:
             rephrase=settings.rephrase,
             wire=settings.wire.codec,
             keep=settings.wire.keep,
+            keep_layers=settings.wire.keep_layers,
             control=settings.control,
             task=_task(settings),
             scoring=settings.task.scored_by,

@@ -109,9 +109,11 @@ class Results:
             wall_s=sum(m.wall_s for m in measured),
             leakage=leaks(asked[first], measured[0].read) if measured[0].read else (),
             scoring=asked[first][0].scoring,
-            wire=way.codec,
-            keep=way.keep,
-            score=way.score,
+            wire=way.wire.codec,
+            keep=way.wire.keep,
+            score=way.wire.score,
+            keep_layers=way.wire.keep_layers,
+            layer_score=way.wire.layer_score,
             fedattn=way.fedattn,
         )
 

@@ -37,6 +37,8 @@ class Block:
     wire: tuple[str, ...] = ()  # codecs
     keep: tuple[float, ...] = ()  # wire.keep
     score: tuple[str, ...] = ()  # wire.score, and protocol.score in fedattn
+    keep_layers: tuple[float, ...] = ()  # wire.keep_layers
+    layer_score: tuple[str, ...] = ()  # wire.layer_score
     participants: tuple[int, ...] = ()  # of fedattn, as are those below: its senders are copies of the receiver
     sync_every: tuple[int, ...] = ()
     offset: tuple[int, ...] = ()

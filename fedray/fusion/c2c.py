@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Sides, in_groups
+from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Reached, Sides, in_groups, only
 from fedray.fusion.stacked import Stacked
+from fedray.types import Layers
 
 
 class RMSNorm(nn.Module):
@@ -132,6 +133,7 @@ class C2CFuser(Fuser):
         self.projectors = nn.ModuleList(
             C2CProjector(source, spec.kv_heads, spec.head_dim, config) for _ in range(spec.layers)
         )
+        self._largest = config.hidden * max(config.hidden, config.intermediate, source + spec.kv_heads * spec.head_dim)
         self._stacked: Stacked | None = None
 
     def train(self, mode: bool = True) -> C2CFuser:
@@ -142,20 +144,25 @@ class C2CFuser(Fuser):
         self._stacked = None  # parameters move, or change their precision
         return super()._apply(*args, **kwargs)
 
-    def mix(self, own: Sides, sent: Sides) -> Changes:
+    def mix(self, own: Sides, sent: Sides, layers: Layers | None = None) -> Changes:
+        reached = self.reached(layers)
         if self.training:
-            return self._by_layer(own, sent, lambda projector, x: True)
-        grouped = in_groups(own[0][0].device, self.config.hidden**2) if self.grouped is None else self.grouped
+            return self._by_layer(own, sent, reached, lambda projector, x: True)
+        grouped = in_groups(own[0][0].device, self._largest) if self.grouped is None else self.grouped
         if torch.is_grad_enabled() or not grouped:
-            return self._by_layer(own, sent, C2CProjector.is_open)
+            return self._by_layer(own, sent, reached, C2CProjector.is_open)
         if self._stacked is None:
             self._stacked = Stacked(self.layers, list(self.projectors))
-        return self._stacked.mix(own, sent)
+        return only(self._stacked.mix(own, sent), reached)
 
-    def _by_layer(self, own: Sides, sent: Sides, wanted: Callable[[C2CProjector, str], bool]) -> Changes:
+    def _by_layer(
+        self, own: Sides, sent: Sides, reached: Reached, wanted: Callable[[C2CProjector, str], bool]
+    ) -> Changes:
         keys, values = (
             tuple(
-                projector.change(x, sent[side][s], own[side][t]) if wanted(projector, x) else None  # pyright: ignore
+                projector.change(x, sent[side][s], own[side][t])  # pyright: ignore
+                if reached[side][t] and wanted(projector, x)  # pyright: ignore
+                else None
                 for t, (s, projector) in enumerate(zip(self.layers, self.projectors, strict=True))
             )
             for side, x in enumerate(("key", "value"))

@@ -4,6 +4,7 @@
 changes the receiver's own cache token by token. In both, the last prompt token is read on top of the result, so it and
 the answer are the receiver's own. A sender's gate weight w adds log w to the attention scores of its segment (concat)
 or scales its change (mix); with w = 0 nothing of it is left, and the answer is the receiver's alone, bit for bit.
+A layer that a sender did not send is as if the fuser's gate were closed there: nothing of it is left in that layer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.model import HEAD, TAIL, Span
 from fedray.llm.slots import slots
-from fedray.types import FedrayError
+from fedray.types import FedrayError, Layers
+
+SILENCE = -1e30  # added to attention scores of slots that a layer must not see; finite, so that no sum is NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Part:
 
     cache: B rows in the sender's space; rows it did not send have length 0. weight_B: gate weights in [0, 1].
     spans: per row the place of each sender token in the text (mix only). whole: per row the tokens the sender has read,
-    where it may have left some out; `cache.positions` says which it sent.
+    where it may have left some out; `cache.positions` says which it sent. layers: those it sent, None is all.
     """
 
     sender: str
@@ -38,6 +41,7 @@ class Part:
     weight_B: Tensor
     spans: tuple[tuple[Span, ...], ...] = ()
     whole: tuple[int, ...] = ()
+    layers: Layers | None = None
 
     def check(self, receiver: KVCache) -> None:
         config = self.fuser.config
@@ -63,7 +67,8 @@ def fuse(
 def concat(own: KVCache, parts: list[Part]) -> Context:
     """Senders' projected caches, then the receiver's own: C(F_j1i, M_j1) ∘ ... ∘ C(M_i)  (Eq. 4).
 
-    `own` holds the prompt without its last token. The receiver's own positions start at 0, as they do alone.
+    `own` holds the prompt without its last token. The receiver's own positions start at 0, as they do alone. All layers
+    have the same slots, since one mask serves all: those of a layer that was not sent weigh nothing there.
     """
     keys, values = [list(own.keys)], [list(own.values)]
     visible, biases = [], []
@@ -73,13 +78,20 @@ def concat(own: KVCache, parts: list[Part]) -> Context:
         keys.append(list(projection.keys))
         values.append(list(projection.values))
         visible.append(part.cache.valid_BT() & (part.weight_B > 0)[:, None])
-        log_w = torch.log(part.weight_B.clamp(min=torch.finfo(torch.float32).tiny))
-        biases.append([w + log_w[:, None, None] for w in projection.log_weights])
+        biases.append(_biases(part, projection.log_weights))
     order = [*range(1, len(keys)), 0]
     layers = [([keys[i][t] for i in order], [values[i][t] for i in order]) for t in range(own.spec.layers)]
     bias = tuple(torch.cat([b[t] for b in biases], dim=2) for t in range(own.spec.layers)) if parts else None
     seen = torch.cat([*visible, own.valid_BT()], dim=1)
     return Context(slots(layers), seen, own.lengths.clone(), bias)
+
+
+def _biases(part: Part, log_weights: Sequence[Tensor]) -> list[Tensor]:
+    """Per receiver layer what is added to the scores of a sender's slots: the weights of gate and fuser, or silence."""
+    log_w = torch.log(part.weight_B.clamp(min=torch.finfo(torch.float32).tiny))[:, None, None]
+    heard = [keys and values for keys, values in zip(*part.fuser.reached(part.layers), strict=True)]
+    silence = max(SILENCE, torch.finfo(log_weights[0].dtype).min)
+    return [w + log_w if came else torch.full_like(w, silence) for w, came in zip(log_weights, heard, strict=True)]
 
 
 def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str = "parallel") -> KVCache:
@@ -94,7 +106,7 @@ def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str
         index_BT, aligned_BT = alignment(part, own, own_spans)
         sent = tuple(tuple(_take(t, index_BT) for t in side) for side in (part.cache.keys, part.cache.values))
         base = (keys, values) if order == "sequential" else (own.keys, own.values)
-        change_keys, change_values = part.fuser.mix(base, sent)  # pyright: ignore[reportArgumentType]
+        change_keys, change_values = part.fuser.mix(base, sent, part.layers)  # pyright: ignore[reportArgumentType]
         scale_B1T1 = (aligned_BT * part.weight_B[:, None]).to(own.keys[0].dtype)[:, None, :, None]
         keys, values = (
             tuple(x if c is None else x + scale_B1T1 * c for x, c in zip(side, changes, strict=True))

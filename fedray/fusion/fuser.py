@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.llm.alignment import TOKEN_ALIGNMENTS, align_layers
-from fedray.types import KVSpec
+from fedray.llm.products import LARGE
+from fedray.types import KVSpec, Layers
 
-LARGE = 1 << 17  # numbers of a matrix that a CPU multiplies best on its own
 OPERATORS = ("concat", "mix")
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
 Changes = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]  # to Sides; None where nothing changes
+Reached = tuple[tuple[bool, ...], tuple[bool, ...]]  # whose keys, and whose values, per receiver layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,19 @@ class Fuser(nn.Module):
         """Sender layers (B, N, T, H) -> the same tokens in the receiver's space."""
         raise NotImplementedError
 
-    def mix(self, own: Sides, sent: Sides) -> Changes:
-        """Changes (new minus own) to the receiver's keys and values, from sender layers aligned to its tokens."""
+    def mix(self, own: Sides, sent: Sides, layers: Layers | None = None) -> Changes:
+        """Changes (new minus own) to the receiver's keys and values, from sender layers aligned to its tokens.
+
+        layers: the sender's that came, None is all; what would read another does not change.
+        """
         raise NotImplementedError
+
+    def reached(self, layers: Layers | None) -> Reached:
+        """What a receiver layer reads of these sender's layers, None is all."""
+        if layers is None:
+            return (True,) * len(self.layers), (True,) * len(self.layers)
+        keys, values = (tuple(s in side for s in self.layers) for side in map(frozenset, layers))
+        return keys, values
 
     def weights(self, own: Sides, sent: Sides) -> Tensor:
         """How much of every token is let in, from 0 to 1: (R, L, B, N, T), R = 1 in `concat`, K and V apart in `mix`.
@@ -149,14 +160,14 @@ class MLPFuser(Fuser):
         weights = F.logsigmoid(self.SHARPNESS * logits + 2.0)
         return Projection(tuple(projected[:layers]), tuple(projected[layers:]), tuple(weights))
 
-    def mix(self, own: Sides, sent: Sides) -> Changes:
+    def mix(self, own: Sides, sent: Sides, layers: Layers | None = None) -> Changes:
         assert self.own_weight is not None, "a concat fuser cannot mix"
-        batch, layers = own[0][0].shape[0], self.config.receiver.layers
+        batch, depth = own[0][0].shape[0], self.config.receiver.layers
         hidden = self._hidden(*sent)
-        mine = self._stack(*own, list(range(layers)))
+        mine = self._stack(*own, list(range(depth)))
         logits = self._unstack(self.weight(hidden) + self.own_weight(mine), batch)
         change = torch.sigmoid(logits) * (self._unstack(self.third(hidden), batch) - self._unstack(mine, batch))
-        return tuple(change[:layers]), tuple(change[layers:])
+        return only((tuple(change[:depth]), tuple(change[depth:])), self.reached(layers))
 
     def weights(self, own: Sides, sent: Sides) -> Tensor:
         if self.own_weight is None:
@@ -164,6 +175,15 @@ class MLPFuser(Fuser):
         batch, layers = own[0][0].shape[0], self.config.receiver.layers
         logits = self.weight(self._hidden(*sent)) + self.own_weight(self._stack(*own, list(range(layers))))
         return torch.sigmoid(self._unstack(logits, batch)[..., 0]).unflatten(0, (2, layers))
+
+
+def only(changes: Changes, wanted: Reached) -> Changes:
+    """Those changes that are wanted, layer by layer of keys and of values."""
+    keys, values = (
+        tuple(change if keep else None for change, keep in zip(*side, strict=True))
+        for side in zip(changes, wanted, strict=True)
+    )
+    return keys, values
 
 
 class GroupedLinear(nn.Module):

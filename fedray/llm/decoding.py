@@ -20,9 +20,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from fedray.llm.cache import KVCache, layers_of
 from fedray.llm.families import window_of
+from fedray.llm.slots import block
 from fedray.types import Generation
 
 ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head
+
+
+class _CacheIsRead(Exception):
+    """The last layer's keys and values are in the cache, and nothing else is wanted."""
 
 
 def attention_with_bias(
@@ -34,14 +39,17 @@ def attention_with_bias(
     slot_bias: tuple[Tensor, ...] | None = None,
     distance_BQK: Tensor | None = None,
     sliding_window: int | None = None,
+    cache_only: bool = False,
     beyond: Beyond | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """sdpa whose scores carry slot_bias[layer], a (B, N, S) tensor for the first S slots of the cache.
 
     beyond: what the layer sees besides the cache. A layer with a sliding window does not see slots that are so many
-    tokens or more away.
+    tokens or more away. With `cache_only` the last layer, whose keys and values are in the cache by now, ends the pass.
     """
+    if cache_only and module.layer_idx == module.config.num_hidden_layers - 1:
+        raise _CacheIsRead
     if sliding_window is not None and distance_BQK is not None and attention_mask is not None:
         outside_B1QK = (distance_BQK >= sliding_window)[:, None]
         attention_mask = attention_mask.masked_fill(outside_B1QK, torch.finfo(attention_mask.dtype).min)
@@ -116,36 +124,42 @@ def step(
     valid_BQ: Tensor | None = None,
     *,
     all_logits: bool = False,
-    hidden: bool = False,
+    cache_only: bool = False,
     positions_BQ: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Read Q tokens on top of `context` (extended in place) and return (logits, last hidden states).
+) -> tuple[Tensor | None, None]:
+    """Read Q tokens on top of `context` (extended in place) and return (logits, None).
 
     ids_BQ is right-padded where valid_BQ is False. logits: (B, V) of each row's last valid token, or (B, Q, V) with
-    `all_logits`; last hidden states (B, Q, D) with `hidden`, and then no logits. positions_BQ: where the tokens stand,
-    if not one after another from next_position_B.
+    `all_logits`, or none with `cache_only`, where nothing is computed that the cache does not hold. positions_BQ: where
+    the tokens stand, if not one after another from next_position_B.
     """
     batch = ids_BQ.shape[0]
+    whole = valid_BQ is None
     valid_BQ = torch.ones_like(ids_BQ, dtype=torch.bool) if valid_BQ is None else valid_BQ
     mask, counted_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
     positions_BQ = counted_BQ if positions_BQ is None else positions_BQ
     window = window_of(model.config)
     far = window is not None and mask.shape[-1] > window
-    out = model.model(
-        input_ids=ids_BQ,
-        attention_mask=mask,
-        position_ids=positions_BQ,
-        past_key_values=context.cache,
-        use_cache=True,
-        slot_bias=context.slot_bias,
-        distance_BQK=_distances(context, positions_BQ) if far else None,
-        beyond=context.beyond,
-    )
+    plain = whole and not far and context.visible_BS.shape[1] == 0 and context.beyond is None
+    try:
+        out = model.model(
+            input_ids=ids_BQ,
+            attention_mask=None if plain else mask,  # nothing to hide: the kernel's own causal order
+            position_ids=positions_BQ,
+            past_key_values=context.cache,
+            use_cache=True,
+            slot_bias=context.slot_bias,
+            distance_BQK=_distances(context, positions_BQ) if far else None,
+            cache_only=cache_only,
+            beyond=context.beyond,
+        )
+    except _CacheIsRead:
+        out = None
     context.visible_BS = torch.cat([context.visible_BS, valid_BQ], dim=1)
     context.next_position_B = torch.where(valid_BQ, positions_BQ + 1, context.next_position_B[:, None]).amax(1)
+    if out is None:
+        return None, None
     states = out.last_hidden_state
-    if hidden:
-        return None, states
     if not all_logits:
         last = (valid_BQ.sum(1) - 1).clamp(min=0)
         states = states[torch.arange(batch, device=states.device), last]
@@ -182,9 +196,12 @@ def prefill(
     """
     ids_BT, valid_BT = pad(ids, pad_id, model.device)
     context = empty_context(len(ids), model.device)
+    context.cache = block(model.config.num_hidden_layers)
     kept: list[Tensor] = []
+    even = len({len(row) for row in ids}) == 1
+    cache_only = state_layer != model.config.num_hidden_layers
     with _keeping(model, state_layer, kept):
-        step(model, context, ids_BT, valid_BT, hidden=True)
+        step(model, context, ids_BT, None if even else valid_BT, cache_only=cache_only)
     lengths = valid_BT.sum(1)
     positions = torch.arange(ids_BT.shape[1], device=model.device)[None].expand(len(ids), -1).contiguous()
     return KVCache.from_dynamic(context.cache, lengths, positions), kept[0] if kept else None

@@ -18,6 +18,7 @@ from fedray.llm.cache import spec_of
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.decoding import ATTENTION
 from fedray.llm.model import LLM, check_ids, encode, hash_tokenizer, template_of
+from fedray.llm.products import pack_matrices
 from fedray.llm.source import (
     HASHES,
     Source,
@@ -57,16 +58,17 @@ def load(
     dtype: str | None = None,
     folder: Path | None = None,
     revision: str | None = None,
+    packed: bool = False,
 ) -> LLM:
     """Load one LLM of a zoo.
 
     dtype: default_dtype() if not given; folder: holds llms/NAME (default: the embedded weights, or the hub's);
-    revision: of its repository (default: main).
+    revision: of its repository (default: main); packed: for inference alone (products.py), no gradient flows then.
     """
     source = pin(Source(name, zoo, folder, revision))
     precision = dtype or default_dtype(zoo, device)
     if zoo == "shapes":
-        return _at_random(source, device, precision)
+        return _at_random(source, device, precision, packed)
     path = folder_of(source)
     digest = hub.content_hash(hub.weight_files(name, path))[:16]
     transformers_logging.disable_progress_bar()  # fedray shows its own
@@ -86,6 +88,8 @@ def load(
     missing = sorted(info["missing_keys"])
     if missing:  # transformers fills them at random
         raise FedrayError(f"{name}: {path} lacks the weights {missing[0]} ({len(missing)} in all); load it again")
+    if packed:
+        pack_matrices(model)
     return wrap(name, model.eval(), read_tokenizer(source, path), digest, source.revision or "")
 
 
@@ -167,11 +171,13 @@ def describe(llm: LLM) -> MemberInfo:
     )
 
 
-def _at_random(source: Source, device: str, dtype: str) -> LLM:
+def _at_random(source: Source, device: str, dtype: str, packed: bool) -> LLM:
     """An LLM of zoo=shapes."""
     config = config_of(source)
     seed = shapes.seed_of(source.llm)
     digest = shapes.hash_of(config, seed, dtype)
     model = shapes.build_model(config, device=device, dtype=getattr(torch, dtype), seed=seed)
     model.set_attn_implementation(ATTENTION)
+    if packed:
+        pack_matrices(model)
     return wrap(source.name, model.eval(), shapes.build_tokenizer(config), digest)

@@ -1,6 +1,7 @@
-"""A transformers cache with room to grow: a decoded token writes its keys and values where they belong.
+"""Caches of transformers that write where keys and values will stay. Shapes: (B, N, T, H) as in cache.py.
 
-transformers' own copies every layer's whole cache for every token. Shapes: (B, N, T, H) as in cache.py.
+A prompt is read into one block for all layers, so that it travels as one. What is decoded on has room to grow:
+transformers' own cache copies every layer's whole cache for every token.
 """
 
 from __future__ import annotations
@@ -40,6 +41,41 @@ class SlotLayer(DynamicLayer):
         self._tokens = tokens
         self.keys, self.values = (filled := [buffer[:, :, :tokens] for buffer in self._buffers])
         return filled[0], filled[1]
+
+
+class BlockLayer(DynamicLayer):
+    """One layer of a prompt of known length, in its place in a block."""
+
+    def __init__(self, block: Block, index: int) -> None:
+        super().__init__()
+        self._block, self._index = block, index
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = self._block.write(self._index, key_states, value_states)
+        return self.keys, self.values
+
+
+class Block:
+    """The keys of all layers in one tensor, (L, B, N, T, H), and the values in another."""
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._sides: list[Tensor] = []
+
+    def write(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a layer's keys and values; returns where they stand."""
+        if not self._sides:
+            self._sides = [states.new_empty(self._layers, *states.shape) for states in (key, value)]
+        places = [side[index].copy_(states) for side, states in zip(self._sides, (key, value), strict=True)]
+        return places[0], places[1]
+
+
+def block(layers: int) -> DynamicCache:
+    """An empty cache for one pass over a whole prompt, not to be added to afterwards."""
+    cache, made = DynamicCache(), Block(layers)
+    cache.layers.extend(BlockLayer(made, index) for index in range(layers))
+    return cache
 
 
 def slots(layers: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], room: int = ROOM) -> DynamicCache:

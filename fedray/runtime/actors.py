@@ -131,7 +131,8 @@ def _options(p: Placement) -> dict[str, Any]:
     env = {
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a member without a GPU sees none
         "RAY_max_direct_call_object_size": str(INLINE_BYTES),
-        "OMP_WAIT_POLICY": "PASSIVE",  # members share cores: a thread that spins while it waits slows the others
+        "OMP_WAIT_POLICY": "PASSIVE",  # members share cores: a thread that spins while it waits slows the others,
+        "GOMP_SPINCOUNT": "20000",  # but one that sleeps between two small products slows its own (docs/log.md)
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
     }
     return {"num_cpus": p.num_cpus, "num_gpus": p.num_gpus, "runtime_env": {"env_vars": env}, **where}

@@ -116,6 +116,7 @@ def _embed(namespace: str, num_cpus: float | None, object_store_mb: int) -> Conn
                 num_cpus=num_cpus,
                 object_store_memory=object_store_mb << 20,
                 include_dashboard=False,
+                _system_config={"preallocate_plasma_memory": True},
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise FedrayError(f"Ray cannot start on this machine ({_first_line(error)}); try ray.enabled=false") from error

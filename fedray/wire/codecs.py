@@ -68,23 +68,30 @@ class Block:
         return self.layers, self.heads, sum(-(-length // GROUP) for length in self.lengths), self.dim
 
 
-def sizes(codec: str, block: Block, itemsize: int) -> list[int]:
-    """Bytes of every buffer that `encode` makes of a block of numbers of `itemsize` bytes."""
+def sizes(codec: str, block: Block, itemsize: int, joined: int = 0) -> list[int]:
+    """Bytes of every buffer that `encode` makes of a block of numbers of `itemsize` bytes.
+
+    joined: without a codec, all layers in one buffer, not one each.
+    """
     if block.numbers == 0:
         return []
     if codec == "none":
-        return [block.numbers // block.layers * itemsize] * block.layers
+        buffers = 1 if joined else block.layers
+        return [block.numbers // buffers * itemsize] * buffers
     layers, heads, groups, width = block.scales
     scale = layers * heads * groups * width * SCALE.itemsize
     return [block.numbers, scale] if codec == "int8" else [block.numbers // 2, scale, scale]
 
 
 def encode(codec: str, block: Block, layers: Sequence[Tensor]) -> list[Tensor]:
-    """Layers (N, T, H) as contiguous tensors whose bytes travel. Raises ValueError where they cannot be written so."""
+    """Layers (N, T, H) as contiguous tensors whose bytes travel. Raises ValueError where they cannot be written so.
+
+    Without a codec layers that lie one after the other in memory are one tensor, or else one each.
+    """
     if block.numbers == 0:
         return []
     if codec == "none":
-        return [layer.contiguous() for layer in layers]
+        return [torch.as_strided(layers[0], (block.numbers,), (1,))] if _adjacent(layers) else list(layers)
     if codec == "int4" and block.dim % 2:
         raise ValueError(f"codec int4 packs pairs: a head dim of {block.dim} is odd")
     dim = 2 if block.side == "keys" else 3
@@ -115,8 +122,8 @@ def decode(codec: str, block: Block, buffers: Sequence[Tensor], dtype: torch.dty
         return True
     pieces: list[Tensor] = []
     if codec == "none":
-        for layer, buffer in zip(out_LNTH, buffers, strict=True):
-            pieces += layer.copy_(buffer.view(dtype).view(layer.shape)).aminmax()
+        for layers, buffer in zip(out_LNTH.chunk(len(buffers)), buffers, strict=True):
+            pieces += layers.copy_(buffer.view(dtype).view(layers.shape)).aminmax()
         return are_finite(pieces)
     shape = (block.layers, block.heads, block.tokens, block.dim)
     scales, *minima = (
@@ -132,6 +139,14 @@ def decode(codec: str, block: Block, buffers: Sequence[Tensor], dtype: torch.dty
             numbers += minima[0][of, :, group]
         pieces += out_LNTH[of, :, tokens].copy_(numbers).aminmax()
     return are_finite(pieces)
+
+
+def _adjacent(layers: Sequence[Tensor]) -> bool:
+    first = layers[0]
+    if first.untyped_storage().data_ptr() != layers[-1].untyped_storage().data_ptr():
+        return False
+    expected = range(first.data_ptr(), first.data_ptr() + len(layers) * first.nbytes, first.nbytes)
+    return all(layer.is_contiguous() and layer.data_ptr() == at for layer, at in zip(layers, expected, strict=True))
 
 
 def are_finite(extremes: Sequence[Tensor]) -> bool:

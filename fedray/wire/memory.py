@@ -1,14 +1,20 @@
-"""Memory for what arrives, used again: the first touch of fresh pages costs more than the copy into them."""
+"""Memory for what arrives, used again, and the copy into it: touching fresh pages costs more than that copy."""
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
 KEPT_BYTES = 512 << 20  # at most, of buffers that nobody uses at the moment
 FRESH_BYTES = 1 << 20  # below it the allocator has warm memory of its own
+PIECE = 1 << 20  # bytes that one thread copies at a time; a multiple of every number's size
 
 
 class Shelf:
@@ -43,3 +49,37 @@ class Shelf:
             self._free.append(buffer)
             while self.free_bytes > self._kept_bytes:
                 self._free.pop(0)
+
+
+_EXPONENT = {torch.float32: (32, 0x7F80_0000), torch.bfloat16: (16, 0x7F80), torch.float16: (16, 0x7C00)}
+
+
+def copy_finite(out: Tensor, buffers: Sequence[np.ndarray]) -> bool:
+    """Copy flat uint8 buffers, one after the other, into a tensor on a CPU; returns whether every number is finite.
+
+    Each piece is looked at right after its copy, as integers: what is not finite has all bits of the exponent set, and
+    so is at least that large, as a signed integer if it is positive and as an unsigned one if it is negative. NumPy,
+    which lets other threads work meanwhile: torch would gather its own for every piece.
+    """
+    bits, infinite = _EXPONENT[out.dtype]
+    signed, unsigned = f"i{bits // 8}", f"u{bits // 8}"
+    room, pieces = out.view(torch.uint8).numpy().reshape(-1), []
+    for buffer in buffers:
+        place, room = room[: buffer.nbytes], room[buffer.nbytes :]
+        pieces += [(place[i : i + PIECE], buffer[i : i + PIECE]) for i in range(0, buffer.nbytes, PIECE)]
+
+    def copy(some: list[tuple[np.ndarray, np.ndarray]]) -> bool:
+        finite = True
+        for place, arrived in some:
+            np.copyto(place, arrived)
+            finite &= bool(place.view(signed).max() < infinite)
+            finite &= bool(place.view(unsigned).max() < infinite | 1 << bits - 1)
+        return finite
+
+    threads = torch.get_num_threads() if out.nbytes >= FRESH_BYTES else 1
+    return copy(pieces) if threads == 1 else all(_pool(threads).map(copy, (pieces[i::threads] for i in range(threads))))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "copy")

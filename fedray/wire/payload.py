@@ -2,15 +2,15 @@
 
 Layout of `Payload.header`: magic `FRKV`, version u16, body length u32 (little endian), then that many bytes of JSON.
 The buffers follow, each a flat uint8 array: the keys of the layers that are sent, their values, each as the codec
-writes (N, T, H), T the tokens of all rows one after another, so that a ragged batch travels without its padding; then
-int32 positions, where they are not 0, 1, 2, ..., and int32 (start, end) spans, where they were asked for. Pickle
-protocol 5 (and so Ray's object store) moves them out of band without a copy.
+writes (N, T, H), T the tokens of all rows one after another, so that a ragged batch travels without its padding
+("joined" is 1 where all layers of a side share a buffer, as a single prompt's lie in memory); then int32 positions,
+where they are not 0, 1, 2, ..., and int32 (start, end) spans, where they were asked for. Pickle protocol 5 (and so
+Ray's object store) moves them out of band without a copy.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import struct
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,10 +24,10 @@ from torch import Tensor
 from fedray.llm.cache import KVCache
 from fedray.types import FedrayError, KVSpec, Layers
 from fedray.wire.codecs import CODECS, SIDES, Block, decode, encode, sizes
-from fedray.wire.memory import Shelf
+from fedray.wire.memory import Shelf, copy_finite
 
 MAGIC = b"FRKV"
-VERSION = 2
+VERSION = 3
 _PREFIX = struct.Struct("<4sHI")
 _MAX_HEADER = 1 << 24
 _MAX_SPEC = 1 << 16  # layers, heads or dims: beyond it nobody means it
@@ -95,13 +95,17 @@ def pack(
     dtype = str(cache.keys[0].dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise ValueError(f"payload of {member}: dtype {dtype} cannot travel; use one of {', '.join(_DTYPES)}")
-    valid_BT, lengths = cache.valid_BT(), tuple(int(n) for n in cache.lengths)
+    valid_BT, lengths = cache.valid_BT(), tuple(cache.lengths.tolist())
+    padding = None if min(lengths, default=0) == cache.tokens else valid_BT
     everything = tuple(range(cache.spec.layers))
     layers = layers or (everything, everything)
     buffers: list[Tensor] = []
+    joined: list[int] = []
     for side, tensors, chosen in zip(SIDES, (cache.keys, cache.values), layers, strict=True):
         block = Block(side, len(chosen), cache.spec.kv_heads, lengths, cache.spec.head_dim)
-        buffers += encode(codec, block, [_squeeze(tensors[i], valid_BT) for i in chosen])
+        made = encode(codec, block, [_squeeze(tensors[i], padding) for i in chosen])
+        joined.append(int(codec == "none" and len(made) < len(chosen)))
+        buffers += made
     positions = cache.positions[valid_BT]
     counted = any(layers) and positions.equal(_counted(lengths).to(positions.device))
     buffers += [] if counted else [positions.to(torch.int32)]
@@ -114,6 +118,7 @@ def pack(
         "dtype": dtype,
         "codec": codec,
         "layers": layers,
+        "joined": joined,
         "rows": rows,
         "lengths": lengths,
         "whole": lengths if whole is None else whole.tolist(),
@@ -144,7 +149,7 @@ def unpack(
     blocks = [
         Block(side, len(of), spec.kv_heads, lengths, spec.head_dim) for side, of in zip(SIDES, chosen, strict=True)
     ]
-    parts = [sizes(codec, block, wire_dtype.itemsize) for block in blocks]
+    parts = [sizes(codec, block, wire_dtype.itemsize, one) for block, one in zip(blocks, body["joined"], strict=True)]
     parts += [[4 * sum(lengths)] * body["positions"], [8 * sum(body["whole"])] * body["spans"]]
     want, got = [size for part in parts for size in part], [b.nbytes for b in payload.buffers]
     if want != got:
@@ -152,20 +157,28 @@ def unpack(
             f"payload of {member}: {sum(got)} bytes in {len(got)} buffers where its header promises "
             f"{sum(want)} in {len(want)}; ask the sender again"
         )
-    buffers = iter(map(_tensor, payload.buffers))
+    buffers = iter(payload.buffers)
     keys_buffers, values_buffers, positions, spans = ([next(buffers) for _ in part] for part in parts)
     device, dtype = torch.device(device), dtype or wire_dtype
-    sides = []
-    for block, part in zip(blocks, (keys_buffers, values_buffers), strict=True):
-        received = _memory((block.layers, block.heads, block.tokens, block.dim), dtype, device)
-        if not decode(codec, block, [buffer.to(device) for buffer in part], wire_dtype, received):
-            raise CorruptPayload(f"payload of {member}: it holds NaN or infinite numbers; the sender is at fault")
-        sides.append(received)
-    flat = positions[0].view(torch.int32).long() if positions else _counted(lengths)
+    memory = _memory(sum(block.numbers for block in blocks), dtype, device)
+    keys_out, values_out = (
+        part.view(block.layers, block.heads, block.tokens, block.dim)
+        for block, part in zip(blocks, memory.split([block.numbers for block in blocks]), strict=True)
+    )
+    if codec == "none" and device.type == "cpu" and dtype == wire_dtype:
+        finite = copy_finite(memory, keys_buffers + values_buffers)
+    else:
+        coded = zip(blocks, (keys_buffers, values_buffers), (keys_out, values_out), strict=True)
+        finite = all(
+            decode(codec, block, [_tensor(b).to(device) for b in part], wire_dtype, out) for block, part, out in coded
+        )
+    if not finite:
+        raise CorruptPayload(f"payload of {member}: it holds NaN or infinite numbers; the sender is at fault")
+    flat = _tensor(positions[0]).view(torch.int32).long() if positions else _counted(lengths)
     valid_BT = torch.arange(max(lengths, default=0))[None] < torch.tensor(lengths, dtype=torch.long)[:, None]
     padded = torch.zeros(valid_BT.shape, dtype=torch.long)
     padded[valid_BT] = flat
-    keys, values = (_layers(side, of, spec, valid_BT) for side, of in zip(sides, chosen, strict=True))
+    keys, values = (_layers(side, of, spec, valid_BT) for side, of in zip((keys_out, values_out), chosen, strict=True))
     lengths_B = torch.tensor(lengths, dtype=torch.long, device=device)
     cache = KVCache(spec, keys, values, lengths_B, padded.to(device))
     whole = tuple(body["whole"])
@@ -190,6 +203,7 @@ def _read_header(header: bytes) -> dict[str, Any]:
         )
         sound = sound and isinstance(body["member"], str) and body["dtype"] in _DTYPES and body["codec"] in CODECS
         sound = sound and all(type(body[name]) is bool for name in ("positions", "spans"))
+        sound = sound and len(body["joined"]) == 2 and all(type(n) is int and n in (0, 1) for n in body["joined"])
         sound = sound and (body["codec"] != "int4" or head_dim % 2 == 0)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptPayload(f"payload header cannot be read ({error}); ask the sender again") from error
@@ -216,10 +230,11 @@ def _tensor(buffer: np.ndarray) -> Tensor:
         return torch.from_numpy(buffer)
 
 
-def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu" or not all(shape):
-        return torch.empty(shape, dtype=dtype, device=device)
-    return torch.from_numpy(_SHELF.take(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
+def _memory(numbers: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Flat, its content arbitrary."""
+    if device.type != "cpu" or not numbers:
+        return torch.empty(numbers, dtype=dtype, device=device)
+    return torch.from_numpy(_SHELF.take(numbers * dtype.itemsize)).view(dtype)
 
 
 def _counted(lengths: Sequence[int]) -> Tensor:
@@ -227,10 +242,10 @@ def _counted(lengths: Sequence[int]) -> Tensor:
     return torch.cat([torch.arange(n) for n in lengths]) if lengths else torch.zeros(0, dtype=torch.long)
 
 
-def _squeeze(tensor_BNTH: Tensor, valid_BT: Tensor) -> Tensor:
-    """Only valid tokens: (N, sum of lengths, H); a view for a single row."""
+def _squeeze(tensor_BNTH: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """Only valid tokens, None is all: (N, sum of lengths, H); a view for a single row."""
     tensor_NBTH = tensor_BNTH.transpose(0, 1)
-    return tensor_NBTH.flatten(1, 2) if bool(valid_BT.all()) else tensor_NBTH[:, valid_BT]
+    return tensor_NBTH.flatten(1, 2) if valid_BT is None else tensor_NBTH[:, valid_BT]
 
 
 def _layers(received_LNTH: Tensor, chosen: Sequence[int], spec: KVSpec, valid_BT: Tensor) -> tuple[Tensor, ...]:
@@ -245,8 +260,8 @@ def _layers(received_LNTH: Tensor, chosen: Sequence[int], spec: KVSpec, valid_BT
     return tuple(found.get(layer, nothing) for layer in range(spec.layers))
 
 
-def _rows_of(spans: list[Tensor], lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _rows_of(spans: list[np.ndarray], lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...]:
     if not spans:
         return ()
-    rows = spans[0].view(torch.int32).view(-1, 2).split(list(lengths))
+    rows = _tensor(spans[0]).view(torch.int32).view(-1, 2).split(list(lengths))
     return tuple(tuple((a, b) for a, b in row.tolist()) for row in rows)

@@ -1,20 +1,60 @@
-"""Which tokens of a cache are worth their bytes: a score per token, and the best of every row travel.
+"""Which tokens and layers of a cache are worth their bytes.
 
-The last token always does: where a prompt ends an LLM has gathered what it would answer.
+Tokens have a score each, and the best of every row travel; the last always does: where a prompt ends an LLM has
+gathered what it would answer. Layers are chosen by their place alone, the same for every prompt.
 Shape legend: B batch, N kv heads, T tokens, H head dim.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedray.llm.cache import KVCache
+from fedray.types import Layers, Wire
 
 SCORES = ("last", "norm", "similar", "random")
+LAYER_SCORES = ("spread", "deep", "middle", "shallow", "random")
+
+
+def select(cache: KVCache, layers: Layers | None, wire: Wire, seed: int = 0) -> tuple[KVCache, Layers]:
+    """What of a cache is sent: some tokens of it, and some of `layers`, which are those that are read (None: all)."""
+    everything = tuple(range(cache.spec.layers))
+    kept = keep_layers(layers or (everything, everything), wire.keep_layers, wire.layer_score, seed)
+    return keep_tokens(cache, wire.keep, wire.score, seed), kept
+
+
+def keep_layers(read: Layers, share: float, how: str = "spread", seed: int = 0) -> Layers:
+    """A `share` of the layers whose keys or values are read, at least one, in their order.
+
+    spread: at equal distances, the last and the first among them; deep: the last ones; middle; shallow: the first ones;
+    random: the control.
+    """
+    layers = sorted({*read[0], *read[1]})
+    if share >= 1 or not layers:
+        return read
+    everybody, count = len(layers), math.ceil(round(len(layers) * share, 6))
+    match how:
+        case "spread":
+            steps = max(count - 1, 1)
+            places = [everybody - 1 - (2 * i * (everybody - 1) + steps - 1) // (2 * steps) for i in range(count)]
+        case "deep":
+            places = range(everybody - count, everybody)
+        case "middle":
+            places = range((everybody - count) // 2, (everybody + count) // 2)
+        case "shallow":
+            places = range(count)
+        case "random":
+            places = random.Random(seed).sample(range(everybody), count)
+        case _:
+            raise ValueError(f"score {how!r} of layers; choose one of {', '.join(LAYER_SCORES)}")
+    chosen = {layers[place] for place in places}
+    keys, values = (tuple(layer for layer in side if layer in chosen) for side in read)
+    return keys, values
 
 
 def score(cache: KVCache, how: str, seed: int = 0) -> Tensor:

@@ -194,9 +194,23 @@ def test_a_block_takes_several_wires():
     settings = build_evaluation({"blocks": blocks})
     found = [case for case in cases(settings, settings.senders) if case.way.protocol == "c2c"]
     assert [case.way.wire for case in found] == [
-        (codec, *kept) for codec in ("none", "int4") for kept in ((1.0, "last"), (0.5, "last"), (0.5, "norm"))
+        Wire(codec, *kept) for codec in ("none", "int4") for kept in ((1.0, "last"), (0.5, "last"), (0.5, "norm"))
     ]
     assert str(found[-1].way) == "c2c (int4, norm 50%)" and str(found[0].way) == "c2c"
     assert found[-1].settings(settings, 0).wire == Wire("int4", 0.5, "norm")
     assert {case.way.over_plain_wire for case in found} == {found[0].way}
     assert sum(case.way.protocol == "t2t" for case in cases(settings, settings.senders)) == 1
+
+
+def test_a_block_takes_shares_of_layers():
+    blocks = {"layers": {"protocol": ["c2c"], "keep_layers": [1.0, 0.5], "layer_score": ["spread", "deep"]}}
+    settings = build_evaluation({"blocks": blocks})
+    found = [case for case in cases(settings, settings.senders) if case.way.protocol == "c2c"]
+    assert [case.way.wire for case in found] == [
+        Wire(),
+        Wire(keep_layers=0.5),
+        Wire(keep_layers=0.5, layer_score="deep"),
+    ]
+    assert [str(case.way) for case in found[1:]] == ["c2c (spread 50% of layers)", "c2c (deep 50% of layers)"]
+    assert found[-1].settings(settings, 0).wire == found[-1].way.wire
+    assert {case.way.over_plain_wire for case in found} == {found[0].way}

@@ -64,6 +64,9 @@ def test_what_is_asked_shows_in_what_it_takes(tmp_path: Path) -> None:
     many.write_text("\n".join([PROMPT] * 40))
     assert receiver(3, prompt=None, questions=many).cache == 32 * plain.cache, "task.batch_size at a time"
     assert receiver(4, protocol="t2t").fusers == 0
+    half = foretell(tmp_path / "half", senders=["qwen2.5-0.5b"], wire={"keep_layers": 0.5})[1]["qwen2.5-0.5b"]
+    whole = foretell(tmp_path / "whole", senders=["qwen2.5-0.5b"])[1]["qwen2.5-0.5b"]
+    assert 2 * half.wire_per_token == whole.wire_per_token
     assert receiver(5, fusion="mix").fusers != plain.fusers != receiver(6, fuser="c2c").fusers
 
 

@@ -91,6 +91,24 @@ def test_a_served_family_answers_as_transformers_does(case: str) -> None:
     assert rows == [[token for token in row if token != 1] for row in greedy]
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_prompt_alone_is_read_as_in_a_batch_and_no_further_than_the_cache(case: str) -> None:
+    """Alone it needs no mask; behind the last layer's keys and values nothing is computed unless a gate reads it."""
+    model = random_model(case)
+    model.set_attn_implementation(ATTENTION)
+    together, _ = prefill(model, PROMPTS, 0)
+    beyond: list[int] = []
+    model.model.layers[-1].mlp.register_forward_hook(lambda *_: beyond.append(1))
+    for row, ids in enumerate(PROMPTS):
+        alone, _ = prefill(model, [ids], 0)
+        ours = together.select([row])
+        for one, other in zip(alone.keys + alone.values, ours.keys + ours.values, strict=True):
+            torch.testing.assert_close(one, other[:, :, : len(ids)], atol=1e-4, rtol=1e-4)
+    assert not beyond
+    cache, states = prefill(model, PROMPTS[:1], 0, state_layer=model.config.num_hidden_layers)
+    assert states is not None and states.shape[1] == cache.tokens and beyond
+
+
 @torch.no_grad()
 def test_a_window_hides_ones_own_distant_tokens_and_never_anothers_slots() -> None:
     """A slot in front is near to every token: with and without it, the same of one's own is seen."""
