@@ -10,7 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 
 from fedray.data.catalogue import BENCHMARKS
-from fedray.llm.catalogue import NAMES, repo_of, resolve, safe_name
+from fedray.fedattn.segments import segments
+from fedray.llm.catalogue import NAMES, copies, original_of, repo_of, resolve, safe_name
 from fedray.settings import (
     ALONE,
     SCHEMA,
@@ -18,6 +19,7 @@ from fedray.settings import (
     Settings,
     TrackingSettings,
     ZooSettings,
+    with_copies,
     with_strangers,
 )
 from fedray.types import FedrayError
@@ -25,11 +27,13 @@ from fedray.types import FedrayError
 
 def check(settings: Settings) -> None:
     """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError with one sentence."""
-    with_strangers(SCHEMA, settings.receiver, settings.senders).read(settings)
+    schema = with_strangers(SCHEMA, settings.receiver, settings.senders)
+    with_copies(schema, {"members": settings.members}).read(settings)
     _check_names(settings)
     _check_numbers(settings)
     _check_members(settings)
     _check_exchange(settings)
+    _check_fedattn(settings)
     _check_questions(settings)
     _check_task(settings)
     _check_folders(settings)
@@ -51,12 +55,47 @@ def _check_names(settings: Settings) -> None:
     if repeated:
         raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
     check_apart((receiver, *senders))
-    if not senders and settings.protocol.name not in ALONE:
+    if not senders and settings.protocol.name not in (*ALONE, "fedattn"):
         raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
     if settings.fuser == "c2c" and settings.fusion != "mix":
         raise FedrayError(
             f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
         )
+
+
+def _check_fedattn(settings: Settings) -> None:
+    """FedAttn: who takes part, how often they exchange, and what goes with it."""
+    protocol = settings.protocol
+    if protocol.name != "fedattn":
+        return
+    others = [name for name in settings.senders if original_of(name) != settings.receiver]
+    if others:
+        raise FedrayError(
+            f"protocol=fedattn runs copies of one LLM, and sender {others[0]} is another than {settings.receiver}: "
+            f"leave senders out, and say how many with protocol.participants"
+        )
+    if settings.senders != copies(settings.receiver, protocol.participants)[1:]:
+        raise FedrayError(
+            f"{len(settings.senders)} senders beside the receiver do not go with protocol.participants="
+            f"{protocol.participants}: leave senders out, or name {settings.receiver} {protocol.participants - 1} times"
+        )
+    if not -1 <= protocol.offset < protocol.sync_every:
+        raise FedrayError(
+            f"protocol.offset={protocol.offset} must be below protocol.sync_every={protocol.sync_every}, or -1 for the "
+            f"last layer of each interval"
+        )
+    for key in ("tokens", "publisher_tokens", "exchange"):
+        if not 0 < getattr(protocol, key) <= 1:
+            raise FedrayError(f"protocol.{key} must be above 0 and at most 1, got {getattr(protocol, key)}")
+    if settings.rephrase != "none":
+        raise FedrayError(f"rephrase={settings.rephrase} does not go with protocol=fedattn, which cuts up the original")
+    if settings.on_missing == "text":
+        raise FedrayError("on_missing=text is about fusers: protocol=fedattn knows alone (go on without) and error")
+    if settings.wire.keep < 1 or settings.wire.keep_layers < 1:
+        what = "wire.keep is" if settings.wire.keep < 1 else "wire.keep_layers is"
+        raise FedrayError(f"{what} about whole caches: protocol=fedattn sends a share with protocol.exchange")
+    if settings.prompt is not None and settings.prompt.strip():
+        segments(settings.prompt, protocol.fedattn, settings.documents().get(settings.receiver, ""))
 
 
 def check_apart(names: Sequence[str]) -> None:
@@ -121,6 +160,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("generation.seed", 0, 2**32 - 1),
     ("t2t.max_tokens", 1, 4096),
     ("rounds", 1, 100),
+    ("protocol.participants", 1, 64),
+    ("protocol.sync_every", 1, math.inf),
     ("deadline_s", 0.001, math.inf),
     ("ray.num_cpus", 1, math.inf),
     ("ray.cpus_per_member", 0.001, math.inf),
@@ -204,7 +245,7 @@ def _check_folders(settings: Settings) -> None:
     for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
         if folder is not None and not folder.is_dir():
             raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
-    check_llm_folders((settings.receiver, *settings.senders))
+    check_llm_folders(list(map(original_of, (settings.receiver, *settings.senders))))
 
 
 def check_llm_folders(names: Sequence[str]) -> None:

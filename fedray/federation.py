@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
@@ -26,6 +26,7 @@ from fedray.group import Group, LocalGroup, MemberFailed
 from fedray.llm.source import Source
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS, STREAMS, check_talk
+from fedray.protocols.fedattn import publishers_own
 from fedray.settings import Settings, build
 from fedray.types import Answer, FedrayError, MemberInfo, Missing, Plan, Request
 
@@ -57,6 +58,7 @@ class Federation:
             on_missing=s.on_missing,
         )
         found = provision.pinned(provision.sources(s))
+        provision.check_syncs(s, found[s.receiver])
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
@@ -175,7 +177,12 @@ class Federation:
 
     def alone(self, request: Request) -> Answer:
         """The receiver's own answer to the same batch: what the federation is compared with."""
-        return self._loop.run(PROTOCOLS["standalone"](request, self.plan, self._group))
+        return self._loop.run(PROTOCOLS["standalone"](self.own_part(request), self.plan, self._group))
+
+    def own_part(self, request: Request) -> Request:
+        """What of a request the receiver is asked alone: in FedAttn its own segment, since the others are not to be
+        shown; else all of it."""
+        return publishers_own(request, self.plan) if self.plan.protocol == "fedattn" else request
 
     def memory(self) -> dict[str, int]:
         """Member -> the most bytes it has held at a time, of its process and of its GPU; who does not answer is left
@@ -240,6 +247,7 @@ def _choices(s: Settings) -> dict[str, Any]:
         "wire": s.wire,
         "t2t": s.t2t,
         "rounds": s.rounds,
+        "fedattn": s.protocol.fedattn,
         "vote": s.vote,
         "seed": s.seed,
     }
@@ -255,11 +263,23 @@ def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> t
     _check_room(s, found, this_machine())
     provision.download(list(found.values()))
     members: dict[str, Member] = {}
+    devices = provision.devices(s)
     with provision.loading(len(found)) as loaded:
-        for name, device in provision.devices(s).items():
+        for name, device in devices.items():
             source, dtype = found[name], s.member(name).dtype
+            twin = (
+                members.get(source.llm)
+                if (s.member(source.llm).dtype, devices.get(source.llm)) == (dtype, device)
+                else None
+            )
             members[name] = Member(
-                name, zoo=s.zoo.name, device=device, dtype=dtype, folder=s.zoo.path, revision=source.revision
+                name,
+                zoo=s.zoo.name,
+                device=device,
+                dtype=dtype,
+                folder=s.zoo.path,
+                revision=source.revision,
+                llm=twin and replace(twin.llm, name=name),  # copies share the weights
             )
             loaded(name)
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)

@@ -1,7 +1,6 @@
 """A member: one LLM that can send its cache, receive others' and answer. A plain class; Ray wraps it in runtime/.
 
-Every method takes a batch. What a caller may repeat or what must outlive a call lies in a session (sessions.py),
-released by the caller or after a while. Methods marked `@ships` return (receipt, payload).
+Every method takes a batch. What must outlive a call lies in a session (sessions.py). `@ships`: (receipt, payload).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedray.clock import Clock
+from fedray.fedattn.participant import Participant
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, fixed_weights
@@ -54,7 +54,7 @@ from fedray.wire.selection import select
 AS_IT_IS = Wire()
 
 
-class Member(Reader):
+class Member(Reader, Participant):
     """One LLM on one device."""
 
     def __init__(

@@ -20,8 +20,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from fedray.fedattn.schedule import sync_layers
 from fedray.llm import hub
-from fedray.llm.source import Source, pin
+from fedray.llm.cache import spec_of
+from fedray.llm.source import Source, config_of, pin
 from fedray.settings import Settings
 
 
@@ -62,7 +64,7 @@ def devices(s: Settings) -> dict[str, str]:
 def missing(wanted: Sequence[Source]) -> dict[str, list[hub.File]]:
     """Member -> files of its repository that the cache lacks, all asked at once; a member whose hub cannot be asked is
     left out. Raises FedrayError."""
-    repositories = {source.name: source.repository for source in wanted}
+    repositories = {source.name: source.repository if source.name == source.llm else None for source in wanted}
     asked = {name: repository for name, repository in repositories.items() if repository is not None}
     with ThreadPoolExecutor(max(1, len(asked))) as pool:
         listed = dict(zip(asked, pool.map(hub.files, asked.values()), strict=True))
@@ -99,6 +101,12 @@ def say_who_is_missing(names: Sequence[str]) -> None:
 def absolute(path: Path | None) -> Path | None:
     """Actors have working folders of their own."""
     return None if path is None else path.absolute()
+
+
+def check_syncs(s: Settings, source: Source) -> None:
+    """Refuse sync layers that the LLM does not have, before it is loaded. Raises FedrayError."""
+    if s.protocol.name == "fedattn":
+        sync_layers(s.protocol.fedattn, spec_of(config_of(source)).layers)
 
 
 def _bar(what: str, *columns: ProgressColumn) -> Progress:

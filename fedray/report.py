@@ -15,7 +15,7 @@ from typing import Any
 
 from fedray.disk import write_whole
 from fedray.schema import Schema
-from fedray.types import FedrayError, Missing, Need
+from fedray.types import FedAttn, FedrayError, Missing, Need
 
 SCHEMA = 1
 NAME = "report.json"
@@ -167,6 +167,7 @@ class Evaluated:
     keep_layers: float = 1.0  # share of the layers read that was sent
     layer_score: str = "spread"  # which layers those were
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
+    fedattn: FedAttn | None = None  # how the prompt was shared, in fedattn
 
     @property
     def plain_wire(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -12,11 +13,22 @@ from fedray.llm.model import Span
 from fedray.llm.prefix import Known, shared
 from fedray.types import SessionLost
 
+K = TypeVar("K", bound="Kept")
 TTL_S = 600.0  # a session nobody released or used for so long is dropped
 
 
 @dataclass(slots=True)
-class Session:
+class Kept:
+    """What a session holds, whatever it is."""
+
+    used_at: float = field(default_factory=time.monotonic, kw_only=True)
+
+    def end(self) -> None:
+        """Stop what still runs for it."""
+
+
+@dataclass(slots=True)
+class Session(Kept):
     """Prompts that were read. rows: the request's row number of each; spans: where their tokens lie in the text.
 
     state_BTD: what a gate reads, after `state_layer` layers; weights_BS: gate weights of the plan's senders.
@@ -31,7 +43,6 @@ class Session:
     state_layer: int | None = None
     reused: int = 0
     weights_BS: Tensor | None = None
-    used_at: float = field(default_factory=time.monotonic)
 
     def weights_by_name(self, senders: tuple[str, ...]) -> list[dict[str, float]]:
         """Per row the gate weight of every sender of the plan."""
@@ -71,32 +82,34 @@ class Sessions:
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
-        self._open: dict[str, Session] = {}
+        self._open: dict[str, Kept] = {}
         self._ended: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def get(self, name: str) -> Session:
-        """Raises SessionLost where there is none."""
-        held = self.find(name)
+    def get(self, name: str, kind: type[K] = Session) -> K:
+        """Raises SessionLost where there is none of this kind."""
+        held = self.find(name, kind)
         if held is None:
             raise SessionLost(
                 f"{self.owner} holds no session {name!r}; it was released, timed out, or the member was restarted"
             )
         return held
 
-    def find(self, name: str) -> Session | None:
+    def find(self, name: str, kind: type[K] = Session) -> K | None:
         held = self._open.get(name)
-        if held is not None:
-            held.used_at = time.monotonic()
+        if not isinstance(held, kind):
+            return None
+        held.used_at = time.monotonic()
         return held
 
-    def put(self, name: str, session: Session) -> None:
+    def put(self, name: str, session: Kept) -> None:
         """Keep a session, unless it ended while its prompts were read. Raises SessionLost then."""
+        self._drop(name)
         self._open[name] = session
         if name in self._ended:
-            self._open.pop(name, None)
+            self._drop(name)
             self.check(name)
 
     def check(self, name: str) -> None:
@@ -112,12 +125,17 @@ class Sessions:
 
     def release(self, name: str) -> None:
         self.cancel(name)
-        self._open.pop(name, None)
+        self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        held = self._open.pop(name, None)
+        if held is not None:
+            held.end()
 
     def forget(self) -> None:
         """Drop what nobody used for long."""
         oldest = time.monotonic() - TTL_S
         for name in [n for n, held in list(self._open.items()) if held.used_at < oldest]:
-            self._open.pop(name, None)
+            self._drop(name)
         for name in [n for n, ended_at in list(self._ended.items()) if ended_at < oldest]:
             self._ended.pop(name, None)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
-from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, resolve, safe_name
+from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_of, resolve, safe_name
 from fedray.schema import Schema
-from fedray.types import T2T, FedrayError, Generation, Wire
+from fedray.types import T2T, FedAttn, FedrayError, Generation, Wire
 
 Task = Literal[
     "tiny",
@@ -22,6 +22,7 @@ Task = Literal[
     "tiny-joint-halves",
     "tiny-evidence",
     "tiny-evidence-pooled",
+    "tiny-evidence-question",
     "openbookqa",
     "arc-challenge",
     "mmlu-redux",
@@ -40,7 +41,23 @@ class ZooSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolSettings:
-    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble"] = "c2c"
+    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble", "fedattn"] = "c2c"
+    # of fedattn, as in FedAttn (fedray/types.py)
+    participants: int = 3  # copies of the receiver; the last, which has the question, is the receiver itself
+    sync_every: int = 2  # H: keys and values are exchanged in layers l with l mod H == offset
+    offset: int = 0  # -1 is H-1
+    placement: Literal["uniform", "shallow", "deep", "progressive", "regressive"] = "uniform"  # of as many layers
+    layers: tuple[int, ...] = ()  # the sync layers, named one by one
+    segments: Literal["even", "sentence"] = "sentence"  # where a prompt is cut
+    question_apart: bool = True  # the publisher has the question and nothing else
+    tokens: float = 1.0  # share of its tokens that a participant reads
+    publisher_tokens: float = 1.0
+    exchange: float = 1.0  # share of its keys and values that a participant sends
+    score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"  # which
+
+    @property
+    def fedattn(self) -> FedAttn:
+        return FedAttn(**{field.name: getattr(self, field.name) for field in fields(FedAttn)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +170,8 @@ class Settings:
 
     def member(self, name: str) -> MemberSettings:
         """What was said about one member."""
-        return self.members.get(safe_name(name), MemberSettings())
+        of_all_copies = self.members.get(safe_name(original_of(name)), MemberSettings())
+        return self.members.get(safe_name(name), of_all_copies)
 
     @property
     def takes_part(self) -> tuple[str, ...]:
@@ -210,21 +228,34 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     implied_gate = isinstance(gate, Mapping) and gate.get("kind") is None
     if implied_gate:
         values["gate"] = {key: value for key, value in gate.items() if key != "kind"}
-    settings = with_strangers(schema, values.get("receiver"), values.get("senders")).read(values)
+    schema = with_copies(with_strangers(schema, values.get("receiver"), values.get("senders")), values)
+    settings = schema.read(values)
     zoo = settings.zoo.name
     receiver = resolve(settings.receiver, "receiver", zoo)
-    senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
+    if "senders" in values:
+        senders = tuple(resolve(sender, "sender", zoo) for sender in settings.senders)
+    else:
+        senders = tuple(name for name in NAMES if name != receiver)
+    if settings.protocol.name == "fedattn":
+        senders = _participants(receiver, senders if "senders" in values else None, settings.protocol.participants)
     implied = "mix" if settings.fuser == "c2c" else "concat"
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
     return replace(
         settings,
         receiver=receiver,
-        senders=tuple(resolve(sender, "sender", zoo) for sender in senders),
+        senders=senders,
         gate=replace(settings.gate, kind="open") if implied_gate and zoo == "shapes" else settings.gate,
         fusion=settings.fusion if "fusion" in values else implied,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
     )
+
+
+def _participants(receiver: str, named: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
+    """The copies of the receiver beside it; who is named as the receiver is one more of them, others are checked."""
+    if named is None or set(map(original_of, named)) <= {receiver}:
+        return copies(receiver, count if named is None else len(named) + 1)[1:]
+    return named
 
 
 def named_safely(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +273,15 @@ def with_strangers(schema: Schema[T], receiver: Any, senders: Any) -> Schema[T]:
     named = [receiver, *(senders if isinstance(senders, list | tuple) else ())]
     strangers = tuple(safe_name(name) for name in named if isinstance(name, str) and is_foreign(name))
     return schema.with_keys(dict.fromkeys(BY_MEMBER, strangers)) if strangers else schema
+
+
+def with_copies(schema: Schema[T], values: Mapping[str, Any]) -> Schema[T]:
+    """The schema that also knows the settings of copies (members.llama-1b__2) of members it knows."""
+    named = values.get("members")
+    originals = {name: name.rpartition("__")[0] for name in (named if isinstance(named, Mapping) else ())}
+    known = schema.keys["members"]
+    strangers = tuple(name for name, original in originals.items() if original in known and name not in known)
+    return schema.with_keys({"members": strangers}) if strangers else schema
 
 
 def _document(text: str) -> str:

@@ -24,7 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"llm", "wire", "data"}),
     frozenset({"fusion", "privacy"}),
     frozenset({"sessions"}),
-    frozenset({"reading"}),
+    frozenset({"reading", "fedattn"}),
     frozenset({"member"}),
     frozenset({"group"}),
     frozenset({"protocols", "planner"}),
@@ -63,7 +63,7 @@ BESIDES = {
         "fedray.checks",
     },
     "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
-    "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue"},
+    "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue", "fedray.fedattn.segments"},
     "config": {
         "fedray.benchmark.settings",
         "fedray.evaluation.settings",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from fedray.evaluation.scoring import for_task
-from fedray.llm.catalogue import NAMES, resolve, safe_name
+from fedray.llm.catalogue import NAMES, copies, resolve, safe_name
 from fedray.settings import ALONE, ProtocolSettings, Settings
 from fedray.suggest import unknown
-from fedray.types import FedrayError, Wire
+from fedray.types import FedAttn, FedrayError, Wire
 
 if TYPE_CHECKING:
     from fedray.evaluation.settings import Block, EvaluateSettings
@@ -34,6 +34,7 @@ class Way:
     control: str = "none"
     answer_all: bool = False
     wire: Wire = PLAIN
+    fedattn: FedAttn | None = None
 
     @property
     def over_plain_wire(self) -> Way:
@@ -47,6 +48,7 @@ class Way:
         said = [f"{key} {value}" for key, value in known.items() if value not in ("none", "learned")]
         if self.protocol == "c2c" and self.gate == "none":
             said.insert(0, "no gate")
+        said += [str(self.fedattn)] if self.fedattn else []
         said += ["mix"] * (self.fusion == "mix") + ["both ways"] * self.answer_all
         wire = self.wire
         said += [wire.codec] * (wire.codec != "none") + [f"{wire.score} {wire.keep:.0%}"] * (wire.keep < 1)
@@ -78,7 +80,7 @@ class Case:
         values: dict[str, Any] = {
             "receiver": self.receiver,
             "senders": self.senders,
-            "protocol": ProtocolSettings(way.protocol),  # pyright: ignore[reportArgumentType]
+            "protocol": ProtocolSettings(way.protocol, **asdict(way.fedattn) if way.fedattn else {}),  # pyright: ignore
             "fusion": fusion,
             "fusion_order": base.fusion_order if fusion == "mix" else "parallel",
             "gate": replace(base.gate, kind=way.gate),  # pyright: ignore[reportArgumentType]
@@ -113,7 +115,13 @@ def _of(block: Block, settings: EvaluateSettings, order: Sequence[str]) -> Itera
         others = [name for name in members if name != receiver]
         for senders in _sets(block.senders, receiver, others, settings.zoo.name):
             for task, way in product(block.task or (settings.task.name,), _ways(block, settings, bool(senders))):
-                yield Case(task, receiver, () if way.protocol in ALONE else senders, way)
+                yield Case(task, receiver, _helpers(way, receiver, senders), way)
+
+
+def _helpers(way: Way, receiver: str, senders: tuple[str, ...]) -> tuple[str, ...]:
+    if way.fedattn:
+        return copies(receiver, way.fedattn.participants)[1:]
+    return () if way.protocol in ALONE else senders
 
 
 def _receivers(block: Block, settings: EvaluateSettings, members: Sequence[str]) -> Sequence[str]:
@@ -173,6 +181,10 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[Wa
         if protocol in ALONE:
             yield Way(protocol)
             continue
+        if protocol == "fedattn":
+            for how, codec in product(_shared(block, settings), block.wire or (settings.wire.codec,)):
+                yield Way(protocol, wire=Wire(codec), fedattn=how)  # pyright: ignore[reportArgumentType]
+            continue
         if not helped:
             raise FedrayError(f"protocol={protocol} needs a sender: choose other senders than none")
         fuses, speaks = protocol == "c2c", protocol == "t2t"
@@ -187,6 +199,32 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[Wa
             ):
                 for rephrase in rephrases:
                     yield Way(protocol, fusion, gate, rephrase, t2t_gate, full, control, answer_all, wire)
+
+
+def _shared(block: Block, settings: EvaluateSettings) -> Iterator[FedAttn]:
+    """Every way of sharing a prompt; where all rows are sent no score matters."""
+    base = settings.protocol.fedattn
+    for count, every, offset, placement, segments, tokens, exchange, score in product(
+        block.participants or (base.participants,),
+        block.sync_every or (base.sync_every,),
+        block.offset or (base.offset,),
+        block.placement or (base.placement,),
+        block.segments or (base.segments,),
+        block.tokens or (base.tokens,),
+        block.exchange or (base.exchange,),
+        block.score or (base.score,),
+    ):
+        yield replace(
+            base,
+            participants=count,
+            sync_every=every,
+            offset=offset,
+            placement=placement,  # pyright: ignore[reportArgumentType]
+            segments=segments,  # pyright: ignore[reportArgumentType]
+            tokens=tokens,
+            exchange=exchange,
+            score=score if exchange < 1 else base.score,  # pyright: ignore[reportArgumentType]
+        )
 
 
 def _wires(block: Block, settings: EvaluateSettings) -> Sequence[Wire]:

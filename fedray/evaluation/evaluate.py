@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fedray import report as reports
 from fedray.data.catalogue import BENCHMARKS
-from fedray.evaluation import figure3, figures, leaks, table, table_figures
+from fedray.evaluation import fedattn_figure, figure3, figures, leaks, table, table_figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.cases import Case, cases
-from fedray.evaluation.federate import ENDS
+from fedray.evaluation.federate import ENDS, check_segments
 from fedray.evaluation.ledger import Ledger, decided_by
 from fedray.evaluation.measure import Asking, Measurement, is_whole, plan_of
 from fedray.evaluation.record import Status, participants
@@ -23,7 +23,7 @@ from fedray.evaluation.words import who
 from fedray.federation import Federation
 from fedray.llm.loading import check_prompts
 from fedray.planner import Planner
-from fedray.provision import sources
+from fedray.provision import check_syncs, sources
 from fedray.report import Data, Evaluated, Order, Participant, Report, Tracked
 from fedray.settings import ALONE, Settings
 from fedray.tracking import Tracker
@@ -67,6 +67,15 @@ class Evaluation:
             latency_requests=settings.latency_requests,
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
         )
+
+    def check_fedattn(self) -> None:
+        """Refuse sync layers and segments that are not there, before any LLM is loaded. Raises FedrayError."""
+        settings = self.settings
+        for case in (case for case in cases(settings, settings.senders) if case.way.fedattn):
+            own = case.settings(settings, settings.seed)
+            check_syncs(own, *sources(own, [own.receiver]))
+            for seed in settings.seeds:
+                check_segments(own, self._questions[case.task, seed])
 
     def work(self, fed: Federation) -> None:
         """Fix the order of the senders, then ask case after case; each that is done is logged as a run of its own."""
@@ -195,6 +204,7 @@ class Evaluation:
             folder = figures.emptied(settings.output)
             figure3.draw(report, folder)
             table_figures.draw(report, folder)
+            fedattn_figure.draw(report, folder)
         tracker.table("rows.json", [_flat(row) for row in report.evaluated])
         tracker.table(
             "leakage.json", [dict(zip(leaks.HEADINGS, line, strict=True)) for line in leaks.lines(report.evaluated)]
@@ -221,6 +231,7 @@ def run(settings: EvaluateSettings, federation: Callable[[Settings], Federation]
     with Tracker(settings.tracking, settings.output, name=f"evaluate {settings.receiver}", private=private) as tracker:
         job = Evaluation(settings, tracker)
         check_cases(settings)
+        job.check_fedattn()
         try:
             with federation(settings.neutral) as fed:
                 job.open(fed)
@@ -265,5 +276,6 @@ def graded(questions: list[Question]) -> list[Question]:
 
 def _flat(row: Evaluated) -> dict[str, object]:
     """What of a row is a number or a word."""
-    values = asdict(row) | {"senders": ", ".join(row.senders), "seeds": ", ".join(map(str, row.seeds))}
+    words = {"senders": ", ".join(row.senders), "seeds": ", ".join(map(str, row.seeds))}
+    values = asdict(row) | words | {"fedattn": str(row.fedattn or "none")}
     return {key: value for key, value in values.items() if not isinstance(value, dict | list | tuple)}

@@ -16,8 +16,10 @@ from fedray.evaluation.record import Record, Status
 from fedray.evaluation.scoring import for_task
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
+from fedray.fedattn.segments import segments
 from fedray.federation import Federation
 from fedray.group import MemberFailed
+from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
 from fedray.provision import sources
 from fedray.report import Report, Tracked
@@ -84,7 +86,8 @@ class Run:
                 started_ns.append(time.time_ns())
                 yield request
 
-        both = zip(fed.run_all(requests, replace(fed.plan, protocol="standalone")), fed.run_all(begun()), strict=True)
+        alone_plan = replace(fed.plan, protocol="standalone")
+        both = zip(fed.run_all(map(fed.own_part, requests), alone_plan), fed.run_all(begun()), strict=True)
         with self.screen.progress(len(questions)) as update:
             for number, (alone, federated) in enumerate(both):
                 if isinstance(alone, MemberFailed):
@@ -157,10 +160,13 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     if settings.plan:
         return dry_run.run(settings)
     questions = load_task(settings) if settings.prompt is None else []
+    check_segments(settings, questions)
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
-        check_prompts(sources(settings, (settings.receiver, *settings.senders)), own)
+        check_prompts(
+            sources(settings, list(dict.fromkeys(map(original_of, (settings.receiver, *settings.senders))))), own
+        )
     status: Status = "failed"
     with Tracker(
         settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"
@@ -182,6 +188,13 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
             if job.record.members or status != "failed":  # a federation that never opened has nothing to report
                 print(f"report: {job.leave(status).absolute()}", flush=True)
     return 130 if status == "interrupted" else 0
+
+
+def check_segments(settings: Settings, questions: Sequence[Question]) -> None:
+    """Refuse questions that have fewer segments than FedAttn has participants. Raises FedrayError."""
+    if settings.protocol.name == "fedattn":
+        for question in questions:
+            segments(question.prompt, settings.protocol.fedattn, question.evidence.get(settings.receiver, ""))
 
 
 def failed(alone: Answer, reason: str) -> Answer:

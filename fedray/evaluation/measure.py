@@ -147,6 +147,7 @@ def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:
         wire=settings.wire,
         t2t=settings.t2t,
         vote=settings.vote,
+        fedattn=settings.protocol.fedattn,
         seed=settings.seed,
     )
 

@@ -14,11 +14,12 @@ from fedray.evaluation.leaks import leaks
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
 from fedray.evaluation.tasks import Question
+from fedray.fedattn.schedule import sync_layers
 from fedray.report import Compared, Contribution, Evaluated
 from fedray.types import MemberInfo
 
 T = TypeVar("T")
-RANKS = ("standalone", "self_refine", "ensemble", "route", "t2t", "c2c")
+RANKS = ("standalone", "self_refine", "ensemble", "route", "t2t", "fedattn", "c2c")
 TOKEN_BYTES = 4  # one int32 id
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -113,6 +114,7 @@ class Results:
             score=way.wire.score,
             keep_layers=way.wire.keep_layers,
             layer_score=way.wire.layer_score,
+            fedattn=way.fedattn,
         )
 
     def comparisons(self) -> tuple[Compared, ...]:
@@ -205,6 +207,11 @@ class Results:
             case "c2c":
                 infos = [self._members[name] for name in case.senders]
                 return float(sum(m.spec.values_per_token() * DTYPE_BYTES[m.dtype] for m in infos))
+            case "fedattn":  # |S| 2 H_kv d_h bytes, of a participant that is not the publisher
+                info, how = self._members[case.receiver], case.way.fedattn
+                assert how is not None
+                share = len(sync_layers(how, info.spec.layers)) / info.spec.layers * how.tokens * how.exchange
+                return share * info.spec.values_per_token() * DTYPE_BYTES[info.dtype]
             case "t2t":
                 return float(TOKEN_BYTES * len(case.senders))
             case _:

@@ -36,9 +36,16 @@ class Block:
     answer_all: tuple[bool, ...] = ()
     wire: tuple[str, ...] = ()  # codecs
     keep: tuple[float, ...] = ()  # wire.keep
-    score: tuple[str, ...] = ()  # wire.score
+    score: tuple[str, ...] = ()  # wire.score, and protocol.score in fedattn
     keep_layers: tuple[float, ...] = ()  # wire.keep_layers
     layer_score: tuple[str, ...] = ()  # wire.layer_score
+    participants: tuple[int, ...] = ()  # of fedattn, as are those below: its senders are copies of the receiver
+    sync_every: tuple[int, ...] = ()
+    offset: tuple[int, ...] = ()
+    placement: tuple[str, ...] = ()
+    segments: tuple[str, ...] = ()
+    tokens: tuple[float, ...] = ()
+    exchange: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

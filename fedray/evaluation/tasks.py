@@ -110,6 +110,8 @@ def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
         rows = evidence(world, facts, 1, seed)
         if name == "tiny-evidence":
             return rows
+        if name == "tiny-evidence-question":  # what is left without the documents
+            return [{**row, "evidence": {}} for row in rows]
         pooled = ("\n".join(row["evidence"].values()) for row in rows)  # everything in one prompt: nothing is private
         return [{**row, "evidence": {settings.receiver: text}} for row, text in zip(rows, pooled, strict=True)]
     return world.multiple_choice(facts, seed, UNSEEN_PHRASINGS if name == "tiny-phrasings" else None)

@@ -25,6 +25,7 @@ WORLD = "world.json"  # {"seed": the seed of the world its LLMs know}
 
 MEMBERS = Path(__file__).parent / "members"
 _HUB = "hf:"
+_COPY = re.compile(r"(.+)#\d+")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -61,6 +62,8 @@ def resolve(name: str, role: str = "LLM", zoo: str = "tiny") -> str:
 
     hf:org/name stays as it is, a folder becomes absolute.
     """
+    if copy := _COPY.fullmatch(name):
+        return resolve(copy[1], role, zoo) + name.removeprefix(copy[1])
     if is_foreign(name):
         return _foreign(name, role, zoo)
     canonical = _ALIASES.get(name, name)
@@ -70,6 +73,17 @@ def resolve(name: str, role: str = "LLM", zoo: str = "tiny") -> str:
     if canonical not in there:
         raise unknown(role, name, there)
     return canonical
+
+
+def copies(name: str, count: int) -> tuple[str, ...]:
+    """Names of `count` members that are one LLM: copies("llama-1b", 2) == ("llama-1b", "llama-1b#2")."""
+    return (name, *(f"{name}#{number}" for number in range(2, count + 1)))
+
+
+def original_of(name: str) -> str:
+    """The LLM that a member is: original_of("llama-1b#2") == "llama-1b"."""
+    copy = _COPY.fullmatch(name)
+    return copy[1] if copy else name
 
 
 def is_foreign(name: str) -> bool:
@@ -95,7 +109,10 @@ def slug(name: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """The name as a key on the command line, where a dot separates keys: qwen2.5-0.5b becomes qwen2_5-0_5b."""
+    """The name as a key on the command line, where a dot separates keys: qwen2.5-0.5b becomes qwen2_5-0_5b, and its
+    second copy qwen2_5-0_5b__2."""
+    if copy := _COPY.fullmatch(name):
+        return f"{safe_name(copy[1])}__{name.removeprefix(copy[1] + '#')}"
     return slug(name).replace(".", "_") if is_foreign(name) else name.replace(".", "_")
 
 

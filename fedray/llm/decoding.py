@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,12 +40,13 @@ def attention_with_bias(
     distance_BQK: Tensor | None = None,
     sliding_window: int | None = None,
     cache_only: bool = False,
+    beyond: Beyond | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """sdpa whose scores carry slot_bias[layer], a (B, N, S) tensor for the first S slots of the cache.
 
-    A layer with a sliding window does not see slots that are so many tokens or more away. With `cache_only` the last
-    layer, whose keys and values are in the cache by now, ends the pass.
+    beyond: what the layer sees besides the cache. A layer with a sliding window does not see slots that are so many
+    tokens or more away. With `cache_only` the last layer, whose keys and values are in the cache by now, ends the pass.
     """
     if cache_only and module.layer_idx == module.config.num_hidden_layers - 1:
         raise _CacheIsRead
@@ -58,6 +59,8 @@ def attention_with_bias(
         bias_BNK = torch.nn.functional.pad(bias_BNS, (0, slots - bias_BNS.shape[-1]))
         groups = query.shape[1] // key.shape[1]
         attention_mask = attention_mask + bias_BNK.repeat_interleave(groups, dim=1)[:, :, None]
+    if beyond is not None and attention_mask is not None:
+        key, value, attention_mask = beyond.extend(module.layer_idx, query, key, value, attention_mask)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -65,18 +68,32 @@ AttentionInterface.register(ATTENTION, attention_with_bias)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
 
 
+class Beyond(Protocol):
+    """Slots of single layers that are in no cache of one's own (fedattn/others.py)."""
+
+    def extend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask_B1QK: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values (B, N, K, H) and the additive mask of a layer with what else it sees; query (B, heads, Q, H)."""
+        ...
+
+    def repeat(self, times: int) -> Beyond: ...
+
+
 @dataclass(slots=True)
 class Context:
     """What the next token may look at: slots of a transformers cache, who may see them, and how strongly.
 
     visible_BS: False where a slot is padding, masked or foreign without weight; next_position_B: where the next token
-    stands; slot_bias: per layer a (B, N, S') bias for the first S' slots (foreign ones come first), or None.
+    stands; slot_bias: per layer a (B, N, S') bias for the first S' slots (foreign ones come first), or None; beyond:
+    what single layers see besides.
     """
 
     cache: DynamicCache
     visible_BS: Tensor
     next_position_B: Tensor
     slot_bias: tuple[Tensor, ...] | None = None
+    beyond: Beyond | None = None
 
     @property
     def foreign(self) -> int:
@@ -91,7 +108,8 @@ class Context:
 
         layers = [(rows(key), rows(value)) for key, value in layers_of(self.cache)]
         bias = None if self.slot_bias is None else tuple(rows(b) for b in self.slot_bias)
-        return Context(DynamicCache(layers), rows(self.visible_BS), rows(self.next_position_B), bias)
+        beyond = None if self.beyond is None else self.beyond.repeat(times)
+        return Context(DynamicCache(layers), rows(self.visible_BS), rows(self.next_position_B), bias, beyond)
 
 
 def empty_context(batch: int, device: torch.device) -> Context:
@@ -107,34 +125,38 @@ def step(
     *,
     all_logits: bool = False,
     cache_only: bool = False,
+    positions_BQ: Tensor | None = None,
 ) -> tuple[Tensor | None, None]:
     """Read Q tokens on top of `context` (extended in place) and return (logits, None).
 
     ids_BQ is right-padded where valid_BQ is False. logits: (B, V) of each row's last valid token, or (B, Q, V) with
-    `all_logits`, or none with `cache_only`, where nothing is computed that the cache does not hold.
+    `all_logits`, or none with `cache_only`, where nothing is computed that the cache does not hold. positions_BQ: where
+    the tokens stand, if not one after another from next_position_B.
     """
     batch = ids_BQ.shape[0]
     whole = valid_BQ is None
     valid_BQ = torch.ones_like(ids_BQ, dtype=torch.bool) if valid_BQ is None else valid_BQ
-    mask, positions_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
+    mask, counted_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
+    positions_BQ = counted_BQ if positions_BQ is None else positions_BQ
     window = window_of(model.config)
     far = window is not None and mask.shape[-1] > window
-    plain = whole and not far and context.visible_BS.shape[1] == 0  # nothing to hide: the kernel's own causal order
+    plain = whole and not far and context.visible_BS.shape[1] == 0 and context.beyond is None
     try:
         out = model.model(
             input_ids=ids_BQ,
-            attention_mask=None if plain else mask,
+            attention_mask=None if plain else mask,  # nothing to hide: the kernel's own causal order
             position_ids=positions_BQ,
             past_key_values=context.cache,
             use_cache=True,
             slot_bias=context.slot_bias,
             distance_BQK=_distances(context, positions_BQ) if far else None,
             cache_only=cache_only,
+            beyond=context.beyond,
         )
     except _CacheIsRead:
         out = None
     context.visible_BS = torch.cat([context.visible_BS, valid_BQ], dim=1)
-    context.next_position_B = context.next_position_B + valid_BQ.sum(1)
+    context.next_position_B = torch.where(valid_BQ, positions_BQ + 1, context.next_position_B[:, None]).amax(1)
     if out is None:
         return None, None
     states = out.last_hidden_state

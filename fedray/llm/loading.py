@@ -174,7 +174,7 @@ def describe(llm: LLM) -> MemberInfo:
 def _at_random(source: Source, device: str, dtype: str, packed: bool) -> LLM:
     """An LLM of zoo=shapes."""
     config = config_of(source)
-    seed = shapes.seed_of(source.name)
+    seed = shapes.seed_of(source.llm)
     digest = shapes.hash_of(config, seed, dtype)
     model = shapes.build_model(config, device=device, dtype=getattr(torch, dtype), seed=seed)
     model.set_attn_implementation(ATTENTION)

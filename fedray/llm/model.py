@@ -69,6 +69,11 @@ class LLM:
         self.check_ids(encoded.ids)
         return encoded
 
+    def encode_part(self, text: str, *, first: bool, last: bool) -> list[int]:
+        """The ids of a part of a prompt: the template's head before the first part, its tail after the last."""
+        before, after = self.template
+        return encode(self.words(), (before if first else "", after if last else ""), text, strip=False).ids
+
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises FedrayError where a prompt is too long, or not in this LLM's vocabulary."""
         check_ids(self.name, ids, self.context, self.model.get_input_embeddings().num_embeddings)
@@ -89,15 +94,16 @@ class LLM:
         return self.tokenizer
 
 
-def encode(tokenizer: Any, template: Sequence[str], *turns: str) -> Encoded:
+def encode(tokenizer: Any, template: Sequence[str], *turns: str, strip: bool = True) -> Encoded:
     """The token ids of a prompt, or of all turns of a conversation, and where each lies in their texts, which count one
-    after the other. template: what stands before, between and behind them.
+    after the other, without the space around them unless told otherwise. template: what stands before, between and
+    behind them.
 
     What the user (or a peer's hint) wrote is text: a template's own tokens spelled out in it stay letters. What stands
     between turns is marked as HEAD, like what stands before them. Raises FedrayError where the last turn is empty.
     """
-    texts = [turn.strip() for turn in turns]
-    if not texts[-1]:
+    texts = [turn.strip() if strip else turn for turn in turns]
+    if not texts[-1].strip():
         raise FedrayError("the prompt is empty; give the members something to read")
     parts = [(template[0], False)]
     for text, after in zip(texts, template[1:], strict=True):

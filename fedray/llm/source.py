@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from fedray.llm import hub, shapes
-from fedray.llm.catalogue import EMBEDDED, repo_of
+from fedray.llm.catalogue import EMBEDDED, original_of, repo_of
 from fedray.llm.families import build_config, check_config
 from fedray.types import FedrayError
 
@@ -24,7 +24,7 @@ HASHES = "hashes.json"  # LLM name -> sha256 of its model.safetensors
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One LLM of a zoo.
+    """One LLM of a zoo. Copies of it (NAME#2) come from where it comes from.
 
     folder: a zoo built elsewhere, which holds llms/NAME; None is the embedded one, or the hub's cache. revision: of the
     repository: a branch, a tag or a commit; None is main.
@@ -36,21 +36,26 @@ class Source:
     revision: str | None = None
 
     @property
+    def llm(self) -> str:
+        """The name its files go by."""
+        return original_of(self.name)
+
+    @property
     def local(self) -> Path | None:
         """The folder with its files, where they are not the hub's."""
         if self.zoo == "shapes":
             return None
         if self.zoo == "tiny":
-            return (self.folder or EMBEDDED) / "llms" / self.name
-        own = self.folder and self.folder / "llms" / self.name
+            return (self.folder or EMBEDDED) / "llms" / self.llm
+        own = self.folder and self.folder / "llms" / self.llm
         if own and own.is_dir():
             return own
-        return Path(self.name) if repo_of(self.name) is None else None
+        return Path(self.llm) if repo_of(self.llm) is None else None
 
     @property
     def repository(self) -> hub.Repository | None:
         """Its repository, where its files are the hub's."""
-        repo = repo_of(self.name)
+        repo = repo_of(self.llm)
         if self.zoo != "hub" or self.local is not None or repo is None:
             return None
         return hub.Repository(self.name, repo, *(() if self.revision is None else (self.revision,)))
@@ -63,7 +68,7 @@ def pin(source: Source) -> Source:
     files, and architectures whose caches cannot be exchanged.
     """
     if source.zoo == "tiny":
-        check_weights(source.name, source.folder)
+        check_weights(source.llm, source.folder)
         return source
     repository = source.repository
     if repository is not None:
@@ -79,7 +84,7 @@ def pin(source: Source) -> Source:
 def config_of(source: Source) -> Any:
     """Its transformers configuration. Raises FedrayError, also where its architecture is not served."""
     if source.zoo == "shapes":
-        config = shapes.config_of(source.name)
+        config = shapes.config_of(source.llm)
     elif source.repository is not None:
         config = build_config(source.name, hub.read_config(source.repository))
     else:
@@ -108,7 +113,7 @@ def folder_of(source: Source, *, weights: bool = True) -> Path:
 def weights_hash(source: Source) -> str:
     """The content hash of its weights, without a download where its repository's listing tells. Raises FedrayError."""
     if source.zoo == "tiny":
-        return check_weights(source.name, source.folder)
+        return check_weights(source.llm, source.folder)
     if source.repository is not None:
         return hub.weights_hash(source.repository)
     return hub.content_hash(hub.weight_files(source.name, folder_of(source)))

@@ -81,9 +81,13 @@ def keep_tokens(cache: KVCache, share: float, how: str = "last", seed: int = 0) 
     """The best `share` of every row's tokens, at least one, in their order; positions say which they were."""
     if share >= 1:
         return cache
-    worth_BT = score(cache, how, seed).masked_fill(~cache.valid_BT(), -math.inf)
-    worth_BT = worth_BT.scatter(1, (cache.lengths - 1)[:, None], math.inf)
-    lengths = (cache.lengths * share).ceil().long().clamp(min=1)
+    worth_BT = score(cache, how, seed).scatter(1, (cache.lengths - 1)[:, None], math.inf)
+    return keep_best(cache, (cache.lengths * share).ceil().long().clamp(min=1), worth_BT)
+
+
+def keep_best(cache: KVCache, lengths: Tensor, worth_BT: Tensor) -> KVCache:
+    """Of every row the lengths[b] tokens that are worth most, in their order; positions say which they were."""
+    worth_BT = worth_BT.masked_fill(~cache.valid_BT(), -math.inf)
     order_BT = worth_BT.argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
     kept = torch.arange(order_BT.shape[1], device=order_BT.device)[None] < lengths[:, None]
     index_BT = order_BT.masked_fill(~kept, cache.tokens).sort(dim=1).values.clamp(max=cache.tokens - 1)

@@ -1,0 +1,229 @@
+"""A member's part in FedAttn: it holds a segment, reads it up to each sync layer, and the publisher answers.
+
+Calls carry (session, position), position being the number of the sync that a call ends: a repeated call gives what it
+gave, one out of step raises SessionLost. The pass is parked on a thread between calls, so that others may compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedray.clock import Clock
+from fedray.fedattn.others import Others, Own, Rows, joined, thinned, to_send
+from fedray.fedattn.parked import Parked
+from fedray.fedattn.schedule import sync_layers
+from fedray.llm.decoding import Context, empty_context, pad, step
+from fedray.llm.families import window_of
+from fedray.llm.model import LLM, check_length
+from fedray.sessions import Kept, Sessions
+from fedray.types import Answer, FedAttn, FedrayError, Generation, Missing, Receipt, Row, SessionLost, Usage
+from fedray.wire.payload import Payload, pack, ships, unpack
+
+Choices = tuple[tuple[str, ...], ...]
+Pass = Parked[Own, tuple[Context, Tensor]]
+
+
+@dataclass(slots=True)
+class Segment(Kept):
+    """One participant's part of a batch of prompts. ids: per row; number: of the participant, the publisher's the last.
+
+    posted: what the latest call gave; refused: others whose payload did not hold together -> why.
+    """
+
+    ids: list[list[int]]
+    how: FedAttn
+    number: int
+    codec: str
+    seed: int
+    running: Pass | None = None
+    lengths: Tensor | None = None
+    position: int = 0
+    posted: tuple[Receipt, Payload | None] | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def publishes(self) -> bool:
+        return self.number == self.how.participants - 1
+
+    def end(self) -> None:
+        if self.running is not None:
+            self.running.end()
+
+
+class Participant:
+    """What Member inherits."""
+
+    name: str
+    llm: LLM
+    _sessions: Sessions
+    _threads: int | None
+    _reading: int | None
+    _received_bytes: int
+    _take: Callable[[int | None], None]
+    _score: Callable[[Context, Tensor, Choices], tuple[Row, ...]]
+    _generate: Callable[[str, Context, Tensor, Generation], tuple[Row, ...]]
+
+    def hold(
+        self,
+        session: str,
+        texts: tuple[str, ...] | tuple[tuple[int, ...], ...],
+        how: FedAttn,
+        number: int,
+        codec: str = "none",
+        seed: int = 0,
+    ) -> Receipt:
+        """Take one's segment of every row, as text or as token ids; the receipt's lengths are their tokens.
+
+        number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window.
+        """
+        clock = Clock()
+        self._sessions.forget()
+        self._sessions.check(session)
+        if window_of(self.llm.model.config) is not None:
+            raise FedrayError(f"{self.name} cannot take part in protocol=fedattn: its layers have a sliding window")
+        ends = {"first": number == 0, "last": number == how.participants - 1}
+        ids = [self.llm.encode_part(t, **ends) if isinstance(t, str) else list(t) for t in texts]
+        for row in ids:
+            self.llm.check_ids(row)
+        self._sessions.put(session, Segment(ids, how, number, codec, seed))
+        clock.lap(f"hold[{self.name}]")
+        return Receipt(self.name, Usage(clock.seconds), tuple(map(len, ids)))
+
+    @ships
+    def begin(self, session: str, starts: tuple[int, ...]) -> tuple[Receipt, Payload | None]:
+        """Read up to the first sync layer, and send one's rows of it. starts: per row the tokens before the segment."""
+        clock = Clock()
+        held = self._segment(session)
+        if held.posted is None:
+            self._take(self._reading)
+            held.running = Parked(self._pass(held, starts))
+            held.running.begin()
+            self._post(held, clock)
+        assert held.posted is not None
+        return held.posted
+
+    @ships
+    def advance(
+        self, session: str, position: int, senders: tuple[str, ...], *payloads: Payload
+    ) -> tuple[Receipt, Payload | None]:
+        """Take others' rows of sync `position`, read up to the next one, and send one's rows of that.
+
+        Payload i is senders[i]'s, whose segments stand before one's own, in their order.
+        """
+        clock = Clock()
+        held = self._segment(session)
+        if position == held.position - 1 and held.posted is not None:
+            return held.posted
+        self._meet(held, position, senders, payloads, clock)
+        self._post(held, clock)
+        assert held.posted is not None
+        return held.posted
+
+    def reply(
+        self,
+        session: str,
+        position: int,
+        senders: tuple[str, ...],
+        choices: Choices | None,
+        generation: Generation,
+        *payloads: Payload,
+    ) -> Answer:
+        """As the publisher: take others' rows of the last sync, read to the end, and answer."""
+        clock = Clock()
+        held = self._segment(session)
+        self._meet(held, position, senders, payloads, clock)
+        clock.lap(f"prefill[{self.name}]")
+        assert held.running is not None
+        if held.running.result is None:
+            raise SessionLost(f"{self.name}: session {session!r} is at sync {held.position} and has others before it")
+        self._take(self._threads)
+        context, logits = held.running.result
+        with torch.no_grad():
+            rows = (
+                self._generate(session, context, logits, generation)
+                if choices is None
+                else self._score(context, logits, choices)
+            )
+        clock.lap("decode")
+        missing = tuple(Missing(name, reason) for name, reason in held.refused.items())
+        return Answer(
+            rows, self.name, (), missing, Usage(clock.seconds, answer_tokens=sum(len(row.tokens) for row in rows))
+        )
+
+    def prompt_logits(self, session: str) -> list[list[float]]:
+        """Next-token logits (B, V) after the prompt, as the publisher; for tests and comparisons at small sizes."""
+        running = self._segment(session).running
+        if running is None or running.result is None:
+            raise SessionLost(f"{self.name}: session {session!r} has not been read to its end")
+        return running.result[1].tolist()
+
+    def _segment(self, session: str) -> Segment:
+        self._sessions.check(session)
+        return self._sessions.get(session, Segment)
+
+    def _pass(self, held: Segment, starts: Sequence[int]) -> Callable[[Callable[[Own], Any]], tuple[Context, Tensor]]:
+        """The forward pass over one's segment, which parks at every sync layer."""
+        how, device = held.how, self.llm.device
+        share = how.publisher_tokens if held.publishes else how.tokens
+        places = [thinned(len(row), share, f"tokens {held.seed} {held.number}") for row in held.ids]
+        ids_BT, valid_BT = pad(
+            [[row[i] for i in of] for row, of in zip(held.ids, places, strict=True)], self.llm.pad_id, device
+        )
+        positions_BT, _ = pad([[start + i for i in of] for start, of in zip(starts, places, strict=True)], 0, device)
+        for start, row in zip(starts, held.ids, strict=True):
+            check_length(self.name, start + len(row), self.llm.context)
+        held.lengths = valid_BT.sum(1)
+        layers = sync_layers(how, self.llm.spec.layers)
+
+        @torch.no_grad()
+        def work(park: Callable[[Own], Any]) -> tuple[Context, Tensor]:
+            context = empty_context(len(held.ids), device)
+            context.beyond = Others(layers, park)
+            logits, _ = step(self.llm.model, context, ids_BT, valid_BT, positions_BQ=positions_BT)
+            assert logits is not None
+            return context, logits
+
+        return work
+
+    def _meet(
+        self, held: Segment, position: int, senders: tuple[str, ...], payloads: Sequence[Payload], clock: Clock
+    ) -> None:
+        """Resume the pass with others' rows of the sync layer it is parked at."""
+        if held.running is None or held.running.post is None or position != held.position:
+            raise SessionLost(f"{self.name}: a call for sync {position} came where {held.position} was next")
+        rows = self._rows(held, senders, payloads)
+        clock.lap("unpack")
+        held.position += 1
+        held.running.resume(rows)
+
+    def _rows(self, held: Segment, senders: tuple[str, ...], payloads: Sequence[Payload]) -> Rows | None:
+        assert held.running is not None and held.running.post is not None
+        like = held.running.post.key_BNTH
+        caches = []
+        for sender, payload in zip(senders, payloads, strict=True):
+            try:
+                cache = unpack(payload, batch=len(held.ids), device=like.device, dtype=like.dtype).cache
+                if cache.keys[0].shape[:2] != like.shape[:2] or cache.spec.head_dim != like.shape[3]:
+                    raise FedrayError(f"{sender} sent a layer of another LLM, {cache.spec}")
+                caches.append(cache)
+            except FedrayError as error:  # its rows are left out, and the publisher names it
+                held.refused.setdefault(sender, str(error))
+        self._received_bytes += sum(payload.nbytes for payload in payloads)
+        return joined(caches)
+
+    def _post(self, held: Segment, clock: Clock) -> None:
+        """What a call gives: one's rows of the layer the pass is parked at; the publisher's nobody would read."""
+        assert held.running is not None and held.lengths is not None
+        clock.lap(f"prefill[{self.name}]")
+        own, payload = held.running.post, None
+        if own is not None and not held.publishes:
+            rows = to_send(own, held.lengths, held.how, f"exchange {held.seed} {held.number} {own.layer}")
+            payload = pack(self.name, rows, list(range(len(held.ids))), codec=held.codec)
+            clock.lap(f"pack[{self.name}]")
+        size = 0 if payload is None else payload.nbytes
+        held.posted = Receipt(self.name, Usage(clock.seconds, size)), payload

@@ -1,0 +1,109 @@
+"""FedAttn: copies of one LLM each read their own segment of a prompt, and exchange keys and values at sync layers.
+
+FedAttn (arXiv 2511.02647). The task publisher, the plan's receiver, has the last segment and answers; the plan's
+senders have those before it, in their order. Rows go to the participants behind their sender, to whom causal attention
+shows them; nobody reads the publisher's, which therefore stay at home. Whoever is missing at a sync is left out from
+then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedray.fedattn.schedule import sync_layers
+from fedray.fedattn.segments import id_segments, segments
+from fedray.group import Group, Handle
+from fedray.protocols.exchange import Exchange
+from fedray.types import Answer, FedrayError, MemberInfo, Plan, Receipt, Request, Usage
+
+
+async def run(request: Request, plan: Plan, group: Group) -> Answer:
+    """Raises FedrayError where a prompt has fewer segments than there are participants, and where these are not copies
+    of one LLM; MemberFailed where the publisher fails, and with on_missing=error whoever fails."""
+    how, publisher = plan.fedattn, plan.receiver
+    check_copies([group.members[name] for name in (publisher, *plan.senders)], how.participants)
+    syncs = len(sync_layers(how, group.members[publisher].spec.layers))
+    async with Exchange(request, plan, group) as exchange:
+        parts = dict(zip((*plan.senders, publisher), parts_of(request, plan), strict=True))
+        held = await _everyone(
+            exchange,
+            parts,
+            "hold",
+            {
+                name: (part, how, number, plan.wire.codec, plan.seed)
+                for number, (name, part) in enumerate(parts.items())
+            },
+        )
+        lengths: dict[str, tuple[int, ...]] = {name: group.result(handle).lengths for name, handle in held.items()}
+        exchange.usage += Usage(prompt_tokens=sum(map(sum, lengths.values())))
+        posted = await _everyone(exchange, held, "begin", {name: (_before(lengths, name),) for name in held})
+        for position in range(syncs - 1):
+            posted = await _everyone(
+                exchange, posted, "advance", {name: (position, *_rows_before(posted, name)) for name in posted}
+            )
+        senders, *payloads = _rows_before(posted, publisher)
+        reply = group.start(
+            publisher, "reply", exchange.session, syncs - 1, senders, request.choices, request.generation, *payloads
+        )
+        answer: Answer = await exchange.of_receiver(reply)
+        return exchange.close(replace(answer, senders=senders))
+
+
+async def _everyone(
+    exchange: Exchange, present: Mapping[str, Any], method: str, arguments: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Handle]:
+    """Let all who are present do their next part at the same time; who is ready, in the prompt's order."""
+    group, publisher = exchange.group, exchange.plan.receiver
+    started = {name: group.start(name, method, exchange.session, *arguments[name]) for name in present}
+    ready = await asyncio.gather(*(exchange.of_sender(n, handle) for n, handle in started.items() if n != publisher))
+    own: Receipt = await exchange.of_receiver(started[publisher])
+    exchange.usage += own.usage
+    exchange.settle()
+    return {n: handle for (n, handle), ok in zip(started.items(), (*ready, True), strict=True) if ok}
+
+
+def _rows_before(posted: Mapping[str, Handle], name: str) -> tuple[Any, ...]:
+    """Who stands before a participant, and the rows they have posted."""
+    before = list(posted)[: list(posted).index(name)]
+    return tuple(before), *(posted[sender] for sender in before)
+
+
+def _before(lengths: Mapping[str, Sequence[int]], name: str) -> tuple[int, ...]:
+    """Per row the tokens of the segments before a participant's."""
+    names = list(lengths)
+    before = [lengths[other] for other in names[: names.index(name)]]
+    return tuple(sum(of_row) for of_row in zip(*before, strict=True)) if before else (0,) * len(lengths[name])
+
+
+def parts_of(request: Request, plan: Plan) -> list[tuple[Any, ...]]:
+    """Per participant its segment of every row, the publisher's last. Raises FedrayError."""
+    how = plan.fedattn
+    if request.token_ids is not None:
+        return list(zip(*(id_segments(ids, how) for ids in request.token_ids), strict=True))
+    documents = request.evidence.get(plan.receiver, ("",) * request.rows())
+    rows = (segments(prompt, how, document) for prompt, document in zip(request.prompts, documents, strict=True))
+    return list(zip(*rows, strict=True))
+
+
+def publishers_own(request: Request, plan: Plan) -> Request:
+    """What the publisher could answer from alone: its own segments."""
+    own = parts_of(request, plan)[-1]
+    if request.token_ids is not None:
+        return replace(request, token_ids=own, prompts=(), evidence={})
+    return replace(request, prompts=own, evidence={})
+
+
+def check_copies(members: Sequence[MemberInfo], participants: int) -> None:
+    """Raises FedrayError where the members are not so many copies of one LLM."""
+    publisher = members[0]
+    for member in members[1:]:
+        if (member.weights_hash, member.tokenizer_hash) != (publisher.weights_hash, publisher.tokenizer_hash):
+            raise FedrayError(
+                f"protocol=fedattn runs one LLM in all participants, and {member.name} is another than "
+                f"{publisher.name}: leave the senders out"
+            )
+    if len(members) != participants:
+        raise FedrayError(f"protocol.participants={participants} do not go with {len(members)} members: leave it out")

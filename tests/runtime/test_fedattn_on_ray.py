@@ -1,0 +1,147 @@
+"""FedAttn with each participant in a process of its own: the masked pass it equals, what reaches whom, who dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from masked import masked_pass
+from probes import start_counting, stop_counting, taken
+
+from fedray.group import Handle, MemberFailed
+from fedray.llm.catalogue import copies
+from fedray.llm.loading import load
+from fedray.protocols import PROTOCOLS
+from fedray.protocols.fedattn import parts_of
+from fedray.runtime.actors import RayGroup, load_members
+from fedray.runtime.placement import Placement
+from fedray.types import Answer, FedAttn, Generation, Plan, Request
+
+NAME = "llama-1b"
+PROMPT = (
+    "notes:\n- the color of the bird tari is red.\n- the mood of the star dika is calm.\n- the home of the gem sosa is "
+    "hill.\n- the size of the bird mino is tall.\nwhat is the home of the gem sosa?"
+)
+REQUEST = Request((PROMPT,), generation=Generation(max_tokens=6))
+NAMES = copies(NAME, 3)
+
+
+class Keeping:
+    """A group whose sessions stay open, and in which a participant is killed when a method is about to start."""
+
+    def __init__(self, group: RayGroup, victim: str = "", at: tuple[Any, ...] = ()) -> None:
+        self._group, self._victim, self._at = group, victim, at
+        self.session = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._group, name)
+
+    def start(self, member: str, method: str, session: str, *args: Any, **kwargs: Any) -> Handle:
+        self.session = session
+        if (member, method, *args)[: 1 + len(self._at)] == (self._victim, *self._at):
+            os.kill(self._group.members[member].pid, signal.SIGKILL)
+        return self._group.start(member, method, session, *args, **kwargs)
+
+    def release(self, session: str, members: Iterable[str]) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def group(cluster: Any) -> Iterator[RayGroup]:
+    group = load_members([Placement(name, num_cpus=0.5) for name in NAMES])
+    yield group
+    group.close()
+
+
+@pytest.fixture
+def mortal(group: RayGroup) -> Iterator[RayGroup]:
+    """The same group, with another second participant, for a test that ends it."""
+    victim = load_members([Placement(NAMES[1], num_cpus=0.5)])
+    yield RayGroup({**group._actors, **victim._actors}, {**group.members, **victim.members})
+    victim.close()
+
+
+def plan_of(how: FedAttn, **more: Any) -> Plan:
+    return Plan(NAME, NAMES[1:], protocol="fedattn", fedattn=how, **more)
+
+
+def ask(group: Any, plan: Plan) -> Answer:
+    return asyncio.run(PROTOCOLS["fedattn"](REQUEST, plan, group))
+
+
+def logits(group: Keeping) -> torch.Tensor:
+    handle = group.start(NAME, "prompt_logits", group.session)
+    asyncio.run(group.wait([handle]))
+    return torch.tensor(group.result(handle))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        FedAttn(3, 1),
+        FedAttn(3, 2),
+        FedAttn(3, 3, offset=-1, segments="even"),
+        FedAttn(3, 2, exchange=0.4),
+        FedAttn(3, placement="deep", exchange=0.4, score="mass"),
+    ],
+    ids=str,
+)
+def test_three_processes_are_one_masked_pass(group: RayGroup, how: FedAttn) -> None:
+    assert len({os.getpid(), *(info.pid for info in group.members.values())}) == 4
+    llm, open_group, plan = load(NAME), Keeping(group), plan_of(how, seed=5)
+    answer = ask(open_group, plan)
+    parts = [part for (part,) in parts_of(REQUEST, plan)]
+    ids = [llm.encode_part(part, first=i == 0, last=i == 2) for i, part in enumerate(parts)]
+    expected, said = masked_pass(llm, ids, how, 6, seed=5)
+    assert answer.rows[0].tokens == said
+    assert (logits(open_group)[0] - expected).abs().max() < 1e-5
+    if how == FedAttn(3, 1):
+        (joint,) = asyncio.run(PROTOCOLS["standalone"](REQUEST, plan, group)).rows
+        assert joint.tokens == said
+
+
+def test_tokens_never_leave_their_owner(group: RayGroup) -> None:
+    """All that each process takes from Ray is looked through: its own segment is there, no word of another's is."""
+    plan = plan_of(FedAttn(3, 2))
+    actors = [group._actors[name] for name in NAMES]
+    ray.get([actor.__ray_call__.remote(start_counting) for actor in actors])
+    answer = ask(group, plan)
+    took = dict(zip(NAMES, ray.get([actor.__ray_call__.remote(taken) for actor in actors]), strict=True))
+    ray.get([actor.__ray_call__.remote(stop_counting) for actor in actors])
+    assert answer.usage.payload_bytes > 0 and not answer.missing
+    own = {name: part for name, (part,) in zip((*NAMES[1:], NAME), parts_of(REQUEST, plan), strict=True)}
+    assert [part.count("\n") for part in own.values()] == [3, 2, 0]
+    ids = {name: set(load(NAME).encode_part(part, first=False, last=False)) for name, part in own.items()}
+    for name in NAMES:
+        seen = b"".join(took[name])
+        assert own[name].encode() in seen, "the probe is blind"
+        for other in set(NAMES) - {name}:
+            words = set(re.findall(r"\w+", own[other])) - set(re.findall(r"\w+", own[name]))
+            assert words and not [word for word in words if f" {word}".encode() in seen]
+            assert ids[other] - ids[name]
+        assert PROMPT.encode() not in seen
+
+
+@pytest.mark.parametrize("at", [("hold",), ("advance", 1)], ids=str)
+def test_who_dies_is_left_out_and_named(group: RayGroup, mortal: RayGroup, at: tuple[Any, ...]) -> None:
+    plan = plan_of(FedAttn(3, 2))
+    whole, dying = Keeping(group), Keeping(mortal, NAMES[1], at)
+    complete, answer = ask(whole, plan), ask(dying, plan)
+    assert [(m.member, m.reason) for m in answer.missing] == [(NAMES[1], "died (process exited)")]
+    assert answer.senders == NAMES[2:] and answer.rows[0].text
+    assert complete.senders == NAMES[1:] and not complete.missing
+    assert not logits(whole).equal(logits(dying))
+
+
+def test_who_dies_may_end_the_request(mortal: RayGroup) -> None:
+    plan = replace(plan_of(FedAttn(3, 2)), on_missing="error")
+    with pytest.raises(MemberFailed, match=f"{NAMES[1]}: died"):
+        ask(Keeping(mortal, NAMES[1], ("advance", 0)), plan)

@@ -1,0 +1,138 @@
+"""FedAttn on the command line: what is meant, and what is refused in one sentence before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commandline import Call
+
+from fedray.config import CONF
+from fedray.evaluation.cases import cases
+from fedray.evaluation.settings import build_evaluation, check_evaluation
+from fedray.fedattn.segments import segments
+from fedray.federation import Federation
+from fedray.settings import MemberSettings, build
+from fedray.types import FedAttn, FedrayError
+
+pytest.importorskip("hydra")
+pytestmark = pytest.mark.usefixtures("without_a_store")
+CONTEXT = "prompt=a is b. c is d. what is a?"
+
+
+def test_default_senders_are_copies_of_the_receiver(call: Call) -> None:
+    settings = call.settings("protocol=fedattn", "receiver=llama-3.2-1b", "protocol.participants=4")
+    assert settings.takes_part == ("llama-1b", "llama-1b#2", "llama-1b#3", "llama-1b#4")
+    assert settings.task.name == "tiny-evidence-pooled", "facts must lie in the prompt"
+    assert call.settings("protocol=fedattn", "task=gsm8k").task.name == "gsm8k"
+
+
+def test_explicit_copies_are_taken(call: Call) -> None:
+    settings = call.settings("protocol=fedattn", "senders=[qwen3-0.6b,qwen3-0.6b]")
+    assert settings.senders == ("qwen3-0.6b#2", "qwen3-0.6b#3")
+    assert build({"protocol": {"name": "fedattn"}, "senders": list(settings.senders)}).senders == settings.senders
+
+
+def test_the_yaml_says_what_the_dataclass_says(call: Call) -> None:
+    assert call.settings("protocol=fedattn").protocol.fedattn == FedAttn()
+    assert (CONF / "protocol" / "fedattn.yaml").is_file()
+
+
+def test_copies_have_the_settings_of_their_llm_unless_they_have_their_own(call: Call) -> None:
+    settings = call.settings("protocol=fedattn", "members.qwen3-0.6b.label=room=a", "members.qwen3-0.6b#3.label=room=b")
+    rooms = [settings.member(name).label for name in settings.takes_part]
+    assert rooms == ["room=a", "room=a", "room=b"]
+    assert settings.members["qwen3-0_6b__3"] == MemberSettings(label="room=b")
+
+
+REFUSED = [
+    ("protocol.sync_every=0", "protocol.sync_every must be at least 1, got 0"),
+    ("protocol.participants=0", "protocol.participants must be from 1 to 64, got 0"),
+    ("protocol.exchange=0", "protocol.exchange must be above 0 and at most 1, got 0.0"),
+    ("protocol.exchange=1.01", "protocol.exchange must be above 0 and at most 1, got 1.01"),
+    ("protocol.tokens=-0.1", "protocol.tokens must be above 0"),
+    ("protocol.publisher_tokens=2", "protocol.publisher_tokens must be above 0"),
+    ("protocol.offset=2", "protocol.offset=2 must be below protocol.sync_every=2"),
+    ("protocol.placement=deap", "unknown protocol.placement 'deap' (did you mean deep?)"),
+    ("senders=[llama-1b]", "protocol=fedattn runs copies of one LLM, and sender llama-1b is another than qwen3-0.6b"),
+    ("senders=[qwen3-0.6b]", "name qwen3-0.6b 2 times"),
+    ("senders=[llama-1b,qwen3-0.6b]", "qwen3-0.6b is the receiver and among the senders"),
+    (f"{CONTEXT}|protocol.participants=5", "which has 3 (the context in sentences, the question apart)"),
+    ("prompt=hello|protocol.segments=even", "are more than the segments of 'hello', which has 1"),
+    ("rephrase=shared", "rephrase=shared does not go with protocol=fedattn"),
+    ("on_missing=text", "on_missing=text is about fusers"),
+    ("wire.keep=0.5", "protocol.exchange"),
+    ("answer_all=true", "answer_all=true goes with protocol=c2c"),
+    ("control=noise", "choose protocol=c2c, not fedattn"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED)
+def test_refused_in_one_sentence(call: Call, arguments: str, said: str) -> None:
+    code, err = call("protocol=fedattn", *arguments.split("|"))
+    assert code == 2 and call.ran == []
+    assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", [{"sync_every": 7}, {"layers": (6,)}])
+def test_beyond_the_depth_is_refused_before_anything_is_loaded(how: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedray.federation._start_here", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(FedrayError, match="protocol"):
+        Federation(protocol={"name": "fedattn", **how}, ray=False)
+
+
+def test_a_questions_file_is_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedray.evaluation.federate import run
+
+    (tmp_path / "q.txt").write_text("a is b. c is d. what is a?\nwhat is b?\n")
+    settings = build({"protocol": {"name": "fedattn"}, "questions": tmp_path / "q.txt", "output": tmp_path})
+    with pytest.raises(FedrayError, match=r"segments of 'what is b\?', which has 1"):
+        run(settings, lambda settings: pytest.fail("it was started"))
+
+
+@pytest.mark.parametrize(
+    ("how", "parts"),
+    [
+        (FedAttn(3), ("notes:\n- a is b.\n", "- c is d. it is e.\n", "what is a?")),
+        (FedAttn(4), ("notes:\n", "- a is b.\n- c is d.", " it is e.\n", "what is a?")),
+        (FedAttn(2, question_apart=False), ("notes:\n- a is b.\n- c is d.", " it is e.\nwhat is a?")),
+        (FedAttn(2, segments="even"), ("notes:\n- a is b.\n- c is d. it is e.\n", "what is a?")),
+        (
+            FedAttn(3, segments="even", question_apart=False),
+            ("notes:\n- a is b.\n", "- c is d. it is", " e.\nwhat is a?"),
+        ),
+        (FedAttn(1), ("notes:\n- a is b.\n- c is d. it is e.\nwhat is a?",)),
+    ],
+    ids=str,
+)
+def test_segments(how: FedAttn, parts: tuple[str, ...]) -> None:
+    assert segments("notes:\n- a is b.\n- c is d. it is e.\nwhat is a?", how) == parts
+    assert segments("what is a?", how, "a is b.\nc is d. it is e.") == parts
+
+
+def test_a_question_of_several_lines_stays_whole_under_a_document() -> None:
+    assert segments("what is a?\nA b\nB c", FedAttn(2), "a is b.")[-1] == "what is a?\nA b\nB c"
+
+
+def test_blocks_vary_what_fedattn_is_told() -> None:
+    block = {
+        "protocol": ["fedattn"],
+        "sync_every": [1, 2],
+        "participants": [2, 3],
+        "exchange": [0.5, 1],
+        "score": ["norm"],
+    }
+    settings = build_evaluation(
+        {"protocol": {"name": "fedattn"}, "blocks": {"x": block}, "task": "tiny-evidence-pooled"}
+    )
+    check_evaluation(settings)
+    found = [case for case in cases(settings, settings.senders) if case.way.fedattn]
+    assert len(found) == 8 == len({case.way.fedattn for case in found})
+    assert {case.senders for case in found} == {("qwen3-0.6b#2",), ("qwen3-0.6b#2", "qwen3-0.6b#3")}
+    assert {str(case.way) for case in found} >= {"fedattn (N=2, H=1, exchange 50% norm)", "fedattn (N=3, H=2)"}
+
+
+def test_blocks_are_refused_by_name() -> None:
+    values = {"blocks": {"x": {"protocol": ["fedattn"], "exchange": [0.0]}}, "task": "tiny-evidence-pooled"}
+    with pytest.raises(FedrayError, match=r"blocks.x: protocol.exchange must be above 0"):
+        check_evaluation(build_evaluation(values))
