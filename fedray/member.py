@@ -28,6 +28,7 @@ from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM, Span
 from fedray.privacy import rephrase
 from fedray.sessions import Session, Sessions
+from fedray.speculator import Speculator
 from fedray.types import (
     Answer,
     Artifact,
@@ -51,7 +52,7 @@ from fedray.wire.selection import keep_tokens
 AS_IT_IS = Wire()
 
 
-class Member:
+class Member(Speculator):
     """One LLM on one device."""
 
     def __init__(
@@ -89,8 +90,7 @@ class Member:
     def stats(self) -> dict[str, float]:
         """rss_bytes: peak resident memory; device_bytes: peak of GPU memory; sessions: open ones; received_bytes:
         payload bytes taken so far."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        device = self.llm.device
+        peak, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, self.llm.device
         return {
             "rss_bytes": peak * (1 if platform.system() == "Darwin" else 1024),
             "device_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0,

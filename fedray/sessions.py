@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fedray.llm.cache import KVCache
 from fedray.llm.model import Span
+from fedray.llm.track import Track
+from fedray.speculation.drafts import Drafts
 from fedray.types import SessionLost
 
 TTL_S = 600.0  # a session nobody released or used for so long is dropped
@@ -18,7 +20,8 @@ TTL_S = 600.0  # a session nobody released or used for so long is dropped
 class Session:
     """Prompts that were read. rows: the request's row number of each; spans: where their tokens lie in the text.
 
-    state_BTD: what a gate reads; weights_BS: gate weights of the plan's senders.
+    state_BTD: what a gate reads; weights_BS: gate weights of the plan's senders; track: what is read on after
+    the prompts; drafts: what a server of SpecFed has said and drafted.
     """
 
     rows: tuple[int, ...]
@@ -27,6 +30,8 @@ class Session:
     ids: list[list[int]]
     state_BTD: Tensor | None = None
     weights_BS: Tensor | None = None
+    track: Track | None = None
+    drafts: Drafts | None = None
     used_at: float = field(default_factory=time.monotonic)
 
     def weights_by_name(self, senders: tuple[str, ...]) -> list[dict[str, float]]:

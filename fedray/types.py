@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedray.rounds import SpecFed, Speculation
+
 
 class FedrayError(ValueError):
     """A mistake of the user's or of the outside world: one sentence that says what is wrong, where, and the remedy."""
@@ -51,6 +53,7 @@ class MemberInfo:
     pid: int
     context: int  # longest prompt plus answer, tokens
     revision: str = ""  # the commit of its repository on the Hugging Face hub, where it comes from there
+    vocabulary: str = ""  # hash of its tokens and their ids; "" where it has no tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +250,7 @@ class Plan:
     wire: Wire = Wire()
     t2t: T2T = T2T()
     rounds: int = 3  # of self_refine, at most
+    specfed: SpecFed = field(default_factory=SpecFed)
     peers: tuple[Plan, ...] = ()  # answer_all: the plans of the other members, each a receiver too
     vote: bool = False  # answer_all: the majority's answer instead of the receiver's
     seed: int = 0
@@ -266,6 +270,19 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """What the server says after a round. tokens: what each row's answer goes on with; ended: rows that are done;
+    drafts: the next round's, per row; missing: workers whose payload does not hold together."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    ended: tuple[bool, ...]
+    drafts: tuple[tuple[int, ...], ...]
+    usage: Usage
+    speculation: Speculation = field(default_factory=Speculation)
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a protocol returns: a row per prompt, who took part, who did not and why, and what it cost.
 
@@ -282,6 +299,7 @@ class Answer:
     by_member: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unrephrased: Mapping[int, str] = field(default_factory=dict)
+    speculation: Speculation | None = None  # of specfed: its rounds
 
     @property
     def text(self) -> str:

@@ -17,7 +17,7 @@ from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.model import LLM, check_ids, encode, hash_tokenizer, template_of
+from fedray.llm.model import LLM, check_ids, encode, hash_tokenizer, hash_vocabulary, template_of
 from fedray.llm.source import (
     HASHES,
     Source,
@@ -164,6 +164,7 @@ def describe(llm: LLM) -> MemberInfo:
         pid=os.getpid(),
         context=llm.context,
         revision=llm.revision,
+        vocabulary=hash_vocabulary(llm.tokenizer),
     )
 
 
