@@ -22,6 +22,7 @@ from fedray.checks import check
 from fedray.forecast import Room, check_room, needs, this_machine
 from fedray.group import Group, LocalGroup
 from fedray.llm.source import Source
+from fedray.llm.vocabulary import check_vocabularies
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS, STREAMS
 from fedray.settings import Settings, build
@@ -55,6 +56,8 @@ class Federation:
             on_missing=s.on_missing,
         )
         found = provision.pinned(provision.sources(s))
+        if s.protocol.name == "specfed":
+            check_vocabularies(found[s.receiver], [found[name] for name in s.senders], s.protocol.vocab)
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
@@ -187,6 +190,7 @@ def _choices(s: Settings) -> dict[str, Any]:
         "wire": s.wire,
         "t2t": s.t2t,
         "rounds": s.rounds,
+        "specfed": s.protocol.specfed,
         "vote": s.vote,
         "seed": s.seed,
     }

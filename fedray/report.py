@@ -163,6 +163,12 @@ class Evaluated:
     wire: str = "none"  # the codec of caches
     keep: float = 1.0  # share of every sender's tokens that was sent
     score: str = "last"  # which tokens those were
+    gamma: str = "none"  # of specfed: tokens drafted per round, or auto
+    top_k: str = "none"  # of specfed: entries of a distribution that travel, or their share
+    reconstruct: str = "none"  # of specfed
+    temperature: float = 0.0  # of specfed
+    tokens_per_s: float | None = None  # of answers, asked in batches
+    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: fedray/rounds.py, figures
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
 
     @property
@@ -283,6 +289,7 @@ class Report:
     unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
     by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
     usage: Cost = Cost()
+    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: fedray/rounds.py, figures
     missing: tuple[Missing, ...] = ()  # members that took no part in some request, and why
     members: tuple[Participant, ...] = ()
     answers: tuple[Answered, ...] = ()

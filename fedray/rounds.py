@@ -32,7 +32,7 @@ class Speculation:
     """What rounds of SpecFed came to. A position is a place in an answer for which a distribution was reconstructed.
 
     drafted, decided, accepted: draft tokens of every round, those that were looked at (up to the first rejection), and
-    those that stand; emitted: answer tokens; forwards: of all workers, each over a whole batch; verified: positions
+    those that stand; turns: how often a row went on, of all rows and rounds; emitted: answer tokens; forwards: of all workers, each over a whole batch; verified: positions
     that workers sent; payload_bytes: of what they sent. kept: sum over `positions` of the workers' weighted kept mass,
     1 - epsilon.
     Where whole distributions were at hand: delta, delta_bound, rounding: sums over `measured` positions of Delta, of
@@ -44,6 +44,7 @@ class Speculation:
     drafted: tuple[int, ...] = ()
     decided: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
+    turns: int = 0
     emitted: int = 0
     forwards: int = 0
     verified: int = 0
@@ -75,3 +76,29 @@ class Speculation:
         most = ("delta_most", "delta_excess", "gap_most", "gap_excess")
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         return Speculation(**{name: max(pair) if name in most else pair[0] + pair[1] for name, pair in pairs.items()})
+
+    def figures(self) -> dict[str, float | None]:
+        """Means: tokens_per_forward: of one row and one forward pass of every worker; bytes_per_position: of what one
+        worker sends; bytes_per_token: of what all send per token of an answer; epsilon: missing mass; Delta and Delta
+        alpha with their bounds, where they were measured."""
+
+        def per(total: float, count: int) -> float | None:
+            return total / count if count else None
+
+        return {
+            "rounds": self.rounds,
+            "drafted_per_round": per(sum(self.drafted), self.turns),
+            "accepted_per_round": per(sum(self.accepted), self.turns),
+            "acceptance": self.acceptance,
+            "tokens_per_forward": per(self.emitted, self.turns),
+            "bytes_per_position": per(self.payload_bytes, self.verified),
+            "bytes_per_token": per(self.payload_bytes, self.emitted),
+            "epsilon": None if not self.positions else max(0.0, 1 - self.kept / self.positions),
+            "delta": per(self.delta, self.measured),
+            "delta_bound": per(self.delta_bound, self.measured),
+            "delta_most": self.delta_most if self.measured else None,
+            "gap": per(self.gap, self.drafts_measured),
+            "gap_bound": per(self.delta_bound / 2, self.measured) if self.drafts_measured else None,
+            "gap_most": self.gap_most if self.drafts_measured else None,
+            "excess": max(self.delta_excess, self.gap_excess) if self.measured else None,
+        }

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, resolve, safe_name
+from fedray.rounds import SpecFed
 from fedray.schema import Schema
 from fedray.types import T2T, FedrayError, Generation, Wire
 
@@ -22,13 +23,15 @@ Task = Literal[
     "tiny-joint-halves",
     "tiny-evidence",
     "tiny-evidence-pooled",
+    "tiny-tell",
     "openbookqa",
     "arc-challenge",
     "mmlu-redux",
     "ceval",
     "gsm8k",
 ]
-Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number"]
+Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
+WORKERS = ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")  # senders of specfed by default: of the draft's vocabulary
 ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
 
 
@@ -40,7 +43,24 @@ class ZooSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolSettings:
-    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble"] = "c2c"
+    """A protocol, and what only specfed is told: fedray/rounds.py says what its settings mean."""
+
+    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble", "specfed"] = "c2c"
+    draft: str = "qwen2.5-0.5b"  # the server, in the place of the receiver; none: the receiver, which drafts nothing
+    gamma: int | Literal["auto"] = 4
+    top_k: int | float = 0.01
+    reconstruct: Literal["renorm", "spread"] = "spread"
+    weights: tuple[float, ...] | None = None  # of the senders, in their order; None: all alike
+    weigh: Literal["fixed", "gate"] = "fixed"
+    vocab: Literal["map", "strict"] = "map"
+    patience_s: float | None = None
+    measure: bool = False
+
+    @property
+    def specfed(self) -> SpecFed:
+        gamma, weights = 0 if self.draft == "none" else self.gamma, self.weights or ()
+        more = (self.weigh, self.vocab, self.patience_s, self.measure)
+        return SpecFed(gamma, self.top_k, self.reconstruct, weights, *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +82,8 @@ class TaskSettings:
     @property
     def scored_by(self) -> Scoring:
         """The scoring, said or implied."""
-        implied = "number" if self.name == "gsm8k" else "letters-generated" if self.name in BENCHMARKS else "text"
-        return self.scoring or implied
+        own: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}
+        return self.scoring or own.get(self.name, "letters-generated" if self.name in BENCHMARKS else "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +214,8 @@ def build(values: Mapping[str, Any]) -> Settings:
 def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     """Settings, or a job's own kind of them, from nested values, names canonical; what is not given has its default.
 
-    Senders default to everyone but the receiver, fusion to what the fuser implies, gate to what the zoo implies,
+    Senders default to everyone but the receiver (of specfed to WORKERS, and its draft is the receiver), fusion to what
+    the fuser implies, gate to what the zoo implies,
     generation.seed to seed. Raises FedrayError on an unknown key or name and on a value of the wrong type.
     """
     values = named_safely({key: value for key, value in values.items() if (key, value) != ("senders", None)})
@@ -205,7 +226,10 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     settings = with_strangers(schema, values.get("receiver"), values.get("senders")).read(values)
     zoo = settings.zoo.name
     receiver = resolve(settings.receiver, "receiver", zoo)
-    senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
+    drafts = settings.protocol.name == "specfed" and settings.protocol.draft != "none"
+    receiver = resolve(settings.protocol.draft, "protocol.draft", zoo) if drafts else receiver
+    others = WORKERS if settings.protocol.name == "specfed" else NAMES
+    senders = settings.senders if "senders" in values else tuple(name for name in others if name != receiver)
     implied = "mix" if settings.fuser == "c2c" else "concat"
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)

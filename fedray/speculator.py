@@ -62,9 +62,10 @@ class Speculator:
         clock = Clock()
         held = self._sessions.get(session)
         track = _track(held)
+        place = {row: b for b, row in enumerate(held.rows)}
         keep, more = [len(row) for row in track.ids], [[] for _ in track.ids]
         for row, before, certain, maybe in zip(rows, position, known, drafts, strict=True):
-            b = held.rows.index(row)
+            b = place[row]
             keep[b] = len(held.ids[b]) + before - (not certain)  # without anything new the last token is read again
             if keep[b] > len(track.ids[b]):
                 raise FedrayError(f"{self.name} has not read {before} tokens of the answer in row {row}: send them all")
@@ -72,7 +73,7 @@ class Speculator:
             self.llm.check_ids([*track.ids[b][: keep[b]], *more[b]])
         track.crop(keep)
         logits_BQV = track.read(self.llm.model, more, self.llm.pad_id)
-        places = [(held.rows.index(row), len(maybe) + 1) for row, maybe in zip(rows, drafts, strict=True)]
+        places = [(place[row], len(maybe) + 1) for row, maybe in zip(rows, drafts, strict=True)]
         picked = [logits_BQV[b, len(more[b]) - count : len(more[b])] for b, count in places]
         p_NV = _distribution(torch.cat(picked), generation.temperature)
         clock.lap(f"verify[{self.name}]")
@@ -128,6 +129,7 @@ class Speculator:
             drafted=(sum(n - 1 for _, n in asked),),
             decided=(decided,),
             accepted=(accepted,),
+            turns=len(asked),
             emitted=sum(map(len, emitted)),
             forwards=len(payloads),
             verified=sum(len(e.ids_NK) for e in entries.values()),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fedray.types import MemberInfo
 
-CROSSING = {"c2c": "cache", "t2t": "token", "route": "token", "ensemble": "token"}
+CROSSING = {"c2c": "cache", "t2t": "token", "route": "token", "ensemble": "token", "specfed": "token"}
 
 
 def kind_of(protocol: str, members: Iterable[MemberInfo]) -> str | None:

@@ -147,6 +147,7 @@ def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:
         rephrase=settings.rephrase,
         wire=settings.wire,
         t2t=settings.t2t,
+        specfed=settings.protocol.specfed,
         vote=settings.vote,
         seed=settings.seed,
     )
