@@ -32,9 +32,9 @@ class Speculation:
     """What rounds of SpecFed came to. A position is a place in an answer for which a distribution was reconstructed.
 
     drafted, decided, accepted: draft tokens of every round, those that were looked at (up to the first rejection), and
-    those that stand; turns: how often a row went on, of all rows and rounds; emitted: answer tokens; forwards: of all workers, each over a whole batch; verified: positions
-    that workers sent; payload_bytes: of what they sent. kept: sum over `positions` of the workers' weighted kept mass,
-    1 - epsilon.
+    those that stand; turns: how often a row went on, of all rows and rounds; emitted: answer tokens; forwards: of all
+    workers, each over a whole batch; verified: positions that workers sent; payload_bytes: of what they sent; kept: sum
+    over `positions` of the workers' weighted kept mass, 1 - epsilon.
     Where whole distributions were at hand: delta, delta_bound, rounding: sums over `measured` positions of Delta, of
     its bound 2 sum w epsilon, and of what float16 adds to it; gap: the same over `drafts_measured` positions of |Delta
     alpha|; _most: the largest; _excess: the most by which one was above its bound, rounding included, which for the gap

@@ -15,10 +15,11 @@ from fedray.evaluation.measure import Measurement
 from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
 from fedray.evaluation.tasks import Question
 from fedray.report import Compared, Contribution, Evaluated
+from fedray.rounds import Speculation
 from fedray.types import MemberInfo
 
 T = TypeVar("T")
-RANKS = ("standalone", "self_refine", "ensemble", "route", "t2t", "c2c")
+RANKS = ("standalone", "self_refine", "ensemble", "route", "t2t", "specfed", "c2c")
 TOKEN_BYTES = 4  # one int32 id
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -111,6 +112,12 @@ class Results:
             wire=way.codec,
             keep=way.keep,
             score=way.score,
+            gamma=way.gamma,
+            top_k=way.top_k,
+            reconstruct=way.reconstruct,
+            temperature=way.temperature,
+            tokens_per_s=_rate(measured),
+            speculation=_speculation(measured),
         )
 
     def comparisons(self) -> tuple[Compared, ...]:
@@ -154,6 +161,11 @@ class Results:
                 plain = a.way.over_plain_wire
                 if same_place and plain == b.way.over_plain_wire and plain in (a.way, b.way):
                     yield (a, b) if a.way == plain else (b, a)
+                continue
+            if a.way.protocol == b.way.protocol == "specfed":  # each with the same without drafts
+                base = replace(a.way.baseline, temperature=b.way.temperature)
+                if same_place and a.way.temperature == b.way.temperature and base in (a.way, b.way):
+                    yield (a, b) if a.way == base else (b, a)
                 continue
             same_text, same_way = a.way.rephrase == b.way.rephrase, _but_rephrase(a) == _but_rephrase(b)
             if same_place and same_text != same_way:
@@ -212,6 +224,17 @@ class Results:
 def _rank(case: Case) -> int:
     """Which of two ways is asked what it adds to the other: caches come last."""
     return RANKS.index(case.way.protocol)
+
+
+def _rate(measured: Sequence[Measurement]) -> float | None:
+    """Answer tokens per second, asked in batches."""
+    seconds = sum(m.answering_s for m in measured)
+    return sum(m.answer_tokens for m in measured) / seconds if seconds else None
+
+
+def _speculation(measured: Sequence[Measurement]) -> dict[str, float | None]:
+    found = [m.speculation for m in measured if m.speculation is not None]
+    return sum(found, Speculation()).figures() if found else {}
 
 
 def _but_rephrase(case: Case) -> tuple[object, ...]:

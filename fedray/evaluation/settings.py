@@ -37,6 +37,11 @@ class Block:
     wire: tuple[str, ...] = ()  # codecs
     keep: tuple[float, ...] = ()  # wire.keep
     score: tuple[str, ...] = ()  # wire.score
+    gamma: tuple[int | Literal["auto", "none"], ...] = ()  # of specfed; none: protocol.draft=none
+    top_k: tuple[int | float, ...] = ()
+    reconstruct: tuple[Literal["renorm", "spread"], ...] = ()
+    temperature: tuple[float, ...] = ()  # of specfed's answers
+    measure: tuple[bool, ...] = ()  # protocol.measure
 
 
 @dataclass(frozen=True, slots=True)
