@@ -75,7 +75,7 @@ class Member(Speculator):
         self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
-        self._received_bytes = 0
+        self._received_bytes, self._translations = 0, {}
 
     def _take(self, threads: int | None) -> None:
         if threads and threads != torch.get_num_threads():

@@ -34,7 +34,8 @@ class Speculation:
     drafted, decided, accepted: draft tokens of every round, those that were looked at (up to the first rejection), and
     those that stand; turns: how often a row went on, of all rows and rounds; emitted: answer tokens; forwards: of all
     workers, each over a whole batch; verified: positions that workers sent; payload_bytes: of what they sent; kept: sum
-    over `positions` of the workers' weighted kept mass, 1 - epsilon.
+    over `positions` of the workers' weighted kept mass, 1 - epsilon; unmapped: sum over `translated` positions, of
+    workers with another vocabulary, of the mass on tokens that the server's lacks.
     Where whole distributions were at hand: delta, delta_bound, rounding: sums over `measured` positions of Delta, of
     its bound 2 sum w epsilon, and of what float16 adds to it; gap: the same over `drafts_measured` positions of |Delta
     alpha|; _most: the largest; _excess: the most by which one was above its bound, rounding included, which for the gap
@@ -51,6 +52,8 @@ class Speculation:
     payload_bytes: int = 0
     positions: int = 0
     kept: float = 0.0
+    translated: int = 0
+    unmapped: float = 0.0
     measured: int = 0
     delta: float = 0.0
     delta_bound: float = 0.0
@@ -94,6 +97,7 @@ class Speculation:
             "bytes_per_position": per(self.payload_bytes, self.verified),
             "bytes_per_token": per(self.payload_bytes, self.emitted),
             "epsilon": None if not self.positions else max(0.0, 1 - self.kept / self.positions),
+            "unmapped": per(self.unmapped, self.translated),
             "delta": per(self.delta, self.measured),
             "delta_bound": per(self.delta_bound, self.measured),
             "delta_most": self.delta_most if self.measured else None,

@@ -6,7 +6,9 @@ catches up. Shape legend: B batch, G draft tokens, P positions, N positions of a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +16,14 @@ from torch import Tensor
 
 from fedray.clock import Clock
 from fedray.llm.model import LLM
+from fedray.llm.token_bytes import token_bytes
 from fedray.llm.track import Track
 from fedray.rounds import SpecFed, Speculation
 from fedray.sessions import Session, Sessions
 from fedray.speculation import acceptance, measuring
 from fedray.speculation.drafts import Drafts, padded, uniform
 from fedray.speculation.reconstruction import average, reconstruct
+from fedray.speculation.translation import Translation
 from fedray.types import FedrayError, Generation, Missing, Plan, Receipt, Request, Round, Row, Usage
 from fedray.wire.distributions import (
     Entries,
@@ -29,8 +33,18 @@ from fedray.wire.distributions import (
     unpack_distributions,
 )
 from fedray.wire.payload import Payload, ships
+from fedray.wire.vocabulary import pack_vocabulary, unpack_vocabulary
 
 Ids = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a worker is told of a row. position: tokens of the answer that it was told before."""
+
+    position: int
+    known: tuple[int, ...]
+    drafts: tuple[int, ...]
 
 
 class Speculator:
@@ -40,6 +54,7 @@ class Speculator:
     llm: LLM
     _sessions: Sessions
     _received_bytes: int
+    _translations: dict[str, Translation]
 
     # -- as a worker --------------------------------------------------------------------------------------------------
 
@@ -53,34 +68,78 @@ class Speculator:
         drafts: Ids,
         generation: Generation,
         how: SpecFed,
+        *vocabulary: Payload,
     ) -> tuple[Receipt, Payload]:
         """Read what an answer goes on with, and send the distributions behind its last known token and every draft.
 
         position: per row the answer's tokens that were sent before, to which the cache is cropped; known: those after
-        them that are certain; drafts: those that may be. The prompts were read by `prefill`.
+        them that are certain; drafts: those that may be. vocabulary: the server's, where it is not this LLM's. The
+        prompts were read by `prefill`.
         """
         clock = Clock()
         held = self._sessions.get(session)
-        track = _track(held)
-        place = {row: b for b, row in enumerate(held.rows)}
-        keep, more = [len(row) for row in track.ids], [[] for _ in track.ids]
-        for row, before, certain, maybe in zip(rows, position, known, drafts, strict=True):
-            b = place[row]
-            keep[b] = len(held.ids[b]) + before - (not certain)  # without anything new the last token is read again
-            if keep[b] > len(track.ids[b]):
-                raise FedrayError(f"{self.name} has not read {before} tokens of the answer in row {row}: send them all")
-            more[b] = [*(() if certain else track.ids[b][keep[b] : keep[b] + 1]), *certain, *maybe]
-            self.llm.check_ids([*track.ids[b][: keep[b]], *more[b]])
-        track.crop(keep)
-        logits_BQV = track.read(self.llm.model, more, self.llm.pad_id)
-        places = [(place[row], len(maybe) + 1) for row, maybe in zip(rows, drafts, strict=True)]
-        picked = [logits_BQV[b, len(more[b]) - count : len(more[b])] for b, count in places]
-        p_NV = _distribution(torch.cat(picked), generation.temperature)
+        translation = self._translation(*vocabulary) if vocabulary else None
+        heard = zip(rows, position, known, drafts, strict=True)
+        told = {row: _Told(before, certain, maybe) for row, before, certain, maybe in heard}
+        p_NV, has_P = self._hear(held, told, translation, generation.temperature)
         clock.lap(f"verify[{self.name}]")
-        counts = [(row, count) for row, (_, count) in zip(rows, places, strict=True)]
-        payload = pack_distributions(p_NV, counts, count_of(how.top_k, p_NV.shape[1]), whole=how.measure)
+        unmapped = 0.0
+        if translation is not None:
+            p_NV = translation.distribution(p_NV)
+            unmapped = float((1 - p_NV.sum(1)).clamp(min=0).sum())
+        payload = pack_distributions(
+            p_NV,
+            [(row, len(of.drafts) + 1) for row, of in told.items()],
+            count_of(how.top_k, p_NV.shape[1]),
+            has_P=has_P,
+            whole=how.measure,
+            unmapped=unmapped,
+        )
         clock.lap(f"pack[{self.name}]")
         return Receipt(self.name, Usage(clock.seconds, sent_bytes(payload))), payload
+
+    def _translation(self, payload: Payload) -> Translation:
+        """The way from a server's vocabulary to one's own and back, made once."""
+        key = hashlib.sha256(b"".join(buffer.tobytes() for buffer in payload.buffers)).hexdigest()
+        if key not in self._translations:
+            if self.llm.tokenizer is None:
+                raise FedrayError(f"{self.name} has no tokenizer: it cannot read the tokens of another LLM")
+            size = self.llm.model.get_input_embeddings().num_embeddings
+            server = unpack_vocabulary(payload)
+            self._translations[key] = Translation(self.name, self.llm.tokenizer, size, self.llm.stop_ids, server)
+        return self._translations[key]
+
+    def _hear(
+        self, held: Session, told: Mapping[int, _Told], translation: Translation | None, temperature: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """((N, V) distributions at the positions that have one, which of all positions those are: None is all)."""
+        track, heard = _track(held), held.drafts or Drafts([[] for _ in held.rows], [], [])
+        held.drafts = heard
+        place = {row: b for b, row in enumerate(held.rows)}
+        keep, more = [len(row) for row in track.ids], [[] for _ in track.ids]
+        wanted: list[tuple[int, list[int | None]]] = []  # per row the tokens that stand before each of its positions
+        for row, of in told.items():
+            b, prompt = place[row], held.ids[place[row]]
+            if of.position > len(heard.answers[b]):
+                raise FedrayError(f"{self.name} has not read {of.position} tokens of the answer in row {row}")
+            said = [*heard.answers[b][: of.position], *of.known]
+            heard.answers[b] = [*said, *of.drafts]
+            if translation is None:
+                ids, before = [*said, *of.drafts], [len(said) + i for i in range(len(of.drafts) + 1)]
+            else:
+                ids, before = translation.read(said, of.drafts)
+            text, first = [*prompt, *ids], min((n for n in before if n is not None), default=len(ids))
+            self.llm.check_ids(text)
+            keep[b] = min(_common(text, track.ids[b]), len(prompt) + first - 1)
+            more[b] = text[keep[b] :]
+            wanted.append((b, [None if n is None else len(prompt) + n - 1 - keep[b] for n in before]))
+        track.crop(keep)
+        logits_BQV = track.read(self.llm.model, more, self.llm.pad_id)
+        index = [(b, q) for b, places in wanted for q in places if q is not None]
+        rows, columns = ([pair[side] for pair in index] for side in (0, 1))
+        has = [q is not None for _, places in wanted for q in places]
+        p_NV = _distribution(logits_BQV[rows, columns], temperature)
+        return p_NV, None if all(has) else torch.tensor(has)
 
     # -- as the server ------------------------------------------------------------------------------------------------
 
@@ -134,6 +193,8 @@ class Speculator:
             forwards=len(payloads),
             verified=sum(len(e.ids_NK) for e in entries.values()),
             payload_bytes=sum(map(sent_bytes, payloads)),
+            translated=sum(len(e.ids_NK) for e in entries.values() if e.unmapped),
+            unmapped=sum(e.unmapped for e in entries.values()),
         )
         self._received_bytes += figures.payload_bytes
         self._draft(held, generation, gamma)
@@ -142,6 +203,13 @@ class Speculator:
         state.position = position
         state.reply = Round(emitted, tuple(state.ended), drafts, Usage(clock.seconds), figures, missing)
         return state.reply
+
+    @ships
+    def vocabulary(self) -> tuple[Receipt, Payload]:
+        """The bytes of this LLM's tokens, for workers with others."""
+        size = self.llm.model.get_input_embeddings().num_embeddings
+        tokens = [b""] * size if self.llm.tokenizer is None else token_bytes(self.llm.tokenizer, size)
+        return Receipt(self.name, Usage()), pack_vocabulary(tokens, sorted(self.llm.stop_ids))
 
     def told(self, session: str) -> tuple[Row, ...]:
         """The answers so far."""

@@ -19,8 +19,11 @@ from fedray.speculation.acceptance import accept, acceptance_rate, draw
 from fedray.speculation.drafts import uniform
 from fedray.speculation.pace import FIRST, LONGEST, next_gamma
 from fedray.speculation.reconstruction import average, l1, reconstruct
+from fedray.speculation.translation import Translation
 from fedray.types import Answer, FedrayError, Generation, Plan, Request
 from fedray.wire.distributions import top_entries
+from fedray.wire.payload import CorruptPayload
+from fedray.wire.vocabulary import unpack_vocabulary
 from fedray.zoo.world import World
 
 DRAFT, WORKERS = "qwen2.5-0.5b", ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")
@@ -304,6 +307,68 @@ def test_the_gate_weighs_row_by_row(group):
     answer = ask(group, replace(plan(how=how), gate="oracle"), replace(REQUEST, weights=weights))
     each = [tokens(ask(group, plan((name,)))) for name in WORKERS]
     assert tokens(answer) == [each[b % 2][b] for b in range(len(PROMPTS))]
+
+
+def test_a_worker_with_another_vocabulary(group):
+    """Mapped by the bytes of tokens: it changes the answer, what has no counterpart is reported, and greedy answers do
+    not depend on gamma where its tokens end wherever the server's do; strict refuses it."""
+    members = {**group._members, "llama-1b": Member("llama-1b")}
+    mixed = LocalGroup(members)
+    names = (ONE[0], "llama-1b")
+    told = replace(REQUEST, prompts=(WORLD.tell("tree", WORLD.entities["tree"][-1]).user, *PROMPTS[1:]))
+    answer = ask(mixed, plan(names, SpecFed(top_k=1.0)), told)
+    found = answer.speculation
+    assert found is not None and not answer.missing
+    assert tokens(answer) != tokens(ask(group, plan(ONE), told))
+    assert 0 < found.translated < found.verified and 0 < found.unmapped < found.translated
+    assert found.figures()["epsilon"] > 0
+    with pytest.raises(FedrayError, match=r"vocab=strict: llama-1b"):
+        ask(mixed, plan(names, SpecFed(vocab="strict")), told)
+
+
+def test_without_a_common_place_the_next_round_drafts_nothing(group):
+    """Only the worker with another vocabulary is left: rounds go on one token at a time where its tokens do not end."""
+    mixed = LocalGroup({**group._members, "llama-1b": Member("llama-1b")})
+    found = ask(mixed, plan(("llama-1b",), SpecFed(gamma=6, top_k=1.0))).speculation
+    assert found is not None and found.emitted > 10 and found.positions <= found.verified
+
+
+def test_tokens_mean_the_same_by_their_bytes(group):
+    llama, server = Member("llama-1b").llm, group._members[DRAFT]
+    vocabulary = unpack_vocabulary(server.vocabulary()[1])
+    translation = Translation("llama-1b", llama.tokenizer, 512, llama.stop_ids, vocabulary)
+    ids = server.llm.encode_answer("the color is red, the size is tall.")
+    own, before = translation.read(ids[:4], ids[4:])
+    assert llama.tokenizer.decode(own) == server.llm.tokenizer.decode(ids) and own == llama.encode_answer(
+        "the color is red, the size is tall."
+    )
+    for i, count in enumerate(before):
+        if count is not None:
+            assert llama.tokenizer.decode(own[:count]) == server.llm.tokenizer.decode(ids[: 4 + i])
+    assert before[-1] == len(own) and any(count is not None for count in before[:-1])
+    red = llama.encode_answer(" red")
+    one = torch.zeros(1, 512)
+    one[0, red[0]] = 0.75
+    one[0, min(llama.stop_ids)] = 0.25
+    mapped = translation.distribution(one)
+    same = [i for i, token in enumerate(vocabulary.tokens) if token == llama.tokenizer.decode(red[:1]).encode()]
+    if same:
+        assert mapped[0, same[0]] == 0.75
+    assert mapped[0, vocabulary.stops[0]] == 0.25
+
+
+def test_a_damaged_vocabulary_is_refused(group):
+    payload = group._members[DRAFT].vocabulary()[1]
+    lengths, text, stops = payload.buffers
+    for wrong in (
+        replace(payload, header=payload.header[:-1]),
+        replace(payload, header=b"XXXX" + payload.header[4:]),
+        replace(payload, buffers=(lengths[:-2], text, stops)),
+        replace(payload, buffers=(lengths, text[:-1], stops)),
+        replace(payload, buffers=(lengths, text, stops + 255)),
+    ):
+        with pytest.raises(CorruptPayload):
+            unpack_vocabulary(wrong)
 
 
 def test_choices_are_not_written(group):

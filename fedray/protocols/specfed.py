@@ -52,11 +52,20 @@ class Talk:
         self.pending: dict[str, Handle] = {}  # calls of workers that were late
         self.late: dict[str, int] = {}
         self.found = Speculation()
+        own = self.group.members[self.plan.receiver].vocabulary
+        self.foreign = {name for name in self.workers if self.group.members[name].vocabulary != own}
+        self.vocabulary: list[Handle] = []  # the server's, for workers that have another
 
     async def run(self) -> Answer:
         exchange, plan = self.exchange, self.plan
         exchange.settle()
+        if self.foreign and plan.specfed.vocab == "strict":
+            others = ", ".join(sorted(self.foreign))
+            raise FedrayError(f"protocol.vocab=strict: {others} and {plan.receiver} have different vocabularies")
         longest = min(exchange.group.members[name].context for name in (plan.receiver, *plan.senders))
+        if self.foreign:
+            self.vocabulary = [self.group.start(plan.receiver, "vocabulary")]
+            await exchange.of_receiver(self.vocabulary[0])
         request = exchange.of_receiver_only()
         now: Round = await exchange.of_receiver(
             self.group.start(plan.receiver, "draft", exchange.session, request, self._gamma(), longest)
@@ -139,6 +148,7 @@ class Talk:
             tuple(now.drafts[b] for b in rows),
             self.exchange.request.generation,
             self.plan.specfed,
+            *(self.vocabulary if worker in self.foreign else ()),
         )
 
     async def _in_time(self, calls: dict[str, Handle], since: float | None = None) -> dict[str, Handle]:

@@ -14,10 +14,10 @@ from fedray.types import Round
 
 @dataclass(slots=True)
 class Drafts:
-    """answers: the tokens of every row so far; room: how many it may have in all; drafts: of the round under way, and
-    q_BGV what they were drawn from (None where they are the likeliest ones); stuck: rows whose next position nobody had
-    a distribution for, and which are not drafted for in the next round; reply: of the round at `position`, which
-    is given again to whoever asks again."""
+    """answers: the tokens of every row so far (of a worker: with the last drafts that it was told); room: how many it
+    may have in all; drafts: of the round under way, and q_BGV what they were drawn from (None where they are the
+    likeliest ones); stuck: rows whose next position nobody had a distribution for, and which are not drafted for in the
+    next round; reply: of the round at `position`, which is given again to whoever asks again."""
 
     answers: list[list[int]]
     room: list[int]

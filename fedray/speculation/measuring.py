@@ -39,7 +39,8 @@ def figures(
     rounded = [e.at_all(l1(e.probabilities_NK, kept_NK) / kept_NK.sum(1)) for e, kept_NK in kept_exactly]
     bound_N, rounding_N = (2 * (shares_WN * torch.stack(of)).sum(0)[voted_N] for of in (left_out, rounded))
     # 2. Delta <= 2 sum w epsilon, beside what float16 rounds
-    delta_N = l1(p_NV, exact_NV)[voted_N]
+    all_N = l1(p_NV, exact_NV) + (1 - exact_NV.sum(1)).clamp(min=0)  # what was not mapped is missing too
+    delta_N = all_N[voted_N]
     found += Speculation(
         measured=len(delta_N),
         delta=float(delta_N.sum()),
@@ -58,7 +59,7 @@ def figures(
         drafts_measured=len(gap_N),
         gap=float(gap_N.sum()),
         gap_most=float(gap_N.max()),
-        gap_excess=float((gap_N - l1(p_NV, exact_NV)[at_N] / 2).max()),
+        gap_excess=float((gap_N - all_N[at_N] / 2).max()),
     )
 
 

@@ -1,6 +1,7 @@
 """Next-token distributions on the wire: the top K entries of each, ids in few bits and probabilities as float16.
 
-Layout of the header: magic `FRTK`, version u16, flags u16, rows u16, vocabulary u32, K u32, then per row of the request
+Layout of the header: magic `FRTK`, version u16, flags u16, rows u16, vocabulary u32, K u32,
+unmapped mass f32 (of all positions, on tokens that the vocabulary lacks), then per row of the request
 its number and its positions (u16 each). Buffers: per position the K ids (ids.py; none where K is the whole vocabulary)
 and K float16 probabilities in the order of the ids; a bitmap of the positions that have a distribution, where some have
 none (flag 1); and, to measure by, every distribution whole in float32 (flag 2), which does not count as sent.
@@ -26,7 +27,7 @@ from fedray.wire.payload import CorruptPayload, Payload
 
 MAGIC, VERSION = b"FRTK", 1
 SOME, WHOLE = 1, 2
-_PREFIX = struct.Struct("<4sHHHII")
+_PREFIX = struct.Struct("<4sHHHIIf")
 _ROW = struct.Struct("<HH")
 _SUM = 1 + 2**-6  # float16 rounds the many small ones of a large vocabulary by up to half a step of 6e-8
 _MAX_NUMBERS = 1 << 31
@@ -37,7 +38,7 @@ class Entries:
     """Unpacked distributions. rows: per row of the request its number and its positions, of which has_P are there.
 
     ids_NK ascending, probabilities_NK as they were (float32 again, not scaled); whole_NV: where they were sent to
-    measure by.
+    measure by; unmapped: mass, of all positions together, on tokens that this vocabulary lacks.
     """
 
     rows: tuple[tuple[int, int], ...]
@@ -46,6 +47,7 @@ class Entries:
     probabilities_NK: Tensor
     vocabulary: int
     whole_NV: Tensor | None
+    unmapped: float
 
     def at_all(self, values_N: Tensor) -> Tensor:
         """What is known of the positions that have a distribution, at all positions; 0 at the others."""
@@ -85,6 +87,7 @@ def pack_distributions(
     *,
     has_P: Tensor | None = None,
     whole: bool = False,
+    unmapped: float = 0.0,
 ) -> Payload:
     """A payload of distributions, the positions of all rows one after another.
 
@@ -100,7 +103,7 @@ def pack_distributions(
         buffers.append(np.packbits(has_P.cpu().numpy()))
     if whole:
         buffers.append(probabilities_NV.float().cpu().numpy().view(np.uint8))
-    header = _PREFIX.pack(MAGIC, VERSION, flags, len(rows), vocabulary, count)
+    header = _PREFIX.pack(MAGIC, VERSION, flags, len(rows), vocabulary, count, unmapped)
     header += b"".join(_ROW.pack(*row) for row in rows)
     return Payload(header, tuple(np.ascontiguousarray(buffer).reshape(-1) for buffer in buffers))
 
@@ -118,7 +121,7 @@ def unpack_distributions(
 
     rows: the numbers and positions that were asked for; nothing is allocated for a payload of others.
     """
-    flags, vocabulary, count, found = _read_header(payload.header)
+    flags, vocabulary, count, unmapped, found = _read_header(payload.header)
     if found != tuple(rows):
         raise CorruptPayload(f"a payload of distributions has rows and positions {found}, asked were {tuple(rows)}")
     positions = sum(n for _, n in rows)
@@ -150,7 +153,7 @@ def unpack_distributions(
     ids = torch.from_numpy(np.array(ids_NK))  # a copy: those of a whole vocabulary are one row, seen many times
     whole_NV = whole_NV if whole_NV is None else whole_NV.to(device)
     has_P = torch.from_numpy(has).to(device)
-    return Entries(found, has_P, ids.to(device), kept_NK.to(device), vocabulary, whole_NV)
+    return Entries(found, has_P, ids.to(device), kept_NK.to(device), vocabulary, whole_NV, unmapped)
 
 
 def wire_error(probabilities_NV: Tensor, count: int) -> Tensor:
@@ -159,20 +162,21 @@ def wire_error(probabilities_NV: Tensor, count: int) -> Tensor:
     return (probabilities_NV.gather(1, ids_NK).float() - kept_NK.float()).abs().sum(1)
 
 
-def _read_header(header: bytes) -> tuple[int, int, int, tuple[tuple[int, int], ...]]:
-    """(flags, vocabulary, K, rows), every field checked."""
+def _read_header(header: bytes) -> tuple[int, int, int, float, tuple[tuple[int, int], ...]]:
+    """(flags, vocabulary, K, unmapped mass, rows), every field checked."""
     if len(header) < _PREFIX.size:
         raise CorruptPayload(f"a header of {len(header)} bytes is shorter than {_PREFIX.size}")
-    magic, version, flags, rows, vocabulary, count = _PREFIX.unpack_from(header)
+    magic, version, flags, rows, vocabulary, count, unmapped = _PREFIX.unpack_from(header)
     if magic != MAGIC or version != VERSION:
         raise CorruptPayload(f"payload starts with {magic!r} version {version}, expected {MAGIC!r} version {VERSION}")
     if len(header) != _PREFIX.size + rows * _ROW.size:
         raise CorruptPayload(f"a header of {len(header)} bytes does not hold {rows} rows")
     found = tuple(_ROW.iter_unpack(header[_PREFIX.size :]))
     sound = flags <= SOME | WHOLE and 0 < count <= vocabulary and len({row for row, _ in found}) == len(found)
+    sound = sound and 0 <= unmapped <= 1.01 * sum(n for _, n in found)
     if not sound or sum(n for _, n in found) * vocabulary > _MAX_NUMBERS:
         raise CorruptPayload("a header of distributions has fields that do not hold together; ask the worker again")
-    return flags, vocabulary, count, tuple((row, n) for row, n in found)
+    return flags, vocabulary, count, unmapped, tuple((row, n) for row, n in found)
 
 
 def _is_distribution(numbers_NK: Tensor) -> bool:
