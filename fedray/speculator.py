@@ -157,6 +157,7 @@ class Speculator:
     def accept(
         self,
         session: str,
+        number: int,
         position: tuple[int, ...],
         workers: tuple[str, ...],
         generation: Generation,
@@ -166,17 +167,18 @@ class Speculator:
     ) -> Round:
         """Average the workers' distributions, accept what stands of the drafts, and draft `gamma` tokens more.
 
-        position: tokens of every row's answer so far; payload i is workers[i]'s. One that does not hold together is
-        left out and named. Raises FedrayError where none is left.
+        number: of the round, from 0 on: the last one is said again to whoever asks again; position: tokens of every
+        row's answer so far; payload i is workers[i]'s. One that does not hold together is left out and named. Raises
+        FedrayError where none is left.
         """
         clock = Clock()
         self._sessions.check(session)
         held = self._sessions.get(session)
         state = held.drafts
-        if state is None or (position != state.lengths() and position != state.position):
-            raise FedrayError(f"{self.name} drafted nothing for an answer of {position} tokens in session {session!r}")
-        if state.reply is not None and position == state.position:
+        if state is not None and state.reply is not None and number == state.rounds - 1:
             return state.reply
+        if state is None or (number, position) != (state.rounds, state.lengths()):
+            raise FedrayError(f"{self.name} drafted nothing for round {number} of session {session!r}: ask in order")
         asked = [(b, len(state.drafts[b]) + 1) for b in state.active()]
         entries, missing = self._unpack(workers, payloads, asked)
         clock.lap("unpack")
@@ -197,10 +199,10 @@ class Speculator:
             unmapped=sum(e.unmapped for e in entries.values()),
         )
         self._received_bytes += figures.payload_bytes
+        state.rounds += 1
         self._draft(held, generation, gamma)
         clock.lap("draft")
         drafts = tuple(map(tuple, state.drafts))
-        state.position = position
         state.reply = Round(emitted, tuple(state.ended), drafts, Usage(clock.seconds), figures, missing)
         return state.reply
 
@@ -272,7 +274,7 @@ class Speculator:
         else:
             rows = [b for b, _ in asked]
             q_BGV = p_BQV[:, :0] if state.q_BGV is None else state.q_BGV[rows, : longest - 1]
-            draws_BR = uniform((len(asked), longest), generation.seed, "accept", state.lengths()).to(p_NV.device)
+            draws_BR = uniform((len(asked), longest), generation.seed, "accept", state.rounds).to(p_NV.device)
             accepted_B, token_B = acceptance.accept(p_BQV, q_BGV, drafts_BG, counts_B, draws_BR)
         tokens: dict[int, list[int]] = {}
         stand = decided = 0
@@ -318,7 +320,7 @@ class Speculator:
             logits_BV = logits_BQV[torch.arange(len(more), device=last_B.device), last_B]
             if sampled:
                 q_BV = _distribution(logits_BV, generation.temperature)
-                draws_B = uniform((len(more),), generation.seed, "draft", state.lengths(), step).to(q_BV.device)
+                draws_B = uniform((len(more),), generation.seed, "draft", state.rounds, step).to(q_BV.device)
                 tokens = acceptance.draw(q_BV, draws_B).tolist()
                 kept.append(q_BV)
             else:

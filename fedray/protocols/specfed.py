@@ -96,6 +96,7 @@ class Talk:
             self.plan.receiver,
             "accept",
             self.exchange.session,
+            self.found.rounds,
             position,
             names,
             self.exchange.request.generation,

@@ -17,7 +17,7 @@ class Drafts:
     """answers: the tokens of every row so far (of a worker: with the last drafts that it was told); room: how many it
     may have in all; drafts: of the round under way, and q_BGV what they were drawn from (None where they are the
     likeliest ones); stuck: rows whose next position nobody had a distribution for, and which are not drafted for in the
-    next round; reply: of the round at `position`, which is given again to whoever asks again."""
+    next round; rounds: that have been decided, and reply: of the last one."""
 
     answers: list[list[int]]
     room: list[int]
@@ -25,7 +25,7 @@ class Drafts:
     drafts: list[list[int]] = field(default_factory=list)
     q_BGV: Tensor | None = None
     stuck: set[int] = field(default_factory=set)
-    position: tuple[int, ...] | None = None
+    rounds: int = 0
     reply: Round | None = None
 
     def active(self) -> tuple[int, ...]:
