@@ -66,16 +66,15 @@ def test_distributions_never_reach_the_driver(group):
     assert answer.usage.payload_bytes > 100_000 and sum(stop_counting()) < 30_000
 
 
-def with_one_that(cls: type[Member]) -> RayGroup:
-    """The draft and the first worker as they are, the second of another class."""
-    plain = load_members([Placement(name, num_cpus=0.2) for name in (DRAFT, WORKERS[0])])
+def with_one_that(cls: type[Member], group: RayGroup) -> tuple[RayGroup, RayGroup]:
+    """(the draft and the first worker as they are, the second of another class; that one alone, to be closed)."""
     other = start(cls, [Placement(WORKERS[1], num_cpus=0.2)], {})
-    return RayGroup({**plain._actors, **other._actors}, {**plain.members, **other.members})
+    return RayGroup({**group._actors, **other._actors}, {**group.members, **other.members}), other
 
 
-def test_a_worker_that_dies_in_mid_answer(here):
+def test_a_worker_that_dies_in_mid_answer(group, here):
     """The round goes on with the other's weight, and the answer says who is missing."""
-    group = with_one_that(Dying)
+    group, other = with_one_that(Dying, group)
     try:
         answer = ask(group)
         assert [m.member for m in answer.missing] == [WORKERS[1]] and "died" in answer.missing[0].reason
@@ -89,11 +88,11 @@ def test_a_worker_that_dies_in_mid_answer(here):
         with pytest.raises(MemberFailed, match="died"):
             ask(group, replace(PLAN, on_missing="error"))
     finally:
-        group.close()
+        other.close()
 
 
-def test_a_late_worker_is_left_out_and_catches_up(here):
-    group = with_one_that(Dozing)
+def test_a_late_worker_is_left_out_and_catches_up(group, here):
+    group, other = with_one_that(Dozing, group)
     try:
         how = replace(PLAN.specfed, gamma=1, patience_s=1.5)
         long = replace(REQUEST, generation=Generation(max_tokens=200, full=True))
@@ -107,4 +106,4 @@ def test_a_late_worker_is_left_out_and_catches_up(here):
         asleep = ask(here, replace(PLAN, specfed=how, senders=WORKERS[:1]), long)
         assert answer.rows[1].tokens != asleep.rows[1].tokens
     finally:
-        group.close()
+        other.close()
