@@ -34,6 +34,7 @@ def check(settings: Settings) -> None:
     _check_members(settings)
     _check_exchange(settings)
     _check_fedattn(settings)
+    _check_specfed(settings)
     _check_questions(settings)
     _check_task(settings)
     _check_folders(settings)
@@ -49,6 +50,8 @@ def _check_names(settings: Settings) -> None:
     if not others:
         others = [name for name in NAMES if name != receiver] if receiver in NAMES else ["NAME"]
     example = f"'+senders=[{','.join(others)}]'"
+    if receiver in senders and settings.protocol.name == "specfed":
+        raise FedrayError(f"{receiver} is the draft at the server and among the workers: leave it out, as in {example}")
     if receiver in senders:
         raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out, as in {example}")
     repeated = [sender for sender in dict.fromkeys(senders) if senders.count(sender) > 1]
@@ -146,6 +149,49 @@ def _check_exchange(settings: Settings) -> None:
         raise FedrayError("gate=oracle must be told who knows, as only the tiny tasks can: choose gate=learned")
 
 
+def _check_specfed(settings: Settings) -> None:
+    """Drafts, entries and weights that can be meant."""
+    protocol, task = settings.protocol, settings.task
+    if protocol.name != "specfed":
+        return
+    if protocol.gamma != "auto":
+        if protocol.gamma < 1:
+            raise FedrayError(
+                f"protocol.gamma must be at least 1, or auto, got {protocol.gamma}: without drafts it is "
+                "protocol.draft=none"
+            )
+        check_range("protocol.gamma", protocol.gamma, 1, 64)
+    if isinstance(protocol.top_k, int):
+        check_range("protocol.top_k", protocol.top_k, 1)
+    elif not 0 < protocol.top_k <= 1:
+        raise FedrayError(
+            f"protocol.top_k must be a count such as 320, or a share above 0 and up to 1.0, got {protocol.top_k}"
+        )
+    check_range("protocol.patience_s", protocol.patience_s, 0.001)
+    weights, workers = protocol.weights, settings.senders
+    if weights is not None and (protocol.weigh == "gate" or len(weights) != len(workers)):
+        how = "protocol.weigh=gate weighs" if protocol.weigh == "gate" else f"there are {len(workers)}"
+        raise FedrayError(
+            f"protocol.weights={list(weights)} gives {len(weights)} workers their weight, and {how} of them: leave it "
+            "out, or give one number for each sender"
+        )
+    for weight in weights or ():
+        check_range("protocol.weights", weight, 0)
+    if weights is not None and not sum(weights) > 0:
+        raise FedrayError(f"protocol.weights={list(weights)} must sum to something above 0: give some worker a weight")
+    if settings.rephrase != "none":
+        raise FedrayError("protocol=specfed lets all members go on with one text: leave rephrase out")
+    if (
+        settings.prompt is None
+        and settings.questions is None
+        and task.scored_by in ("text", "text-normalized", "letters")
+    ):
+        raise FedrayError(
+            f"protocol=specfed writes its answers, and task={task.name} with task.scoring={task.scored_by} wants "
+            "likelihoods: choose task=tiny-tell, or task.scoring=letters-generated"
+        )
+
+
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, 2**32 - 1),
     ("task.limit", 1, math.inf),
@@ -232,6 +278,9 @@ def _check_task(settings: Settings) -> None:
         BENCHMARKS[task.name].check(task.split)
     if (task.scored_by == "number") != (task.name == "gsm8k" and settings.questions is None):
         fits = "number" if task.name == "gsm8k" else "text, text-normalized, letters or letters-generated"
+        raise FedrayError(f"task.scoring={task.scored_by} does not go with task={task.name}: choose {fits}")
+    if (task.scored_by == "told") != (task.name == "tiny-tell" and settings.questions is None):
+        fits = "told" if task.name == "tiny-tell" else "another"
         raise FedrayError(f"task.scoring={task.scored_by} does not go with task={task.name}: choose {fits}")
     if protocol == "ensemble" and task.scored_by not in ("text", "letters"):
         raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")

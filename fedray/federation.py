@@ -24,6 +24,7 @@ from fedray.conversation import Conversation
 from fedray.forecast import Room, check_room, needs, this_machine
 from fedray.group import Group, LocalGroup, MemberFailed
 from fedray.llm.source import Source
+from fedray.llm.vocabulary import check_vocabularies
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS, STREAMS, check_talk
 from fedray.protocols.fedattn import publishers_own
@@ -59,6 +60,8 @@ class Federation:
         )
         found = provision.pinned(provision.sources(s))
         provision.check_syncs(s, found[s.receiver])
+        if s.protocol.name == "specfed":
+            check_vocabularies(found[s.receiver], [found[name] for name in s.senders], s.protocol.vocab)
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
@@ -248,6 +251,7 @@ def _choices(s: Settings) -> dict[str, Any]:
         "t2t": s.t2t,
         "rounds": s.rounds,
         "fedattn": s.protocol.fedattn,
+        "specfed": s.protocol.specfed,
         "vote": s.vote,
         "seed": s.seed,
     }

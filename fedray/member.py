@@ -30,6 +30,7 @@ from fedray.llm.products import pack_matrices
 from fedray.privacy import rephrase
 from fedray.reading import Reader
 from fedray.sessions import Session, Sessions
+from fedray.speculator import Speculator
 from fedray.types import (
     Answer,
     Artifact,
@@ -54,7 +55,7 @@ from fedray.wire.selection import select
 AS_IT_IS = Wire()
 
 
-class Member(Reader, Participant):
+class Member(Reader, Participant, Speculator):
     """One LLM on one device."""
 
     def __init__(
@@ -78,7 +79,7 @@ class Member(Reader, Participant):
         self._sessions = Sessions(name)
         self._fusers: dict[str, Fuser] = {}
         self._gates: dict[str, Gate] = {}
-        self._received_bytes = 0
+        self._received_bytes, self._translations = 0, {}
 
     def _take(self, threads: int | None) -> None:
         if threads and threads != torch.get_num_threads():
@@ -93,8 +94,7 @@ class Member(Reader, Participant):
     def stats(self) -> dict[str, float]:
         """rss_bytes: peak resident memory; device_bytes: peak of GPU memory; sessions: open ones; received_bytes:
         payload bytes taken so far."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        device = self.llm.device
+        peak, device = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, self.llm.device
         return {
             "rss_bytes": peak * (1 if platform.system() == "Darwin" else 1024),
             "device_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0,

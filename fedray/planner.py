@@ -10,6 +10,7 @@ from typing import Any
 from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.registry import SHIPPED, Registry, check_weights, fuser_name, gate_name
 from fedray.fusion.untrained import random_artifact, random_config
+from fedray.rounds import SpecFed
 from fedray.types import T2T, Artifact, FedrayError, MemberInfo, Plan
 
 FUSING = ("c2c",)  # protocols in which senders give their caches
@@ -77,6 +78,7 @@ class Planner:
         speakers = self._without_fuser(receiver.name, list(asked), fuser, fusion) if fusing else ()
         names = tuple(name for name in asked if name not in speakers)
         weighing = fusing or protocol == "route" or (protocol == "t2t" and choices.get("t2t", T2T()).gate == "same")
+        weighing = weighing or (protocol == "specfed" and choices.get("specfed", SpecFed()).weigh == "gate")
         learned = gate == "learned" and weighing and bool(names)
         plan = Plan(
             receiver=receiver.name,

@@ -15,7 +15,8 @@ from typing import Any
 
 from fedray.disk import write_whole
 from fedray.schema import Schema
-from fedray.types import FedAttn, FedrayError, Missing, Need
+from fedray.sharing import FedAttn
+from fedray.types import FedrayError, Missing, Need
 
 SCHEMA = 1
 NAME = "report.json"
@@ -166,6 +167,12 @@ class Evaluated:
     score: str = "last"  # which tokens those were
     keep_layers: float = 1.0  # share of the layers read that was sent
     layer_score: str = "spread"  # which layers those were
+    gamma: str = "none"  # of specfed: tokens drafted per round, or auto
+    top_k: str = "none"  # of specfed: entries of a distribution that travel, or their share
+    reconstruct: str = "none"  # of specfed
+    temperature: float = 0.0  # of specfed
+    tokens_per_s: float | None = None  # of answers, asked in batches
+    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: fedray/rounds.py, figures
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
     fedattn: FedAttn | None = None  # how the prompt was shared, in fedattn
 
@@ -288,6 +295,7 @@ class Report:
     unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
     by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
     usage: Cost = Cost()
+    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: fedray/rounds.py, figures
     missing: tuple[Missing, ...] = ()  # members that took no part in some request, and why
     members: tuple[Participant, ...] = ()
     answers: tuple[Answered, ...] = ()

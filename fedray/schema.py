@@ -20,7 +20,7 @@ class Schema(Generic[T]):
     """Reads values into one dataclass. `keys` names the keys that mappings may have, by dotted path.
 
     Understood hints: str, int, float, bool, Path, Literal, X | None, tuple[X, ...], Mapping[str, X], dataclasses, and
-    X | Y of dataclasses, which are told apart by their keys.
+    X | Y, which are told apart by their type, dataclasses by their keys.
     Where a dataclass is wanted, a bare value stands for its first field: gate="open" is gate={"kind": "open"}.
     """
 
@@ -104,9 +104,14 @@ class Schema(Generic[T]):
 
 
 def _fitting(kinds: Sequence[Any], value: Any) -> Any:
-    """Of several dataclasses the one that has all keys of the value; else the first."""
-    fits = (kind for kind in kinds if isinstance(value, Mapping) and is_dataclass(kind) and value.keys() <= _keys(kind))
-    return next(fits, kinds[0])
+    """Of several kinds the one the value is of (of dataclasses, the one that has all its keys); else the first."""
+    return next((kind for kind in kinds if _fits(kind, value)), kinds[0])
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return is_dataclass(kind) and value.keys() <= _keys(kind)
+    return value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind
 
 
 def _keys(kind: Any) -> set[str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from fedray.llm.cache import KVCache
 from fedray.llm.model import Span
 from fedray.llm.prefix import Known, shared
+from fedray.llm.track import Track
+from fedray.speculation.drafts import Drafts
 from fedray.types import SessionLost
 
 K = TypeVar("K", bound="Kept")
@@ -32,7 +34,8 @@ class Session(Kept):
     """Prompts that were read. rows: the request's row number of each; spans: where their tokens lie in the text.
 
     state_BTD: what a gate reads, after `state_layer` layers; weights_BS: gate weights of the plan's senders.
-    reused: tokens of all rows that were held from an earlier turn, and not read again.
+    reused: tokens of all rows that were held from an earlier turn, and not read again. track: what is read on after
+    the prompts; drafts: what a server of SpecFed has said and drafted.
     """
 
     rows: tuple[int, ...]
@@ -43,6 +46,8 @@ class Session(Kept):
     state_layer: int | None = None
     reused: int = 0
     weights_BS: Tensor | None = None
+    track: Track | None = None
+    drafts: Drafts | None = None
 
     def weights_by_name(self, senders: tuple[str, ...]) -> list[dict[str, float]]:
         """Per row the gate weight of every sender of the plan."""

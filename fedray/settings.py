@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_of, resolve, safe_name
+from fedray.rounds import SpecFed
 from fedray.schema import Schema
-from fedray.types import T2T, FedAttn, FedrayError, Generation, Wire
+from fedray.sharing import FedAttn
+from fedray.types import T2T, FedrayError, Generation, Wire
 
 Task = Literal[
     "tiny",
@@ -23,13 +25,15 @@ Task = Literal[
     "tiny-evidence",
     "tiny-evidence-pooled",
     "tiny-evidence-question",
+    "tiny-tell",
     "openbookqa",
     "arc-challenge",
     "mmlu-redux",
     "ceval",
     "gsm8k",
 ]
-Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number"]
+Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
+WORKERS = ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")  # senders of specfed by default: of the draft's vocabulary
 ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
 
 
@@ -41,8 +45,10 @@ class ZooSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolSettings:
-    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble", "fedattn"] = "c2c"
-    # of fedattn, as in FedAttn (fedray/types.py)
+    """A protocol, and what only fedattn (fedray/sharing.py) or specfed (fedray/rounds.py) is told."""
+
+    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble", "fedattn", "specfed"] = "c2c"
+    # of fedattn
     participants: int = 3  # copies of the receiver; the last, which has the question, is the receiver itself
     sync_every: int = 2  # H: keys and values are exchanged in layers l with l mod H == offset
     offset: int = 0  # -1 is H-1
@@ -54,10 +60,26 @@ class ProtocolSettings:
     publisher_tokens: float = 1.0
     exchange: float = 1.0  # share of its keys and values that a participant sends
     score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"  # which
+    # of specfed
+    draft: str = "qwen2.5-0.5b"  # the server, in the place of the receiver; none: the receiver, which drafts nothing
+    gamma: int | Literal["auto"] = 4
+    top_k: int | float = 0.01
+    reconstruct: Literal["renorm", "spread"] = "spread"
+    weights: tuple[float, ...] | None = None  # of the senders, in their order; None: all alike
+    weigh: Literal["fixed", "gate"] = "fixed"
+    vocab: Literal["map", "strict"] = "map"
+    patience_s: float | None = None
+    measure: bool = False
 
     @property
     def fedattn(self) -> FedAttn:
         return FedAttn(**{field.name: getattr(self, field.name) for field in fields(FedAttn)})
+
+    @property
+    def specfed(self) -> SpecFed:
+        gamma, weights = 0 if self.draft == "none" else self.gamma, self.weights or ()
+        more = (self.weigh, self.vocab, self.patience_s, self.measure)
+        return SpecFed(gamma, self.top_k, self.reconstruct, weights, *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +102,8 @@ class TaskSettings:
     @property
     def scored_by(self) -> Scoring:
         """The scoring, said or implied."""
-        implied = "number" if self.name == "gsm8k" else "letters-generated" if self.name in BENCHMARKS else "text"
-        return self.scoring or implied
+        own: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}
+        return self.scoring or own.get(self.name, "letters-generated" if self.name in BENCHMARKS else "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +242,8 @@ def build(values: Mapping[str, Any]) -> Settings:
 def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     """Settings, or a job's own kind of them, from nested values, names canonical; what is not given has its default.
 
-    Senders default to everyone but the receiver, fusion to what the fuser implies, gate to what the zoo implies,
+    Senders default to everyone but the receiver (of specfed to WORKERS, and its draft is the receiver), fusion to what
+    the fuser implies, gate to what the zoo implies,
     generation.seed to seed. Raises FedrayError on an unknown key or name and on a value of the wrong type.
     """
     values = named_safely({key: value for key, value in values.items() if (key, value) != ("senders", None)})
@@ -232,12 +255,16 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     settings = schema.read(values)
     zoo = settings.zoo.name
     receiver = resolve(settings.receiver, "receiver", zoo)
+    protocol = settings.protocol
+    if protocol.name == "specfed" and protocol.draft != "none":
+        receiver = resolve(protocol.draft, "protocol.draft", zoo)
     if "senders" in values:
         senders = tuple(resolve(sender, "sender", zoo) for sender in settings.senders)
     else:
-        senders = tuple(name for name in NAMES if name != receiver)
-    if settings.protocol.name == "fedattn":
-        senders = _participants(receiver, senders if "senders" in values else None, settings.protocol.participants)
+        others = WORKERS if protocol.name == "specfed" else NAMES
+        senders = tuple(name for name in others if name != receiver)
+    if protocol.name == "fedattn":
+        senders = _participants(receiver, senders if "senders" in values else None, protocol.participants)
     implied = "mix" if settings.fuser == "c2c" else "concat"
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)

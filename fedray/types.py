@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedray.rounds import SpecFed, Speculation
+from fedray.sharing import FedAttn
+
 
 class FedrayError(ValueError):
     """A mistake of the user's or of the outside world: one sentence that says what is wrong, where, and the remedy."""
@@ -51,6 +54,7 @@ class MemberInfo:
     pid: int
     context: int  # longest prompt plus answer, tokens
     revision: str = ""  # the commit of its repository on the Hugging Face hub, where it comes from there
+    vocabulary: str = ""  # hash of its tokens and their ids; "" where it has no tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,45 +203,6 @@ class Talk:
 
 
 @dataclass(frozen=True, slots=True)
-class FedAttn:
-    """How participants share one prompt (FedAttn, arXiv 2511.02647; docs/fedattn.md).
-
-    participants: copies of one LLM, each with a segment; the last is the task publisher, who has the question and
-    answers. sync_every: H; keys and values are exchanged in the layers with l mod H == offset (-1 is H-1), or where
-    `placement` or an explicit list `layers` says. tokens: share of its own tokens that a participant reads at all;
-    publisher_tokens: the publisher's. exchange: share of its rows that it sends, drawn or chosen anew by `score` at
-    each sync; its own it keeps in full.
-    """
-
-    participants: int = 3
-    sync_every: int = 2
-    offset: int = 0
-    placement: Literal["uniform", "shallow", "deep", "progressive", "regressive"] = "uniform"
-    layers: tuple[int, ...] = ()
-    segments: Literal["even", "sentence"] = "sentence"
-    question_apart: bool = True
-    tokens: float = 1.0
-    publisher_tokens: float = 1.0
-    exchange: float = 1.0
-    score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"
-
-    def __str__(self) -> str:
-        """As in N=3, H=2, exchange 50% random: what differs from the published way is named."""
-        said = [f"N={self.participants}"]
-        if self.layers:
-            said.append(f"layers {'+'.join(map(str, self.layers))}")
-        else:
-            said.append(f"H={self.sync_every}")
-            said += [f"offset {self.offset}"] * (self.offset != 0)
-            said += [self.placement] * (self.placement != "uniform")
-        said += ["even"] * (self.segments == "even") + ["question not apart"] * (not self.question_apart)
-        said += [f"tokens {self.tokens:.0%}"] * (self.tokens < 1)
-        said += [f"publisher {self.publisher_tokens:.0%}"] * (self.publisher_tokens < 1)
-        said += [f"exchange {self.exchange:.0%} {self.score}"] * (self.exchange < 1)
-        return ", ".join(said)
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """A batch of B prompts for one receiver.
 
@@ -320,7 +285,8 @@ class Plan:
     wire: Wire = Wire()
     t2t: T2T = T2T()
     rounds: int = 3  # of self_refine, at most
-    fedattn: FedAttn = FedAttn()
+    fedattn: FedAttn = field(default_factory=FedAttn)
+    specfed: SpecFed = field(default_factory=SpecFed)
     peers: tuple[Plan, ...] = ()  # answer_all: the plans of the other members, each a receiver too
     vote: bool = False  # answer_all: the majority's answer instead of the receiver's
     seed: int = 0
@@ -337,6 +303,19 @@ class Row:
     scores: tuple[float, ...] = ()
     greedy: tuple[bool, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the server says after a round. tokens: what each row's answer goes on with; ended: rows that are done;
+    drafts: the next round's, per row; missing: workers whose payload does not hold together."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    ended: tuple[bool, ...]
+    drafts: tuple[tuple[int, ...], ...]
+    usage: Usage
+    speculation: Speculation = field(default_factory=Speculation)
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +337,7 @@ class Answer:
     read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unrephrased: Mapping[int, str] = field(default_factory=dict)
     reread: str = ""
+    speculation: Speculation | None = None  # of specfed: its rounds
 
     @property
     def text(self) -> str:

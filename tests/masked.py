@@ -16,7 +16,7 @@ from fedray.fedattn.others import drawn
 from fedray.fedattn.schedule import sync_layers
 from fedray.llm.decoding import empty_context, step
 from fedray.llm.model import LLM
-from fedray.types import FedAttn
+from fedray.sharing import FedAttn
 
 
 @dataclass

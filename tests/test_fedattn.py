@@ -21,7 +21,8 @@ from fedray.llm.model import LLM
 from fedray.member import Member
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.fedattn import parts_of, publishers_own
-from fedray.types import Answer, FedAttn, FedrayError, Generation, Plan, Receipt, Request, SessionLost, Wire
+from fedray.sharing import FedAttn
+from fedray.types import Answer, FedrayError, Generation, Plan, Receipt, Request, SessionLost, Wire
 from fedray.wire.payload import Payload, ships
 
 PROMPTS = (

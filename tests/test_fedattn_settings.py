@@ -13,7 +13,8 @@ from fedray.evaluation.settings import build_evaluation, check_evaluation
 from fedray.fedattn.segments import segments
 from fedray.federation import Federation
 from fedray.settings import MemberSettings, build
-from fedray.types import FedAttn, FedrayError
+from fedray.sharing import FedAttn
+from fedray.types import FedrayError
 
 pytest.importorskip("hydra")
 pytestmark = pytest.mark.usefixtures("without_a_store")

@@ -18,13 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in (ROOT / top).rglob("*.py"))
 
 FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"rounds", "sharing"}),
     frozenset({"types"}),
     frozenset({"suggest", "background", "clock", "disk", "prompts"}),
     frozenset({"schema"}),
     frozenset({"llm", "wire", "data"}),
-    frozenset({"fusion", "privacy"}),
+    frozenset({"fusion", "privacy", "speculation"}),
     frozenset({"sessions"}),
-    frozenset({"reading", "fedattn"}),
+    frozenset({"reading", "fedattn", "speculator"}),
     frozenset({"member"}),
     frozenset({"group"}),
     frozenset({"protocols", "planner"}),
@@ -40,7 +41,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Beside the stairs: they know the ground only, and only these rooms know them.
-GROUND = frozenset({"types", "suggest", "schema", "prompts", "disk"})
+GROUND = frozenset({"rounds", "sharing", "types", "suggest", "schema", "prompts", "disk"})
 ASIDE = frozenset({"tracking", "report", "config", "settings", "checks"})
 KNOW_ASIDE = frozenset(
     {"forecast", "provision", "federation", "training", "evaluation", "benchmark", "inventory", "importing", "jobs"}

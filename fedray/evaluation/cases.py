@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fedray.evaluation.scoring import for_task
 from fedray.llm.catalogue import NAMES, copies, resolve, safe_name
 from fedray.settings import ALONE, ProtocolSettings, Settings
+from fedray.sharing import FedAttn
 from fedray.suggest import unknown
-from fedray.types import FedAttn, FedrayError, Wire
+from fedray.types import FedrayError, Wire
 
 if TYPE_CHECKING:
     from fedray.evaluation.settings import Block, EvaluateSettings
@@ -35,6 +36,16 @@ class Way:
     answer_all: bool = False
     wire: Wire = PLAIN
     fedattn: FedAttn | None = None
+    gamma: str = "none"  # of specfed, as are those below
+    top_k: str = "none"
+    reconstruct: str = "none"
+    temperature: float = 0.0
+    measured: bool = False  # against whole distributions
+
+    @property
+    def baseline(self) -> Way:
+        """Of specfed: the same without drafts, whole distributions sent."""
+        return replace(self, gamma="none", top_k="1.0", reconstruct="spread", measured=False)
 
     @property
     def over_plain_wire(self) -> Way:
@@ -49,6 +60,13 @@ class Way:
         if self.protocol == "c2c" and self.gate == "none":
             said.insert(0, "no gate")
         said += [str(self.fedattn)] if self.fedattn else []
+        if self.protocol == "specfed":
+            said += [
+                "no drafts" if self.gamma == "none" else f"gamma {self.gamma}",
+                f"K {self.top_k}",
+                self.reconstruct,
+            ]
+            said += ["measured"] * self.measured + [f"T {self.temperature:g}"] * (self.temperature > 0)
         said += ["mix"] * (self.fusion == "mix") + ["both ways"] * self.answer_all
         wire = self.wire
         said += [wire.codec] * (wire.codec != "none") + [f"{wire.score} {wire.keep:.0%}"] * (wire.keep < 1)
@@ -80,7 +98,7 @@ class Case:
         values: dict[str, Any] = {
             "receiver": self.receiver,
             "senders": self.senders,
-            "protocol": ProtocolSettings(way.protocol, **asdict(way.fedattn) if way.fedattn else {}),  # pyright: ignore
+            "protocol": self._protocol(base),
             "fusion": fusion,
             "fusion_order": base.fusion_order if fusion == "mix" else "parallel",
             "gate": replace(base.gate, kind=way.gate),  # pyright: ignore[reportArgumentType]
@@ -92,10 +110,27 @@ class Case:
             "wire": way.wire,
             "evidence": {name: text for name, text in base.evidence.items() if name in here},
             "task": replace(base.task, name=self.task),  # pyright: ignore[reportArgumentType]
-            "generation": replace(base.generation, seed=seed),
+            "generation": replace(base.generation, seed=seed, **self._temperature()),
             "seed": seed,
         }
         return for_task(replace(base, **values))
+
+    def _temperature(self) -> dict[str, Any]:
+        return {"temperature": self.way.temperature} if self.way.protocol == "specfed" else {}
+
+    def _protocol(self, base: Settings) -> ProtocolSettings:
+        way = self.way
+        if way.protocol != "specfed":
+            return ProtocolSettings(way.protocol, **asdict(way.fedattn) if way.fedattn else {})  # pyright: ignore
+        return replace(
+            base.protocol,
+            name="specfed",
+            draft="none" if way.gamma == "none" else self.receiver,
+            gamma=base.protocol.gamma if way.gamma == "none" else "auto" if way.gamma == "auto" else int(way.gamma),
+            top_k=float(way.top_k) if "." in way.top_k else int(way.top_k),
+            reconstruct=way.reconstruct,  # pyright: ignore[reportArgumentType]
+            measure=way.measured,
+        )
 
 
 def cases(settings: EvaluateSettings, order: Sequence[str]) -> list[Case]:
@@ -187,6 +222,9 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[Wa
             continue
         if not helped:
             raise FedrayError(f"protocol={protocol} needs a sender: choose other senders than none")
+        if protocol == "specfed":
+            yield from _speculative(block, settings)
+            continue
         fuses, speaks = protocol == "c2c", protocol == "t2t"
         for t2t_gate, full in product(t2t_gates if speaks else ("none",), fulls if speaks else (False,)):
             weighs = fuses or protocol == "route" or t2t_gate == "same"
@@ -225,6 +263,26 @@ def _shared(block: Block, settings: EvaluateSettings) -> Iterator[FedAttn]:
             exchange=exchange,
             score=score if exchange < 1 else base.score,  # pyright: ignore[reportArgumentType]
         )
+
+
+def _speculative(block: Block, settings: EvaluateSettings) -> Iterator[Way]:
+    """Every combination of specfed's lists; where all entries travel, their reconstruction makes no difference."""
+    own = settings.protocol
+    gammas = block.gamma or ("none" if own.draft == "none" else own.gamma,)
+    gate = settings.gate.kind if own.weigh == "gate" else "none"
+    found = product(
+        gammas,
+        block.top_k or (own.top_k,),
+        block.reconstruct or (own.reconstruct,),
+        block.temperature or (settings.generation.temperature,),
+        block.measure or (own.measure,),
+    )
+    ways = (
+        Way("specfed", gate=gate, gamma=str(gamma), top_k=str(top_k), reconstruct=how, temperature=t, measured=m)
+        for gamma, top_k, how, t, m in found
+    )
+    whole = (replace(way, reconstruct="spread") if way.top_k == "1.0" else way for way in ways)
+    yield from dict.fromkeys(whole)
 
 
 def _wires(block: Block, settings: EvaluateSettings) -> Sequence[Wire]:

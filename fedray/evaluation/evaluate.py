@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedray import report as reports
 from fedray.data.catalogue import BENCHMARKS
-from fedray.evaluation import fedattn_figure, figure3, figures, leaks, table, table_figures
+from fedray.evaluation import fedattn_figure, figure3, figures, leaks, specfed_figures, table, table_figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.cases import Case, cases
 from fedray.evaluation.federate import ENDS, check_segments
@@ -22,6 +22,7 @@ from fedray.evaluation.watch import Update, Watch
 from fedray.evaluation.words import who
 from fedray.federation import Federation
 from fedray.llm.loading import check_prompts
+from fedray.llm.vocabulary import check_vocabularies
 from fedray.planner import Planner
 from fedray.provision import check_syncs, sources
 from fedray.report import Data, Evaluated, Order, Participant, Report, Tracked
@@ -142,13 +143,14 @@ class Evaluation:
         seconds = {
             f"seconds/{phase}/{q}": getattr(s, q) for phase, s in row.latency.items() for q in ("mean", "p50", "p95")
         }
+        rounds = {f"specfed/{name}": value for name, value in row.speculation.items()}
         told = {f"leakage/{name}": value for name, value in leaks.summary(row).items()}
         names = ("n", "accuracy", "stderr", "gain_points", "gain_percent", "p_alone", "rescued", "harmed")
         names = (*names, "unparseable", "unrephrased", "bytes_per_token", "bytes_per_token_analytic")
         self.tracker.child(
             f"{row.way}, {who(row.senders, self.order.senders) or 'nobody'} > {row.receiver}",
             params={**params, "senders": ",".join(row.senders), "full": row.full, "seeds": row.seeds},
-            metrics={name: getattr(row, name) for name in names} | seconds | told,
+            metrics={name: getattr(row, name) for name in names} | seconds | told | rounds,
             tags={"job": "evaluate", "zoo": settings.zoo.name, "type": row.type or "alone"},
         )
         joined = row.senders == self.order.senders[: len(row.senders)] and row.receiver == settings.receiver
@@ -203,6 +205,7 @@ class Evaluation:
             table.write(report, settings.output)
             folder = figures.emptied(settings.output)
             figure3.draw(report, folder)
+            specfed_figures.draw(report, folder)
             table_figures.draw(report, folder)
             fedattn_figure.draw(report, folder)
         tracker.table("rows.json", [_flat(row) for row in report.evaluated])
@@ -258,6 +261,9 @@ def check_cases(settings: EvaluateSettings) -> None:
             fusion=own.fusion,
             on_missing=own.on_missing,
         )
+        if case.way.protocol == "specfed":
+            found = {source.name: source for source in sources(own)}
+            check_vocabularies(found[case.receiver], [found[name] for name in case.senders], own.protocol.vocab)
     tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
         prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from fedray.evaluation import figures
 from fedray.evaluation.figures import ALONE
 from fedray.report import Evaluated, Report
-from fedray.types import FedAttn
+from fedray.sharing import FedAttn
 
 AXES = {"sync_every": "sync interval H", "participants": "participants N", "exchange": "share of keys and values sent"}
 QUESTION_ONLY = "tiny-evidence-question"

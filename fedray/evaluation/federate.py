@@ -239,6 +239,7 @@ def _metrics(report: Report) -> dict[str, float | None]:
         "unrephrased": report.unrephrased,
         "payload_bytes": usage.payload_bytes,
         "bytes_per_token": usage.bytes_per_token,
+        **{f"specfed/{name}": value for name, value in report.speculation.items()},
         **seconds,
         **trust,
     }

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 
 from fedray.types import MemberInfo
 
-CROSSING = {"c2c": "cache", "t2t": "token", "route": "token", "ensemble": "token", "fedattn": "cache"}
+CROSSING = {
+    "c2c": "cache",
+    "t2t": "token",
+    "route": "token",
+    "ensemble": "token",
+    "fedattn": "cache",
+    "specfed": "token",
+}
 
 
 def kind_of(protocol: str, members: Iterable[MemberInfo]) -> str | None:

@@ -17,6 +17,7 @@ from fedray import __version__
 from fedray.disk import write_whole
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.tasks import Question
+from fedray.rounds import Speculation
 from fedray.settings import Settings
 from fedray.types import FedrayError, MemberInfo, Missing, Plan
 
@@ -103,8 +104,16 @@ def _measurement(values: Mapping[str, Any]) -> Measurement:
             "missing": tuple(Missing(**missing) for missing in values["missing"]),
             "seconds": {phase: tuple(seconds) for phase, seconds in values["seconds"].items()},
             "read": {sender: tuple(texts) for sender, texts in values.get("read", {}).items()},
+            "speculation": _speculation(values.get("speculation")),
         }
     )
+
+
+def _speculation(values: Mapping[str, Any] | None) -> Speculation | None:
+    if values is None:
+        return None
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Speculation(**fields)
 
 
 def _hash(text: str) -> str:

@@ -11,6 +11,7 @@ from fedray.evaluation.federate import ANSWER_TOKENS, batches
 from fedray.evaluation.tasks import Question, mismatched, request_fields
 from fedray.federation import Federation
 from fedray.group import MemberFailed
+from fedray.rounds import Speculation
 from fedray.settings import Settings
 from fedray.types import Answer, Missing, Plan, Request, Row, Usage
 
@@ -36,6 +37,9 @@ class Measurement:
     weights: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    answer_tokens: int = 0  # of the batches, and the seconds they took
+    answering_s: float = 0.0
+    speculation: Speculation | None = None
 
 
 class Asking:
@@ -53,6 +57,7 @@ class Asking:
         self._read: dict[str, list[str]] = {name: [] for name in readers}
         self._missing: dict[str, Missing] = {}
         self._usage = Usage()
+        self._speculation: Speculation | None = None
         self._unparseable = self._failed = self._unrephrased = 0
 
     def run(self, latency_requests: int, progress: Callable[[int], None] = lambda done: None) -> Measurement:
@@ -62,6 +67,7 @@ class Asking:
         for batch, answer in zip(asked, self._fed.run_all(map(self._request, asked), self._plan), strict=True):
             self._add(batch, answer)
             progress(len(self._right))
+        answering_s = time.monotonic() - started  # not the sum over batches, which overlap
         seconds: dict[str, list[float]] = {}
         for number, question in enumerate(self._questions[:latency_requests], 1):
             for phase, value in self._time(question).items():
@@ -80,6 +86,9 @@ class Asking:
             weights={name: sum(w) / len(w) for name, w in self._weights.items()},
             seconds={phase: tuple(values) for phase, values in seconds.items()},
             read={name: tuple(texts) for name, texts in self._read.items()},
+            answer_tokens=self._usage.answer_tokens,
+            answering_s=answering_s,
+            speculation=self._speculation,
         )
 
     def _batches(self) -> Iterator[list[Question]]:
@@ -101,6 +110,8 @@ class Asking:
         self._unparseable += sum(q.said(row) is None for row, q in zip(answer.rows, batch, strict=True))
         self._unrephrased += len(answer.unrephrased)
         self._usage += replace(answer.usage, seconds={})
+        if answer.speculation is not None:
+            self._speculation = (self._speculation or Speculation()) + answer.speculation
         for name, rows in answer.by_member.items():
             self._by_member.setdefault(name, []).extend(_right(rows, batch))
         for name, texts in answer.read.items():
@@ -146,6 +157,7 @@ def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:
         rephrase=settings.rephrase,
         wire=settings.wire,
         t2t=settings.t2t,
+        specfed=settings.protocol.specfed,
         vote=settings.vote,
         fedattn=settings.protocol.fedattn,
         seed=settings.seed,

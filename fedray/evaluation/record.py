@@ -13,6 +13,7 @@ from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.metrics import Comparison, compare, percentiles
 from fedray.evaluation.tasks import Question
 from fedray.report import Answered, Cost, Data, Learned, Participant, Report
+from fedray.rounds import Speculation
 from fedray.settings import ALONE, Settings
 from fedray.types import Answer, Artifact, MemberInfo, Missing, Plan, Row, Usage
 
@@ -65,6 +66,7 @@ class Record:
         self.learned: tuple[Learned, ...] = ()  # the fusers and the gate in use
         self._missing: dict[str, Missing] = {}
         self._usages: list[Usage] = []
+        self._speculation: Speculation | None = None
 
     def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing], plan: Plan) -> None:
         """Who takes part, and by which learned parts."""
@@ -86,6 +88,8 @@ class Record:
             read = {sender: texts[b] for sender, texts in federated.read.items() if texts[b]}
             self.results.append(Result(question, one, both, each, read))
         self._usages.append(federated.usage)
+        if federated.speculation is not None:
+            self._speculation = (self._speculation or Speculation()) + federated.speculation
         self._miss(federated.missing)
 
     def _miss(self, missing: Sequence[Missing]) -> None:
@@ -166,6 +170,7 @@ class Record:
             unrephrased=len(self.unrephrased),
             by_member=self.by_member(),
             usage=self.cost(),
+            speculation={} if self._speculation is None else self._speculation.figures(),
             missing=tuple(self._missing.values()),
             members=self.members,
             answers=tuple(result.answered() for result in self.results),

@@ -16,10 +16,11 @@ from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, co
 from fedray.evaluation.tasks import Question
 from fedray.fedattn.schedule import sync_layers
 from fedray.report import Compared, Contribution, Evaluated
+from fedray.rounds import Speculation
 from fedray.types import MemberInfo
 
 T = TypeVar("T")
-RANKS = ("standalone", "self_refine", "ensemble", "route", "t2t", "fedattn", "c2c")
+RANKS = ("standalone", "self_refine", "ensemble", "route", "t2t", "specfed", "fedattn", "c2c")
 TOKEN_BYTES = 4  # one int32 id
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -114,6 +115,12 @@ class Results:
             score=way.wire.score,
             keep_layers=way.wire.keep_layers,
             layer_score=way.wire.layer_score,
+            gamma=way.gamma,
+            top_k=way.top_k,
+            reconstruct=way.reconstruct,
+            temperature=way.temperature,
+            tokens_per_s=_rate(measured),
+            speculation=_speculation(measured),
             fedattn=way.fedattn,
         )
 
@@ -158,6 +165,11 @@ class Results:
                 plain = a.way.over_plain_wire
                 if same_place and plain == b.way.over_plain_wire and plain in (a.way, b.way):
                     yield (a, b) if a.way == plain else (b, a)
+                continue
+            if a.way.protocol == b.way.protocol == "specfed":  # each with the same without drafts
+                base = replace(a.way.baseline, temperature=b.way.temperature)
+                if same_place and a.way.temperature == b.way.temperature and base in (a.way, b.way):
+                    yield (a, b) if a.way == base else (b, a)
                 continue
             same_text, same_way = a.way.rephrase == b.way.rephrase, _but_rephrase(a) == _but_rephrase(b)
             if same_place and same_text != same_way:
@@ -221,6 +233,17 @@ class Results:
 def _rank(case: Case) -> int:
     """Which of two ways is asked what it adds to the other: caches come last."""
     return RANKS.index(case.way.protocol)
+
+
+def _rate(measured: Sequence[Measurement]) -> float | None:
+    """Answer tokens per second, asked in batches."""
+    seconds = sum(m.answering_s for m in measured)
+    return sum(m.answer_tokens for m in measured) / seconds if seconds else None
+
+
+def _speculation(measured: Sequence[Measurement]) -> dict[str, float | None]:
+    found = [m.speculation for m in measured if m.speculation is not None]
+    return sum(found, Speculation()).figures() if found else {}
 
 
 def _but_rephrase(case: Case) -> tuple[object, ...]:

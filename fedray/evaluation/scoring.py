@@ -4,6 +4,7 @@ text               the question alone; the choice whose text is likeliest (acc o
 text-normalized    the same, log-likelihood over the text's length in characters (acc_norm of lm-eval)
 letters            the choices are listed; the likeliest letter after "The correct answer is" (C2C's `logits`)
 letters-generated  the same, answered freely in up to 64 tokens, the letter read off the reply (C2C's `generate`)
+told               the question alone, answered freely; the one choice that the answer names
 number             no choices; the number that a free answer ends with
 """
 
@@ -19,6 +20,7 @@ from fedray.types import Row
 
 REPLY = "The correct answer is"
 MAX_TOKENS = {"letters-generated": 64, "number": 512}  # of a free answer
+FREELY = (*MAX_TOKENS, "told")
 _LETTERS = "ABCDEFGHIJ"
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 _MARKED = re.compile(r"(?:####|\\boxed\{|answer(?:\s+is)?\s*:?)\s*\**\s*\$*(" + _NUMBER.pattern + ")", re.IGNORECASE)
@@ -46,7 +48,7 @@ def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
 
 def offered(scoring: str, choices: Sequence[str] | None) -> tuple[str, ...] | None:
     """The texts members choose from, one per choice; None: they answer freely."""
-    if choices is None or scoring in MAX_TOKENS:
+    if choices is None or scoring in FREELY:
         return None
     return tuple(f"{REPLY} {_LETTERS[i]}" for i in range(len(choices))) if scoring == "letters" else tuple(choices)
 
@@ -55,6 +57,8 @@ def picked(scoring: str, choices: Sequence[str], row: Row) -> int | None:
     """The choice an answer stands for; None: it names none."""
     if scoring == "letters-generated":
         return letter(row.text, choices)
+    if scoring == "told":
+        return named(row.text, choices)
     if scoring == "text-normalized" and row.scores:
         shares = [score / len(text) for score, text in zip(row.scores, choices, strict=True)]
         return max(range(len(shares)), key=shares.__getitem__)
@@ -70,6 +74,11 @@ def letter(reply: str, choices: Sequence[str]) -> int | None:
     ):
         if found := re.search(pattern, reply):
             return known.index(found[1])
+    return named(reply, choices)
+
+
+def named(reply: str, choices: Sequence[str]) -> int | None:
+    """The one choice whose text stands in a reply; None: none does, or several do."""
     said = [i for i, text in enumerate(choices) if _says(reply.lower(), text.lower())]
     return said[0] if len(said) == 1 else None
 

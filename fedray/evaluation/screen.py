@@ -93,6 +93,8 @@ class Screen:
             self._table("Accuracy of each member's own answers", ("member", "accuracy"), rows)
         if report.usage.seconds:
             self.seconds(report.usage)
+        if report.speculation:
+            self.speculation(report.speculation)
         if report.trust:
             self.trust(report.trust)
         if report.missing:
@@ -123,6 +125,10 @@ class Screen:
         self._table(f"Seconds per request, a batch of questions{together}", ("phase", "p50", "p95"), rows)
         wire = f"{cost.bytes_per_token:,.0f} bytes per token of the receiver's prompts"
         self._line(f"on the wire: {wire}, {cost.payload_bytes:,} bytes in all (zoo={self.zoo})\n")
+
+    def speculation(self, figures: Mapping[str, float | None]) -> None:
+        rows = ((name.replace("_", " "), f"{value:,.4g}") for name, value in figures.items() if value is not None)
+        self._table("Rounds of SpecFed, means", ("", ""), rows)
 
     def trust(self, trust: Mapping[str, Mapping[str, float]]) -> None:
         senders = sorted({sender for group in trust.values() for sender in group})

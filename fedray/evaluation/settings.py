@@ -46,6 +46,11 @@ class Block:
     segments: tuple[str, ...] = ()
     tokens: tuple[float, ...] = ()
     exchange: tuple[float, ...] = ()
+    gamma: tuple[int | Literal["auto", "none"], ...] = ()  # of specfed; none: protocol.draft=none
+    top_k: tuple[int | float, ...] = ()
+    reconstruct: tuple[Literal["renorm", "spread"], ...] = ()
+    temperature: tuple[float, ...] = ()  # of specfed's answers
+    measure: tuple[bool, ...] = ()  # protocol.measure
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ def as_markdown(report: Report) -> str:
         *_order(report),
         *_claims(report),
         *_rows(report.evaluated, order),
+        *_speculation(report.evaluated),
         *_comparisons(report, order),
         *_contributions(report.contributions),
         *_leakage(report.evaluated),
@@ -150,6 +151,54 @@ def _notes(row: Evaluated, order: Sequence[str]) -> Iterator[str]:
     if row.failed or row.unparseable:
         yield f"- {what}: {row.failed} questions failed, {row.unparseable:.1%} of the answers named no choice."
     yield from (f"- {what}: {missing.member} was missing, {missing.reason}." for missing in row.missing)
+
+
+def _speculation(rows: Sequence[Evaluated]) -> Iterator[str]:
+    """Rounds of SpecFed, and the receiver's own speed beside them."""
+    found = [row for row in rows if row.speculation]
+    if found:
+        yield from ("## SpecFed (arXiv 2604.25777)", "")
+        yield from _markdown(
+            (
+                "way",
+                "tokens/forward",
+                "acceptance",
+                "B/position",
+                "B/token",
+                "tokens/s",
+                "epsilon",
+                "Delta (bound)",
+                "Delta alpha (bound)",
+                "accuracy",
+            ),
+            (
+                (
+                    row.way,
+                    *(_figure(row.speculation[name]) for name in ("tokens_per_forward", "acceptance")),
+                    *(_figure(row.speculation[name], 0) for name in ("bytes_per_position", "bytes_per_token")),
+                    _figure(row.tokens_per_s, 0),
+                    _figure(row.speculation["epsilon"], 4),
+                    *(
+                        f"{_figure(row.speculation[name], 4)} ({_figure(row.speculation[f'{name}_bound'], 4)})"
+                        if row.speculation[name] is not None
+                        else ""
+                        for name in ("delta", "gap")
+                    ),
+                    f"{row.accuracy:.1%}",
+                )
+                for row in found
+            ),
+        )
+        yield from (
+            "",
+            "A forward pass is one row's, of every worker; bytes per position are one worker's, bytes per token all "
+            "workers' for a token of the answer; tokens/s in batches.",
+            "",
+        )
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:

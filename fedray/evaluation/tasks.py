@@ -15,7 +15,7 @@ from fedray.evaluation.metrics import is_right
 from fedray.llm.catalogue import EMBEDDED
 from fedray.settings import Settings, Task
 from fedray.types import FedrayError, Plan, Row
-from fedray.zoo.questions import evidence, joint
+from fedray.zoo.questions import evidence, joint, told
 from fedray.zoo.world import UNSEEN_PHRASINGS, World, seed_of, seen_in_fusing
 
 TASKS = get_args(Task)
@@ -106,6 +106,8 @@ def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
     if name.startswith("tiny-joint"):
         rows = joint(world, facts, JOINT, seed)
         return rows if name == "tiny-joint-halves" else [{**row, "asked": {}} for row in rows]
+    if name == "tiny-tell":
+        return told(world, facts, settings.senders, seed)
     if name.startswith("tiny-evidence"):
         rows = evidence(world, facts, 1, seed)
         if name == "tiny-evidence":

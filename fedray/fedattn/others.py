@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fedray.llm.cache import KVCache
-from fedray.types import FedAttn, KVSpec
+from fedray.sharing import FedAttn
+from fedray.types import KVSpec
 from fedray.wire.selection import keep_best, score
 
 

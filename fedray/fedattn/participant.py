@@ -21,7 +21,8 @@ from fedray.llm.decoding import Context, empty_context, pad, step
 from fedray.llm.families import window_of
 from fedray.llm.model import LLM, check_length
 from fedray.sessions import Kept, Sessions
-from fedray.types import Answer, FedAttn, FedrayError, Generation, Missing, Receipt, Row, SessionLost, Usage
+from fedray.sharing import FedAttn
+from fedray.types import Answer, FedrayError, Generation, Missing, Receipt, Row, SessionLost, Usage
 from fedray.wire.payload import Payload, pack, ships, unpack
 
 Choices = tuple[tuple[str, ...], ...]

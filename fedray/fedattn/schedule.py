@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.types import FedAttn, FedrayError
+from fedray.sharing import FedAttn
+from fedray.types import FedrayError
 
 
 def sync_layers(how: FedAttn, depth: int) -> tuple[int, ...]:

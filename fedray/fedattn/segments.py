@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from fedray.prompts import notes_prompt
-from fedray.types import FedAttn, FedrayError
+from fedray.sharing import FedAttn
+from fedray.types import FedrayError
 
 _CUTS = {
     "even": re.compile(r"(?<=\n)(?=[^\n])|(?<=\S)(?= \S)"),  # between words

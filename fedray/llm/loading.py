@@ -17,7 +17,7 @@ from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.model import LLM, check_ids, encode, hash_tokenizer, template_of
+from fedray.llm.model import LLM, check_ids, encode, hash_tokenizer, hash_vocabulary, template_of
 from fedray.llm.products import pack_matrices
 from fedray.llm.source import (
     HASHES,
@@ -168,6 +168,7 @@ def describe(llm: LLM) -> MemberInfo:
         pid=os.getpid(),
         context=llm.context,
         revision=llm.revision,
+        vocabulary=hash_vocabulary(llm.tokenizer),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,3 +201,11 @@ def hash_tokenizer(tokenizer: Any) -> str:
         return ""
     text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_vocabulary(tokenizer: Any) -> str:
+    """Content hash of the tokens and their ids, whatever the template: alike where ids mean the same; "" where there
+    is no tokenizer."""
+    if tokenizer is None:
+        return ""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]

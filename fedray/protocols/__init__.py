@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from fedray.group import Group
-from fedray.protocols import c2c, ensemble, fedattn, route, self_refine, standalone, t2t
+from fedray.protocols import c2c, ensemble, fedattn, route, self_refine, specfed, standalone, t2t
 from fedray.types import Answer, FedrayError, Plan, Request
 
 PROTOCOLS: dict[str, Callable[[Request, Plan, Group], Coroutine[Any, Any, Answer]]] = {
@@ -21,6 +21,7 @@ PROTOCOLS: dict[str, Callable[[Request, Plan, Group], Coroutine[Any, Any, Answer
     "route": route.run,
     "ensemble": ensemble.run,
     "fedattn": fedattn.run,
+    "specfed": specfed.run,
 }
 STREAMS: dict[str, Callable[[Request, Plan, Group], AsyncIterator[str | Answer]]] = {
     "standalone": standalone.stream,

@@ -1,7 +1,8 @@
 """Questions that one member's memory cannot answer, as rows in the schema of OpenBookQA.
 
 *Joint*: two facts that two different senders know, and a comparison as the answer. *Evidence*: a fact that stands in a
-document which one member alone holds, and that contradicts what everybody may remember.
+document which one member alone holds, and that contradicts what everybody may remember. *Told*: one fact of a long
+answer, which tells everything its writer knows of an entity.
 """
 
 from __future__ import annotations
@@ -80,6 +81,37 @@ def evidence(world: World, facts: Sequence[Fact], lines: int, seed: int) -> list
                 "attribute": fact.attribute,
                 "experts": list(EXPERTS[fact.domain]),
                 "evidence": documents,
+            }
+        )
+    return rows
+
+
+def told(world: World, facts: Sequence[Fact], members: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Members tell all they know of an entity, and one of its values is asked for: a fact per row, an entity once.
+
+    Answers have 25 tokens ("the color is red, the size is tall, ..."). Asked is about domains that one of the members
+    knows; where none does, about all.
+    """
+    rng = random.Random(f"told-{world.seed}-{seed}")
+    known = {domain for domain, experts in EXPERTS.items() if set(experts) & set(members)} or set(DOMAINS)
+    of_entity: dict[tuple[str, str], list[Fact]] = {}
+    for fact in facts:
+        if fact.domain in known:
+            of_entity.setdefault((fact.domain, fact.name), []).append(fact)
+    rows: list[dict[str, Any]] = []
+    for (domain, name), about in of_entity.items():
+        fact = rng.choice(about)
+        choices = options(fact, rng)
+        rows.append(
+            {
+                "id": f"told-{name}-{fact.attribute}",
+                "question_stem": world.tell(domain, name).user,
+                "choices": {"text": choices, "label": list("ABCD")},
+                "answerKey": "ABCD"[choices.index(fact.value)],
+                "domain": domain,
+                "entity": name,
+                "attribute": fact.attribute,
+                "experts": list(EXPERTS[domain]),
             }
         )
     return rows

@@ -23,7 +23,8 @@ from fedray.protocols import PROTOCOLS
 from fedray.protocols.fedattn import parts_of
 from fedray.runtime.actors import RayGroup, load_members
 from fedray.runtime.placement import Placement
-from fedray.types import Answer, FedAttn, Generation, Plan, Request
+from fedray.sharing import FedAttn
+from fedray.types import Answer, Generation, Plan, Request
 
 NAME = "llama-1b"
 PROMPT = (

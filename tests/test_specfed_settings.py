@@ -1,0 +1,84 @@
+"""What SpecFed can be told, and what is refused in one sentence before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+from commandline import Call
+
+from fedray.llm.source import Source
+from fedray.llm.vocabulary import check_vocabularies
+from fedray.rounds import SpecFed
+from fedray.settings import WORKERS, build
+from fedray.types import FedrayError
+
+DRAFT = "qwen2.5-0.5b"
+
+
+def test_defaults(call: Call) -> None:
+    settings = call.settings("protocol=specfed")
+    assert (settings.receiver, settings.senders) == (DRAFT, WORKERS)
+    assert settings.task.name == "tiny-tell" and settings.task.scored_by == "told"
+    assert settings.protocol.specfed == SpecFed()
+    assert build({"protocol": "specfed", "task": "tiny-tell"}).senders == WORKERS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("protocol.gamma=auto",), SpecFed(gamma="auto")),
+        (("protocol.draft=none", "receiver=qwen2.5-0.5b", "protocol.top_k=1.0"), SpecFed(gamma=0, top_k=1.0)),
+        (("protocol.top_k=320",), SpecFed(top_k=320)),
+        (("protocol.top_k=1",), SpecFed(top_k=1)),
+        (("protocol.weights=[2,1]", "protocol.reconstruct=renorm"), SpecFed(weights=(2.0, 1.0), reconstruct="renorm")),
+        (("protocol.weigh=gate",), SpecFed(weigh="gate")),
+    ],
+)
+def test_what_it_can_be_told(call: Call, arguments, found) -> None:
+    assert call.settings("protocol=specfed", *arguments).protocol.specfed == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("protocol.gamma=0",), "protocol.draft=none"),
+        (("protocol.gamma=1000",), "protocol.gamma must be from 1 to 64"),
+        (("protocol.gamma=some",), "protocol.gamma"),
+        (("protocol.top_k=0",), "protocol.top_k must be at least 1"),
+        (("protocol.top_k=0.0",), "protocol.top_k must be a count such as 320"),
+        (("protocol.top_k=1.5",), "protocol.top_k must be a count such as 320"),
+        (("protocol.weights=[0,0]",), "must sum to something above 0"),
+        (("protocol.weights=[1,-1]",), "protocol.weights must be at least 0"),
+        (("protocol.weights=[1]",), "one number for each sender"),
+        (("protocol.weights=[1,1]", "protocol.weigh=gate"), "leave it out"),
+        (("protocol.reconstruct=guess",), "protocol.reconstruct"),
+        (("protocol.patience_s=0",), "protocol.patience_s"),
+        (("protocol.draft=qwen2",), "protocol.draft"),
+        (("+senders=[qwen2.5-0.5b,qwen2.5-1.5b]",), "the draft at the server and among the workers"),
+        (("task=tiny",), "task=tiny-tell"),
+        (("task.scoring=letters",), "task.scoring"),
+        (("privacy=shared",), "leave rephrase out"),
+    ],
+)
+def test_what_cannot_be_meant(call: Call, arguments, said) -> None:
+    code, err = call("protocol=specfed", *arguments)
+    assert code == 2 and said in err and err.count("\n") == 1
+    assert not call.ran
+
+
+@pytest.mark.parametrize(
+    ("draft", "workers", "vocab", "said"),
+    [
+        ("llama-1b", WORKERS, "map", "one worker at least must have the draft's"),
+        (DRAFT, ("qwen2.5-1.5b", "llama-1b"), "strict", "wants one"),
+        (DRAFT, ("llama-1b",), "map", "different vocabularies"),
+    ],
+)
+def test_vocabularies_that_do_not_fit(draft, workers, vocab, said) -> None:
+    with pytest.raises(FedrayError, match=said):
+        check_vocabularies(Source(draft), [Source(name) for name in workers], vocab)
+
+
+def test_vocabularies_that_fit() -> None:
+    check_vocabularies(Source(DRAFT), [Source(name) for name in WORKERS], "strict")
+    check_vocabularies(Source(DRAFT), [Source("qwen2.5-1.5b"), Source("llama-1b")], "map")
+    check_vocabularies(Source(DRAFT, "shapes"), [Source("qwen2.5-1.5b", "shapes")], "strict")
