@@ -326,13 +326,23 @@ def test_a_worker_with_another_vocabulary(group):
         ask(mixed, plan(names, SpecFed(vocab="strict")), told)
 
 
-def test_without_a_common_place_the_next_round_drafts_nothing(group):
-    """Only the worker with another vocabulary is left: rounds go on one token at a time where its tokens do not end."""
+def test_a_worker_with_another_vocabulary_alone(group):
+    """Rounds go on where its tokens do not end, one token at a time if need be, and past bytes that are no text."""
     mixed = LocalGroup({**group._members, "llama-1b": Member("llama-1b")})
-    how = SpecFed(gamma=6, top_k=1.0)
-    alone = [ask(mixed, plan(("llama-1b",), how), REQUEST.select([b])).speculation for b in range(len(PROMPTS))]
-    assert all(found is not None and found.rounds > 3 for found in alone)
-    assert any(0 in found.drafted and sum(found.drafted) for found in alone if found is not None)
+    how, longer = SpecFed(gamma=6, top_k=1.0), Generation(max_tokens=24, full=True, temperature=1.5)
+    for b in range(len(PROMPTS)):
+        answer = ask(mixed, plan(("llama-1b",), how), replace(REQUEST, generation=longer).select([b]))
+        assert len(answer.rows[0].tokens) == 24 and not answer.missing
+
+
+def test_what_is_no_text_is_not_read(group):
+    """Half a character, and what stands behind it: the place is that of the text before."""
+    llama, server = Member("llama-1b").llm, group._members[DRAFT]
+    vocabulary = unpack_vocabulary(server.vocabulary()[1])
+    translation = Translation("llama-1b", llama.tokenizer, 512, llama.stop_ids, vocabulary)
+    half, red = vocabulary.tokens.index(b"\xc3"), server.llm.encode_answer(" red")
+    ids, before = translation.read([*red, half], red)
+    assert llama.tokenizer.decode(ids) == " red" and before == [len(ids)] * (1 + len(red))
 
 
 def test_tokens_mean_the_same_by_their_bytes(group):

@@ -107,6 +107,8 @@ class Talk:
         following: Round = await self.exchange.of_receiver(accepting)
         self.exchange.usage += following.usage
         self.found += following.speculation
+        if not any((*now.drafts, *following.tokens)) and following.ended == now.ended:
+            raise MemberFailed("no worker has a distribution behind the answer so far: name a worker of its vocabulary")
         for missing in following.missing:
             self._lose(missing)
         for b, new in enumerate(following.tokens):

@@ -33,7 +33,10 @@ class Translation:
 
     def read(self, said: Sequence[int], drafts: Sequence[int]) -> tuple[list[int], list[int | None]]:
         """(the worker's ids of the text, and how many of them stand before each position): None where its tokens have
-        no boundary. Positions are those behind `said` and behind every draft. Raises FedrayError."""
+        no boundary. Positions are those behind `said` and behind every draft; what is no text (a character that is not
+        finished yet, or never will be) is not read, and a position in it stands for the end of the text before it.
+        Raises FedrayError.
+        """
         pieces = [self._server.tokens[i] for i in (*said, *drafts)]
         whole = b"".join(pieces)
         text = _readable(whole)
@@ -43,7 +46,7 @@ class Translation:
             raise FedrayError(f"{self._name} does not keep the answer's text as it is in its tokens: leave it out")
         before = {end: count for count, end in enumerate(ends)}
         places = [0, *accumulate(map(len, pieces))][len(said) :]
-        return ids, [before.get(place) for place in places]
+        return ids, [before.get(min(place, ends[-1])) for place in places]
 
     def distribution(self, own_NV: Tensor) -> Tensor:
         """(N, V of the server): the mass of tokens that mean the same; what is missing to one has no counterpart."""
