@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import threading
 from dataclasses import replace
@@ -14,6 +15,8 @@ import torch
 from masked import masked_pass
 from tiny import random_llm
 
+from fedray.fedattn.parked import Parked
+from fedray.fedattn.participant import Segment
 from fedray.fedattn.schedule import sync_layers
 from fedray.group import LocalGroup, MemberFailed
 from fedray.llm.loading import load as load_llm
@@ -310,6 +313,24 @@ def test_threads_end_with_their_sessions() -> None:
     for thread in set(threading.enumerate()) - before:
         thread.join(5)
     assert not set(threading.enumerate()) - before
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
+    """A pass in a cycle of references would keep its tensors until Python happens to look for cycles."""
+    before, llm = set(threading.enumerate()), random_llm("qwen3-0.6b")
+    names = [llm.name, f"{llm.name}#2"]
+    group = LocalGroup({name: Member(name, llm=replace(llm, name=name)) for name in names})
+    gc.collect()
+    held = {id(thing) for thing in gc.get_objects() if type(thing) in (Parked, Segment)}
+    gc.disable()
+    try:
+        ask(group, plan_of(group, FedAttn(2, 2)))
+        for thread in set(threading.enumerate()) - before:
+            thread.join(5)
+        left = [thing for thing in gc.get_objects() if type(thing) in (Parked, Segment) and id(thing) not in held]
+        assert not left
+    finally:
+        gc.enable()
 
 
 def test_the_publishers_own_part_is_the_question() -> None:

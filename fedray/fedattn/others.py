@@ -71,6 +71,10 @@ class Others:
             torch.cat([hidden_B1QS, mask_B1QK], dim=3),
         )
 
+    def settle(self) -> None:
+        """The prompt is read: from now on only what was found is seen."""
+        self._meet = None
+
     def repeat(self, times: int) -> Others:
         return Others((), None, {layer: rows and rows.repeat(times) for layer, rows in self._found.items()})
 

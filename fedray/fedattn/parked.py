@@ -26,10 +26,9 @@ class Parked(Generic[P, R]):
     """
 
     def __init__(self, work: Callable[[Callable[[P], Any]], R]) -> None:
-        self._work = work
         self._to_thread: SimpleQueue[Any] = SimpleQueue()
         self._to_caller: SimpleQueue[P | None] = SimpleQueue()
-        self._thread = Thread(target=self._run, daemon=True, name="fedattn")
+        self._thread = Thread(target=self._run, args=(work,), daemon=True, name="fedattn")
         self._error: Exception | None = None
         self.post: P | None = None
         self.result: R | None = None
@@ -51,11 +50,13 @@ class Parked(Generic[P, R]):
         if self._error is not None:
             raise self._error
         if self.post is None and self.result is None:
-            raise FedrayError("the forward pass ended without a result; see what its thread printed")
+            raise FedrayError("the forward pass has ended: its session was released, or its thread says why on stderr")
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[Callable[[P], Any]], R]) -> None:
         try:
-            self.result = self._work(self._park)
+            self.result = work(self._park)
+        except _Left:  # kept, its traceback would keep the whole pass in memory
+            pass
         except (FedrayError, RuntimeError, ValueError) as error:  # what a member's call may fail with
             self._error = error
         finally:

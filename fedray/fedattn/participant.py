@@ -179,14 +179,15 @@ class Participant:
         for start, row in zip(starts, held.ids, strict=True):
             check_length(self.name, start + len(row), self.llm.context)
         held.lengths = valid_BT.sum(1)
-        layers = sync_layers(how, self.llm.spec.layers)
+        layers, batch = sync_layers(how, self.llm.spec.layers), len(held.ids)  # a pass that held its segment would stay
 
         @torch.no_grad()
         def work(park: Callable[[Own], Any]) -> tuple[Context, Tensor]:
-            context = empty_context(len(held.ids), device)
-            context.beyond = Others(layers, park)
+            context = empty_context(batch, device)
+            context.beyond = others = Others(layers, park)
             logits, _ = step(self.llm.model, context, ids_BT, valid_BT, positions_BQ=positions_BT)
             assert logits is not None
+            others.settle()
             return context, logits
 
         return work

@@ -69,6 +69,9 @@ class Pretended:
         lost = {0: "the choice 'red' is lost"} if self.settings.rephrase != "none" else {}
         return Answer(rows, who, senders, (LOST,), usage, unrephrased=lost)
 
+    def own_part(self, request: Request) -> Request:
+        return request
+
     def run_all(self, requests: Iterable[Request], plan: Plan | None = None) -> Iterator[Answer]:
         return map(self.alone if plan and plan.protocol == "standalone" else self.run, requests)
 
