@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, resolve, safe_name
 from fedray.schema import Schema
-from fedray.types import T2T, FedrayError, Generation, Wire
+from fedray.types import T2T, Compile, FedrayError, Generation, Wire
 
 Task = Literal[
     "tiny",
@@ -126,6 +126,7 @@ class Settings:
     fuser: Literal["mlp", "c2c"] = "mlp"
     fusion: Literal["concat", "mix"] = "concat"
     fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
+    compile: Compile | None = None  # fusers run by torch.compile in this mode
     gate: GateSettings = GateSettings()
     control: Literal["none", "mismatched", "noise", "constant"] = "none"
     rephrase: Literal["none", "shared", "distinct"] = "none"
