@@ -29,7 +29,7 @@ def compiled(function: Tensors, mode: Compile) -> Tensors:
     A CUDA graph writes its outputs where its next run will overwrite them, while fusing holds what one sender changes
     until the last one is there: they are cloned. No gradient flows.
     """
-    fast = torch.compile(
+    fast = torch.compile(  # pyright: ignore[reportCallIssue]  # isolate_recompiles stands in no overload
         function,
         mode=mode,
         dynamic=mode != "reduce-overhead",

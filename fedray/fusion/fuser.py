@@ -127,10 +127,11 @@ class Fuser(nn.Module):
     def _rehearse(self, tokens: int = 7) -> None:
         """Run once, on zeros."""
         like = next(self.parameters())
-        sent, own = (
-            tuple((like.new_zeros(1, spec.kv_heads, tokens, spec.head_dim),) * spec.layers for _ in range(2))
+        sent_layers, own_layers = (
+            (like.new_zeros(1, spec.kv_heads, tokens, spec.head_dim),) * spec.layers
             for spec in (self.config.sender, self.config.receiver)
         )
+        sent, own = (sent_layers, sent_layers), (own_layers, own_layers)
         if self.config.operator == "concat":
             self.project(*sent)
         else:
