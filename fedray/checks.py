@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
+import sys
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -35,6 +37,7 @@ def check(settings: Settings) -> None:
     _check_exchange(settings)
     _check_fedattn(settings)
     _check_specfed(settings)
+    _check_compile(settings)
     _check_questions(settings)
     _check_task(settings)
     _check_folders(settings)
@@ -190,6 +193,39 @@ def _check_specfed(settings: Settings) -> None:
             f"protocol=specfed writes its answers, and task={task.name} with task.scoring={task.scored_by} wants "
             "likelihoods: choose task=tiny-tell, or task.scoring=letters-generated"
         )
+
+
+def _check_compile(settings: Settings) -> None:
+    """Whether receivers stand where a mode of torch.compile makes sense, and can be compiled for."""
+    if settings.compile is None:
+        return
+    receivers = settings.takes_part if settings.answer_all else (settings.receiver,)
+    on_gpu = [_on_gpu(settings, name) for name in receivers]
+    if settings.compile == "reduce-overhead" and not any(on_gpu):
+        raise FedrayError(
+            f"compile=reduce-overhead replays CUDA graphs and {' and '.join(receivers)} would run on CPUs: add "
+            f"members.{settings.receiver}.device=cuda, or choose compile=default"
+        )
+    elsewhere = settings.ray.enabled and (settings.ray.address is not None or "RAY_ADDRESS" in os.environ)
+    if not all(on_gpu) and not elsewhere and cpp_compiler() is None:
+        raise FedrayError(
+            f"compile={settings.compile} needs a C++ compiler on CPUs and there is none: install g++, name one with "
+            "the environment variable CXX, or leave compile out"
+        )
+
+
+def cpp_compiler() -> str | None:
+    """Where the C++ compiler lies that torch.compile would call for a CPU of this machine; None where there is none."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
+
+
+def _on_gpu(settings: Settings, name: str) -> bool:
+    """As fedray.provision.resources places members."""
+    own = settings.member(name)
+    if own.device is not None:
+        return own.device.startswith("cuda")
+    gpus = settings.ray.gpus_per_member if own.num_gpus is None else own.num_gpus
+    return settings.ray.enabled and gpus > 0
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (

@@ -240,6 +240,7 @@ def _choices(s: Settings) -> dict[str, Any]:
         "fuser": s.fuser,
         "fusion": s.fusion,
         "fusion_order": s.fusion_order,
+        "compile": s.compile,
         "gate": s.gate.kind,
         "answer_all": s.answer_all,
         "route": s.gate.route,

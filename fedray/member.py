@@ -26,7 +26,6 @@ from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM
-from fedray.llm.products import pack_matrices
 from fedray.privacy import rephrase
 from fedray.reading import Reader
 from fedray.sessions import Session, Sessions
@@ -34,6 +33,7 @@ from fedray.speculator import Speculator
 from fedray.types import (
     Answer,
     Artifact,
+    Compile,
     FedrayError,
     Generation,
     Layers,
@@ -77,7 +77,7 @@ class Member(Reader, Participant, Speculator):
         self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision, packed=True)
         self._take(threads)
         self._sessions = Sessions(name)
-        self._fusers: dict[str, Fuser] = {}
+        self._fusers: dict[tuple[str, Compile | None], Fuser] = {}
         self._gates: dict[str, Gate] = {}
         self._received_bytes, self._translations = 0, {}
 
@@ -113,14 +113,17 @@ class Member(Reader, Participant, Speculator):
     def prepare(self, plan: Plan) -> None:
         """Load the gate and the fusers of a plan in which this member receives, before its first request."""
         self._gate(plan)
-        list(map(self.fuser, plan.fusers.values()))
+        self._take(self._threads)
+        for artifact in plan.fusers.values():
+            self.fuser(artifact, plan.compile)
 
-    def fuser(self, artifact: Artifact) -> Fuser:
+    def fuser(self, artifact: Artifact, compile: Compile | None = None) -> Fuser:
         """A fuser into this LLM's space, in its precision and on its device; loaded once. Raises FedrayError."""
-        if artifact.hash not in self._fusers:
-            self._fusers[artifact.hash] = fuser = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
-            pack_matrices(fuser)
-        return self._fusers[artifact.hash]
+        key = artifact.hash, compile
+        if key not in self._fusers:
+            fuser = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
+            self._fusers[key] = fuser.for_inference(compile)
+        return self._fusers[key]
 
     # -- as a sender ------------------------------------------------------------------------------------------------
 
@@ -313,7 +316,7 @@ class Member(Reader, Participant, Speculator):
         whole = dict(zip(shipment.rows, shipment.whole, strict=True))
         return combine.Part(
             sender=sender,
-            fuser=self.fuser(plan.fusers[sender]),
+            fuser=self.fuser(plan.fusers[sender], plan.compile),
             cache=shipment.cache.scatter(shipment.rows, batch),
             weight_B=weights_BS[:, plan.senders.index(sender)].to(self.llm.device),
             spans=tuple(spans.get(row, ()) for row in range(batch)),

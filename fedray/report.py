@@ -276,6 +276,7 @@ class Report:
     fuser: str = "mlp"
     fusion: str = "concat"
     fusion_order: str = "parallel"  # of several senders, in mix
+    compile: str | None = None  # the mode of torch.compile that fusers ran in; None: as they are
     gate: str = "learned"
     rephrase: str = "none"
     wire: str = "none"  # the codec of caches

@@ -14,7 +14,7 @@ from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_
 from fedray.rounds import SpecFed
 from fedray.schema import Schema
 from fedray.sharing import FedAttn
-from fedray.types import T2T, FedrayError, Generation, Wire
+from fedray.types import T2T, Compile, FedrayError, Generation, Wire
 
 Task = Literal[
     "tiny",
@@ -165,6 +165,7 @@ class Settings:
     fuser: Literal["mlp", "c2c"] = "mlp"
     fusion: Literal["concat", "mix"] = "concat"
     fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
+    compile: Compile | None = None  # fusers run by torch.compile in this mode
     gate: GateSettings = GateSettings()
     control: Literal["none", "mismatched", "noise", "constant"] = "none"
     rephrase: Literal["none", "shared", "distinct"] = "none"

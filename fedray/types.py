@@ -131,6 +131,7 @@ class Missing:
     reason: str
 
 
+Compile = Literal["default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
 Layers = tuple[tuple[int, ...], tuple[int, ...]]  # whose keys, and whose values; ascending
 
 
@@ -275,6 +276,7 @@ class Plan:
     fusion_order: str = "parallel"  # parallel | sequential: how several senders mix
     speakers: tuple[str, ...] = ()  # senders without a fuser that give a hint in text instead (on_missing=text)
     fusers: Mapping[str, Artifact] = field(default_factory=dict)  # sender -> its fuser into the receiver
+    compile: Compile | None = None  # how these run: as they are, or by torch.compile in one of its modes
     gate: str = "learned"  # learned | open | random | none | oracle (the request's own weights)
     gate_artifact: Artifact | None = None
     route: str = "eager"  # eager | lazy

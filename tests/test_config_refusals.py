@@ -49,6 +49,8 @@ REFUSED = [
     ("fuser=c2c fusion=concat", ["fusion=concat does not go with fuser=c2c"]),
     ("fuser=c2c fusion_order=sequentual", ["unknown fusion_order", "did you mean sequential?"]),
     ("fusion_order=sequential", ["fusion_order=sequential is about fusion=mix", "fusion=concat"]),
+    ("compile=reduce-overheat", ["unknown compile", "did you mean reduce-overhead?", "default, reduce-overhead, max"]),
+    ("compile=reduce-overhead", ["compile=reduce-overhead replays CUDA graphs", "compile=default"]),
     ("gate=opne", ["unknown gate", "did you mean open"]),
     ("gate.kind=opne", ["unknown gate 'opne'", "did you mean open"]),
     ("gate.route=lazi", ["unknown gate.route", "did you mean lazy?"]),

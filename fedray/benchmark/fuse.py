@@ -8,7 +8,9 @@ from functools import partial
 import torch
 
 from fedray.benchmark.bench import Bench
+from fedray.benchmark.settings import BenchmarkSettings
 from fedray.benchmark.station import random_cache
+from fedray.checks import cpp_compiler
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Sides
 from fedray.fusion.untrained import build_random, random_artifact
@@ -19,6 +21,7 @@ from fedray.llm.source import Source, config_of
 from fedray.types import MemberInfo
 
 ROWS = ("fuse.over_layerwise", "fuse.groups_over_layers", "fuse.half_closed_over_open")
+COMPILED = "fuse.compiled_over_plain"  # where torch.compile can run: on a GPU, or with a C++ compiler
 READ_MS = 5.0  # on a GPU, bf16, one sender
 
 
@@ -29,15 +32,17 @@ def measure(bench: Bench) -> None:
         names = [f"{row}.{dtype}" for row in ROWS]
         if bench.wants(*names):
             _rows(bench, dtype)
+        can_compile = bench.settings.device.startswith("cuda") or cpp_compiler() is not None
+        if can_compile and bench.wants(f"{COMPILED}.{dtype}"):
+            _compiled(bench, dtype)
 
 
 @torch.no_grad()
 def _rows(bench: Bench, dtype: str) -> None:
     s = bench.settings
-    sender, receiver = (_info(name, s.zoo.name) for name in (s.sender, s.receiver))
-    fuser, plain = (_fuser(sender, receiver, s.device, dtype) for _ in range(2))
+    fuser, plain = (_fuser(s, dtype) for _ in range(2))
     pack_matrices(fuser)  # as members have it
-    own, sent = (_sides(random_cache(m.spec, s.tokens, getattr(torch, dtype)), s.device) for m in (receiver, sender))
+    own, sent = _caches(s, dtype)
 
     def fuse() -> None:
         fuser.mix(own, sent)
@@ -72,11 +77,32 @@ def _rows(bench: Bench, dtype: str) -> None:
     bench.row(f"{ROWS[2]}.{dtype}", seconds["half"], "s", baseline=seconds["open"], against="all open", at_most=0.65)
 
 
-def _fuser(sender: MemberInfo, receiver: MemberInfo, device: str, dtype: str) -> C2CFuser:
+@torch.no_grad()
+def _compiled(bench: Bench, dtype: str) -> None:
+    """By torch.compile against as members have it."""
+    own, sent = _caches(bench.settings, dtype)
+    fast, plain = (_fuser(bench.settings, dtype).for_inference(mode) for mode in ("default", None))
+    ways = {"compiled": lambda: fast.mix(own, sent), "plain": lambda: plain.mix(own, sent)}
+    seconds = bench.seconds(f"compiled in {dtype}", ways)
+    bench.row(f"{COMPILED}.{dtype}", seconds["compiled"], "s", baseline=seconds["plain"], against="as it is")
+
+
+def _members(s: BenchmarkSettings) -> tuple[MemberInfo, MemberInfo]:
+    """The sender and the receiver."""
+    return _info(s.sender, s.zoo.name), _info(s.receiver, s.zoo.name)
+
+
+def _fuser(s: BenchmarkSettings, dtype: str) -> C2CFuser:
     """Of the published size, every gate open."""
-    fuser = build_random(random_artifact(sender, receiver, "c2c", "mix"), device).to(getattr(torch, dtype))
+    fuser = build_random(random_artifact(*_members(s), "c2c", "mix"), s.device).to(getattr(torch, dtype))
     assert isinstance(fuser, C2CFuser)
     return fuser
+
+
+def _caches(s: BenchmarkSettings, dtype: str) -> tuple[Sides, Sides]:
+    """The receiver's own, and what was sent."""
+    sent, own = (_sides(random_cache(m.spec, s.tokens, getattr(torch, dtype)), s.device) for m in _members(s))
+    return own, sent
 
 
 def _info(name: str, zoo: str) -> MemberInfo:

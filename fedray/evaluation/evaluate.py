@@ -173,6 +173,7 @@ class Evaluation:
             fuser=settings.fuser,
             fusion=settings.fusion,
             fusion_order=settings.fusion_order,
+            compile=settings.compile,
             gate=settings.gate.kind,
             rephrase=settings.rephrase,
             control=settings.control,

@@ -52,7 +52,7 @@ class Run:
         self.tracker.params(
             **{
                 name: getattr(settings, name)
-                for name in ("receiver", "fuser", "fusion", "fusion_order", "control", "rephrase", "seed")
+                for name in ("receiver", "fuser", "fusion", "fusion_order", "compile", "control", "rephrase", "seed")
             },
             senders=",".join(settings.senders),
             protocol=settings.protocol.name,

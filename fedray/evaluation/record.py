@@ -151,6 +151,7 @@ class Record:
             fuser=settings.fuser,
             fusion=settings.fusion,
             fusion_order=settings.fusion_order,
+            compile=settings.compile,
             gate="none" if alone else settings.gate.kind,
             rephrase=settings.rephrase,
             wire=settings.wire.codec,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Reached, Sides, in_groups, only
 from fedray.fusion.stacked import Stacked
-from fedray.types import Layers
+from fedray.types import Compile, Layers
 
 
 class RMSNorm(nn.Module):
@@ -119,10 +119,11 @@ class C2CFuser(Fuser):
     """The published fuser over all receiver layers. Fresh from its initialization it is the identity at inference.
 
     At inference closed gates cost nothing. The open ones run layer by layer on a CPU and in groups on a GPU
-    (fusion/stacked.py); grouped says which, None leaves it to the device and the size.
+    (fusion/stacked.py); grouped says which, None leaves it to the device and the size. Compiled, they run in groups.
     """
 
     grouped: bool | None = None
+    _mode: Compile | None = None
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__(config)
@@ -144,6 +145,9 @@ class C2CFuser(Fuser):
         self._stacked = None  # parameters move, or change their precision
         return super()._apply(*args, **kwargs)
 
+    def compile_with(self, mode: Compile) -> None:
+        self.grouped, self._mode, self._stacked = True, mode, None
+
     def mix(self, own: Sides, sent: Sides, layers: Layers | None = None) -> Changes:
         reached = self.reached(layers)
         if self.training:
@@ -152,7 +156,7 @@ class C2CFuser(Fuser):
         if torch.is_grad_enabled() or not grouped:
             return self._by_layer(own, sent, reached, C2CProjector.is_open)
         if self._stacked is None:
-            self._stacked = Stacked(self.layers, list(self.projectors))
+            self._stacked = Stacked(self.layers, list(self.projectors), self._mode)
         return only(self._stacked.mix(own, sent), reached)
 
     def _by_layer(

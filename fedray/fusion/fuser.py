@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedray.fusion.compiled import compiled
 from fedray.llm.alignment import TOKEN_ALIGNMENTS, align_layers
-from fedray.llm.products import LARGE
-from fedray.types import KVSpec, Layers
+from fedray.llm.products import LARGE, pack_matrices
+from fedray.types import Compile, KVSpec, Layers
 
 OPERATORS = ("concat", "mix")
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
@@ -104,6 +105,38 @@ class Fuser(nn.Module):
         """
         raise NotImplementedError
 
+    def for_inference(self, mode: Compile | None = None) -> Fuser:
+        """This fuser, ready for requests: compiled, or with its large matrices laid out for a CPU (llm/products.py).
+
+        torch compiles at the first call, so that is made here, which takes seconds to minutes; for reduce-overhead,
+        where every number of tokens has its own, at the first request of each.
+        """
+        if mode is None:
+            pack_matrices(self)
+            return self
+        self.compile_with(mode)
+        if mode != "reduce-overhead":
+            self._rehearse()
+        return self
+
+    def compile_with(self, mode: Compile) -> None:
+        """Have project() or mix() compute by torch.compile in one of its modes, all layers in groups."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _rehearse(self, tokens: int = 7) -> None:
+        """Run once, on zeros."""
+        like = next(self.parameters())
+        sent_layers, own_layers = (
+            (like.new_zeros(1, spec.kv_heads, tokens, spec.head_dim),) * spec.layers
+            for spec in (self.config.sender, self.config.receiver)
+        )
+        sent, own = (sent_layers, sent_layers), (own_layers, own_layers)
+        if self.config.operator == "concat":
+            self.project(*sent)
+        else:
+            self.mix(own, sent)
+
     def _stack(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], layers: list[int]) -> Tensor:
         """Chosen layers as groups: K of every layer, then V: (G, B*T, F)."""
         stacked = torch.stack([tensors[t] for tensors in (keys, values) for t in layers])
@@ -143,9 +176,28 @@ class MLPFuser(Fuser):
         self.shift.copy_(x.mean(1, keepdim=True))
         self.scale.copy_(1.0 / x.std(1, keepdim=True).clamp(min=1e-3))
 
-    def _hidden(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
-        x = (self._stack(keys, values, self.layers) - self.shift) * self.scale
-        return F.gelu(self.second(F.gelu(self.first(x))))
+    def compile_with(self, mode: Compile) -> None:
+        for module in self.modules():
+            if isinstance(module, GroupedLinear):
+                module.grouped = True
+        self._projected, self._changed = compiled(self._projected, mode), compiled(self._changed, mode)
+
+    def _hidden(self, x_GMF: Tensor) -> Tensor:
+        return F.gelu(self.second(F.gelu(self.first((x_GMF - self.shift) * self.scale))))
+
+    def _projected(self, sent_GMF: Tensor) -> tuple[Tensor, ...]:
+        """The sender's tokens in the receiver's space, (G, M, N*H), and the logarithms of their weights, (L, M, N)."""
+        hidden = self._hidden(sent_GMF)
+        logits = self.weight(hidden[: self.config.receiver.layers])
+        return self.third(hidden), F.logsigmoid(self.SHARPNESS * logits + 2.0)
+
+    def _changed(self, sent_GMF: Tensor, own_GMF: Tensor) -> tuple[Tensor, ...]:
+        """What the receiver's tokens change by, (G, M, N*H)."""
+        assert self.own_weight is not None, "a concat fuser cannot mix"
+        hidden = self._hidden(sent_GMF)
+        weight_GMN = torch.sigmoid(self.weight(hidden) + self.own_weight(own_GMF))
+        change = (self.third(hidden) - own_GMF).unflatten(-1, (self.config.receiver.kv_heads, -1))
+        return ((weight_GMN[..., None] * change).flatten(-2),)
 
     def _unstack(self, x_GMF: Tensor, batch: int) -> Tensor:
         """(G, B*T, N*H) -> (G, B, N, T, H)."""
@@ -154,26 +206,21 @@ class MLPFuser(Fuser):
 
     def project(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Projection:
         batch, layers = keys[0].shape[0], self.config.receiver.layers
-        hidden = self._hidden(keys, values)
-        projected = self._unstack(self.third(hidden), batch)
-        logits = self._unstack(self.weight(hidden[:layers]), batch)[..., 0]
-        weights = F.logsigmoid(self.SHARPNESS * logits + 2.0)
-        return Projection(tuple(projected[:layers]), tuple(projected[layers:]), tuple(weights))
+        projected, weights = (self._unstack(x, batch) for x in self._projected(self._stack(keys, values, self.layers)))
+        return Projection(tuple(projected[:layers]), tuple(projected[layers:]), tuple(weights[..., 0]))
 
     def mix(self, own: Sides, sent: Sides, layers: Layers | None = None) -> Changes:
-        assert self.own_weight is not None, "a concat fuser cannot mix"
         batch, depth = own[0][0].shape[0], self.config.receiver.layers
-        hidden = self._hidden(*sent)
-        mine = self._stack(*own, list(range(depth)))
-        logits = self._unstack(self.weight(hidden) + self.own_weight(mine), batch)
-        change = torch.sigmoid(logits) * (self._unstack(self.third(hidden), batch) - self._unstack(mine, batch))
+        (changed,) = self._changed(self._stack(*sent, self.layers), self._stack(*own, list(range(depth))))
+        change = self._unstack(changed, batch)
         return only((tuple(change[:depth]), tuple(change[depth:])), self.reached(layers))
 
     def weights(self, own: Sides, sent: Sides) -> Tensor:
         if self.own_weight is None:
             return torch.stack(self.project(*sent).log_weights).exp()[None]
         batch, layers = own[0][0].shape[0], self.config.receiver.layers
-        logits = self.weight(self._hidden(*sent)) + self.own_weight(self._stack(*own, list(range(layers))))
+        hidden = self._hidden(self._stack(*sent, self.layers))
+        logits = self.weight(hidden) + self.own_weight(self._stack(*own, list(range(layers))))
         return torch.sigmoid(self._unstack(logits, batch)[..., 0]).unflatten(0, (2, layers))
 
 

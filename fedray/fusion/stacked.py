@@ -1,4 +1,4 @@
-"""The published fuser's layers as a few grouped products, K and V of all layers at once: for GPUs.
+"""The published fuser's layers as a few grouped products, K and V of all layers at once: for GPUs and torch.compile.
 
 Layer by layer it takes 504 small products (28 layers), which a GPU spends its time starting.
 Shape legend: G groups (open gates: a layer's keys or its values), M tokens of all rows, F features.
@@ -11,22 +11,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedray.fusion.compiled import compiled
 from fedray.fusion.fuser import Changes, Sides
+from fedray.types import Compile
 
 SIDES = ("key", "value")
 EPS = 1e-6  # of RMSNorm, as published
 
 
-class Stacked:
+class Stacked(nn.Module):
     """The open layers' parameters, one tensor each; the layers' own become views of them, so nothing is held twice.
 
     Made once for a fuser at inference: asking which gates are open is the only time that the device is waited for.
+    A module, so that torch.compile takes the tensors for lying where they lie: a CUDA graph does not copy them.
     """
 
-    def __init__(self, layers: Sequence[int], projectors: Sequence[Any]) -> None:
-        """layers: per receiver layer the sender layer it reads."""
+    def __init__(self, layers: Sequence[int], projectors: Sequence[Any], mode: Compile | None = None) -> None:
+        """layers: per receiver layer the sender layer it reads; mode: compiled in it."""
+        super().__init__()
         self._layers = layers
         self._groups = [(side, t) for side, x in enumerate(SIDES) for t, p in enumerate(projectors) if p.is_open(x)]
         named = [
@@ -39,29 +43,32 @@ class Stacked:
             for parameters, view in zip(named, stacked, strict=True):
                 parameters[name].data = view
             self._weights[name] = stacked
+        if mode is not None:
+            self._changed = compiled(self._changed, mode)
 
     def mix(self, own: Sides, sent: Sides) -> Changes:
         """As C2CFuser.mix."""
         changes: list[list[Tensor | None]] = [[None] * len(own[0]) for _ in SIDES]
         if self._groups:
             batch, heads = own[0][0].shape[:2]
-            for (side, t), change_MF in zip(self._groups, self._changes(own, sent, heads), strict=True):
+            # 1. features of both caches, heads flattened per token
+            mine = [own[side][t] for side, t in self._groups]
+            theirs = [sent[side][self._layers[t]] for side, t in self._groups]
+            features = torch.cat([_tokens(theirs), _tokens(mine)], dim=-1)
+            (changed,) = self._changed(features)
+            for (side, t), change_MF in zip(self._groups, changed, strict=True):
                 changes[side][t] = change_MF.unflatten(0, (batch, -1)).unflatten(-1, (heads, -1)).transpose(1, 2)
         return tuple(changes[0]), tuple(changes[1])
 
-    def _changes(self, own: Sides, sent: Sides, heads: int) -> Tensor:
+    def _changed(self, features_GMF: Tensor) -> tuple[Tensor, ...]:
         """(G, M, N*H)."""
-        # 1. features of both caches, heads flattened per token
-        mine = [own[side][t] for side, t in self._groups]
-        theirs = [sent[side][self._layers[t]] for side, t in self._groups]
-        features = torch.cat([_tokens(theirs), _tokens(mine)], dim=-1)
         # 2. shared trunk
-        trunk = self._blocks("mlp1", self._linear("in", features))
+        trunk = self._blocks("mlp1", self._linear("in", features_GMF))
         # 3. projection into the receiver's space
         projected = self._linear("proj_out", self._blocks("proj_mlp2", trunk))
         # 4. dynamic weight per token and head; 5. the gates of all these groups are open
         weight_GMN = torch.sigmoid(self._linear("scalar_head", self._blocks("scalar_mlp2", trunk)))
-        return (weight_GMN[..., None] * projected.unflatten(-1, (heads, -1))).flatten(-2)
+        return ((weight_GMN[..., None] * projected.unflatten(-1, (weight_GMN.shape[-1], -1))).flatten(-2),)
 
     def _linear(self, name: str, x_GMI: Tensor) -> Tensor:
         bias, weight_GOI = self._weights[f"{name}.bias"], self._weights[f"{name}.weight"]

@@ -15,6 +15,7 @@ from fedray.benchmark import cost, fuse, request, throughput, turn
 from fedray.benchmark.bench import Bench
 from fedray.benchmark.pair import Pair, prompt
 from fedray.benchmark.settings import BenchmarkSettings
+from fedray.checks import cpp_compiler
 from fedray.fusion import untrained
 from fedray.llm.loading import default_dtype
 from fedray.settings import TrackingSettings
@@ -74,12 +75,21 @@ def test_a_pair_goes_from_one_precision_to_the_other(settings: BenchmarkSettings
 
 
 def test_fusing_has_its_rows(settings: BenchmarkSettings) -> None:
-    bench = Bench(settings)
+    bench = Bench(replace(settings, rows=fuse.ROWS))
     fuse.measure(bench)
     rows = {row.name: row for row in bench.rows}
     dtypes = {"float32", default_dtype("shapes", "cpu")}
     assert rows.keys() == {f"{name}.{dtype}" for name in fuse.ROWS for dtype in dtypes}
     assert all(row.value > 0 and row.ratio for row in rows.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpp_compiler() is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_fuser_has_its_row(settings: BenchmarkSettings) -> None:
+    bench = Bench(replace(settings, rows=(f"{fuse.COMPILED}.float32",)))
+    fuse.measure(bench)
+    (row,) = bench.rows
+    assert row.name == f"{fuse.COMPILED}.float32" and row.value > 0 and row.ratio
 
 
 def test_the_first_token_has_its_rows(settings: BenchmarkSettings) -> None:
