@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from commandline import Call
     from ray.cluster_utils import Cluster
 
+    from fedray.runtime.actors import RayGroup
     from fedray.runtime.cluster import Connection
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="fr", dir="/tmp")  # short: Ray's sockets lie in it
@@ -89,6 +90,18 @@ def cluster(nodes: Cluster) -> Iterator[Connection]:
     connection = connect(nodes.address)
     yield connection
     connection.close()
+
+
+@pytest.fixture(scope="session")
+def embedded(cluster: Connection) -> Iterator[RayGroup]:
+    """Embedded LLMs, each in an actor."""
+    from fedray.runtime.actors import load_members
+    from fedray.runtime.placement import Placement
+
+    names = ("qwen3-0.6b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-coder-0.5b")
+    group = load_members([Placement(name, num_cpus=0.2) for name in names])
+    yield group
+    group.close()
 
 
 @pytest.fixture(scope="session")

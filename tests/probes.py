@@ -6,11 +6,21 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedray.runtime.actors import RayGroup
 
 Span = tuple[str, str, float, float]  # which work, for which session, from when to when (time.time())
 _taken: list[bytes] = []
 _spans: list[Span] = []
+
+
+def some_of(group: RayGroup, *names: str) -> RayGroup:
+    """Some members of a group, in this order; the group stays theirs."""
+    from fedray.runtime.actors import RayGroup
+
+    return RayGroup({name: group._actors[name] for name in names}, {name: group.members[name] for name in names})
 
 
 def process_id(actor: object = None) -> int:

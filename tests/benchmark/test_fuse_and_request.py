@@ -157,6 +157,7 @@ def test_batches_answer_as_single_questions_do(settings: BenchmarkSettings, monk
     assert row.name == throughput.BATCHED and row.limit == 5.0 and row.value > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_batches_that_overlap_answer_as_others_do(settings: BenchmarkSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "MORE", 12)

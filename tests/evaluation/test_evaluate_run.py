@@ -75,7 +75,9 @@ def job(tmp_path: Path, random_federation: dict[str, Any], capsys: pytest.Captur
 
 def measured(row: Evaluated) -> Evaluated:
     """A row without what no two runs share."""
-    return replace(row, latency={}, latency_mean=None, latency_p50=None, latency_p95=None, wall_s=0.0)
+    return replace(
+        row, latency={}, latency_mean=None, latency_p50=None, latency_p95=None, wall_s=0.0, tokens_per_s=None
+    )
 
 
 def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:

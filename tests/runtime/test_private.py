@@ -4,30 +4,25 @@ through."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import ray
-from probes import start_counting, stop_counting, taken
+from probes import some_of, start_counting, stop_counting, taken
 
 from fedray.evaluation.tasks import load_task
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
-from fedray.runtime.actors import RayGroup, load_members
-from fedray.runtime.placement import Placement, place
+from fedray.runtime.actors import RayGroup
 from fedray.settings import build
 from fedray.types import Answer, Request
 
-RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-0.5b")
+RECEIVER, SENDERS = "qwen3-0.6b", ("qwen2.5-1.5b", "qwen2.5-0.5b")
 
 
 @pytest.fixture(scope="module")
-def group(cluster: Any) -> Iterator[RayGroup]:
+def group(embedded: RayGroup) -> RayGroup:
     """Embedded LLMs: rephrasing has to be learnt."""
-    group = load_members(place([Placement(name) for name in (RECEIVER, *SENDERS)]))
-    yield group
-    group.close()
+    return some_of(embedded, RECEIVER, *SENDERS)
 
 
 @pytest.fixture(scope="module")

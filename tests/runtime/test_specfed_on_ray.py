@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from probes import start_counting, stop_counting
+from probes import some_of, start_counting, stop_counting
 from unreliable import Dozing, Dying
 
 from fedray.group import LocalGroup, MemberFailed
 from fedray.member import Member
 from fedray.protocols import specfed
 from fedray.rounds import SpecFed
-from fedray.runtime.actors import RayGroup, load_members, start
+from fedray.runtime.actors import RayGroup, start
 from fedray.runtime.placement import Placement
 from fedray.types import Answer, Generation, Plan, Request
 from fedray.zoo.world import World
@@ -32,10 +31,8 @@ PLAN = Plan(DRAFT, WORKERS, protocol="specfed", gate="none", specfed=SpecFed(gam
 
 
 @pytest.fixture(scope="module")
-def group(cluster: Any) -> Iterator[RayGroup]:
-    group = load_members([Placement(name, num_cpus=0.2) for name in (DRAFT, *WORKERS)])
-    yield group
-    group.close()
+def group(embedded: RayGroup) -> RayGroup:
+    return some_of(embedded, DRAFT, *WORKERS)
 
 
 @pytest.fixture(scope="module")
