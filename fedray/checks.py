@@ -16,6 +16,7 @@ from fedray.fedattn.segments import segments
 from fedray.llm.catalogue import NAMES, copies, original_of, repo_of, resolve, safe_name
 from fedray.settings import (
     ALONE,
+    OWN_SCORING,
     SCHEMA,
     BuildSettings,
     Settings,
@@ -312,12 +313,11 @@ def _check_task(settings: Settings) -> None:
         return
     if task.name in BENCHMARKS and settings.questions is None:
         BENCHMARKS[task.name].check(task.split)
-    if (task.scored_by == "number") != (task.name == "gsm8k" and settings.questions is None):
-        fits = "number" if task.name == "gsm8k" else "text, text-normalized, letters or letters-generated"
-        raise FedrayError(f"task.scoring={task.scored_by} does not go with task={task.name}: choose {fits}")
-    if (task.scored_by == "told") != (task.name == "tiny-tell" and settings.questions is None):
-        fits = "told" if task.name == "tiny-tell" else "another"
-        raise FedrayError(f"task.scoring={task.scored_by} does not go with task={task.name}: choose {fits}")
+    own = OWN_SCORING.get(task.name) if settings.questions is None else None
+    if task.scored_by != own and (own or task.scored_by in OWN_SCORING.values()):
+        asked = f"task={task.name}" if settings.questions is None else "questions of your own"
+        fits = own or "text, text-normalized, letters or letters-generated"
+        raise FedrayError(f"task.scoring={task.scored_by} does not go with {asked}: choose {fits}")
     if protocol == "ensemble" and task.scored_by not in ("text", "letters"):
         raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")
     if settings.vote and task.scored_by == "text-normalized":

@@ -34,6 +34,7 @@ Task = Literal[
 ]
 Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
 WORKERS = ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")  # senders of specfed by default: of the draft's vocabulary
+OWN_SCORING: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}  # of a task's own questions alone
 ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
 
 
@@ -102,8 +103,7 @@ class TaskSettings:
     @property
     def scored_by(self) -> Scoring:
         """The scoring, said or implied."""
-        own: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}
-        return self.scoring or own.get(self.name, "letters-generated" if self.name in BENCHMARKS else "text")
+        return self.scoring or OWN_SCORING.get(self.name, "letters-generated" if self.name in BENCHMARKS else "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +266,9 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         senders = tuple(name for name in others if name != receiver)
     if protocol.name == "fedattn":
         senders = _participants(receiver, senders if "senders" in values else None, protocol.participants)
+    task = settings.task
+    if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
+        task = replace(task, scoring="text")  # what the task's name implies is about its own questions
     implied = "mix" if settings.fuser == "c2c" else "concat"
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
@@ -273,6 +276,7 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         settings,
         receiver=receiver,
         senders=senders,
+        task=task,
         gate=replace(settings.gate, kind="open") if implied_gate and zoo == "shapes" else settings.gate,
         fusion=settings.fusion if "fusion" in values else implied,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from commandline import Call
 
+from fedray.evaluation.tasks import load_task
 from fedray.llm.source import Source
 from fedray.llm.vocabulary import check_vocabularies
 from fedray.rounds import SpecFed
@@ -35,6 +38,23 @@ def test_defaults(call: Call) -> None:
 )
 def test_what_it_can_be_told(call: Call, arguments, found) -> None:
     assert call.settings("protocol=specfed", *arguments).protocol.specfed == found
+
+
+@pytest.mark.parametrize(("name", "text"), [("q.txt", "what is red?\n"), ("q.jsonl", '{"question": "what is red?"}\n')])
+def test_questions_of_ones_own(call: Call, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    settings = call.settings("protocol=specfed", f"questions={tmp_path / name}")
+    assert [question.offered for question in load_task(settings)] == [None]
+
+
+@pytest.mark.parametrize("task", ["tiny-tell", "gsm8k"])
+def test_a_scoring_of_another_task_is_not_its_own_remedy(call: Call, tmp_path: Path, task: str) -> None:
+    (tmp_path / "q.txt").write_text("what is red?\n")
+    scoring = {"tiny-tell": "told", "gsm8k": "number"}[task]
+    code, err = call(f"questions={tmp_path / 'q.txt'}", f"task={task}", f"task.scoring={scoring}")
+    assert code == 2 and f"task.scoring={scoring} does not go with questions of your own: choose text," in err
+    code, err = call(f"task={task}", "task.scoring=letters")
+    assert code == 2 and f"task.scoring=letters does not go with task={task}: choose {scoring}\n" in err
 
 
 @pytest.mark.parametrize(
