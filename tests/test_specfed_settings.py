@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from commandline import Call
 
+from fedray.evaluation import evaluate
+from fedray.evaluation.federate import run
+from fedray.evaluation.settings import build_evaluation
 from fedray.evaluation.tasks import load_task
 from fedray.llm.source import Source
 from fedray.llm.vocabulary import check_vocabularies
 from fedray.rounds import SpecFed
-from fedray.settings import WORKERS, build
+from fedray.settings import WORKERS, Settings, build
 from fedray.types import FedrayError
 
+pytest.importorskip("hydra")
+pytestmark = pytest.mark.usefixtures("without_a_store")
 DRAFT = "qwen2.5-0.5b"
 
 
@@ -83,6 +89,47 @@ def test_what_cannot_be_meant(call: Call, arguments, said) -> None:
     code, err = call("protocol=specfed", *arguments)
     assert code == 2 and said in err and err.count("\n") == 1
     assert not call.ran
+
+
+def federate(settings: Settings) -> int:
+    return run(settings, lambda settings: pytest.fail("it was opened"))
+
+
+@pytest.mark.parametrize("more", [(), ("plan=true",)])
+def test_choices_are_refused_before_anything_is_loaded(call: Call, tmp_path: Path, more: tuple[str, ...]) -> None:
+    free, offered = {"question": "what is red?"}, {"choices": {"text": ["a", "b"], "label": ["A", "B"]}}
+    rows = (free, {"id": "second", **free, **offered})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    questions = ("protocol=specfed", f"questions={tmp_path / 'q.jsonl'}", *more)
+    code, err = call(*questions, job=federate)
+    assert code == 2 and "protocol=specfed writes its answers, and question second has choices" in err
+    assert "task.scoring=letters-generated" in err and err.count("\n") == 1
+    with pytest.raises(pytest.fail.Exception, match="it was opened"):
+        call(*questions[:2], "task.scoring=letters-generated", job=federate)
+
+
+def test_choices_are_refused_in_an_evaluation_too(tmp_path: Path) -> None:
+    row = {"question": "what is red?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    given = {"protocol": "specfed", "task": "tiny-tell", "questions": tmp_path / "q.jsonl", "output": tmp_path}
+    settings = build_evaluation({**given, "tracking": False})
+    with pytest.raises(FedrayError, match="protocol=specfed writes its answers, and question q.jsonl:1 has choices"):
+        evaluate.run(settings, lambda settings: pytest.fail("it was opened"))
+
+
+@pytest.mark.parametrize("more", [(), ("plan=true",)])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("protocol.draft=llama-1b",), "one worker at least must have the draft's"),
+        (("+senders=[qwen2.5-1.5b,llama-1b]", "protocol.vocab=strict"), "protocol.vocab=strict wants one"),
+    ],
+)
+def test_a_draft_with_another_vocabulary(
+    call: Call, arguments: tuple[str, ...], said: str, more: tuple[str, ...]
+) -> None:
+    code, err = call("protocol=specfed", *arguments, *more, job=federate)
+    assert code == 2 and said in err and "llama-1b" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
