@@ -183,6 +183,12 @@ def _check_specfed(settings: Settings) -> None:
         check_range("protocol.weights", weight, 0)
     if weights is not None and not sum(weights) > 0:
         raise FedrayError(f"protocol.weights={list(weights)} must sum to something above 0: give some worker a weight")
+    if protocol.weigh == "gate" and settings.gate.kind == "none":
+        raise FedrayError(
+            "protocol.weigh=gate needs a gate: choose gate=learned, gate=open or gate=random, or protocol.weigh=fixed"
+        )
+    if settings.on_missing == "text":
+        raise FedrayError("on_missing=text is about fusers: protocol=specfed knows alone (go on without) and error")
     if settings.rephrase != "none":
         raise FedrayError("protocol=specfed lets all members go on with one text: leave rephrase out")
     if (
@@ -264,6 +270,7 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
     if value is None or (math.isfinite(value) and low <= value <= high):
         return
     wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    wanted += "" if math.isfinite(value) else " and finite"
     raise FedrayError(f"{path} must be {wanted}, got {value}")
 
 

@@ -9,6 +9,7 @@ import pytest
 from commandline import Call
 
 from fedray.evaluation import evaluate
+from fedray.evaluation.cases import cases
 from fedray.evaluation.federate import run
 from fedray.evaluation.settings import build_evaluation
 from fedray.evaluation.tasks import load_task
@@ -29,6 +30,31 @@ def test_defaults(call: Call) -> None:
     assert settings.task.name == "tiny-tell" and settings.task.scored_by == "told"
     assert settings.protocol.specfed == SpecFed()
     assert build({"protocol": "specfed", "task": "tiny-tell"}).senders == WORKERS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "draft", "workers"),
+    [
+        ((), DRAFT, WORKERS),
+        (("receiver=qwen2.5-1.5b",), "qwen2.5-1.5b", ("qwen2.5-coder-0.5b",)),
+        (("protocol.draft=qwen2.5-1.5b",), "qwen2.5-1.5b", ("qwen2.5-coder-0.5b",)),
+        (("receiver=qwen2.5-1.5b", "protocol.draft=qwen2.5-1.5b"), "qwen2.5-1.5b", ("qwen2.5-coder-0.5b",)),
+        (("protocol.draft=none",), DRAFT, WORKERS),
+        (("receiver=qwen3-0.6b", "protocol.draft=none"), "qwen3-0.6b", WORKERS),
+    ],
+)
+def test_the_draft_is_the_receiver(
+    call: Call, arguments: tuple[str, ...], draft: str, workers: tuple[str, ...]
+) -> None:
+    settings = call.settings("protocol=specfed", *arguments)
+    assert (settings.receiver, settings.senders) == (draft, workers)
+    assert settings.protocol.specfed.gamma == (0 if "protocol.draft=none" in arguments else 4)
+    given = dict(argument.split("=") for argument in arguments)
+    own = {"name": "specfed"} | {key.removeprefix("protocol."): value for key, value in given.items() if "." in key}
+    values = {"protocol": own} | {key: value for key, value in given.items() if key == "receiver"}
+    assert build(values).takes_part == (draft, *workers)
+    evaluation = build_evaluation(values)
+    assert {case.receiver for case in cases(evaluation, evaluation.senders)} == {draft}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +109,11 @@ def test_a_scoring_of_another_task_is_not_its_own_remedy(call: Call, tmp_path: P
         (("task=tiny",), "task=tiny-tell"),
         (("task.scoring=letters",), "task.scoring"),
         (("privacy=shared",), "leave rephrase out"),
+        (("on_missing=text",), "on_missing=text is about fusers"),
+        (("protocol.weigh=gate", "gate=none"), "protocol.weigh=gate needs a gate: choose gate=learned, gate=open"),
+        (("protocol.weights=[inf,1]",), "protocol.weights must be at least 0 and finite, got inf"),
+        (("protocol.weights=[nan,1]",), "protocol.weights must be at least 0 and finite, got nan"),
+        (("receiver=qwen2.5-1.5b", "protocol.draft=qwen2.5-coder-0.5b"), "name one of them"),
     ],
 )
 def test_what_cannot_be_meant(call: Call, arguments, said) -> None:
@@ -113,7 +144,7 @@ def test_choices_are_refused_in_an_evaluation_too(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(json.dumps(row))
     given = {"protocol": "specfed", "task": "tiny-tell", "questions": tmp_path / "q.jsonl", "output": tmp_path}
     settings = build_evaluation({**given, "tracking": False})
-    with pytest.raises(FedrayError, match="protocol=specfed writes its answers, and question q.jsonl:1 has choices"):
+    with pytest.raises(FedrayError, match=r"protocol=specfed writes its answers, and question q\.jsonl:1 has choices"):
         evaluate.run(settings, lambda settings: pytest.fail("it was opened"))
 
 
