@@ -162,6 +162,7 @@ def test_what_is_lost_stays_within_the_bounds(group, how, top_k, temperature):
     assert found is not None and found.measured == found.positions > 20 and found.drafts_measured > 10
     assert found.delta_excess < 1e-5 and found.gap_excess < 1e-5
     assert found.delta <= found.delta_bound + found.rounding + 1e-5 and found.gap > 0
+    assert found.gap <= found.gap_bound + found.rounding and found.gap_bound < found.delta_bound / 2
     assert found.rounding < 2**-8 * found.measured
 
 

@@ -52,7 +52,7 @@ def test_a_repeated_call_changes_nothing_and_a_late_worker_catches_up(group):
     worker.release("again"), worker.release("reference")
 
 
-def test_the_server_says_a_round_once(group):
+def test_the_server_says_a_round_once(group, monkeypatch):
     server, worker = group._members[DRAFT], group._members[ONE[0]]
     one, request = plan(ONE), REQUEST.select([0])
     server.open("twice", request, one)
@@ -63,7 +63,17 @@ def test_the_server_says_a_round_once(group):
     assert server.accept("twice", 0, (0,), ONE, request.generation, one, 3, payload) is said
     with pytest.raises(FedrayError, match="drafted nothing"):
         server.accept("twice", 1, (17,), ONE, request.generation, one, 3, payload)
+    _, payload = worker.verify("twice", (0,), (0,), (said.tokens[0],), said.drafts, request.generation, one.specfed)
+    monkeypatch.setattr(server, "_draft", failing)
+    last = (1, (len(said.tokens[0]),), ONE, request.generation, one, 3, payload)
+    for reason in ("out of memory", "drafted nothing"):  # the round before is not said for one that failed
+        with pytest.raises((RuntimeError, FedrayError), match=reason):
+            server.accept("twice", *last)
     server.release("twice"), worker.release("twice")
+
+
+def failing(*_: Any) -> None:
+    raise RuntimeError("out of memory")
 
 
 class Failing(Member):
