@@ -29,7 +29,8 @@ from fedray.llm.model import LLM
 from fedray.privacy import rephrase
 from fedray.reading import Reader
 from fedray.sessions import Session, Sessions
-from fedray.speculator import Speculator
+from fedray.speculation.server import Server
+from fedray.speculation.worker import Worker
 from fedray.types import (
     Answer,
     Artifact,
@@ -55,7 +56,7 @@ from fedray.wire.selection import select
 AS_IT_IS = Wire()
 
 
-class Member(Reader, Participant, Speculator):
+class Member(Reader, Participant, Server, Worker):
     """One LLM on one device."""
 
     def __init__(

@@ -40,7 +40,8 @@ class Reader:
         clock = Clock()
         self._read(session, rows, prompts, token_ids, None, talk)
         clock.lap(f"prefill[{self.name}]")
-        return Receipt(self.name, self._usage(clock, self._sessions.get(session)))
+        held = self._sessions.get(session)
+        return Receipt(self.name, self._usage(clock, held), tuple(map(len, held.ids)))
 
     @ships
     def tokenize(

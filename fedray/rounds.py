@@ -37,9 +37,9 @@ class Speculation:
     over `positions` of the workers' weighted kept mass, 1 - epsilon; unmapped: sum over `translated` positions, of
     workers with another vocabulary, of the mass on tokens that the server's lacks.
     Where whole distributions were at hand: delta, delta_bound, rounding: sums over `measured` positions of Delta, of
-    its bound 2 sum w epsilon, and of what float16 adds to it; gap: the same over `drafts_measured` positions of |Delta
-    alpha|; _most: the largest; _excess: the most by which one was above its bound, rounding included, which for the gap
-    is Delta / 2 (negative: none was).
+    its bound 2 sum w epsilon, and of what float16 adds to it; gap, gap_bound: the same over `drafts_measured` positions
+    of |Delta alpha| and of sum w epsilon; _most: the largest; _excess: the most by which one was above its bound,
+    rounding included, which for the gap is Delta / 2 (negative: none was).
     """
 
     drafted: tuple[int, ...] = ()
@@ -62,6 +62,7 @@ class Speculation:
     delta_excess: float = -2.0
     drafts_measured: int = 0
     gap: float = 0.0
+    gap_bound: float = 0.0
     gap_most: float = 0.0
     gap_excess: float = -1.0
 
@@ -102,7 +103,7 @@ class Speculation:
             "delta_bound": per(self.delta_bound, self.measured),
             "delta_most": self.delta_most if self.measured else None,
             "gap": per(self.gap, self.drafts_measured),
-            "gap_bound": per(self.delta_bound / 2, self.measured) if self.drafts_measured else None,
+            "gap_bound": per(self.gap_bound, self.drafts_measured),
             "gap_most": self.gap_most if self.drafts_measured else None,
             "excess": max(self.delta_excess, self.gap_excess) if self.measured else None,
         }

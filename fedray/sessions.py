@@ -12,8 +12,7 @@ from fedray.llm.cache import KVCache
 from fedray.llm.model import Span
 from fedray.llm.prefix import Known, shared
 from fedray.llm.track import Track
-from fedray.speculation.drafts import Drafts
-from fedray.types import SessionLost
+from fedray.types import Round, SessionLost
 
 K = TypeVar("K", bound="Kept")
 TTL_S = 600.0  # a session nobody released or used for so long is dropped
@@ -27,6 +26,29 @@ class Kept:
 
     def end(self) -> None:
         """Stop what still runs for it."""
+
+
+@dataclass(slots=True)
+class Drafts:
+    """answers: the tokens of every row so far (of a worker: with the last drafts that it was told); room: how many it
+    may have in all; drafts: of the round under way, and q_BGV what they were drawn from (None where they are the
+    likeliest ones); stuck: rows whose next position nobody had a distribution for, and which are not drafted for in the
+    next round; rounds: that have been decided, and reply: of the last one."""
+
+    answers: list[list[int]]
+    room: list[int]
+    ended: list[bool]
+    drafts: list[list[int]] = field(default_factory=list)
+    q_BGV: Tensor | None = None
+    stuck: set[int] = field(default_factory=set)
+    rounds: int = 0
+    reply: Round | None = None
+
+    def active(self) -> tuple[int, ...]:
+        return tuple(b for b, ended in enumerate(self.ended) if not ended)
+
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(map(len, self.answers))
 
 
 @dataclass(slots=True)
@@ -54,6 +76,12 @@ class Session(Kept):
         if self.weights_BS is None:
             return [{} for _ in range(self.cache.batch)]
         return [dict(zip(senders, row, strict=True)) for row in self.weights_BS.tolist()]
+
+    def read_on(self) -> Track:
+        """What is read on after the prompts; it begins as the prompts at the first call."""
+        if self.track is None:
+            self.track = Track.of(self.cache, self.ids)
+        return self.track
 
     def own(self) -> KVCache:
         """The prompts without their last tokens, which are read on top of what is fused."""

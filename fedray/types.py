@@ -351,7 +351,7 @@ class Answer:
 class Receipt:
     """The small value that travels beside a payload: who computed it and what it cost.
 
-    lengths: tokens of each row that it holds, where others must know that (FedAttn's global positions)."""
+    lengths: tokens of each row that it holds, where others must know that (FedAttn's positions, SpecFed's room)."""
 
     member: str
     usage: Usage

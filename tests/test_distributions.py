@@ -68,6 +68,17 @@ def test_rounding_keeps_the_likeliest_token():
     assert kept.argmax(1).tolist() == [2, 1]
 
 
+def test_of_several_likeliest_tokens_the_first_travels():
+    """It is the one that greedy decoding takes."""
+    ids, _ = top_entries(torch.tensor([[0.1, 0.3, 0.3, 0.3]]), 1)
+    assert ids.tolist() == [[1]]
+
+
+def test_next_to_nothing_is_nothing_and_no_less():
+    _, kept = top_entries(torch.tensor([[1e-10, 2e-10, 0.0]]), 3)
+    assert kept.tolist() == [[0.0, 0.0, 0.0]]
+
+
 def test_a_position_costs_a_fiftieth_of_the_whole_distribution():
     """At the vocabulary of Qwen2.5, in float16: 1 % of the entries, and SpecFed's K = 320."""
     vocabulary = CATALOGUE["qwen2.5-1.5b"].config["vocab_size"]

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedray.group import Group, Handle, MemberFailed
+from fedray.llm.prefix import shared
 from fedray.protocols.exchange import Exchange
 from fedray.rounds import Speculation
 from fedray.speculation.pace import next_gamma
@@ -24,30 +25,38 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
     if request.choices is not None:
         raise FedrayError("protocol=specfed writes answers: ask questions that are answered freely")
     async with Exchange(request, plan, group) as exchange:
-        await asyncio.gather(*(_read(exchange, worker) for worker in plan.senders), _open(exchange))
-        return await Talk(exchange).run()
+        workers = asyncio.gather(*(_read(exchange, worker) for worker in plan.senders))
+        opening, lengths = await asyncio.gather(exchange.finish_open(exchange.start_open()), workers)
+        talk = Talk(exchange, dict(zip(plan.senders, lengths, strict=True)))
+        answer = await talk.run()
+        return exchange.weighed(answer, opening) if plan.specfed.weigh == "gate" else answer
 
 
-async def _open(exchange: Exchange) -> None:
-    await exchange.finish_open(exchange.start_open())
-
-
-async def _read(exchange: Exchange, worker: str) -> None:
+async def _read(exchange: Exchange, worker: str) -> tuple[int, ...]:
+    """The tokens of every row's prompt, as this worker reads it; () of one that did not."""
     rows = tuple(range(exchange.request.rows()))
     request = exchange.request_of(worker, rows)
     handle = exchange.group.start(worker, "prefill", exchange.session, rows, request.prompts, request.token_ids)
-    await exchange.of_sender(worker, handle)
+    ready = await exchange.of_sender(worker, handle)
+    return exchange.group.result(handle).lengths if ready else ()
 
 
 class Talk:
-    """The rounds of one request. answers: per row the tokens that are certain."""
+    """The rounds of one request. answers: per row the tokens that are certain.
 
-    def __init__(self, exchange: Exchange) -> None:
+    lengths: per worker the tokens of every row's prompt.
+    """
+
+    def __init__(self, exchange: Exchange, lengths: Mapping[str, Sequence[int]]) -> None:
         self.exchange, self.plan, self.group = exchange, exchange.plan, exchange.group
         rows = exchange.request.rows()
         gone = {missing.member for missing in exchange.missing}
         self.answers: list[list[int]] = [[] for _ in range(rows)]
         self.workers = [name for name in self.plan.senders if name not in gone]
+        contexts = {name: self.group.members[name].context for name in self.workers}
+        self.room = tuple(
+            min((contexts[name] - lengths[name][b] for name in self.workers), default=0) for b in range(rows)
+        )
         self.known: dict[str, list[int]] = {name: [0] * rows for name in self.workers}  # tokens each has read of them
         self.pending: dict[str, Handle] = {}  # calls of workers that were late
         self.late: dict[str, int] = {}
@@ -62,17 +71,19 @@ class Talk:
         if self.foreign and plan.specfed.vocab == "strict":
             others = ", ".join(sorted(self.foreign))
             raise FedrayError(f"protocol.vocab=strict: {others} and {plan.receiver} have different vocabularies")
-        longest = min(exchange.group.members[name].context for name in (plan.receiver, *plan.senders))
         if self.foreign:
             self.vocabulary = [self.group.start(plan.receiver, "vocabulary")]
-            await exchange.of_receiver(self.vocabulary[0])
+            told: Receipt = await exchange.of_receiver(self.vocabulary[0])
+            exchange.usage += Usage(payload_bytes=told.usage.payload_bytes * len(self.foreign))
         request = exchange.of_receiver_only()
         now: Round = await exchange.of_receiver(
-            self.group.start(plan.receiver, "draft", exchange.session, request, self._gamma(), longest)
+            self.group.start(plan.receiver, "draft", exchange.session, request, self._gamma(), self.room)
         )
         exchange.usage += now.usage
-        while not all(now.ended) and not self._is_over():
-            now = await self._round(now)
+        while not all(now.ended) and not self._is_over() and (verified := await self._verify(now)):
+            now = await self._accept(now, verified)
+        if not all(now.ended):
+            self._stop_early(sum(not ended for ended in now.ended))
         for name, count in self.late.items():
             if name in self.workers:
                 exchange.missing.append(Missing(name, f"late in {count} of {self.found.rounds} rounds"))
@@ -88,9 +99,17 @@ class Talk:
         """Whether the deadline has passed: the answer stays as long as it is."""
         return self.exchange.deadline is not None and time.monotonic() >= self.exchange.deadline
 
-    async def _round(self, now: Round) -> Round:
+    def _stop_early(self, rows: int) -> None:
+        """The deadline has passed: what stands by now is the answer, and it is said to be cut short."""
+        by = f"within {self.exchange.request.deadline_s:g} s"
+        if not self.found.rounds:
+            raise MemberFailed(f"no worker answered {by}")
+        stopped = f"{rows} of {len(self.answers)} answers were not at their end {by}"
+        self.exchange.missing.append(Missing(self.plan.receiver, stopped))
+
+    async def _accept(self, now: Round, verified: dict[str, Handle]) -> Round:
+        """Let the server decide a round, and draft the next one."""
         position = tuple(map(len, self.answers))
-        verified = await self._verify(now)
         names, handles = tuple(verified), list(verified.values())
         accepting = self.group.start(
             self.plan.receiver,
@@ -114,27 +133,31 @@ class Talk:
         for b, new in enumerate(following.tokens):
             self.answers[b].extend(new)
             for name in names:  # what a worker has read and what came to be certain
-                self.known[name][b] = position[b] + _common(now.drafts[b], new)
+                self.known[name][b] = position[b] + shared(now.drafts[b], new)
         self.exchange.settle()
         return following
 
     async def _verify(self, now: Round) -> dict[str, Handle]:
-        """The workers' distributions of a round, by name: of all that are in time, and of at least one."""
+        """The workers' distributions of a round, by name: of all that are in time, and of at least one; none where the
+        deadline passes before."""
         asked: dict[str, Handle] = {}
         ready: dict[str, Handle] = {}
         while not ready:
             free = [name for name in self.workers if name not in self.pending and name not in asked]
             asked |= {name: self._ask(name, now) for name in free}
             ready = await self._in_time(asked)
-            await self._in_time(self.pending, since=0.0 if ready or asked else None)
+            await self._in_time(self.pending, until=time.monotonic() if ready or asked else None)
             if not self.workers:
                 told = "; ".join(f"{m.member}: {m.reason}" for m in self.exchange.missing)
                 raise MemberFailed(f"no worker is left to go on with the answer ({told})")
             if not ready and self._is_over():
-                raise MemberFailed(f"no worker answered within {self.exchange.request.deadline_s:g} s")
-        for name in asked:
-            self.late[name] = self.late.get(name, 0) + 1
+                return {}
         self.pending |= asked
+        for name in (name for name in self.workers if name not in ready):
+            self.late[name] = self.late.get(name, 0) + 1
+            if self.plan.on_missing == "error":
+                self.exchange.missing.append(Missing(name, f"late in round {self.found.rounds + 1}"))
+        self.exchange.settle()
         return {name: ready[name] for name in self.plan.senders if name in ready}
 
     def _ask(self, worker: str, now: Round) -> Handle:
@@ -154,10 +177,10 @@ class Talk:
             *(self.vocabulary if worker in self.foreign else ()),
         )
 
-    async def _in_time(self, calls: dict[str, Handle], since: float | None = None) -> dict[str, Handle]:
+    async def _in_time(self, calls: dict[str, Handle], until: float | None = None) -> dict[str, Handle]:
         """Take those out of `calls` that have ended: the ready ones are returned, the failed ones are lost."""
         names, handles = list(calls), list(calls.values())
-        waited = await self.group.wait(handles, self._until() if since is None else since)
+        waited = await self.group.wait(handles, self._until() if until is None else until)
         for index, reason in waited.failed.items():
             self._lose(Missing(names[index], reason))
         for index in (*waited.ready, *waited.failed):
@@ -178,7 +201,3 @@ class Talk:
         self.exchange.missing.append(missing)
         self.workers.remove(missing.member)
         self.group.cancel(missing.member, self.exchange.session)
-
-
-def _common(one: Sequence[int], two: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))

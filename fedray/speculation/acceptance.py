@@ -56,3 +56,8 @@ def draw(weights_BV: Tensor, draws_B: Tensor) -> Tensor:
 def acceptance_rate(p_NV: Tensor, q_NV: Tensor) -> Tensor:
     """(N,): how likely a draft token is accepted, alpha = sum over x of min(p(x), q(x))."""
     return torch.minimum(p_NV, q_NV).sum(1)
+
+
+def distribution(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Probabilities at a temperature; at 0, where the likeliest is taken, as they are."""
+    return torch.softmax(logits_NV.float() / (temperature if temperature > 0 else 1.0), dim=-1)

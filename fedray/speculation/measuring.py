@@ -37,17 +37,17 @@ def figures(
     kept_exactly = [(e, e.whole_NV.gather(1, e.ids_NK)) for e in entries if e.whole_NV is not None]
     left_out = [e.at_all(1 - kept_NK.sum(1)) for e, kept_NK in kept_exactly]
     rounded = [e.at_all(l1(e.probabilities_NK, kept_NK) / kept_NK.sum(1)) for e, kept_NK in kept_exactly]
-    bound_N, rounding_N = (2 * (shares_WN * torch.stack(of)).sum(0)[voted_N] for of in (left_out, rounded))
+    bound_N, rounding_N = (2 * (shares_WN * torch.stack(of)).sum(0) for of in (left_out, rounded))
     # 2. Delta <= 2 sum w epsilon, beside what float16 rounds
     all_N = l1(p_NV, exact_NV) + (1 - exact_NV.sum(1)).clamp(min=0)  # what was not mapped is missing too
     delta_N = all_N[voted_N]
     found += Speculation(
         measured=len(delta_N),
         delta=float(delta_N.sum()),
-        delta_bound=float(bound_N.sum()),
-        rounding=float(rounding_N.sum()),
+        delta_bound=float(bound_N[voted_N].sum()),
+        rounding=float(rounding_N[voted_N].sum()),
         delta_most=float(delta_N.max()),
-        delta_excess=float((delta_N - bound_N - rounding_N).max()),
+        delta_excess=float((delta_N - (bound_N + rounding_N)[voted_N]).max()),
     )
     if q_NV is None or drafts_N is None or not bool((drafts_N & voted_N).any()):
         return found
@@ -58,6 +58,7 @@ def figures(
     return found + Speculation(
         drafts_measured=len(gap_N),
         gap=float(gap_N.sum()),
+        gap_bound=float(bound_N[at_N].sum()) / 2,
         gap_most=float(gap_N.max()),
         gap_excess=float((gap_N - all_N[at_N] / 2).max()),
     )

@@ -15,7 +15,10 @@ RENORM, SPREAD = "renorm", "spread"
 
 def reconstruct(ids_NK: Tensor, probabilities_NK: Tensor, vocabulary: int, how: str) -> Tensor:
     """(N, V) distributions. renorm: the kept entries, scaled to sum to one; spread: the kept entries as they are, the
-    missing mass spread evenly over the others. Entries beyond the vocabulary are left out and count as missing mass."""
+    missing mass spread evenly over the others. ids: ascending in every row; those beyond the vocabulary are left out
+    and count as missing mass."""
+    if ids_NK.shape[1] == vocabulary and bool((ids_NK[:, -1] == vocabulary - 1).all()):  # ascending: all are there
+        return probabilities_NK / probabilities_NK.sum(1, keepdim=True)
     inside_NK = ids_NK < vocabulary
     kept_NK = torch.where(inside_NK, probabilities_NK, 0.0)
     found_NV = kept_NK.new_zeros(len(kept_NK), vocabulary + 1)  # the last column takes what lies beyond

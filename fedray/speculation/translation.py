@@ -40,7 +40,7 @@ class Translation:
         pieces = [self._server.tokens[i] for i in (*said, *drafts)]
         whole = b"".join(pieces)
         text = _readable(whole)
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         ends = [0, *accumulate(len(self._own[i]) for i in ids)]
         if ends[-1] != len(text.encode()):
             raise FedrayError(f"{self._name} does not keep the answer's text as it is in its tokens: leave it out")

@@ -71,13 +71,27 @@ def bytes_per_position(count: int, vocabulary: int) -> int:
 
 def top_entries(probabilities_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(ids (N, K) ascending, probabilities (N, K) float16): the likeliest entries, as they travel."""
-    ids_NK = probabilities_NV.topk(count, dim=1).indices.sort(dim=1).values
-    exact_NK = probabilities_NV.gather(1, ids_NK).float()
+    vocabulary = probabilities_NV.shape[1]
+    if count == vocabulary:
+        ids_NK, exact_NK = (
+            _all_ids(len(probabilities_NV), vocabulary, probabilities_NV.device),
+            probabilities_NV.float(),
+        )
+    else:
+        best_N1 = probabilities_NV.argmax(
+            1, keepdim=True
+        )  # of several likeliest ones, the one that greedy decoding takes
+        ids_NK = probabilities_NV.scatter(1, best_N1, math.inf).topk(count, dim=1).indices.sort(dim=1).values
+        exact_NK = probabilities_NV.gather(1, ids_NK).float()
     rounded_NK = exact_NK.half()
     best_N1 = exact_NK.argmax(1, keepdim=True)
     ties_NK = (rounded_NK == rounded_NK.gather(1, best_N1)) & (exact_NK < exact_NK.gather(1, best_N1))
-    below_NK = (rounded_NK.view(torch.int16) - 1).view(torch.float16)
+    below_NK = (rounded_NK.view(torch.int16) - 1).clamp(min=0).view(torch.float16)
     return ids_NK, torch.where(ties_NK, below_NK, rounded_NK)
+
+
+def _all_ids(rows: int, vocabulary: int, device: torch.device | str) -> Tensor:
+    return torch.arange(vocabulary, device=device).expand(rows, -1)
 
 
 def pack_distributions(
@@ -140,8 +154,13 @@ def unpack_distributions(
     got = [buffers[0].nbytes, buffers[1].nbytes, *([buffers[-1].nbytes] if flags & WHOLE else [])]
     if got != want[: len(got)]:
         raise CorruptPayload(f"a payload of distributions has buffers of {got} bytes where {want[: len(got)]} belong")
-    ids_NK = unpack_ids(buffers[0].reshape(there, -1), count, vocabulary) if there else np.zeros((0, count), np.int64)
-    if ids_NK is None:
+    if count == vocabulary:
+        ids = _all_ids(there, vocabulary, device)
+    elif there == 0:
+        ids = torch.zeros(0, count, dtype=torch.long, device=device)
+    elif (found_NK := unpack_ids(buffers[0].reshape(there, -1), count, vocabulary)) is not None:
+        ids = torch.from_numpy(found_NK).to(device)
+    else:
         raise CorruptPayload(f"a payload of distributions has ids that are not {count} ascending ones of {vocabulary}")
     kept_NK = torch.from_numpy(buffers[1].view(np.float16).reshape(there, count).astype(np.float32))
     whole_NV = None
@@ -150,10 +169,9 @@ def unpack_distributions(
     for numbers in (kept_NK, whole_NV):
         if numbers is not None and not _is_distribution(numbers):
             raise CorruptPayload("a payload of distributions holds numbers that are no probabilities")
-    ids = torch.from_numpy(np.array(ids_NK))  # a copy: those of a whole vocabulary are one row, seen many times
     whole_NV = whole_NV if whole_NV is None else whole_NV.to(device)
     has_P = torch.from_numpy(has).to(device)
-    return Entries(found, has_P, ids.to(device), kept_NK.to(device), vocabulary, whole_NV, unmapped)
+    return Entries(found, has_P, ids, kept_NK.to(device), vocabulary, whole_NV, unmapped)
 
 
 def wire_error(probabilities_NV: Tensor, count: int) -> Tensor:

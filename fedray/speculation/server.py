@@ -1,14 +1,12 @@
-"""A member's part in SpecFed (arXiv 2604.25777): a worker verifies drafts, the server drafts and accepts.
+"""The server's part in SpecFed (arXiv 2604.25777): it drafts, averages the workers' distributions, and accepts.
 
-Both crop their caches to the position a call names before they read, so a call may be repeated and a late worker
-catches up. Shape legend: B batch, G draft tokens, P positions, N positions of all rows, V vocabulary.
+Every call names the round and the position it is for, so a call may be repeated. Shape legend: B batch, G draft tokens,
+P positions, N positions of all rows, W workers, V vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,140 +14,42 @@ from torch import Tensor
 
 from fedray.clock import Clock
 from fedray.llm.model import LLM
+from fedray.llm.prefix import shared
 from fedray.llm.token_bytes import token_bytes
-from fedray.llm.track import Track
-from fedray.rounds import SpecFed, Speculation
-from fedray.sessions import Session, Sessions
+from fedray.rounds import Speculation
+from fedray.sessions import Drafts, Session, Sessions
 from fedray.speculation import acceptance, measuring
-from fedray.speculation.drafts import Drafts, padded, uniform
+from fedray.speculation.acceptance import distribution
+from fedray.speculation.draws import padded, uniform
 from fedray.speculation.reconstruction import average, reconstruct
-from fedray.speculation.translation import Translation
 from fedray.types import FedrayError, Generation, Missing, Plan, Receipt, Request, Round, Row, Usage
-from fedray.wire.distributions import (
-    Entries,
-    count_of,
-    pack_distributions,
-    sent_bytes,
-    unpack_distributions,
-)
+from fedray.wire.distributions import Entries, sent_bytes, unpack_distributions
 from fedray.wire.payload import Payload, ships
-from fedray.wire.vocabulary import pack_vocabulary, unpack_vocabulary
+from fedray.wire.vocabulary import pack_vocabulary
 
 Ids = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What a worker is told of a row. position: tokens of the answer that it was told before."""
-
-    position: int
-    known: tuple[int, ...]
-    drafts: tuple[int, ...]
-
-
-class Speculator:
-    """What Member can do in SpecFed."""
+class Server:
+    """What Member inherits to draft and to accept."""
 
     name: str
     llm: LLM
     _sessions: Sessions
+    _threads: int | None
     _received_bytes: int
-    _translations: dict[str, Translation]
+    _take: Callable[[int | None], None]
 
-    # -- as a worker --------------------------------------------------------------------------------------------------
-
-    @ships
-    def verify(
-        self,
-        session: str,
-        rows: tuple[int, ...],
-        position: tuple[int, ...],
-        known: Ids,
-        drafts: Ids,
-        generation: Generation,
-        how: SpecFed,
-        *vocabulary: Payload,
-    ) -> tuple[Receipt, Payload]:
-        """Read what an answer goes on with, and send the distributions behind its last known token and every draft.
-
-        position: per row the answer's tokens that were sent before, to which the cache is cropped; known: those after
-        them that are certain; drafts: those that may be. vocabulary: the server's, where it is not this LLM's. The
-        prompts were read by `prefill`.
-        """
+    def draft(self, session: str, request: Request, gamma: int, room: tuple[int, ...]) -> Round:
+        """The first drafts of an answer whose prompts `open` has read. room: per row the tokens that the workers'
+        contexts still hold."""
         clock = Clock()
         held = self._sessions.get(session)
-        translation = self._translation(*vocabulary) if vocabulary else None
-        heard = zip(rows, position, known, drafts, strict=True)
-        told = {row: _Told(before, certain, maybe) for row, before, certain, maybe in heard}
-        p_NV, has_P = self._hear(held, told, translation, generation.temperature)
-        clock.lap(f"verify[{self.name}]")
-        unmapped = 0.0
-        if translation is not None:
-            p_NV = translation.distribution(p_NV)
-            unmapped = float((1 - p_NV.sum(1)).clamp(min=0).sum())
-        payload = pack_distributions(
-            p_NV,
-            [(row, len(of.drafts) + 1) for row, of in told.items()],
-            count_of(how.top_k, p_NV.shape[1]),
-            has_P=has_P,
-            whole=how.measure,
-            unmapped=unmapped,
-        )
-        clock.lap(f"pack[{self.name}]")
-        return Receipt(self.name, Usage(clock.seconds, sent_bytes(payload))), payload
-
-    def _translation(self, payload: Payload) -> Translation:
-        """The way from a server's vocabulary to one's own and back, made once."""
-        key = hashlib.sha256(b"".join(buffer.tobytes() for buffer in payload.buffers)).hexdigest()
-        if key not in self._translations:
-            if self.llm.tokenizer is None:
-                raise FedrayError(f"{self.name} has no tokenizer: it cannot read the tokens of another LLM")
-            size = self.llm.model.get_input_embeddings().num_embeddings
-            server = unpack_vocabulary(payload)
-            self._translations[key] = Translation(self.name, self.llm.tokenizer, size, self.llm.stop_ids, server)
-        return self._translations[key]
-
-    def _hear(
-        self, held: Session, told: Mapping[int, _Told], translation: Translation | None, temperature: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """((N, V) distributions at the positions that have one, which of all positions those are: None is all)."""
-        track, heard = _track(held), held.drafts or Drafts([[] for _ in held.rows], [], [])
-        held.drafts = heard
-        place = {row: b for b, row in enumerate(held.rows)}
-        keep, more = [len(row) for row in track.ids], [[] for _ in track.ids]
-        wanted: list[tuple[int, list[int | None]]] = []  # per row the tokens that stand before each of its positions
-        for row, of in told.items():
-            b, prompt = place[row], held.ids[place[row]]
-            if of.position > len(heard.answers[b]):
-                raise FedrayError(f"{self.name} has not read {of.position} tokens of the answer in row {row}")
-            said = [*heard.answers[b][: of.position], *of.known]
-            heard.answers[b] = [*said, *of.drafts]
-            if translation is None:
-                ids, before = [*said, *of.drafts], [len(said) + i for i in range(len(of.drafts) + 1)]
-            else:
-                ids, before = translation.read(said, of.drafts)
-            text, first = [*prompt, *ids], min((n for n in before if n is not None), default=len(ids))
-            self.llm.check_ids(text)
-            keep[b] = min(_common(text, track.ids[b]), len(prompt) + first - 1)
-            more[b] = text[keep[b] :]
-            wanted.append((b, [None if n is None else len(prompt) + n - 1 - keep[b] for n in before]))
-        track.crop(keep)
-        logits_BQV = track.read(self.llm.model, more, self.llm.pad_id)
-        index = [(b, q) for b, places in wanted for q in places if q is not None]
-        rows, columns = ([pair[side] for pair in index] for side in (0, 1))
-        has = [q is not None for _, places in wanted for q in places]
-        p_NV = _distribution(logits_BQV[rows, columns], temperature)
-        return p_NV, None if all(has) else torch.tensor(has)
-
-    # -- as the server ------------------------------------------------------------------------------------------------
-
-    def draft(self, session: str, request: Request, gamma: int, longest: int) -> Round:
-        """The first drafts of an answer whose prompts `open` has read. longest: tokens every member's context holds."""
-        clock = Clock()
-        held = self._sessions.get(session)
-        room = [max(0, min(request.generation.max_tokens, longest - len(row))) for row in held.ids]
-        state = held.drafts = Drafts([[] for _ in room], room, [left == 0 for left in room])
-        self._draft(held, request.generation, gamma)
+        self._take(self._threads)
+        left = [min(rest, self.llm.context - len(row)) for rest, row in zip(room, held.ids, strict=True)]
+        room = tuple(max(0, min(request.generation.max_tokens, rest)) for rest in left)
+        state = held.drafts = Drafts([[] for _ in room], list(room), [rest == 0 for rest in room])
+        self._draft(session, held, request.generation, gamma)
         clock.lap("draft")
         nothing = tuple(() for _ in room)
         return Round(nothing, tuple(state.ended), tuple(map(tuple, state.drafts)), Usage(clock.seconds))
@@ -182,6 +82,7 @@ class Speculator:
         asked = [(b, len(state.drafts[b]) + 1) for b in state.active()]
         entries, missing = self._unpack(workers, payloads, asked)
         clock.lap("unpack")
+        self._take(self._threads)
         p_NV, voted_N, figures = self._average(held, plan, entries, asked)
         accepted, decided, tokens = self._decide(state, p_NV, voted_N, asked, generation)
         emitted = self._emit(state, tokens, generation)
@@ -194,13 +95,16 @@ class Speculator:
             emitted=sum(map(len, emitted)),
             forwards=len(payloads),
             verified=sum(len(e.ids_NK) for e in entries.values()),
-            payload_bytes=sum(map(sent_bytes, payloads)),
+            payload_bytes=sum(
+                sent_bytes(payload) if worker in entries else payload.nbytes
+                for worker, payload in zip(workers, payloads, strict=True)
+            ),
             translated=sum(len(e.ids_NK) for e in entries.values() if e.unmapped),
             unmapped=sum(e.unmapped for e in entries.values()),
         )
         self._received_bytes += figures.payload_bytes
-        state.rounds += 1
-        self._draft(held, generation, gamma)
+        state.rounds, state.reply = state.rounds + 1, None
+        self._draft(session, held, generation, gamma)
         clock.lap("draft")
         drafts = tuple(map(tuple, state.drafts))
         state.reply = Round(emitted, tuple(state.ended), drafts, Usage(clock.seconds), figures, missing)
@@ -211,7 +115,8 @@ class Speculator:
         """The bytes of this LLM's tokens, for workers with others."""
         size = self.llm.model.get_input_embeddings().num_embeddings
         tokens = [b""] * size if self.llm.tokenizer is None else token_bytes(self.llm.tokenizer, size)
-        return Receipt(self.name, Usage()), pack_vocabulary(tokens, sorted(self.llm.stop_ids))
+        payload = pack_vocabulary(tokens, sorted(self.llm.stop_ids))
+        return Receipt(self.name, Usage(payload_bytes=payload.nbytes)), payload
 
     def told(self, session: str) -> tuple[Row, ...]:
         """The answers so far."""
@@ -282,22 +187,28 @@ class Speculator:
         for (b, _), n, token, count in zip(
             asked, accepted_B.tolist(), token_B.tolist(), counts_B.tolist(), strict=True
         ):
-            tokens[b] = [] if b in state.stuck else [*state.drafts[b][:n], token]
-            stand, decided = stand + n, decided + min(n + 1, count)
+            tokens[b] = row = [] if b in state.stuck else [*state.drafts[b][:n], token]
+            read = min(self._end(row, generation) + 1, n + 1)  # what stands behind the end is not looked at
+            stand, decided = stand + min(n, read), decided + min(read, count)
         return stand, decided, tokens
 
     def _emit(self, state: Drafts, tokens: Mapping[int, Sequence[int]], generation: Generation) -> Ids:
         """Let the answers go on, as far as they go: to a token that ends them, or to what there is room for."""
         emitted: list[tuple[int, ...]] = [() for _ in state.answers]
         for b, row in tokens.items():
-            stop = next((i for i, t in enumerate(row) if t in self.llm.stop_ids and not generation.full), len(row))
+            stop = self._end(row, generation)
             answer, left = state.answers[b], state.room[b] - len(state.answers[b])
             emitted[b] = tuple(row[: min(stop, left)])
             answer.extend(emitted[b])
             state.ended[b] = stop < len(row) or len(answer) == state.room[b]
         return tuple(emitted)
 
-    def _draft(self, held: Session, generation: Generation, gamma: int) -> None:
+    def _end(self, tokens: Sequence[int], generation: Generation) -> int:
+        """Where the first token stands that ends an answer, or how many tokens there are."""
+        stops = frozenset() if generation.full else self.llm.stop_ids
+        return next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+
+    def _draft(self, session: str, held: Session, generation: Generation, gamma: int) -> None:
         """Propose up to gamma tokens for every row that goes on; the workers' own token comes behind them."""
         state = held.drafts
         assert state is not None
@@ -308,18 +219,19 @@ class Speculator:
         state.drafts, state.q_BGV = [[] for _ in wanted], None
         if not any(wanted):
             return
-        track = _track(held)
+        track = held.read_on()
         texts = [[*prompt, *answer] for prompt, answer in zip(held.ids, state.answers, strict=True)]
-        track.crop([min(len(text) - 1, _common(text, ids)) for text, ids in zip(texts, track.ids, strict=True)])
+        track.crop([min(len(text) - 1, shared(text, ids)) for text, ids in zip(texts, track.ids, strict=True)])
         more = [text[len(ids) :] if n else [] for text, ids, n in zip(texts, track.ids, wanted, strict=True)]
         sampled = generation.temperature > 0
         kept: list[Tensor] = []
         for step in range(max(wanted)):
+            self._sessions.check(session)
             logits_BQV = track.read(self.llm.model, more, self.llm.pad_id)
             last_B = torch.tensor([max(len(row) - 1, 0) for row in more], device=logits_BQV.device)
             logits_BV = logits_BQV[torch.arange(len(more), device=last_B.device), last_B]
             if sampled:
-                q_BV = _distribution(logits_BV, generation.temperature)
+                q_BV = distribution(logits_BV, generation.temperature)
                 draws_B = uniform((len(more),), generation.seed, "draft", state.rounds, step).to(q_BV.device)
                 tokens = acceptance.draw(q_BV, draws_B).tolist()
                 kept.append(q_BV)
@@ -329,23 +241,6 @@ class Speculator:
             for row, new in zip(state.drafts, more, strict=True):
                 row.extend(new)
         state.q_BGV = torch.stack(kept, dim=1) if sampled else None
-
-
-def _track(held: Session) -> Track:
-    """What is read on after the prompts, from the first call on."""
-    if held.track is None:
-        held.track = Track.of(held.cache, held.ids)
-    return held.track
-
-
-def _distribution(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Probabilities at a temperature; at 0, where the likeliest is taken, as they are."""
-    return torch.softmax(logits_NV.float() / (temperature if temperature > 0 else 1.0), dim=-1)
-
-
-def _common(one: Sequence[int], two: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
-    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 def _valid(counts: Sequence[tuple[int, int]], longest: int, device: Any) -> Tensor:
