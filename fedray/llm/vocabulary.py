@@ -23,6 +23,6 @@ def check_vocabularies(server: Source, workers: Sequence[Source], vocab: str) ->
 
 
 def _tokens(source: Source) -> str:
-    """What MemberInfo.vocabulary will be; the size where there is no tokenizer, or a made-up one as large as its LLM."""
+    """What MemberInfo.vocabulary will be; its size where there is no tokenizer or a made-up one."""
     known = "" if source.zoo == "shapes" else hash_vocabulary(tokenizer_of(source))
     return known or str(config_of(source).vocab_size)

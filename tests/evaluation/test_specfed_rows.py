@@ -43,7 +43,15 @@ ROUNDS = Speculation(
     kept=11.4,
 )
 MEASURED = replace(
-    ROUNDS, measured=12, delta=0.6, delta_bound=1.2, delta_most=0.2, drafts_measured=10, gap=0.2, gap_most=0.1
+    ROUNDS,
+    measured=12,
+    delta=0.6,
+    delta_bound=1.2,
+    delta_most=0.2,
+    drafts_measured=10,
+    gap=0.2,
+    gap_bound=0.5,
+    gap_most=0.1,
 )
 
 
