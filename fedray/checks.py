@@ -16,6 +16,7 @@ from fedray.fedattn.segments import segments
 from fedray.llm.catalogue import NAMES, copies, original_of, repo_of, resolve, safe_name
 from fedray.settings import (
     ALONE,
+    OWN_SCORING,
     SCHEMA,
     BuildSettings,
     Settings,
@@ -182,6 +183,12 @@ def _check_specfed(settings: Settings) -> None:
         check_range("protocol.weights", weight, 0)
     if weights is not None and not sum(weights) > 0:
         raise FedrayError(f"protocol.weights={list(weights)} must sum to something above 0: give some worker a weight")
+    if protocol.weigh == "gate" and settings.gate.kind == "none":
+        raise FedrayError(
+            "protocol.weigh=gate needs a gate: choose gate=learned, gate=open or gate=random, or protocol.weigh=fixed"
+        )
+    if settings.on_missing == "text":
+        raise FedrayError("on_missing=text is about fusers: protocol=specfed knows alone (go on without) and error")
     if settings.rephrase != "none":
         raise FedrayError("protocol=specfed lets all members go on with one text: leave rephrase out")
     if (
@@ -263,6 +270,7 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
     if value is None or (math.isfinite(value) and low <= value <= high):
         return
     wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    wanted += "" if math.isfinite(value) else " and finite"
     raise FedrayError(f"{path} must be {wanted}, got {value}")
 
 
@@ -312,12 +320,11 @@ def _check_task(settings: Settings) -> None:
         return
     if task.name in BENCHMARKS and settings.questions is None:
         BENCHMARKS[task.name].check(task.split)
-    if (task.scored_by == "number") != (task.name == "gsm8k" and settings.questions is None):
-        fits = "number" if task.name == "gsm8k" else "text, text-normalized, letters or letters-generated"
-        raise FedrayError(f"task.scoring={task.scored_by} does not go with task={task.name}: choose {fits}")
-    if (task.scored_by == "told") != (task.name == "tiny-tell" and settings.questions is None):
-        fits = "told" if task.name == "tiny-tell" else "another"
-        raise FedrayError(f"task.scoring={task.scored_by} does not go with task={task.name}: choose {fits}")
+    own = OWN_SCORING.get(task.name) if settings.questions is None else None
+    if task.scored_by != own and (own or task.scored_by in OWN_SCORING.values()):
+        asked = f"task={task.name}" if settings.questions is None else "questions of your own"
+        fits = own or "text, text-normalized, letters or letters-generated"
+        raise FedrayError(f"task.scoring={task.scored_by} does not go with {asked}: choose {fits}")
     if protocol == "ensemble" and task.scored_by not in ("text", "letters"):
         raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")
     if settings.vote and task.scored_by == "text-normalized":

@@ -24,7 +24,6 @@ from fedray.conversation import Conversation
 from fedray.forecast import Room, check_room, needs, this_machine
 from fedray.group import Group, LocalGroup, MemberFailed
 from fedray.llm.source import Source
-from fedray.llm.vocabulary import check_vocabularies
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS, STREAMS, check_talk
 from fedray.protocols.fedattn import publishers_own
@@ -60,8 +59,7 @@ class Federation:
         )
         found = provision.pinned(provision.sources(s))
         provision.check_syncs(s, found[s.receiver])
-        if s.protocol.name == "specfed":
-            check_vocabularies(found[s.receiver], [found[name] for name in s.senders], s.protocol.vocab)
+        provision.check_tokens(s, found)
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:

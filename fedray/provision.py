@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +24,7 @@ from fedray.fedattn.schedule import sync_layers
 from fedray.llm import hub
 from fedray.llm.cache import spec_of
 from fedray.llm.source import Source, config_of, pin
+from fedray.llm.vocabulary import check_vocabularies
 from fedray.settings import Settings
 
 
@@ -107,6 +108,12 @@ def check_syncs(s: Settings, source: Source) -> None:
     """Refuse sync layers that the LLM does not have, before it is loaded. Raises FedrayError."""
     if s.protocol.name == "fedattn":
         sync_layers(s.protocol.fedattn, spec_of(config_of(source)).layers)
+
+
+def check_tokens(s: Settings, found: Mapping[str, Source]) -> None:
+    """Refuse members whose tokens do not go together, before they are loaded. Raises FedrayError."""
+    if s.protocol.name == "specfed":
+        check_vocabularies(found[s.receiver], [found[name] for name in s.senders], s.protocol.vocab)
 
 
 def _bar(what: str, *columns: ProgressColumn) -> Progress:

@@ -171,6 +171,7 @@ class Evaluated:
     top_k: str = "none"  # of specfed: entries of a distribution that travel, or their share
     reconstruct: str = "none"  # of specfed
     temperature: float = 0.0  # of specfed
+    measured: bool = False  # of specfed: whole distributions were sent beside, for Delta
     tokens_per_s: float | None = None  # of answers, asked in batches
     speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: fedray/rounds.py, figures
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
@@ -180,6 +181,11 @@ class Evaluated:
     def plain_wire(self) -> bool:
         """Whether caches travelled whole and as they are."""
         return self.wire == "none" and self.keep == self.keep_layers == 1
+
+    @property
+    def share(self) -> float | None:
+        """The share of a distribution's entries that travels; None where `top_k` counts them, and without specfed."""
+        return None if self.top_k == "none" or self.top_k.isdigit() else float(self.top_k)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,9 @@ Task = Literal[
     "gsm8k",
 ]
 Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
+DRAFT = "qwen2.5-0.5b"  # the receiver of specfed by default
 WORKERS = ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")  # senders of specfed by default: of the draft's vocabulary
+OWN_SCORING: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}  # of a task's own questions alone
 ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
 
 
@@ -61,7 +63,7 @@ class ProtocolSettings:
     exchange: float = 1.0  # share of its keys and values that a participant sends
     score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"  # which
     # of specfed
-    draft: str = "qwen2.5-0.5b"  # the server, in the place of the receiver; none: the receiver, which drafts nothing
+    draft: str | None = None  # the server, in the place of the receiver; None: the receiver; none: it drafts nothing
     gamma: int | Literal["auto"] = 4
     top_k: int | float = 0.01
     reconstruct: Literal["renorm", "spread"] = "spread"
@@ -102,8 +104,7 @@ class TaskSettings:
     @property
     def scored_by(self) -> Scoring:
         """The scoring, said or implied."""
-        own: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}
-        return self.scoring or own.get(self.name, "letters-generated" if self.name in BENCHMARKS else "text")
+        return self.scoring or OWN_SCORING.get(self.name, "letters-generated" if self.name in BENCHMARKS else "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +244,9 @@ def build(values: Mapping[str, Any]) -> Settings:
 def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     """Settings, or a job's own kind of them, from nested values, names canonical; what is not given has its default.
 
-    Senders default to everyone but the receiver (of specfed to WORKERS, and its draft is the receiver), fusion to what
-    the fuser implies, gate to what the zoo implies,
-    generation.seed to seed. Raises FedrayError on an unknown key or name and on a value of the wrong type.
+    Senders default to everyone but the receiver (of specfed to WORKERS, and its receiver to DRAFT), fusion to what the
+    fuser implies, gate to what the zoo implies, generation.seed to seed.
+    Raises FedrayError on an unknown key or name and on a value of the wrong type.
     """
     values = named_safely({key: value for key, value in values.items() if (key, value) != ("senders", None)})
     gate = values.get("gate", {})
@@ -255,10 +256,11 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     schema = with_copies(with_strangers(schema, values.get("receiver"), values.get("senders")), values)
     settings = schema.read(values)
     zoo = settings.zoo.name
-    receiver = resolve(settings.receiver, "receiver", zoo)
     protocol = settings.protocol
-    if protocol.name == "specfed" and protocol.draft != "none":
-        receiver = resolve(protocol.draft, "protocol.draft", zoo)
+    if protocol.name == "specfed":
+        receiver = _server(settings.receiver if "receiver" in values else DRAFT, protocol.draft, zoo)
+    else:
+        receiver = resolve(settings.receiver, "receiver", zoo)
     if "senders" in values:
         senders = tuple(resolve(sender, "sender", zoo) for sender in settings.senders)
     else:
@@ -266,6 +268,9 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         senders = tuple(name for name in others if name != receiver)
     if protocol.name == "fedattn":
         senders = _participants(receiver, senders if "senders" in values else None, protocol.participants)
+    task = settings.task
+    if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
+        task = replace(task, scoring="text")  # what the task's name implies is about its own questions
     implied = "mix" if settings.fuser == "c2c" else "concat"
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
@@ -273,10 +278,24 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         settings,
         receiver=receiver,
         senders=senders,
+        task=task,
         gate=replace(settings.gate, kind="open") if implied_gate and zoo == "shapes" else settings.gate,
         fusion=settings.fusion if "fusion" in values else implied,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
     )
+
+
+def _server(receiver: str, draft: str | None, zoo: str) -> str:
+    """Who drafts in specfed: the receiver, or the draft named in the place of the default one."""
+    receiver = resolve(receiver, "receiver", zoo)
+    if draft is None or draft == "none":
+        return receiver
+    draft = resolve(draft, "protocol.draft", zoo)
+    if receiver not in (draft, DRAFT):
+        raise FedrayError(
+            f"receiver={receiver} and protocol.draft={draft} are both the LLM at the server: name one of them"
+        )
+    return draft
 
 
 def _participants(receiver: str, named: tuple[str, ...] | None, count: int) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class Way:
     wire: Wire = PLAIN
     fedattn: FedAttn | None = None
     gamma: str = "none"  # of specfed, as are those below
-    top_k: str = "none"
+    top_k: str = "none"  # as text: 1 counts entries and 1.0 is a share, which as numbers are equal
     reconstruct: str = "none"
     temperature: float = 0.0
     measured: bool = False  # against whole distributions
@@ -127,7 +127,7 @@ class Case:
             name="specfed",
             draft="none" if way.gamma == "none" else self.receiver,
             gamma=base.protocol.gamma if way.gamma == "none" else "auto" if way.gamma == "auto" else int(way.gamma),
-            top_k=float(way.top_k) if "." in way.top_k else int(way.top_k),
+            top_k=int(way.top_k) if way.top_k.lstrip("-").isdigit() else float(way.top_k),
             reconstruct=way.reconstruct,  # pyright: ignore[reportArgumentType]
             measure=way.measured,
         )

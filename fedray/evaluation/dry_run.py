@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fedray import provision
 from fedray import report as reports
 from fedray.evaluation.screen import Screen
-from fedray.evaluation.tasks import load_task
+from fedray.evaluation.tasks import Question
 from fedray.federation import check_ray, placements
 from fedray.forecast import Load, Room, check_room, needs, on_gpus, on_machine, this_machine
 from fedray.llm.loading import check_prompts
@@ -18,13 +18,13 @@ from fedray.settings import Settings
 from fedray.types import Need
 
 
-def run(settings: Settings) -> int:
-    """Foretell a run; returns the exit code. Prints `report: PATH`.
+def run(settings: Settings, questions: Sequence[Question]) -> int:
+    """Foretell a run; returns the exit code. Prints `report: PATH`. questions: none where there is a prompt.
 
     Raises FedrayError where a member cannot be had, and, after the tables, where the members do not fit.
     """
     found = provision.pinned(provision.sources(settings))
-    load = _load(settings, found)
+    load = _load(settings, found, questions)
     lacking = provision.missing(list(found.values()))
     downloads = {name: sum(file.size for file in files) for name, files in lacking.items()}
     needed = needs(settings, found, provision.devices(settings), load, downloads)
@@ -35,9 +35,8 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _load(settings: Settings, found: Mapping[str, Source]) -> Load:
+def _load(settings: Settings, found: Mapping[str, Source], questions: Sequence[Question]) -> Load:
     """The requests to come: their longest prompt, batch and answer."""
-    questions = [] if settings.prompt is not None else load_task(settings)
     prompts = [settings.prompt] if settings.prompt is not None else [question.prompt for question in questions]
     choices = max((len(question.choices or ()) for question in questions), default=0)
     rows = min(settings.task.batch_size, len(prompts))

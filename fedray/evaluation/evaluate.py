@@ -11,7 +11,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import fedattn_figure, figure3, figures, leaks, specfed_figures, table, table_figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.cases import Case, cases
-from fedray.evaluation.federate import ENDS, check_segments
+from fedray.evaluation.federate import ENDS, check_free, check_segments
 from fedray.evaluation.ledger import Ledger, decided_by
 from fedray.evaluation.measure import Asking, Measurement, is_whole, plan_of
 from fedray.evaluation.record import Status, participants
@@ -22,9 +22,8 @@ from fedray.evaluation.watch import Update, Watch
 from fedray.evaluation.words import who
 from fedray.federation import Federation
 from fedray.llm.loading import check_prompts
-from fedray.llm.vocabulary import check_vocabularies
 from fedray.planner import Planner
-from fedray.provision import check_syncs, sources
+from fedray.provision import check_syncs, check_tokens, sources
 from fedray.report import Data, Evaluated, Order, Participant, Report, Tracked
 from fedray.settings import ALONE, Settings
 from fedray.tracking import Tracker
@@ -77,6 +76,12 @@ class Evaluation:
             check_syncs(own, *sources(own, [own.receiver]))
             for seed in settings.seeds:
                 check_segments(own, self._questions[case.task, seed])
+
+    def check_specfed(self) -> None:
+        """Refuse questions that specfed cannot answer, before any LLM is loaded. Raises FedrayError."""
+        for case in (case for case in cases(self.settings, self.settings.senders) if case.way.protocol == "specfed"):
+            for seed in self.settings.seeds:
+                check_free(case.settings(self.settings, seed), self._questions[case.task, seed])
 
     def work(self, fed: Federation) -> None:
         """Fix the order of the senders, then ask case after case; each that is done is logged as a run of its own."""
@@ -236,6 +241,7 @@ def run(settings: EvaluateSettings, federation: Callable[[Settings], Federation]
         job = Evaluation(settings, tracker)
         check_cases(settings)
         job.check_fedattn()
+        job.check_specfed()
         try:
             with federation(settings.neutral) as fed:
                 job.open(fed)
@@ -262,9 +268,7 @@ def check_cases(settings: EvaluateSettings) -> None:
             fusion=own.fusion,
             on_missing=own.on_missing,
         )
-        if case.way.protocol == "specfed":
-            found = {source.name: source for source in sources(own)}
-            check_vocabularies(found[case.receiver], [found[name] for name in case.senders], own.protocol.vocab)
+        check_tokens(own, {source.name: source for source in sources(own)})
     tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
         prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]

@@ -21,12 +21,12 @@ from fedray.federation import Federation
 from fedray.group import MemberFailed
 from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
-from fedray.provision import sources
+from fedray.provision import check_tokens, sources
 from fedray.report import Report, Tracked
 from fedray.settings import Settings
 from fedray.tracking import Status as TrackerStatus
 from fedray.tracking import Tracker
-from fedray.types import Answer, Missing, Request, Row, Usage
+from fedray.types import Answer, FedrayError, Missing, Request, Row, Usage
 
 ANSWER_TOKENS = 4096  # of all rows of one request: well under the 64 KiB a result may have
 
@@ -157,10 +157,12 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report.
     """
     settings = for_task(settings) if settings.prompt is None else settings
-    if settings.plan:
-        return dry_run.run(settings)
     questions = load_task(settings) if settings.prompt is None else []
     check_segments(settings, questions)
+    check_free(settings, questions)
+    check_tokens(settings, {source.name: source for source in sources(settings)})
+    if settings.plan:
+        return dry_run.run(settings, questions)
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
@@ -195,6 +197,16 @@ def check_segments(settings: Settings, questions: Sequence[Question]) -> None:
     if settings.protocol.name == "fedattn":
         for question in questions:
             segments(question.prompt, settings.protocol.fedattn, question.evidence.get(settings.receiver, ""))
+
+
+def check_free(settings: Settings, questions: Sequence[Question]) -> None:
+    """Refuse questions with choices to score where a protocol only writes answers. Raises FedrayError."""
+    choosing = next((question for question in questions if question.offered is not None), None)
+    if settings.protocol.name == "specfed" and choosing is not None:
+        raise FedrayError(
+            f"protocol=specfed writes its answers, and question {choosing.id} has choices to score: add "
+            "task.scoring=letters-generated, or leave the choices out"
+        )
 
 
 def failed(alone: Answer, reason: str) -> Answer:

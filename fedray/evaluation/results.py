@@ -119,6 +119,7 @@ class Results:
             top_k=way.top_k,
             reconstruct=way.reconstruct,
             temperature=way.temperature,
+            measured=way.measured,
             tokens_per_s=_rate(measured),
             speculation=_speculation(measured),
             fedattn=way.fedattn,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from fedray.llm.model import hash_vocabulary
 from fedray.llm.source import Source, config_of, tokenizer_of
 from fedray.types import FedrayError
 
@@ -21,9 +22,7 @@ def check_vocabularies(server: Source, workers: Sequence[Source], vocab: str) ->
         )
 
 
-def _tokens(source: Source) -> Mapping[str, int] | int:
-    """Tokens and their ids; of an LLM without a tokenizer, and of one with a made-up one, how many it has."""
-    if source.zoo == "shapes":
-        return int(config_of(source).vocab_size)
-    tokenizer = tokenizer_of(source)
-    return int(config_of(source).vocab_size) if tokenizer is None else tokenizer.get_vocab()
+def _tokens(source: Source) -> str:
+    """What MemberInfo.vocabulary will be; its size where there is no tokenizer or a made-up one."""
+    known = "" if source.zoo == "shapes" else hash_vocabulary(tokenizer_of(source))
+    return known or str(config_of(source).vocab_size)

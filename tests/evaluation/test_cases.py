@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,62 @@ def test_a_block_takes_shares_of_layers():
     assert [str(case.way) for case in found[1:]] == ["c2c (spread 50% of layers)", "c2c (deep 50% of layers)"]
     assert found[-1].settings(settings, 0).wire == found[-1].way.wire
     assert {case.way.over_plain_wire for case in found} == {found[0].way}
+
+
+def speculative(**block: Any) -> list[Case]:
+    """The cases of one block of specfed's."""
+    given = {"protocol": "specfed", "blocks": {"x": {"protocol": ["specfed"], **block}}}
+    settings = build_evaluation({**given, "task": "tiny-tell", "receiver": C, "senders": [B, "qwen2.5-coder-0.5b"]})
+    check_evaluation(settings)
+    found = [case for case in cases(settings, settings.senders) if case.way != STANDALONE]
+    assert [str(case.settings(settings, 0).protocol.top_k) for case in found] == [case.way.top_k for case in found]
+    assert all(case.settings(settings, 0).generation.temperature == case.way.temperature for case in found)
+    return found
+
+
+def test_a_block_takes_what_specfed_is_told() -> None:
+    found = speculative(gamma=[2, "auto", "none"], temperature=[0.0, 0.8], reconstruct=["renorm", "spread"])
+    assert len(found) == len(set(found)) == 3 * 2 * 2
+    assert str(found[0].way) == "specfed (gamma 2, K 0.01, renorm)"
+    assert str(found[-1].way) == "specfed (no drafts, K 0.01, spread, T 0.8)"
+    own = [case.settings(build_evaluation({}), 0).protocol.specfed.gamma for case in (found[0], found[4], found[-1])]
+    assert own == [2, "auto", 0]
+    greedy = {case.way.baseline for case in found if case.way.temperature == 0}
+    assert greedy == {Way("specfed", top_k="1.0", reconstruct="spread")}
+
+
+def test_one_entry_is_not_all_of_them_and_small_shares_are_shares() -> None:
+    """1 counts, 1.0 is a share: as numbers they would be one case."""
+    found = speculative(top_k=[1, 1.0, 0.00001, 320], reconstruct=["renorm", "spread"], measure=[True])
+    assert [(case.way.top_k, case.way.reconstruct) for case in found] == [
+        ("1", "renorm"),
+        ("1", "spread"),
+        ("1.0", "spread"),
+        ("1e-05", "renorm"),
+        ("1e-05", "spread"),
+        ("320", "renorm"),
+        ("320", "spread"),
+    ]
+    assert all(case.way.measured and "measured" in str(case.way) for case in found)
+
+
+@pytest.mark.parametrize("top_k", [0, -3, 1.5, float("inf"), float("nan")])
+def test_entries_that_cannot_be_meant(top_k: float) -> None:
+    with pytest.raises(FedrayError, match=r"blocks.x: protocol.top_k must be"):
+        speculative(top_k=[top_k])
+
+
+def test_the_experiment_of_specfed_measures_apart_from_what_it_times(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, (ran,) = call(monkeypatch, "+experiment=specfed", f"output={tmp_path}/out")
+    assert isinstance(ran, EvaluateSettings)
+    ways = [case.way for case in cases(ran, ran.senders) if case.way.protocol == "specfed"]
+    timed = [way for way in ways if not way.measured]
+    assert len(ways) < 50 and {(way.temperature, way.top_k) for way in timed if way.gamma == "4"} == {
+        (t, k) for t in (0.0, 0.8, 1.0, 1.2) for k in ("0.001", "0.01", "0.1", "1.0")
+    }
+    assert {way.gamma for way in timed} >= {"none", "1", "8", "auto"}
+    assert all(way.reconstruct == "spread" for way in timed)
+    bounded = [replace(way, measured=False, reconstruct="spread") for way in ways if way.measured]
+    assert len(bounded) == 18 and set(bounded) <= set(timed), "what is measured is timed too"
