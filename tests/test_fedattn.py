@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from participants import BOTH, ONE, PROMPTS, ask, federation, load, logits, plan_of
 from masked import masked_pass
+from participants import BOTH, ONE, PROMPTS, ask, federation, load, logits, plan_of
 from tiny import random_llm
 
 from fedray.fedattn.parked import Parked

@@ -80,13 +80,16 @@ class Participant:
     ) -> Receipt:
         """Take one's segment of every row, as text or as token ids; the receipt's lengths are their tokens.
 
-        number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window.
+        number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window, and where
+        the tokenizer reads parts of a text otherwise than the whole.
         """
         clock = Clock()
         self._sessions.forget()
         self._sessions.check(session)
         if window_of(self.llm.model.config) is not None:
             raise FedrayError(f"{self.name} cannot take part in protocol=fedattn: its layers have a sliding window")
+        if how.participants > 1 and any(isinstance(text, str) for text in texts):
+            check_parts(self.llm)
         ends = {"first": number == 0, "last": number == how.participants - 1}
         ids = [self.llm.encode_part(t, **ends) if isinstance(t, str) else list(t) for t in texts]
         for row in ids:
@@ -229,3 +232,13 @@ class Participant:
             clock.lap(f"pack[{self.name}]")
         size = 0 if payload is None else payload.nbytes
         held.posted = Receipt(self.name, Usage(clock.seconds, size)), payload
+
+
+def check_parts(llm: LLM) -> None:
+    """Raises FedrayError where the tokens of a prompt's parts are not the prompt's."""
+    for part, rest in (("a.\n", "b"), ("a", " b")):
+        if llm.encode_answer(part) + llm.encode_answer(rest) != llm.encode_answer(part + rest):
+            raise FedrayError(
+                f"{llm.name} cannot take part in protocol=fedattn: its tokenizer reads the beginning of every text as "
+                "that of a word, so that the segments' tokens would not be the prompt's; give token ids"
+            )
