@@ -77,6 +77,9 @@ def test_less_than_joint_attention_is_something_else(change: dict[str, Any]) -> 
         replace(SPARSE, score="norm", offset=-1),  # in layer 0 the same token has the same norm wherever it stands
         replace(SPARSE, score="mass"),
         replace(SPARSE, score="rare"),
+        FedAttn(3, 2, tokens=0.6),
+        FedAttn(3, 2, publisher_tokens=0.6),
+        replace(SPARSE, tokens=0.6, publisher_tokens=0.6),
     ],
     ids=str,
 )
@@ -93,15 +96,6 @@ def test_the_distributed_run_is_one_masked_pass(name: str, how: FedAttn) -> None
         expected, said = masked_pass(llm, ids, how, 6, seed=3)
         assert answer.rows[0].tokens == said
         assert (logits(group)[0] - expected).abs().max() < 1e-5
-
-
-def test_draws_are_anew_at_each_sync_and_by_the_seed() -> None:
-    group = federation(random_llm("llama-1b"), 3)
-    found = []
-    for seed in (0, 0, 1):
-        ask(group, plan_of(group, SPARSE, seed=seed))
-        found.append(logits(group))
-    assert found[0].equal(found[1]) and not found[0].equal(found[2])
 
 
 @pytest.mark.parametrize("score", ["random", "rare", "norm", "similar", "mass", "last"])

@@ -51,6 +51,10 @@ class Segment(Kept):
     def publishes(self) -> bool:
         return self.number == self.how.participants - 1
 
+    def seeds(self, what: str) -> list[str]:
+        """Per row what its draws depend on: its own tokens, which nobody else knows, and not the batch it is in."""
+        return [f"{what} {self.seed} {self.number} {' '.join(map(str, row))}" for row in self.ids]
+
     def end(self) -> None:
         if self.running is not None:
             self.running.end()
@@ -80,8 +84,8 @@ class Participant:
     ) -> Receipt:
         """Take one's segment of every row, as text or as token ids; the receipt's lengths are their tokens.
 
-        number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window, and where
-        the tokenizer reads parts of a text otherwise than the whole.
+        number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window, and
+        where the tokenizer reads parts of a text otherwise than the whole.
         """
         clock = Clock()
         self._sessions.forget()
@@ -174,7 +178,7 @@ class Participant:
         """The forward pass over one's segment, which parks at every sync layer."""
         how, device = held.how, self.llm.device
         share = how.publisher_tokens if held.publishes else how.tokens
-        places = [thinned(len(row), share, f"tokens {held.seed} {held.number}") for row in held.ids]
+        places = [thinned(len(row), share, seed) for row, seed in zip(held.ids, held.seeds("tokens"), strict=True)]
         ids_BT, valid_BT = pad(
             [[row[i] for i in of] for row, of in zip(held.ids, places, strict=True)], self.llm.pad_id, device
         )
@@ -221,17 +225,18 @@ class Participant:
         self._received_bytes += sum(payload.nbytes for payload in payloads)
         return joined(caches)
 
-    def _post(self, held: Segment, clock: Clock) -> None:
+    def _post(self, held: Segment, clock: Clock) -> tuple[Receipt, Payload | None]:
         """What a call gives: one's rows of the layer the pass is parked at; the publisher's nobody would read."""
         assert held.running is not None and held.lengths is not None
         clock.lap(f"prefill[{self.name}]")
         own, payload = held.running.post, None
         if own is not None and not held.publishes:
-            rows = to_send(own, held.lengths, held.how, f"exchange {held.seed} {held.number} {own.layer}")
+            rows = to_send(own, held.lengths, held.how, held.seeds(f"exchange {own.layer}"))
             payload = pack(self.name, rows, list(range(len(held.ids))), codec=held.codec)
             clock.lap(f"pack[{self.name}]")
         size = 0 if payload is None else payload.nbytes
         held.posted = Receipt(self.name, Usage(clock.seconds, size)), payload
+        return held.posted
 
 
 def check_parts(llm: LLM) -> None:
