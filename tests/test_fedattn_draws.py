@@ -26,8 +26,8 @@ class Noting(Member):
         super().__init__(*args, **kwargs)
         self.sent: list[list[list[int]]] = []
 
-    def _post(self, held: Any, clock: Any) -> Any:
-        own, given = held.running.post, super()._post(held, clock)
+    def _post(self, held: Any, *rest: Any) -> Any:
+        own, given = held.running.post, super()._post(held, *rest)
         if given[1] is not None:
             (key_BNSH,) = unpack(given[1]).cache.keys
             alike_BST = (key_BNSH[:, 0, :, None] == own.key_BNTH[:, 0, None]).all(-1)
