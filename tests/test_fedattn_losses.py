@@ -10,7 +10,7 @@ from dataclasses import replace
 from threading import Event
 from typing import Any
 
-from participants import ONE, ask, plan_of
+from participants import ONE, ask, federation, logits, plan_of
 from tiny import random_llm
 
 from fedray.group import LocalGroup, Waited
@@ -67,3 +67,62 @@ def test_who_is_frozen_makes_nobody_else_late() -> None:
     (missing,) = answer.missing
     assert missing.member == names[1] and "late: no answer within" in missing.reason
     assert answer.senders == tuple(names[2:])
+
+
+def test_a_corrupt_payload_is_named_and_left_out() -> None:
+    """At the first sync; from then on its rows, which are sound, are not used either."""
+
+    class Corrupt(Member):
+        @ships
+        def begin(self, *args: Any) -> tuple[Receipt, Payload | None]:
+            receipt, payload = super().begin(*args)
+            if payload is None or "#3" in self.name:
+                return receipt, payload
+            return receipt, Payload(payload.header, (payload.buffers[0][:-4], *payload.buffers[1:]))
+
+    group = federation(random_llm("qwen3-0.6b"), 3, Corrupt)
+    answer = ask(group, plan_of(group, FedAttn(3, 2)))
+    assert [m.member for m in answer.missing] == ["qwen3-0.6b#2"]
+    assert "its header promises" in answer.missing[0].reason
+    assert answer.senders == ("qwen3-0.6b#3",)
+
+
+def test_who_is_refused_and_then_dies_is_named_once() -> None:
+    class Corrupt(Member):
+        @ships
+        def begin(self, *args: Any) -> tuple[Receipt, Payload | None]:
+            receipt, payload = super().begin(*args)
+            if payload is None or "#3" in self.name:
+                return receipt, payload
+            return receipt, Payload(b"", payload.buffers)
+
+        @ships
+        def advance(self, session: str, position: int, *rest: Any) -> tuple[Receipt, Payload | None]:
+            if "#2" in self.name and position == 1:
+                raise RuntimeError("died")
+            return super().advance(session, position, *rest)
+
+    group = federation(random_llm("qwen3-0.6b"), 3, Corrupt)
+    answer = ask(group, plan_of(group, FedAttn(3, 2)))
+    assert [(m.member, m.reason) for m in answer.missing] == [("qwen3-0.6b#2", "died")]
+    assert answer.senders == ("qwen3-0.6b#3",)
+
+
+def test_rows_of_who_was_refused_are_not_used_again() -> None:
+    """The same answer, bit by bit, whether what follows the refused payload is sound or not."""
+
+    class Corrupt(Member):
+        always = False
+
+        def _post(self, held: Any, *rest: Any) -> tuple[Receipt, Payload | None]:
+            receipt, payload = super()._post(held, *rest)
+            if payload is None or "#3" in self.name or (held.running.post.layer and not self.always):
+                return receipt, payload
+            return receipt, Payload(payload.header, payload.buffers[:-1])
+
+    found = []
+    for always in (False, True):
+        group = federation(random_llm("qwen3-0.6b"), 3, type("Corrupt", (Corrupt,), {"always": always}))
+        ask(group, plan_of(group, FedAttn(3, 2)))
+        found.append(logits(group))
+    assert found[0].equal(found[1])
