@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedray.fedattn.others import drawn
+from fedray.fedattn.others import drawn, thinned
 from fedray.fedattn.schedule import sync_layers
 from fedray.llm.decoding import empty_context, step
 from fedray.llm.model import LLM
@@ -21,11 +21,15 @@ from fedray.sharing import FedAttn
 
 @dataclass
 class Masked:
-    """`Beyond` that hides instead of adding: token i of segment owner[i] sees what its participant would."""
+    """`Beyond` that hides instead of adding: token i of segment owner[i] sees what its participant would.
+
+    said: per participant the ids of its whole segment, on which its draws depend.
+    """
 
     how: FedAttn
     depth: int
     owner: list[int]
+    said: Sequence[str]
     seed: int = 0
 
     def extend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor):
@@ -54,8 +58,8 @@ class Masked:
                 case "mass":
                     worth = self._mass(query[0][:, places], key[0][:, places])
                 case _:
-                    seed = f"exchange {self.seed} {number} {layer}"
-                    worth = drawn(torch.tensor([len(places)]), len(places), seed)[0]
+                    seed = f"exchange {layer} {self.seed} {number} {self.said[number]}"
+                    worth = drawn(torch.tensor([len(places)]), len(places), [seed])[0]
             sent[places[worth.topk(count).indices]] = True
         return sent
 
@@ -70,15 +74,26 @@ class Masked:
 
 @torch.no_grad()
 def masked_pass(llm: LLM, parts: Sequence[Sequence[int]], how: FedAttn, new: int, seed: int = 0):
-    """Logits (V,) after the prompt, and `new` greedy tokens; parts: token ids per participant."""
-    ids = [token for part in parts for token in part]
-    owner = [number for number, part in enumerate(parts) for _ in part]
+    """Logits (V,) after the prompt, and `new` greedy tokens; parts: token ids per participant.
+
+    Of sparse local attention, the tokens that are not read are left out, and the others stand where they stood.
+    """
+    names = [" ".join(map(str, part)) for part in parts]
+    ids, owner, positions, start = [], [], [], 0
+    for number, part in enumerate(parts):
+        share = how.tokens if number < len(parts) - 1 else how.publisher_tokens
+        read = thinned(len(part), share, f"tokens {seed} {number} {names[number]}")
+        ids += [part[i] for i in read]
+        owner += [number for _ in read]
+        positions += [start + i for i in read]
+        start += len(part)
     first: Tensor | None = None
     said: list[int] = []
     for _ in range(new):
         context = empty_context(1, llm.device)
-        context.beyond = Masked(how, llm.spec.layers, owner, seed)
-        logits, _ = step(llm.model, context, torch.tensor([[*ids, *said]]))
+        context.beyond = Masked(how, llm.spec.layers, owner, names, seed)
+        places = torch.tensor([[*positions, *range(start, start + len(said))]])
+        logits, _ = step(llm.model, context, torch.tensor([[*ids, *said]]), positions_BQ=places)
         assert logits is not None
         first = logits[0] if first is None else first
         token = int(logits[0].argmax())

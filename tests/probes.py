@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,30 @@ def stop_counting(actor: object = None) -> list[int]:
     sizes = [len(data) for data in _taken]
     _taken.clear()
     return sizes
+
+
+def take(actor: object, *things: Any) -> None:
+    """Be given something, and do nothing with it."""
+
+
+def runs(ids: Sequence[int], length: int = 4) -> set[tuple[int, ...]]:
+    """All that stands in a row among token ids."""
+    return {tuple(ids[i : i + length]) for i in range(len(ids) - length + 1)}
+
+
+def written(run: Sequence[int]) -> dict[str, bytes]:
+    """Token ids in a row as they may lie in what is taken, by how they are given: arrays, a tuple (pickled), a list
+    (which Ray writes as msgpack), or text in a header."""
+    import msgpack
+    import numpy as np
+
+    return {
+        "int32": np.array(run, np.int32).tobytes(),
+        "int64": np.array(run, np.int64).tobytes(),
+        "tuple": b"".join(pickle.dumps(i, protocol=2)[2:-1] for i in run),
+        "list": b"".join(map(msgpack.packb, run)),
+        "text": json.dumps(run, separators=(",", ":"))[1:-1].encode(),
+    }
 
 
 def taken(actor: object = None) -> list[bytes]:

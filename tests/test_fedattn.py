@@ -2,73 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import math
-import threading
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from masked import masked_pass
+from participants import BOTH, ONE, PROMPTS, ask, federation, load, logits, plan_of
 from tiny import random_llm
 
-from fedray.fedattn.parked import Parked
-from fedray.fedattn.participant import Segment
 from fedray.fedattn.schedule import sync_layers
 from fedray.group import LocalGroup, MemberFailed
-from fedray.llm.loading import load as load_llm
 from fedray.llm.model import LLM
 from fedray.member import Member
-from fedray.protocols import PROTOCOLS
 from fedray.protocols.fedattn import parts_of, publishers_own
 from fedray.sharing import FedAttn
-from fedray.types import Answer, FedrayError, Generation, Plan, Receipt, Request, SessionLost, Wire
+from fedray.types import Answer, FedrayError, Plan, Receipt, Request, Wire
 from fedray.wire.payload import Payload, ships
 
-PROMPTS = (
-    "notes:\n- the color of the bird tari is red.\n- the mood of the star dika is calm.\n- the home of the gem sosa is "
-    "hill.\n- the size of the bird mino is tall.\nwhat is the color of the bird tari?",
-    "notes:\n- the taste of the tree kruropos is sweet.\n- the mood of the star dika is calm.\n- the color of the tree "
-    "lore is blue.\nwhich taste does the tree kruropos have?",
-)
-ONE = Request(PROMPTS[:1], generation=Generation(max_tokens=6))
-BOTH = Request(PROMPTS, generation=Generation(max_tokens=6))
 FAMILIES = ("qwen3-0.6b", "qwen2.5-0.5b", "llama-1b")
 SPARSE = FedAttn(sync_every=2, exchange=0.4)
-
-
-load = cache(load_llm)
-
-
-class Keeping(LocalGroup):
-    """Sessions stay open, so that they can be looked into."""
-
-    session = ""
-
-    def release(self, session: str, members: Any) -> None:
-        self.session = session
-
-
-def federation(llm: LLM, participants: int, cls: type[Member] = Member) -> Keeping:
-    names = [llm.name, *(f"{llm.name}#{i}" for i in range(2, participants + 1))]
-    return Keeping({name: cls(name, llm=replace(llm, name=name)) for name in names})
-
-
-def plan_of(group: LocalGroup, how: FedAttn, **more: Any) -> Plan:
-    publisher, *others = group.members
-    return Plan(publisher, tuple(others), protocol="fedattn", fedattn=how, **more)
-
-
-def ask(group: LocalGroup, plan: Plan, request: Request = ONE, protocol: str = "fedattn") -> Answer:
-    return asyncio.run(PROTOCOLS[protocol](request, plan, group))
-
-
-def logits(group: Keeping) -> torch.Tensor:
-    publisher = next(iter(group.members))
-    return torch.tensor(group.result(group.start(publisher, "prompt_logits", group.session)))
 
 
 def centralized(llm: LLM, request: Request = ONE) -> tuple[Answer, torch.Tensor]:
@@ -119,6 +73,9 @@ def test_less_than_joint_attention_is_something_else(change: dict[str, Any]) -> 
         replace(SPARSE, score="norm", offset=-1),  # in layer 0 the same token has the same norm wherever it stands
         replace(SPARSE, score="mass"),
         replace(SPARSE, score="rare"),
+        FedAttn(3, 2, tokens=0.6),
+        FedAttn(3, 2, publisher_tokens=0.6),
+        replace(SPARSE, tokens=0.6, publisher_tokens=0.6),
     ],
     ids=str,
 )
@@ -135,15 +92,6 @@ def test_the_distributed_run_is_one_masked_pass(name: str, how: FedAttn) -> None
         expected, said = masked_pass(llm, ids, how, 6, seed=3)
         assert answer.rows[0].tokens == said
         assert (logits(group)[0] - expected).abs().max() < 1e-5
-
-
-def test_draws_are_anew_at_each_sync_and_by_the_seed() -> None:
-    group = federation(random_llm("llama-1b"), 3)
-    found = []
-    for seed in (0, 0, 1):
-        ask(group, plan_of(group, SPARSE, seed=seed))
-        found.append(logits(group))
-    assert found[0].equal(found[1]) and not found[0].equal(found[2])
 
 
 @pytest.mark.parametrize("score", ["random", "rare", "norm", "similar", "mass", "last"])
@@ -176,11 +124,11 @@ class Counting(Member):
         super().__init__(*args, **kwargs)
         self.sizes: list[tuple[int, int]] = []
 
-    def _post(self, held: Any, clock: Any) -> None:
-        super()._post(held, clock)
-        payload = held.posted[1]
+    def _post(self, *args: Any) -> Any:
+        receipt, payload = super()._post(*args)
         if payload is not None:
             self.sizes.append((len(payload.header), sum(buffer.nbytes for buffer in payload.buffers)))
+        return receipt, payload
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -271,66 +219,6 @@ def test_without_the_others_it_is_the_publisher_at_its_place() -> None:
     parts = [llm.encode_part(first, first=True, last=False), llm.encode_part(last, first=False, last=True)]
     nothing = replace(FedAttn(2), layers=(0,), exchange=0.0)
     assert answer.rows[0].tokens == masked_pass(llm, parts, nothing, 6)[1]
-
-
-def test_a_corrupt_payload_is_named_and_left_out() -> None:
-    class Corrupt(Member):
-        @ships
-        def begin(self, *args: Any) -> tuple[Receipt, Payload | None]:
-            receipt, payload = super().begin(*args)
-            if payload is None or "#3" in self.name:
-                return receipt, payload
-            return receipt, Payload(payload.header, (payload.buffers[0][:-4], *payload.buffers[1:]))
-
-    group = federation(random_llm("qwen3-0.6b"), 3, Corrupt)
-    answer = ask(group, plan_of(group, FedAttn(3, 2)))
-    assert [m.member for m in answer.missing] == ["qwen3-0.6b#2"]
-    assert "its header promises" in answer.missing[0].reason
-
-
-def test_calls_may_be_repeated_and_are_refused_out_of_step() -> None:
-    llm = random_llm("qwen3-0.6b")
-    member = Member("p", llm=llm)
-    member.hold("s", ("notes:\n- a b c.\n",), FedAttn(2, 2), 0)
-    first = member.begin("s", (0,))
-    assert member.begin("s", (0,)) is first
-    second = member.advance("s", 0, ())
-    assert member.advance("s", 0, ()) is second
-    with pytest.raises(SessionLost, match="sync 2 came where 1 was next"):
-        member.advance("s", 2, ())
-    member.release("s")
-    with pytest.raises(SessionLost):
-        member.advance("s", 1, ())
-    assert member.stats()["sessions"] == 0
-
-
-def test_threads_end_with_their_sessions() -> None:
-    before = set(threading.enumerate())
-    llm = random_llm("qwen3-0.6b")
-    names = [llm.name, f"{llm.name}#2", f"{llm.name}#3"]
-    group = LocalGroup({name: Member(name, llm=replace(llm, name=name)) for name in names})
-    ask(group, plan_of(group, FedAttn(3, 2)), BOTH)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(5)
-    assert not set(threading.enumerate()) - before
-
-
-def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
-    """A pass in a cycle of references would keep its tensors until Python happens to look for cycles."""
-    before, llm = set(threading.enumerate()), random_llm("qwen3-0.6b")
-    names = [llm.name, f"{llm.name}#2"]
-    group = LocalGroup({name: Member(name, llm=replace(llm, name=name)) for name in names})
-    gc.collect()
-    held = {id(thing) for thing in gc.get_objects() if type(thing) in (Parked, Segment)}
-    gc.disable()
-    try:
-        ask(group, plan_of(group, FedAttn(2, 2)))
-        for thread in set(threading.enumerate()) - before:
-            thread.join(5)
-        left = [thing for thing in gc.get_objects() if type(thing) in (Parked, Segment) and id(thing) not in held]
-        assert not left
-    finally:
-        gc.enable()
 
 
 def test_the_publishers_own_part_is_the_question() -> None:

@@ -87,12 +87,12 @@ def joined(caches: Sequence[KVCache]) -> Rows | None:
     return Rows(torch.cat(keys, dim=2), torch.cat(values, dim=2), torch.cat([c.valid_BT() for c in caches], dim=1))
 
 
-def to_send(own: Own, lengths: Tensor, how: FedAttn, seed: str) -> KVCache:
+def to_send(own: Own, lengths: Tensor, how: FedAttn, seeds: Sequence[str]) -> KVCache:
     """The rows of a sync layer that a participant sends: ceil(exchange * T), at least one, in their order.
 
-    lengths: (B,), tokens of each row's segment. random: drawn from `seed`; mass: those that the participant's own
-    tokens look at most; rare: whose keys are least like the segment's mean key (as KeyDiff keeps them, arXiv
-    2504.15364); norm, similar, last: see wire/selection.py.
+    lengths: (B,), tokens of each row's segment. random: drawn, each row from its seed; mass: those that the
+    participant's own tokens look at most; rare: whose keys are least like the segment's mean key (as KeyDiff keeps
+    them, arXiv 2504.15364); norm, similar, last: see wire/selection.py.
     """
     batch, heads, tokens, dim = own.key_BNTH.shape
     positions = torch.arange(tokens, device=lengths.device).expand(batch, -1)
@@ -101,7 +101,7 @@ def to_send(own: Own, lengths: Tensor, how: FedAttn, seed: str) -> KVCache:
         return cache
     match how.score:
         case "random":
-            worth_BT = drawn(lengths, tokens, seed)
+            worth_BT = drawn(lengths, tokens, seeds)
         case "mass":
             worth_BT = _mass(own, cache.valid_BT())
         case "rare":
@@ -113,10 +113,10 @@ def to_send(own: Own, lengths: Tensor, how: FedAttn, seed: str) -> KVCache:
     return replace(kept, positions=positions[:, : kept.tokens])  # counted anew: nobody reads them, and they take bytes
 
 
-def drawn(lengths: Tensor, tokens: int, seed: str) -> Tensor:
-    """(B, T) random numbers; a row's depend on its length alone, not on the batch it is in."""
+def drawn(lengths: Tensor, tokens: int, seeds: Sequence[str]) -> Tensor:
+    """(B, T) random numbers; a row's depend on its seed and length, not on the batch it is in."""
     worth_BT = torch.zeros(len(lengths), tokens)
-    for row, length in zip(worth_BT, lengths.tolist(), strict=True):
+    for row, length, seed in zip(worth_BT, lengths.tolist(), seeds, strict=True):
         rng = random.Random(seed)
         row[:length] = torch.tensor([rng.random() for _ in range(length)])
     return worth_BT.to(lengths.device)

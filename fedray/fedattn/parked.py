@@ -47,8 +47,12 @@ class Parked(Generic[P, R]):
 
     def _wait(self) -> None:
         self.post = self._to_caller.get()
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and all of the pass: not in a circle
         if self.post is None and self.result is None:
             raise FedrayError("the forward pass has ended: its session was released, or its thread says why on stderr")
 

@@ -1,7 +1,9 @@
 """A member's part in FedAttn: it holds a segment, reads it up to each sync layer, and the publisher answers.
 
-Calls carry (session, position), position being the number of the sync that a call ends: a repeated call gives what it
-gave, one out of step raises SessionLost. The pass is parked on a thread between calls, so that others may compute.
+Calls carry (session, position), position being the number of the sync that a call ends. `begin` or `advance` gives what
+it gave when it is repeated at once; out of step, or once the pass has failed, each raises SessionLost. A repeated
+`hold` begins anew, and ends the pass that ran; `reply` answers once. The pass is parked on a thread between calls, so
+that others may compute.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ from fedray.wire.payload import Payload, pack, ships, unpack
 
 Choices = tuple[tuple[str, ...], ...]
 Pass = Parked[Own, tuple[Context, Tensor]]
+Given = tuple[Receipt, Payload | None]
 
 
 @dataclass(slots=True)
 class Segment(Kept):
     """One participant's part of a batch of prompts. ids: per row; number: of the participant, the publisher's the last.
 
-    posted: what the latest call gave; refused: others whose payload did not hold together -> why.
+    posted: the sync at which the pass is parked, and what the call that led there gave; None while the pass runs, and
+    once it has ended or failed. refused: others whose payload did not hold together -> why.
     """
 
     ids: list[list[int]]
@@ -43,13 +47,20 @@ class Segment(Kept):
     seed: int
     running: Pass | None = None
     lengths: Tensor | None = None
-    position: int = 0
-    posted: tuple[Receipt, Payload | None] | None = None
+    posted: tuple[int, Given] | None = None
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def publishes(self) -> bool:
         return self.number == self.how.participants - 1
+
+    def given(self, position: int) -> Given | None:
+        """What the latest call gave, if it led to this sync."""
+        return self.posted[1] if self.posted is not None and self.posted[0] == position else None
+
+    def seeds(self, what: str) -> list[str]:
+        """Per row what its draws depend on: its own tokens, which nobody else knows, and not the batch it is in."""
+        return [f"{what} {self.seed} {self.number} {' '.join(map(str, row))}" for row in self.ids]
 
     def end(self) -> None:
         if self.running is not None:
@@ -80,13 +91,16 @@ class Participant:
     ) -> Receipt:
         """Take one's segment of every row, as text or as token ids; the receipt's lengths are their tokens.
 
-        number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window.
+        number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window, and
+        where the tokenizer reads parts of a text otherwise than the whole.
         """
         clock = Clock()
         self._sessions.forget()
         self._sessions.check(session)
         if window_of(self.llm.model.config) is not None:
             raise FedrayError(f"{self.name} cannot take part in protocol=fedattn: its layers have a sliding window")
+        if how.participants > 1 and any(isinstance(text, str) for text in texts):
+            check_parts(self.llm)
         ends = {"first": number == 0, "last": number == how.participants - 1}
         ids = [self.llm.encode_part(t, **ends) if isinstance(t, str) else list(t) for t in texts]
         for row in ids:
@@ -96,34 +110,34 @@ class Participant:
         return Receipt(self.name, Usage(clock.seconds), tuple(map(len, ids)))
 
     @ships
-    def begin(self, session: str, starts: tuple[int, ...]) -> tuple[Receipt, Payload | None]:
+    def begin(self, session: str, starts: tuple[int, ...]) -> Given:
         """Read up to the first sync layer, and send one's rows of it. starts: per row the tokens before the segment."""
         clock = Clock()
         held = self._segment(session)
-        if held.posted is None:
+        if held.running is None:
             self._take(self._reading)
             held.running = Parked(self._pass(held, starts))
+            self._sessions.check(session)  # a release that came before there was a pass has ended none
             held.running.begin()
-            self._post(held, clock)
-        assert held.posted is not None
-        return held.posted
+            return self._post(held, 0, clock)
+        given = held.given(0)
+        if given is None:
+            raise SessionLost(f"{self.name}: session {session!r} has begun, and is not at its first sync")
+        return given
 
     @ships
-    def advance(
-        self, session: str, position: int, senders: tuple[str, ...], *payloads: Payload
-    ) -> tuple[Receipt, Payload | None]:
+    def advance(self, session: str, position: int, senders: tuple[str, ...], *payloads: Payload) -> Given:
         """Take others' rows of sync `position`, read up to the next one, and send one's rows of that.
 
         Payload i is senders[i]'s, whose segments stand before one's own, in their order.
         """
         clock = Clock()
         held = self._segment(session)
-        if position == held.position - 1 and held.posted is not None:
-            return held.posted
-        self._meet(held, position, senders, payloads, clock)
-        self._post(held, clock)
-        assert held.posted is not None
-        return held.posted
+        given = held.given(position + 1)
+        if given is None:
+            self._meet(held, position, senders, payloads, clock)
+            given = self._post(held, position + 1, clock)
+        return given
 
     def reply(
         self,
@@ -141,7 +155,7 @@ class Participant:
         clock.lap(f"prefill[{self.name}]")
         assert held.running is not None
         if held.running.result is None:
-            raise SessionLost(f"{self.name}: session {session!r} is at sync {held.position} and has others before it")
+            raise SessionLost(f"{self.name}: a reply to sync {position} of session {session!r}, which is not the last")
         self._take(self._threads)
         context, logits = held.running.result
         with torch.no_grad():
@@ -171,7 +185,7 @@ class Participant:
         """The forward pass over one's segment, which parks at every sync layer."""
         how, device = held.how, self.llm.device
         share = how.publisher_tokens if held.publishes else how.tokens
-        places = [thinned(len(row), share, f"tokens {held.seed} {held.number}") for row in held.ids]
+        places = [thinned(len(row), share, seed) for row, seed in zip(held.ids, held.seeds("tokens"), strict=True)]
         ids_BT, valid_BT = pad(
             [[row[i] for i in of] for row, of in zip(held.ids, places, strict=True)], self.llm.pad_id, device
         )
@@ -196,11 +210,12 @@ class Participant:
         self, held: Segment, position: int, senders: tuple[str, ...], payloads: Sequence[Payload], clock: Clock
     ) -> None:
         """Resume the pass with others' rows of the sync layer it is parked at."""
-        if held.running is None or held.running.post is None or position != held.position:
-            raise SessionLost(f"{self.name}: a call for sync {position} came where {held.position} was next")
+        if held.running is None or held.running.post is None or held.given(position) is None:
+            awaited = "none" if held.posted is None else held.posted[0]
+            raise SessionLost(f"{self.name}: a call for sync {position} came where {awaited} was next")
         rows = self._rows(held, senders, payloads)
         clock.lap("unpack")
-        held.position += 1
+        held.posted = None
         held.running.resume(rows)
 
     def _rows(self, held: Segment, senders: tuple[str, ...], payloads: Sequence[Payload]) -> Rows | None:
@@ -208,24 +223,38 @@ class Participant:
         like = held.running.post.key_BNTH
         caches = []
         for sender, payload in zip(senders, payloads, strict=True):
+            if sender in held.refused:
+                continue
             try:
                 cache = unpack(payload, batch=len(held.ids), device=like.device, dtype=like.dtype).cache
                 if cache.keys[0].shape[:2] != like.shape[:2] or cache.spec.head_dim != like.shape[3]:
                     raise FedrayError(f"{sender} sent a layer of another LLM, {cache.spec}")
                 caches.append(cache)
-            except FedrayError as error:  # its rows are left out, and the publisher names it
-                held.refused.setdefault(sender, str(error))
+            except FedrayError as error:  # its rows are left out from now on, and the publisher names it
+                held.refused[sender] = str(error)
         self._received_bytes += sum(payload.nbytes for payload in payloads)
         return joined(caches)
 
-    def _post(self, held: Segment, clock: Clock) -> None:
+    def _post(self, held: Segment, position: int, clock: Clock) -> Given:
         """What a call gives: one's rows of the layer the pass is parked at; the publisher's nobody would read."""
         assert held.running is not None and held.lengths is not None
         clock.lap(f"prefill[{self.name}]")
         own, payload = held.running.post, None
         if own is not None and not held.publishes:
-            rows = to_send(own, held.lengths, held.how, f"exchange {held.seed} {held.number} {own.layer}")
+            rows = to_send(own, held.lengths, held.how, held.seeds(f"exchange {own.layer}"))
             payload = pack(self.name, rows, list(range(len(held.ids))), codec=held.codec)
             clock.lap(f"pack[{self.name}]")
         size = 0 if payload is None else payload.nbytes
-        held.posted = Receipt(self.name, Usage(clock.seconds, size)), payload
+        given = Receipt(self.name, Usage(clock.seconds, size)), payload
+        held.posted = position, given
+        return given
+
+
+def check_parts(llm: LLM) -> None:
+    """Raises FedrayError where the tokens of a prompt's parts are not the prompt's."""
+    for part, rest in (("a.\n", "b"), ("a", " b")):
+        if llm.encode_answer(part) + llm.encode_answer(rest) != llm.encode_answer(part + rest):
+            raise FedrayError(
+                f"{llm.name} cannot take part in protocol=fedattn: its tokenizer reads the beginning of every text as "
+                "that of a word, so that the segments' tokens would not be the prompt's; give token ids"
+            )

@@ -1,7 +1,8 @@
 """A prompt in contiguous segments, one per participant, the task publisher's last. Text only: nothing is tokenized.
 
-A cut never changes what the tokens are: it lies behind line breaks or in front of a single space, where the tokenizers
-of Qwen and Llama begin a new word.
+A cut changes no token of Qwen's and Llama 3's: it lies before the first line that shows something after line breaks, or
+in front of a single space, where their pre-tokenizers begin a new piece. GPT-2's kind joins blank lines in front of a
+cut, which it reads apart elsewhere. No part is blank.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from fedray.prompts import notes_prompt
 from fedray.sharing import FedAttn
 from fedray.types import FedrayError
 
+_LINE = r"(?<=\n)(?=[^\S\r\n]*\S)"  # a blank line belongs to what stands above it
 _CUTS = {
-    "even": re.compile(r"(?<=\n)(?=[^\n])|(?<=\S)(?= \S)"),  # between words
-    "sentence": re.compile(r"(?<=\n)(?=[^\n])|(?<=[.?!])(?= \S)"),
+    "even": re.compile(_LINE + r"|(?<=\S)(?= \S)"),  # between words
+    "sentence": re.compile(_LINE + r"|(?<=[.?!])(?= \S)"),
 }
 
 

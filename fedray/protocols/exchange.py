@@ -194,7 +194,7 @@ class Exchange:
             except (FedrayError, RuntimeError, ValueError):  # anything else is this sender's trouble alone
                 pass
         limit = 0.0 if deadline is None else deadline - self.started
-        reason = waited.failed[0] if waited.failed else f"late: no answer within {limit:g} s"
+        reason = waited.failed[0] if waited.failed else f"late: no answer within {round(limit, 2):g} s"
         self.missing.append(Missing(name, reason))
         self.group.cancel(name, self.session)
         return False

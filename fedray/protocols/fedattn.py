@@ -9,6 +9,7 @@ then on.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,29 +37,37 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
                 name: (part, how, number, plan.wire.codec, plan.seed)
                 for number, (name, part) in enumerate(parts.items())
             },
+            syncs + 1,
         )
         lengths: dict[str, tuple[int, ...]] = {name: group.result(handle).lengths for name, handle in held.items()}
         exchange.usage += Usage(prompt_tokens=sum(map(sum, lengths.values())))
-        posted = await _everyone(exchange, held, "begin", {name: (_before(lengths, name),) for name in held})
+        posted = await _everyone(exchange, held, "begin", {name: (_before(lengths, name),) for name in held}, syncs)
         for position in range(syncs - 1):
-            posted = await _everyone(
-                exchange, posted, "advance", {name: (position, *_rows_before(posted, name)) for name in posted}
-            )
+            rows = {name: (position, *_rows_before(posted, name)) for name in posted}
+            posted = await _everyone(exchange, posted, "advance", rows, syncs - 1 - position)
         senders, *payloads = _rows_before(posted, publisher)
         reply = group.start(
             publisher, "reply", exchange.session, syncs - 1, senders, request.choices, request.generation, *payloads
         )
         answer: Answer = await exchange.of_receiver(reply)
-        return exchange.close(replace(answer, senders=senders))
+        refused = tuple(missing for missing in answer.missing if missing.member in senders)  # others are missing anyway
+        heard = tuple(name for name in senders if name not in {missing.member for missing in refused})
+        return exchange.close(replace(answer, senders=heard, missing=refused))
 
 
 async def _everyone(
-    exchange: Exchange, present: Mapping[str, Any], method: str, arguments: Mapping[str, tuple[Any, ...]]
+    exchange: Exchange, present: Mapping[str, Any], method: str, arguments: Mapping[str, tuple[Any, ...]], left: int
 ) -> dict[str, Handle]:
-    """Let all who are present do their next part at the same time; who is ready, in the prompt's order."""
-    group, publisher = exchange.group, exchange.plan.receiver
+    """Let all who are present do their next part at the same time; who is ready, in the prompt's order.
+
+    left: parts that are still to come, this one counted. Each has an equal share of the time that is left, so that who
+    is frozen at one makes nobody late at the next.
+    """
+    group, publisher, now = exchange.group, exchange.plan.receiver, time.monotonic()
+    deadline = None if exchange.deadline is None else now + (exchange.deadline - now) / left
     started = {name: group.start(name, method, exchange.session, *arguments[name]) for name in present}
-    ready = await asyncio.gather(*(exchange.of_sender(n, handle) for n, handle in started.items() if n != publisher))
+    others = [(name, handle) for name, handle in started.items() if name != publisher]
+    ready = await asyncio.gather(*(exchange.of_sender(name, handle, deadline) for name, handle in others))
     own: Receipt = await exchange.of_receiver(started[publisher])
     exchange.usage += own.usage
     exchange.settle()

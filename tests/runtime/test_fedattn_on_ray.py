@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -10,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
 from masked import masked_pass
-from probes import start_counting, stop_counting, taken
+from probes import runs, start_counting, stop_counting, take, taken, written
 
 from fedray.group import Handle, MemberFailed
 from fedray.llm.catalogue import copies
@@ -110,7 +112,8 @@ def test_three_processes_are_one_masked_pass(group: RayGroup, how: FedAttn) -> N
 
 
 def test_tokens_never_leave_their_owner(group: RayGroup) -> None:
-    """All that each process takes from Ray is looked through: its own segment is there, no word of another's is."""
+    """All that each process takes from Ray is looked through: its own segment is there, no word of another's is, and no
+    four of its token ids in a row."""
     plan = plan_of(FedAttn(3, 2))
     actors = [group._actors[name] for name in NAMES]
     ray.get([actor.__ray_call__.remote(start_counting) for actor in actors])
@@ -120,15 +123,46 @@ def test_tokens_never_leave_their_owner(group: RayGroup) -> None:
     assert answer.usage.payload_bytes > 0 and not answer.missing
     own = {name: part for name, (part,) in zip((*NAMES[1:], NAME), parts_of(REQUEST, plan), strict=True)}
     assert [part.count("\n") for part in own.values()] == [3, 2, 0]
-    ids = {name: set(load(NAME).encode_part(part, first=False, last=False)) for name, part in own.items()}
+    told = {
+        name: runs(load(NAME).encode_part(part, first=name == NAMES[1], last=name == NAME))
+        for name, part in own.items()
+    }
     for name in NAMES:
         seen = b"".join(took[name])
         assert own[name].encode() in seen, "the probe is blind"
         for other in set(NAMES) - {name}:
             words = set(re.findall(r"\w+", own[other])) - set(re.findall(r"\w+", own[name]))
-            assert words and not [word for word in words if f" {word}".encode() in seen]
-            assert ids[other] - ids[name]
+            assert words and not [word for word in words if says(seen, word)]
+            assert told[other] - told[name] and not ways_of(seen, told[other] - told[name])
         assert PROMPT.encode() not in seen
+
+
+def test_the_probe_sees_words_and_token_ids(group: RayGroup) -> None:
+    actor, ids = group._actors[NAME], load(NAME).encode_part(PROMPT, first=True, last=False)
+    given = (
+        np.array(ids, np.int32),
+        np.array(ids, np.int64),
+        tuple(ids),
+        list(ids),
+        json.dumps(ids, separators=(",", ":")),
+    )
+    for thing, way in zip(given, written(ids), strict=True):
+        ray.get(actor.__ray_call__.remote(start_counting))
+        ray.get(actor.__ray_call__.remote(take, thing))
+        seen = b"".join(ray.get(actor.__ray_call__.remote(taken)))
+        ray.get(actor.__ray_call__.remote(stop_counting))
+        assert ways_of(seen, runs(ids)) == {way}
+    assert all(says(PROMPT.encode(), word) for word in ("notes", "the", "what", "tall"))
+
+
+def says(seen: bytes, word: str) -> bool:
+    """Whether a word stands there by itself, wherever its line or segment begins."""
+    return re.search(rb"(?<![A-Za-z_])" + word.encode() + rb"(?![A-Za-z_])", seen) is not None
+
+
+def ways_of(seen: bytes, told: set[tuple[int, ...]]) -> set[str]:
+    """How token ids in a row lie there; what is so short that it may be there by chance is not looked for."""
+    return {way for run in told for way, data in written(run).items() if len(data) >= 8 and data in seen}
 
 
 @pytest.mark.parametrize("at", [("hold",), ("advance", 1)], ids=str)
