@@ -82,6 +82,12 @@ def test_beyond_the_depth_is_refused_before_anything_is_loaded(how: dict, monkey
         Federation(protocol={"name": "fedattn", **how}, ray=False)
 
 
+def test_a_sliding_window_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedray.federation._start_here", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(FedrayError, match=r"gemma-3-1b cannot take part in protocol=fedattn: .* sliding window"):
+        Federation(protocol="fedattn", zoo="shapes", receiver="gemma-3-1b", ray=False)
+
+
 def test_a_questions_file_is_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedray.evaluation.federate import run
 
