@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
+from fedray.fedattn.schedule import sync_layers
 from fedray.fusion.fuser import FuserConfig, build_fuser
 from fedray.fusion.reads import layers_read
 from fedray.llm import memory
@@ -66,9 +67,15 @@ def needs(
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     configs = [planner.fuser_config(sender.info, receiver.info, s.fuser, s.fusion) for sender in senders]
     fusers = _fuser_bytes([config for config in configs if config is not None], memory.BYTES[receiver.dtype])
+    wire = s.wire
     reads = {
         sender.source.name: config and layers_read(config) for sender, config in zip(senders, configs, strict=True)
     }
+    if s.protocol.name == "fedattn":  # everybody else sends the rows of the sync layers
+        how = s.protocol.fedattn
+        syncs = sync_layers(how, receiver.spec.layers)
+        wire = replace(wire, keep=how.tokens * how.exchange)
+        reads = {member.source.name: (syncs, syncs) for member in members[1:]}
     return [
         member.need(
             "sender" if number else "receiver",
@@ -76,7 +83,7 @@ def needs(
             0 if number else fusers,
             senders,
             downloads or {},
-            member.wire_bytes(s.wire, reads.get(member.source.name), load) if member in senders else 0,
+            member.wire_bytes(wire, reads[member.source.name], load) if member.source.name in reads else 0,
         )
         for number, member in enumerate(members)
     ]

@@ -15,7 +15,7 @@ from fedray.evaluation.benchmarks import source
 from fedray.evaluation.record import Record, Status
 from fedray.evaluation.scoring import for_task
 from fedray.evaluation.screen import Screen
-from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
+from fedray.evaluation.tasks import Question, document_of, load_task, mismatched, request_fields
 from fedray.fedattn.segments import segments
 from fedray.federation import Federation
 from fedray.group import MemberFailed
@@ -157,10 +157,10 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report.
     """
     settings = for_task(settings) if settings.prompt is None else settings
-    if settings.plan:
-        return dry_run.run(settings)
     questions = load_task(settings) if settings.prompt is None else []
     check_segments(settings, questions)
+    if settings.plan:
+        return dry_run.run(settings, questions)
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
@@ -194,7 +194,7 @@ def check_segments(settings: Settings, questions: Sequence[Question]) -> None:
     """Refuse questions that have fewer segments than FedAttn has participants. Raises FedrayError."""
     if settings.protocol.name == "fedattn":
         for question in questions:
-            segments(question.prompt, settings.protocol.fedattn, question.evidence.get(settings.receiver, ""))
+            segments(question.prompt, settings.protocol.fedattn, document_of(question, settings, settings.receiver))
 
 
 def failed(alone: Answer, reason: str) -> Answer:
