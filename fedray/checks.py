@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.fedattn.segments import segments
-from fedray.llm.catalogue import NAMES, copies, original_of, repo_of, resolve, safe_name
+from fedray.llm.catalogue import CATALOGUE, NAMES, copies, original_of, repo_of, resolve, safe_name
 from fedray.settings import (
     ALONE,
     SCHEMA,
@@ -267,6 +267,11 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
 
 
 def _check_members(settings: Settings) -> None:
+    known = {safe_name(name): name for name in (*CATALOGUE, settings.receiver, *settings.senders)}
+    if absent := next((key for key in settings.members if key not in known), None):  # of an LLM that is known
+        original, _, number = absent.rpartition("__")
+        there = ", ".join(name for name in settings.senders if original_of(name) != name) or "none"
+        raise FedrayError(f"members.{known[original]}#{number} is for nobody who takes part: the copies are {there}")
     for name, member in settings.members.items():
         check_revision(name, member.revision, settings.zoo)
         check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)

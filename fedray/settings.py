@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -192,9 +192,10 @@ class Settings:
     output: Path = field(default_factory=_dated_folder)
 
     def member(self, name: str) -> MemberSettings:
-        """What was said about one member."""
+        """What was said about one member; what was not said of a copy alone is as its LLM has it."""
         of_all_copies = self.members.get(safe_name(original_of(name)), MemberSettings())
-        return self.members.get(safe_name(name), of_all_copies)
+        own = asdict(self.members.get(safe_name(name), MemberSettings()))
+        return replace(of_all_copies, **{key: value for key, value in own.items() if value is not None})
 
     @property
     def takes_part(self) -> tuple[str, ...]:

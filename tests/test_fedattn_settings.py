@@ -40,13 +40,19 @@ def test_the_yaml_says_what_the_dataclass_says(call: Call) -> None:
 
 
 def test_copies_have_the_settings_of_their_llm_unless_they_have_their_own(call: Call) -> None:
-    settings = call.settings("protocol=fedattn", "members.qwen3-0.6b.label=room=a", "members.qwen3-0.6b#3.label=room=b")
-    rooms = [settings.member(name).label for name in settings.takes_part]
-    assert rooms == ["room=a", "room=a", "room=b"]
+    said = ("members.qwen3-0.6b.label=room=a", "members.qwen3-0.6b.dtype=bfloat16", "members.qwen3-0.6b#3.label=room=b")
+    settings = call.settings("protocol=fedattn", *said)
+    found = [settings.member(name) for name in settings.takes_part]
+    assert found == [MemberSettings(label=f"room={room}", dtype="bfloat16") for room in "aab"]
     assert settings.members["qwen3-0_6b__3"] == MemberSettings(label="room=b")
 
 
 REFUSED = [
+    (
+        "members.qwen3-0.6b#9.label=room=b",
+        "members.qwen3-0.6b#9 is for nobody who takes part: the copies are qwen3-0.6b#2, qwen3-0.6b#3",
+    ),
+    ("members.llama-1b#2.label=room=b", "members.llama-1b#2 is for nobody who takes part"),
     ("protocol.sync_every=0", "protocol.sync_every must be at least 1, got 0"),
     ("protocol.participants=0", "protocol.participants must be from 1 to 64, got 0"),
     ("protocol.exchange=0", "protocol.exchange must be above 0 and at most 1, got 0.0"),
@@ -137,6 +143,16 @@ def test_blocks_vary_what_fedattn_is_told() -> None:
     assert len(found) == 8 == len({case.way.fedattn for case in found})
     assert {case.senders for case in found} == {("qwen3-0.6b#2",), ("qwen3-0.6b#2", "qwen3-0.6b#3")}
     assert {str(case.way) for case in found} >= {"fedattn (N=2, H=1, exchange 50% norm)", "fedattn (N=3, H=2)"}
+
+
+def test_blocks_of_several_counts_take_settings_of_any_copy() -> None:
+    block = {"protocol": ["fedattn"], "participants": [2, 4]}
+    values = {"blocks": {"x": block}, "task": "tiny-evidence-pooled", "members": {"qwen3-0.6b#4": {"label": "room=b"}}}
+    settings = build_evaluation(values)
+    check_evaluation(settings)
+    assert settings.neutral.member("qwen3-0.6b#4").label == "room=b"
+    with pytest.raises(FedrayError, match=r"members.qwen3-0.6b#4 is for nobody"):
+        check_evaluation(build_evaluation({**values, "blocks": {"x": {**block, "participants": [2, 3]}}}))
 
 
 def test_blocks_are_refused_by_name() -> None:
