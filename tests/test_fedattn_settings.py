@@ -66,6 +66,7 @@ REFUSED = [
     ("senders=[llama-1b,qwen3-0.6b]", "qwen3-0.6b is the receiver and among the senders"),
     (f"{CONTEXT}|protocol.participants=5", "which has 3 (the context in sentences, the question apart)"),
     ("prompt=hello|protocol.segments=even", "are more than the segments of 'hello', which has 1"),
+    ("task=tiny-evidence", "choose task=tiny-evidence-pooled, where all documents stand in the prompt"),
     ("rephrase=shared", "rephrase=shared does not go with protocol=fedattn"),
     ("on_missing=text", "on_missing=text is about fusers"),
     ("wire.keep=0.5", "protocol.exchange"),
