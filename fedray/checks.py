@@ -95,8 +95,8 @@ def _check_fedattn(settings: Settings) -> None:
             raise FedrayError(f"protocol.{key} must be above 0 and at most 1, got {getattr(protocol, key)}")
     if settings.task.name == "tiny-evidence" and settings.prompt is None and settings.questions is None:
         raise FedrayError(
-            "task=tiny-evidence gives each member a document of its own, and protocol=fedattn cuts up one prompt: choose "
-            "task=tiny-evidence-pooled, where all documents stand in the prompt"
+            "task=tiny-evidence gives each member a document of its own, and protocol=fedattn cuts up one prompt: "
+            "choose task=tiny-evidence-pooled, where all documents stand in the prompt"
         )
     if settings.rephrase != "none":
         raise FedrayError(f"rephrase={settings.rephrase} does not go with protocol=fedattn, which cuts up the original")

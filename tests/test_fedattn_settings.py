@@ -104,6 +104,46 @@ def test_a_questions_file_is_checked_before_anything_is_loaded(tmp_path: Path, m
         run(settings, lambda settings: pytest.fail("it was started"))
 
 
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for start in ("_start_here", "_start_on_ray"):
+        monkeypatch.setattr(f"fedray.federation.{start}", lambda *_: pytest.fail("it was started"))
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize("plan", ["plan=false", "plan=true"])
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("protocol.sync_every=99", "protocol.sync_every=99 must be from 1 to 6"),
+        ("protocol.layers=[6]", "protocol.layers names layer 6: the LLM's go from 0 to 5"),
+        ("protocol.participants=40", "protocol.participants=40 are more than the segments"),
+        ("questions=q.txt", "more than the segments of 'what is b?', which has 1"),
+    ],
+)
+def test_the_job_ends_with_code_2_before_anything_is_loaded(call: Call, argument: str, said: str, plan: str) -> None:
+    from fedray.evaluation.federate import run
+
+    Path("q.txt").write_text("a is b. c is d. what is a?\nwhat is b?\n")
+    code, err = call("protocol=fedattn", "tracking.enabled=false", "task.limit=3", plan, argument, job=run)
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("blocks.interval.sync_every=[1,99]", "protocol.sync_every=99 must be from 1 to 7"),
+        ("blocks.interval.participants=[2,40]", "protocol.participants=40 are more than the segments"),
+    ],
+)
+def test_an_evaluation_ends_with_code_2_before_anything_is_loaded(call: Call, argument: str, said: str) -> None:
+    from fedray.evaluation.evaluate import run
+
+    code, err = call.evaluate("+experiment=fedattn", "tracking.enabled=false", "task.limit=3", argument, job=run)
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("how", "parts"),
     [
