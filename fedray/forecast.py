@@ -20,6 +20,7 @@ from fedray.llm.cache import spec_of
 from fedray.llm.loading import default_dtype
 from fedray.llm.source import Source, config_of
 from fedray.planner import FUSING, Planner
+from fedray.provision import shares_weights
 from fedray.settings import Settings
 from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need, Wire
 from fedray.wire.codecs import GROUP, SIDES, Block, sizes
@@ -98,6 +99,7 @@ class _Foretold:
         self.dtype = s.member(source.name).dtype or default_dtype(source.zoo, device)
         self.spec: KVSpec = spec_of(self.config)
         self.parameters = memory.count_parameters(self.config)
+        self.loads = not shares_weights(s, source.name)
 
     @property
     def info(self) -> MemberInfo:
@@ -132,7 +134,7 @@ class _Foretold:
         own = load.tokens.get(self.source.name, 0)
         others = [(s, load.tokens.get(s.source.name, 0)) for s in senders if role == "receiver"]
         foreign = sum(tokens for _, tokens in others)
-        weights = self.parameters * size
+        weights = self.parameters * size if self.loads else 0
         # Others' caches as they came, projected, and all once more where they stand before one's own; a sender's own is
         # packed and lies in the object store too. Scoring repeats the whole for every choice.
         sent = sum(sender.kv_bytes(tokens) for sender, tokens in others)
@@ -154,7 +156,7 @@ class _Foretold:
             fusers=fusers,
             work=memory.work_bytes(self.config, load.rows, own, foreign, self.dtype),
             process=memory.PROCESS_BYTES[kind],
-            loading=memory.loading_bytes(self.config, weights, self.dtype, self.source.zoo),
+            loading=memory.loading_bytes(self.config, weights, self.dtype, self.source.zoo) if self.loads else 0,
             wire_per_token=wire_per_token,
             download=downloads.get(self.source.name),
         )

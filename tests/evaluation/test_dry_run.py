@@ -93,6 +93,19 @@ def test_a_plan_of_fedattn_says_what_is_read_and_exchanged(tmp_path: Path) -> No
     assert sent == pytest.approx(other.wire_per_token / 8, rel=0.02)
 
 
+def test_copies_in_one_process_share_their_weights(tmp_path: Path) -> None:
+    given = {"protocol": "fedattn", "receiver": "llama-1b", "prompt": "a is b. c is d. what is a?"}
+    alone = foretell(tmp_path / "a", **given, ray=False)[1]
+    weights = alone["llama-1b"].weights
+    assert [need.weights for need in alone.values()] == [weights, 0, 0] and alone["llama-1b#2"].loading == 0
+    others = {"llama-1b": {"dtype": "bfloat16"}, "llama-1b#3": {"dtype": "float32"}}
+    mixed = foretell(tmp_path / "b", **given, ray=False, members=others)[1]
+    parameters = alone["llama-1b"].parameters
+    assert [need.weights for need in mixed.values()] == [2 * parameters, 0, 4 * parameters]
+    apart = foretell(tmp_path / "c", **given, members={"llama-1b": {"dtype": "bfloat16"}})[1]
+    assert [need.weights for need in apart.values()] == [2 * parameters] * 3, "a process of its own each"
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
