@@ -48,7 +48,7 @@ def check(settings: Settings) -> None:
 def _check_names(settings: Settings) -> None:
     zoo = settings.zoo.name
     receiver = resolve(settings.receiver, "receiver", zoo)
-    senders = [resolve(sender, "sender", zoo) for sender in settings.senders]
+    senders = [resolve(sender, "sender", zoo, copied=True) for sender in settings.senders]
     others = [*dict.fromkeys(sender for sender in senders if sender != receiver)]
     if not others:
         others = [name for name in NAMES if name != receiver] if receiver in NAMES else ["NAME"]

@@ -261,7 +261,8 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     if protocol.name == "specfed" and protocol.draft != "none":
         receiver = resolve(protocol.draft, "protocol.draft", zoo)
     if "senders" in values:
-        senders = tuple(resolve(sender, "sender", zoo) for sender in settings.senders)
+        copied = protocol.name == "fedattn"
+        senders = tuple(resolve(sender, "sender", zoo, copied=copied) for sender in settings.senders)
     else:
         others = WORKERS if protocol.name == "specfed" else NAMES
         senders = tuple(name for name in others if name != receiver)
@@ -281,10 +282,17 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
 
 
 def _participants(receiver: str, named: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
-    """The copies of the receiver beside it; who is named as the receiver is one more of them, others are checked."""
-    if named is None or set(map(original_of, named)) <= {receiver}:
-        return copies(receiver, count if named is None else len(named) + 1)[1:]
-    return named
+    """The copies of the receiver beside it; who is named as the receiver is any of them. Other LLMs stay."""
+    if named is None:
+        return copies(receiver, count)[1:]
+    if set(map(original_of, named)) - {receiver}:
+        return named
+    there = copies(receiver, len(named) + 1)[1:]
+    for name in (name for name in named if name != receiver):
+        if name not in there or named.count(name) > 1:
+            wrong = "is there twice" if name in there else "is no copy that takes part"
+            raise FedrayError(f"sender {name} {wrong}: leave senders out, or name {', '.join(there)}")
+    return there
 
 
 def named_safely(values: Mapping[str, Any]) -> dict[str, Any]:

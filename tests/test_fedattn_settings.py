@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from commandline import Call
 
+from fedray.checks import check
 from fedray.config import CONF
 from fedray.evaluation.cases import cases
 from fedray.evaluation.settings import build_evaluation, check_evaluation
 from fedray.fedattn.segments import segments
 from fedray.federation import Federation
+from fedray.llm.source import Source
 from fedray.settings import MemberSettings, build
 from fedray.sharing import FedAttn
 from fedray.types import FedrayError
@@ -31,7 +33,8 @@ def test_default_senders_are_copies_of_the_receiver(call: Call) -> None:
 def test_explicit_copies_are_taken(call: Call) -> None:
     settings = call.settings("protocol=fedattn", "senders=[qwen3-0.6b,qwen3-0.6b]")
     assert settings.senders == ("qwen3-0.6b#2", "qwen3-0.6b#3")
-    assert build({"protocol": {"name": "fedattn"}, "senders": list(settings.senders)}).senders == settings.senders
+    for senders in (list(settings.senders), ["qwen3-0.6b#3", "qwen3-0.6b"]):
+        assert build({"protocol": {"name": "fedattn"}, "senders": senders}).senders == settings.senders
 
 
 def test_the_yaml_says_what_the_dataclass_says(call: Call) -> None:
@@ -66,6 +69,11 @@ REFUSED = [
     ("senders=[llama-1b,qwen3-0.6b]", "qwen3-0.6b is the receiver and among the senders"),
     (f"{CONTEXT}|protocol.participants=5", "which has 3 (the context in sentences, the question apart)"),
     ("prompt=hello|protocol.segments=even", "are more than the segments of 'hello', which has 1"),
+    ("receiver='llama-1b#2'", "receiver llama-1b#2 is no LLM of its own"),
+    ("senders=[qwen3-0.6b#2,qwen3-0.6b]", "a name with # in quotes: \"senders=['llama-1b#2']\""),
+    ("senders=['qwen3-0.6b#7','qwen3-0.6b#9']", "sender qwen3-0.6b#7 is no copy that takes part: leave senders out"),
+    ("senders=['qwen3-0.6b#1','qwen3-0.6b#0']", "sender qwen3-0.6b#1 is no copy that takes part"),
+    ("senders=['qwen3-0.6b#2','qwen3-0.6b#2']", "sender qwen3-0.6b#2 is there twice: leave senders out"),
     ("task=tiny-evidence", "choose task=tiny-evidence-pooled, where all documents stand in the prompt"),
     ("rephrase=shared", "rephrase=shared does not go with protocol=fedattn"),
     ("on_missing=text", "on_missing=text is about fusers"),
@@ -80,6 +88,37 @@ def test_refused_in_one_sentence(call: Call, arguments: str, said: str) -> None:
     code, err = call("protocol=fedattn", *arguments.split("|"))
     assert code == 2 and call.ran == []
     assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"senders": ["llama-1b#2"], "protocol": "t2t"},
+        {"receiver": "llama-1b#2"},
+        {"protocol": {"name": "specfed", "draft": "qwen2.5-0.5b#2"}},
+        {"blocks": {"x": {"senders": "qwen2.5-0.5b+llama-1b#2"}}},
+    ],
+    ids=str,
+)
+def test_copies_by_name_are_for_fedattn_alone(given: dict) -> None:
+    with pytest.raises(FedrayError, match=r"#2 is no LLM of its own: copies .* protocol=fedattn alone"):
+        check_evaluation(build_evaluation({"receiver": "qwen3-0.6b", **given}))
+
+
+def test_a_folder_may_be_named_like_a_copy(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run#3")
+    with pytest.raises(FedrayError, match="run#3 is no LLM of its own"):
+        build({"receiver": folder, "zoo": "shapes"})
+    (tmp_path / "run#3").mkdir()
+    (tmp_path / "run#3" / "config.json").write_text("{}")
+    settings = build({"receiver": folder, "senders": ["llama-1b"], "zoo": "shapes"})
+    check(settings)
+    assert settings.receiver == Source(folder).llm == folder
+    settings = build(
+        {"receiver": folder, "zoo": "shapes", "protocol": "fedattn", "prompt": "a is b. c is d. what is a?"}
+    )
+    check(settings)
+    assert settings.senders == (f"{folder}#2", f"{folder}#3") and Source(settings.senders[1]).llm == folder
 
 
 @pytest.mark.parametrize("how", [{"sync_every": 7}, {"layers": (6,)}])
