@@ -21,7 +21,7 @@ from fedray import provision
 from fedray.background import Background
 from fedray.checks import check
 from fedray.conversation import Conversation
-from fedray.forecast import Room, check_room, needs, this_machine
+from fedray.forecast import Room, check_room, needs, shares_weights, this_machine
 from fedray.group import Group, LocalGroup, MemberFailed
 from fedray.llm.source import Source
 from fedray.llm.vocabulary import check_vocabularies
@@ -272,7 +272,7 @@ def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> t
     with provision.loading(len(found)) as loaded:
         for name, device in devices.items():
             source = found[name]
-            twin = members[source.llm] if provision.shares_weights(s, name) else None
+            twin = members[source.llm] if shares_weights(s, name, devices) else None
             members[name] = Member(
                 name,
                 zoo=s.zoo.name,

@@ -17,10 +17,10 @@ from fedray.fusion.fuser import FuserConfig, build_fuser
 from fedray.fusion.reads import layers_read
 from fedray.llm import memory
 from fedray.llm.cache import spec_of
+from fedray.llm.catalogue import original_of
 from fedray.llm.loading import default_dtype
 from fedray.llm.source import Source, config_of
 from fedray.planner import FUSING, Planner
-from fedray.provision import shares_weights
 from fedray.settings import Settings
 from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need, Wire
 from fedray.wire.codecs import GROUP, SIDES, Block, sizes
@@ -63,7 +63,7 @@ def needs(
 
     sources, devices, downloads (bytes): by member.
     """
-    members = [_Foretold(s, source, devices[source.name]) for source in sources.values()]
+    members = [_Foretold(s, source, devices) for source in sources.values()]
     receiver, senders = members[0], members[1:] if s.protocol.name in FUSING else []
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     configs = [planner.fuser_config(sender.info, receiver.info, s.fuser, s.fusion) for sender in senders]
@@ -90,16 +90,25 @@ def needs(
     ]
 
 
+def shares_weights(s: Settings, name: str, devices: Mapping[str, str]) -> bool:
+    """Whether a member is a copy that computes with its LLM's weights: in one process, where both stand alike."""
+    llm = original_of(name)
+    if s.ray.enabled or name == llm or llm not in devices:
+        return False
+    own, its = s.member(name), s.member(llm)
+    return (devices[name], own.dtype, own.revision) == (devices[llm], its.dtype, its.revision)
+
+
 class _Foretold:
     """One member as its configuration describes it."""
 
-    def __init__(self, s: Settings, source: Source, device: str) -> None:
-        self.source, self.device = source, device
+    def __init__(self, s: Settings, source: Source, devices: Mapping[str, str]) -> None:
+        self.source, self.device = source, devices[source.name]
         self.config = config_of(source)
-        self.dtype = s.member(source.name).dtype or default_dtype(source.zoo, device)
+        self.dtype = s.member(source.name).dtype or default_dtype(source.zoo, self.device)
         self.spec: KVSpec = spec_of(self.config)
         self.parameters = memory.count_parameters(self.config)
-        self.loads = not shares_weights(s, source.name)
+        self.loads = not shares_weights(s, source.name, devices)
 
     @property
     def info(self) -> MemberInfo:

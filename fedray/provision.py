@@ -23,7 +23,6 @@ from rich.progress import (
 from fedray.fedattn.schedule import sync_layers
 from fedray.llm import hub
 from fedray.llm.cache import spec_of
-from fedray.llm.catalogue import original_of
 from fedray.llm.families import window_of
 from fedray.llm.source import Source, config_of, pin
 from fedray.settings import Settings
@@ -62,15 +61,6 @@ def devices(s: Settings) -> dict[str, str]:
     if s.ray.enabled:
         return {name: resources(s, name)["device"] for name in s.takes_part}
     return {name: s.member(name).device or "cpu" for name in s.takes_part}
-
-
-def shares_weights(s: Settings, name: str) -> bool:
-    """Whether a member is a copy that computes with its LLM's weights: in one process, where both stand alike."""
-    llm, at = original_of(name), devices(s)
-    if s.ray.enabled or name == llm or llm not in at:
-        return False
-    own, its = s.member(name), s.member(llm)
-    return (at[name], own.dtype, own.revision) == (at[llm], its.dtype, its.revision)
 
 
 def missing(wanted: Sequence[Source]) -> dict[str, list[hub.File]]:
