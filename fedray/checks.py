@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.fedattn.segments import segments
-from fedray.llm.catalogue import NAMES, copies, original_of, repo_of, resolve, safe_name
+from fedray.llm.catalogue import CATALOGUE, NAMES, copies, original_of, repo_of, resolve, safe_name
 from fedray.settings import (
     ALONE,
     OWN_SCORING,
@@ -49,7 +49,7 @@ def check(settings: Settings) -> None:
 def _check_names(settings: Settings) -> None:
     zoo = settings.zoo.name
     receiver = resolve(settings.receiver, "receiver", zoo)
-    senders = [resolve(sender, "sender", zoo) for sender in settings.senders]
+    senders = [resolve(sender, "sender", zoo, copied=True) for sender in settings.senders]
     others = [*dict.fromkeys(sender for sender in senders if sender != receiver)]
     if not others:
         others = [name for name in NAMES if name != receiver] if receiver in NAMES else ["NAME"]
@@ -94,6 +94,11 @@ def _check_fedattn(settings: Settings) -> None:
     for key in ("tokens", "publisher_tokens", "exchange"):
         if not 0 < getattr(protocol, key) <= 1:
             raise FedrayError(f"protocol.{key} must be above 0 and at most 1, got {getattr(protocol, key)}")
+    if settings.task.name == "tiny-evidence" and settings.prompt is None and settings.questions is None:
+        raise FedrayError(
+            "task=tiny-evidence gives each member a document of its own, and protocol=fedattn cuts up one prompt: "
+            "choose task=tiny-evidence-pooled, where all documents stand in the prompt"
+        )
     if settings.rephrase != "none":
         raise FedrayError(f"rephrase={settings.rephrase} does not go with protocol=fedattn, which cuts up the original")
     if settings.on_missing == "text":
@@ -275,6 +280,11 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
 
 
 def _check_members(settings: Settings) -> None:
+    known = {safe_name(name): name for name in (*CATALOGUE, settings.receiver, *settings.senders)}
+    if absent := next((key for key in settings.members if key not in known), None):  # of an LLM that is known
+        original, _, number = absent.rpartition("__")
+        there = ", ".join(name for name in settings.senders if original_of(name) != name) or "none"
+        raise FedrayError(f"members.{known[original]}#{number} is for nobody who takes part: the copies are {there}")
     for name, member in settings.members.items():
         check_revision(name, member.revision, settings.zoo)
         check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)

@@ -279,6 +279,10 @@ def _translated(error: Exception, form: Form) -> FedrayError:
         what = f"cannot write to output folder {error.filename!r}: {error.strerror}"
         return FedrayError(f"{what}; choose another with output=DIR")
     if isinstance(error, OverrideParseException):
+        if "#" in error.override:
+            return FedrayError(
+                f"cannot read the argument {error.override!r}: put a name with # in quotes: \"senders=['llama-1b#2']\""
+            )
         return FedrayError(
             f"cannot read the argument {error.override!r}: write key=value, quoted for the shell "
             "as in '+senders=[qwen2.5-1.5b,llama-1b]'"

@@ -21,7 +21,7 @@ from fedray import provision
 from fedray.background import Background
 from fedray.checks import check
 from fedray.conversation import Conversation
-from fedray.forecast import Room, check_room, needs, this_machine
+from fedray.forecast import Room, check_room, needs, shares_weights, this_machine
 from fedray.group import Group, LocalGroup, MemberFailed
 from fedray.llm.source import Source
 from fedray.planner import Planner
@@ -269,20 +269,16 @@ def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> t
     devices = provision.devices(s)
     with provision.loading(len(found)) as loaded:
         for name, device in devices.items():
-            source, dtype = found[name], s.member(name).dtype
-            twin = (
-                members.get(source.llm)
-                if (s.member(source.llm).dtype, devices.get(source.llm)) == (dtype, device)
-                else None
-            )
+            source = found[name]
+            twin = members[source.llm] if shares_weights(s, name, devices) else None
             members[name] = Member(
                 name,
                 zoo=s.zoo.name,
                 device=device,
-                dtype=dtype,
+                dtype=s.member(name).dtype,
                 folder=s.zoo.path,
                 revision=source.revision,
-                llm=twin and replace(twin.llm, name=name),  # copies share the weights
+                llm=twin and replace(twin.llm, name=name),
             )
             loaded(name)
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)

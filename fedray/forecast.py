@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
+from fedray.fedattn.schedule import sync_layers
 from fedray.fusion.fuser import FuserConfig, build_fuser
 from fedray.fusion.reads import layers_read
 from fedray.llm import memory
 from fedray.llm.cache import spec_of
+from fedray.llm.catalogue import original_of
 from fedray.llm.loading import default_dtype
 from fedray.llm.source import Source, config_of
 from fedray.planner import FUSING, Planner
@@ -61,14 +63,20 @@ def needs(
 
     sources, devices, downloads (bytes): by member.
     """
-    members = [_Foretold(s, source, devices[source.name]) for source in sources.values()]
+    members = [_Foretold(s, source, devices) for source in sources.values()]
     receiver, senders = members[0], members[1:] if s.protocol.name in FUSING else []
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     configs = [planner.fuser_config(sender.info, receiver.info, s.fuser, s.fusion) for sender in senders]
     fusers = _fuser_bytes([config for config in configs if config is not None], memory.BYTES[receiver.dtype])
+    wire = s.wire
     reads = {
         sender.source.name: config and layers_read(config) for sender, config in zip(senders, configs, strict=True)
     }
+    if s.protocol.name == "fedattn":  # everybody else sends the rows of the sync layers
+        how = s.protocol.fedattn
+        syncs = sync_layers(how, receiver.spec.layers)
+        wire = replace(wire, keep=how.tokens * how.exchange)
+        reads = {member.source.name: (syncs, syncs) for member in members[1:]}
     return [
         member.need(
             "sender" if number else "receiver",
@@ -76,21 +84,31 @@ def needs(
             0 if number else fusers,
             senders,
             downloads or {},
-            member.wire_bytes(s.wire, reads.get(member.source.name), load) if member in senders else 0,
+            member.wire_bytes(wire, reads[member.source.name], load) if member.source.name in reads else 0,
         )
         for number, member in enumerate(members)
     ]
 
 
+def shares_weights(s: Settings, name: str, devices: Mapping[str, str]) -> bool:
+    """Whether a member is a copy that computes with its LLM's weights: in one process, where both stand alike."""
+    llm = original_of(name)
+    if s.ray.enabled or name == llm or llm not in devices:
+        return False
+    own, its = s.member(name), s.member(llm)
+    return (devices[name], own.dtype, own.revision) == (devices[llm], its.dtype, its.revision)
+
+
 class _Foretold:
     """One member as its configuration describes it."""
 
-    def __init__(self, s: Settings, source: Source, device: str) -> None:
-        self.source, self.device = source, device
+    def __init__(self, s: Settings, source: Source, devices: Mapping[str, str]) -> None:
+        self.source, self.device = source, devices[source.name]
         self.config = config_of(source)
-        self.dtype = s.member(source.name).dtype or default_dtype(source.zoo, device)
+        self.dtype = s.member(source.name).dtype or default_dtype(source.zoo, self.device)
         self.spec: KVSpec = spec_of(self.config)
         self.parameters = memory.count_parameters(self.config)
+        self.loads = not shares_weights(s, source.name, devices)
 
     @property
     def info(self) -> MemberInfo:
@@ -125,7 +143,7 @@ class _Foretold:
         own = load.tokens.get(self.source.name, 0)
         others = [(s, load.tokens.get(s.source.name, 0)) for s in senders if role == "receiver"]
         foreign = sum(tokens for _, tokens in others)
-        weights = self.parameters * size
+        weights = self.parameters * size if self.loads else 0
         # Others' caches as they came, projected, and all once more where they stand before one's own; a sender's own is
         # packed and lies in the object store too. Scoring repeats the whole for every choice.
         sent = sum(sender.kv_bytes(tokens) for sender, tokens in others)
@@ -147,7 +165,7 @@ class _Foretold:
             fusers=fusers,
             work=memory.work_bytes(self.config, load.rows, own, foreign, self.dtype),
             process=memory.PROCESS_BYTES[kind],
-            loading=memory.loading_bytes(self.config, weights, self.dtype, self.source.zoo),
+            loading=memory.loading_bytes(self.config, weights, self.dtype, self.source.zoo) if self.loads else 0,
             wire_per_token=wire_per_token,
             download=downloads.get(self.source.name),
         )

@@ -23,9 +23,11 @@ from rich.progress import (
 from fedray.fedattn.schedule import sync_layers
 from fedray.llm import hub
 from fedray.llm.cache import spec_of
+from fedray.llm.families import window_of
 from fedray.llm.source import Source, config_of, pin
 from fedray.llm.vocabulary import check_vocabularies
 from fedray.settings import Settings
+from fedray.types import FedrayError
 
 
 def sources(s: Settings, names: Sequence[str] | None = None) -> list[Source]:
@@ -105,9 +107,16 @@ def absolute(path: Path | None) -> Path | None:
 
 
 def check_syncs(s: Settings, source: Source) -> None:
-    """Refuse sync layers that the LLM does not have, before it is loaded. Raises FedrayError."""
+    """Refuse an LLM that cannot take part in FedAttn, and sync layers that it lacks, before it is loaded. Raises
+    FedrayError."""
     if s.protocol.name == "fedattn":
-        sync_layers(s.protocol.fedattn, spec_of(config_of(source)).layers)
+        config = config_of(source)
+        if window_of(config) is not None:
+            raise FedrayError(
+                f"{source.name} cannot take part in protocol=fedattn: layers of it have a sliding window; choose "
+                "another receiver, such as llama-1b"
+            )
+        sync_layers(s.protocol.fedattn, spec_of(config).layers)
 
 
 def check_tokens(s: Settings, found: Mapping[str, Source]) -> None:

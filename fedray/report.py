@@ -156,7 +156,7 @@ class Evaluated:
     latency: Mapping[str, Spread]  # phase -> seconds
     payload_bytes: int  # on the wire, asked in batches
     bytes_per_token: float  # payload_bytes over the receiver's prompt tokens
-    bytes_per_token_analytic: float | None  # every sender's whole cache, or a 32-bit token id of each
+    bytes_per_token_analytic: float | None  # every sender's whole cache, or a 32-bit token id of each; else None
     weights: Mapping[str, float]  # sender -> mean gate weight
     by_member: Mapping[str, float]  # accuracy of each, where each answers
     missing: tuple[Missing, ...]

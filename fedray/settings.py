@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -193,9 +193,10 @@ class Settings:
     output: Path = field(default_factory=_dated_folder)
 
     def member(self, name: str) -> MemberSettings:
-        """What was said about one member."""
+        """What was said about one member; what was not said of a copy alone is as its LLM has it."""
         of_all_copies = self.members.get(safe_name(original_of(name)), MemberSettings())
-        return self.members.get(safe_name(name), of_all_copies)
+        own = asdict(self.members.get(safe_name(name), MemberSettings()))
+        return replace(of_all_copies, **{key: value for key, value in own.items() if value is not None})
 
     @property
     def takes_part(self) -> tuple[str, ...]:
@@ -262,7 +263,8 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     else:
         receiver = resolve(settings.receiver, "receiver", zoo)
     if "senders" in values:
-        senders = tuple(resolve(sender, "sender", zoo) for sender in settings.senders)
+        copied = protocol.name == "fedattn"
+        senders = tuple(resolve(sender, "sender", zoo, copied=copied) for sender in settings.senders)
     else:
         others = WORKERS if protocol.name == "specfed" else NAMES
         senders = tuple(name for name in others if name != receiver)
@@ -299,10 +301,17 @@ def _server(receiver: str, draft: str | None, zoo: str) -> str:
 
 
 def _participants(receiver: str, named: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
-    """The copies of the receiver beside it; who is named as the receiver is one more of them, others are checked."""
-    if named is None or set(map(original_of, named)) <= {receiver}:
-        return copies(receiver, count if named is None else len(named) + 1)[1:]
-    return named
+    """The copies of the receiver beside it; who is named as the receiver is any of them. Other LLMs stay."""
+    if named is None:
+        return copies(receiver, count)[1:]
+    if set(map(original_of, named)) - {receiver}:
+        return named
+    there = copies(receiver, len(named) + 1)[1:]
+    for name in (name for name in named if name != receiver):
+        if name not in there or named.count(name) > 1:
+            wrong = "is there twice" if name in there else "is no copy that takes part"
+            raise FedrayError(f"sender {name} {wrong}: leave senders out, or name {', '.join(there)}")
+    return there
 
 
 def named_safely(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fedray.config import Settings, launch
+from fedray.config import EVALUATION, EvaluateSettings, Settings, launch
 
 
 class Call:
@@ -21,10 +21,20 @@ class Call:
         self.monkeypatch.setattr(sys, "argv", ["federate.py", *arguments])
         with pytest.raises(SystemExit) as stop:
             launch(job or self.ran.append, job_name="federate")
-        self.out, err = self.capsys.readouterr()
         assert sys.argv == ["federate.py", *arguments]
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, err
+        return self._left(stop.value)
+
+    def evaluate(self, *arguments: str, job: Callable[[EvaluateSettings], int | None]) -> tuple[int, str]:
+        """The same for jobs/evaluate.py."""
+        self.monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            launch(job, "evaluate", "evaluate", EVALUATION)
+        return self._left(stop.value)
+
+    def _left(self, stop: SystemExit) -> tuple[int, str]:
+        self.out, err = self.capsys.readouterr()
+        assert isinstance(stop.code, int)
+        return stop.code, err
 
     def settings(self, *arguments: str) -> Settings:
         assert self(*arguments) == (0, "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedray.evaluation.scoring import for_task
 from fedray.llm.catalogue import NAMES, copies, resolve, safe_name
-from fedray.settings import ALONE, ProtocolSettings, Settings
+from fedray.settings import ALONE, BY_MEMBER, ProtocolSettings, Settings
 from fedray.sharing import FedAttn
 from fedray.suggest import unknown
 from fedray.types import FedrayError, Wire
@@ -109,6 +109,9 @@ class Case:
             "vote": base.vote and way.answer_all,
             "wire": way.wire,
             "evidence": {name: text for name, text in base.evidence.items() if name in here},
+            "members": {
+                name: own for name, own in base.members.items() if name in here or name in BY_MEMBER["members"]
+            },
             "task": replace(base.task, name=self.task),  # pyright: ignore[reportArgumentType]
             "generation": replace(base.generation, seed=seed, **self._temperature()),
             "seed": seed,

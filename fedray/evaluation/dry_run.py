@@ -8,23 +8,25 @@ from collections.abc import Mapping, Sequence
 from fedray import provision
 from fedray import report as reports
 from fedray.evaluation.screen import Screen
-from fedray.evaluation.tasks import Question
+from fedray.evaluation.tasks import Question, document_of
 from fedray.federation import check_ray, placements
 from fedray.forecast import Load, Room, check_room, needs, on_gpus, on_machine, this_machine
 from fedray.llm.loading import check_prompts
 from fedray.llm.source import Source
+from fedray.prompts import notes_prompt
 from fedray.report import Report
 from fedray.settings import Settings
 from fedray.types import Need
 
 
 def run(settings: Settings, questions: Sequence[Question]) -> int:
-    """Foretell a run; returns the exit code. Prints `report: PATH`. questions: none where there is a prompt.
+    """Foretell a run of the questions, or of the prompt; returns the exit code. Prints `report: PATH`.
 
     Raises FedrayError where a member cannot be had, and, after the tables, where the members do not fit.
     """
     found = provision.pinned(provision.sources(settings))
-    load = _load(settings, found, questions)
+    provision.check_syncs(settings, found[settings.receiver])
+    load = _load(settings, found, questions or [Question("prompt", settings.prompt or "")])
     lacking = provision.missing(list(found.values()))
     downloads = {name: sum(file.size for file in files) for name, files in lacking.items()}
     needed = needs(settings, found, provision.devices(settings), load, downloads)
@@ -36,16 +38,21 @@ def run(settings: Settings, questions: Sequence[Question]) -> int:
 
 
 def _load(settings: Settings, found: Mapping[str, Source], questions: Sequence[Question]) -> Load:
-    """The requests to come: their longest prompt, batch and answer."""
-    prompts = [settings.prompt] if settings.prompt is not None else [question.prompt for question in questions]
-    choices = max((len(question.choices or ()) for question in questions), default=0)
-    rows = min(settings.task.batch_size, len(prompts))
+    """The requests to come: their longest prompt, batch and answer. A participant of FedAttn, which has a segment, is
+    given room for the whole prompt: of as many rows are others' keys and values."""
+    tokens: dict[str, int] = {}
+    for name, source in found.items():
+        holder = settings.receiver if settings.protocol.name == "fedattn" else name
+        prompts = [notes_prompt(document_of(q, settings, holder).splitlines(), q.prompt) for q in questions]
+        tokens |= check_prompts([source], prompts)
+    choices = max(len(question.choices or ()) for question in questions)
+    rows = min(settings.task.batch_size, len(questions))
     return Load(
-        tokens=check_prompts(list(found.values()), prompts),
+        tokens=tokens,
         answer=settings.generation.max_tokens,
         rows=rows,
         choices=max(1, choices),
-        at_a_time=min(settings.batches_at_a_time, math.ceil(len(prompts) / rows)),
+        at_a_time=min(settings.batches_at_a_time, math.ceil(len(questions) / rows)),
     )
 
 
@@ -111,7 +118,8 @@ class Sheet(Screen):
             self._line(f"GPU memory: {_mib(gpus)} MiB, {_mib(room.gpus)} MiB are free")
         for need in needed:
             if need.wire_per_token:
-                self._line(f"on the wire: {need.wire_per_token:,} bytes per token of {need.member}'s prompt")
+                of = "segment" if settings.protocol.name == "fedattn" else "prompt"
+                self._line(f"on the wire: {need.wire_per_token:,} bytes per token of {need.member}'s {of}")
         for need in needed if self.zoo == "hub" else ():
             size = "size unknown, the hub cannot be asked" if need.download is None else f"{_mib(need.download)} MiB"
             if need.revision:

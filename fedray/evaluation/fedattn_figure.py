@@ -16,7 +16,7 @@ from fedray.report import Evaluated, Report
 from fedray.sharing import FedAttn
 
 AXES = {"sync_every": "sync interval H", "participants": "participants N", "exchange": "share of keys and values sent"}
-QUESTION_ONLY = "tiny-evidence-question"
+WITHOUT = {"tiny-evidence-pooled": "tiny-evidence-question"}  # a task -> its questions without the documents
 Line = list[Evaluated]
 
 
@@ -24,15 +24,16 @@ def draw(report: Report, folder: Path) -> list[Path]:
     """fedattn.png, if some setting of FedAttn varies; a second task has its name in the file's name."""
     drawn: list[Path] = []
     for task in dict.fromkeys(row.task for row in report.evaluated if row.fedattn):
-        rows = [row for row in report.evaluated if row.task == task and row.receiver == report.receiver]
+        own = [row for row in report.evaluated if row.receiver == report.receiver]
+        rows = [row for row in own if row.task == task]
         joint = next((row for row in rows if row.protocol == "standalone"), None)
-        alone = [row for row in report.evaluated if row.task == QUESTION_ONLY and row.protocol == "standalone"]
+        alone = next((row for row in own if row.task == WITHOUT.get(task) and row.protocol == "standalone"), None)
         lines = {axis: _lines([row for row in rows if row.fedattn], axis) for axis in AXES}
         lines = {axis: found for axis, found in lines.items() if found}
         if lines:
             end = f"-{Path(task).stem}" if drawn else ""
             label = f"{report.receiver}, {figures.label(report.zoo, task, max(row.n for row in rows))}"
-            drawn.append(_draw(lines, joint, alone[0] if alone else None, folder / f"fedattn{end}.png", label))
+            drawn.append(_draw(lines, joint, alone, folder / f"fedattn{end}.png", label))
     return drawn
 
 

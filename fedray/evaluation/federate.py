@@ -15,7 +15,7 @@ from fedray.evaluation.benchmarks import source
 from fedray.evaluation.record import Record, Status
 from fedray.evaluation.scoring import for_task
 from fedray.evaluation.screen import Screen
-from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
+from fedray.evaluation.tasks import Question, document_of, load_task, mismatched, request_fields
 from fedray.fedattn.segments import segments
 from fedray.federation import Federation
 from fedray.group import MemberFailed
@@ -196,7 +196,7 @@ def check_segments(settings: Settings, questions: Sequence[Question]) -> None:
     """Refuse questions that have fewer segments than FedAttn has participants. Raises FedrayError."""
     if settings.protocol.name == "fedattn":
         for question in questions:
-            segments(question.prompt, settings.protocol.fedattn, question.evidence.get(settings.receiver, ""))
+            segments(question.prompt, settings.protocol.fedattn, document_of(question, settings, settings.receiver))
 
 
 def check_free(settings: Settings, questions: Sequence[Question]) -> None:

@@ -24,5 +24,7 @@ def kind_of(protocol: str, members: Iterable[MemberInfo]) -> str | None:
     """
     if protocol not in CROSSING:
         return None
-    shapes = {(member.family, member.spec, member.tokenizer_hash) for member in members}
-    return f"{'homogeneous' if len(shapes) == 1 else 'heterogeneous'} {CROSSING[protocol]}"
+    shapes = [(member.family, member.spec, member.tokenizer_hash) for member in members]
+    if len(shapes) < 2:
+        return None
+    return f"{'homogeneous' if len(set(shapes)) == 1 else 'heterogeneous'} {CROSSING[protocol]}"

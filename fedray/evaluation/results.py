@@ -14,7 +14,6 @@ from fedray.evaluation.leaks import leaks
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
 from fedray.evaluation.tasks import Question
-from fedray.fedattn.schedule import sync_layers
 from fedray.report import Compared, Contribution, Evaluated
 from fedray.rounds import Speculation
 from fedray.types import MemberInfo
@@ -215,16 +214,12 @@ class Results:
         return Paired(found, max(compare(one[seed].right, two[seed].right).p_value for seed in seeds))
 
     def _analytic(self, case: Case) -> float | None:
-        """Bytes per token if every sender gives all it has; known for caches and for text."""
+        """Bytes per token if every sender gives all it has; known for whole caches and for text. In FedAttn it depends
+        on how many of the prompt's tokens the publisher holds."""
         match case.way.protocol:
             case "c2c":
                 infos = [self._members[name] for name in case.senders]
                 return float(sum(m.spec.values_per_token() * DTYPE_BYTES[m.dtype] for m in infos))
-            case "fedattn":  # |S| 2 H_kv d_h bytes, of a participant that is not the publisher
-                info, how = self._members[case.receiver], case.way.fedattn
-                assert how is not None
-                share = len(sync_layers(how, info.spec.layers)) / info.spec.layers * how.tokens * how.exchange
-                return share * info.spec.values_per_token() * DTYPE_BYTES[info.dtype]
             case "t2t":
                 return float(TOKEN_BYTES * len(case.senders))
             case _:

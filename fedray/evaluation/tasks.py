@@ -136,6 +136,11 @@ def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Q
     return {name: value for name, value in fields.items() if value}
 
 
+def document_of(question: Question, settings: Settings, member: str) -> str:
+    """The document that a member holds of a question: the question's own, else what the settings give it."""
+    return question.evidence.get(member, "") or settings.documents().get(member, "")
+
+
 def mismatched(questions: list[Question], seed: int) -> list[str]:
     """For control=mismatched: per question the prompt of another one, for the senders to read instead.
 

@@ -57,13 +57,18 @@ CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in map(_read, sorted(
 _ALIASES = {alias: entry.name for entry in CATALOGUE.values() for alias in entry.aliases}
 
 
-def resolve(name: str, role: str = "LLM", zoo: str = "tiny") -> str:
+def resolve(name: str, role: str = "LLM", zoo: str = "tiny", *, copied: bool = False) -> str:
     """The canonical name: resolve("llama-3.2-1b") == "llama-1b". Raises FedrayError with the nearest names of the zoo.
 
-    hf:org/name stays as it is, a folder becomes absolute.
+    hf:org/name stays as it is, a folder becomes absolute. copied: copies of an LLM (NAME#2) may be meant.
     """
-    if copy := _COPY.fullmatch(name):
-        return resolve(copy[1], role, zoo) + name.removeprefix(copy[1])
+    if (original := original_of(name)) != name:
+        if not copied:
+            raise FedrayError(
+                f"{role} {name} is no LLM of its own: copies (NAME#2) take part in protocol=fedattn alone, which names "
+                f"them itself; write {original}"
+            )
+        return resolve(original, role, zoo) + name.removeprefix(original)
     if is_foreign(name):
         return _foreign(name, role, zoo)
     canonical = _ALIASES.get(name, name)
@@ -81,9 +86,9 @@ def copies(name: str, count: int) -> tuple[str, ...]:
 
 
 def original_of(name: str) -> str:
-    """The LLM that a member is: original_of("llama-1b#2") == "llama-1b"."""
+    """The LLM that a member is: original_of("llama-1b#2") == "llama-1b". A folder of such a name is an LLM itself."""
     copy = _COPY.fullmatch(name)
-    return copy[1] if copy else name
+    return copy[1] if copy and not (is_foreign(name) and Path(name).expanduser().is_dir()) else name
 
 
 def is_foreign(name: str) -> bool:
@@ -111,8 +116,8 @@ def slug(name: str) -> str:
 def safe_name(name: str) -> str:
     """The name as a key on the command line, where a dot separates keys: qwen2.5-0.5b becomes qwen2_5-0_5b, and its
     second copy qwen2_5-0_5b__2."""
-    if copy := _COPY.fullmatch(name):
-        return f"{safe_name(copy[1])}__{name.removeprefix(copy[1] + '#')}"
+    if (original := original_of(name)) != name:
+        return f"{safe_name(original)}__{name.removeprefix(original + '#')}"
     return slug(name).replace(".", "_") if is_foreign(name) else name.replace(".", "_")
 
 

@@ -79,6 +79,46 @@ def test_the_scale_model_has_a_plan_too(tmp_path: Path) -> None:
     assert needs["llama-1b"].weights == 647_592 * 4 and 0 < needs["qwen3-0.6b"].fusers < 10 * MIB
 
 
+def test_a_plan_of_fedattn_says_what_is_read_and_exchanged(tmp_path: Path) -> None:
+    given = {"protocol": "fedattn", "receiver": "llama-1b", "prompt": None, "ray": False}
+    task = {"name": "tiny-evidence-pooled", "limit": 3}
+    read = foretell(tmp_path / "a", **given, task=task)[1]
+    publisher, other = read["llama-1b"], read["llama-1b#3"]
+    assert list(read) == ["llama-1b", "llama-1b#2", "llama-1b#3"]
+    assert publisher.prompt_tokens > 200, "a byte is a token: the documents, and not the question alone"
+    size = 2 if other.dtype == "bfloat16" else 4
+    assert other.wire_per_token == 8 * 2 * 8 * 64 * size and publisher.wire_per_token == 0
+    quarter = {"name": "fedattn", "sync_every": 4, "tokens": 0.5, "exchange": 0.5}
+    sent = foretell(tmp_path / "c", **{**given, "protocol": quarter}, task=task)[1]["llama-1b#2"].wire_per_token
+    assert sent == pytest.approx(other.wire_per_token / 8, rel=0.02)
+
+
+def test_copies_in_one_process_share_their_weights(tmp_path: Path) -> None:
+    given = {"protocol": "fedattn", "receiver": "llama-1b", "prompt": "a is b. c is d. what is a?"}
+    alone = foretell(tmp_path / "a", **given, ray=False)[1]
+    weights = alone["llama-1b"].weights
+    assert [need.weights for need in alone.values()] == [weights, 0, 0] and alone["llama-1b#2"].loading == 0
+    others = {"llama-1b": {"dtype": "bfloat16"}, "llama-1b#3": {"dtype": "float32"}}
+    mixed = foretell(tmp_path / "b", **given, ray=False, members=others)[1]
+    parameters = alone["llama-1b"].parameters
+    assert [need.weights for need in mixed.values()] == [2 * parameters, 0, 4 * parameters]
+    apart = foretell(tmp_path / "c", **given, members={"llama-1b": {"dtype": "bfloat16"}})[1]
+    assert [need.weights for need in apart.values()] == [2 * parameters] * 3, "a process of its own each"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"sync_every": 99}, "protocol.sync_every=99 must be from 1 to 28"),
+        ({"layers": (99,)}, "protocol.layers names layer 99"),
+        ({"participants": 9}, "protocol.participants=9 are more than the segments"),
+    ],
+)
+def test_a_plan_refuses_what_fedattn_cannot_do(how: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(FedrayError, match=said):
+        foretell(tmp_path, protocol={"name": "fedattn", **how}, prompt=None, task="tiny-evidence-pooled", ray=False)
+
+
 def test_what_does_not_fit_is_refused_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 3 << 30}))
     with pytest.raises(

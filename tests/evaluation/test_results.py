@@ -14,7 +14,9 @@ from fedray.evaluation.cases import STANDALONE, Case, Way
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.results import Results
 from fedray.evaluation.tasks import Question
+from fedray.llm.catalogue import copies
 from fedray.report import Evaluated, Order, Report
+from fedray.sharing import FedAttn
 from fedray.types import KVSpec, MemberInfo, Missing
 
 R, A, B = "qwen3-0.6b", "qwen2.5-0.5b", "qwen2.5-coder-0.5b"
@@ -73,6 +75,17 @@ def test_analytic_bytes_are_the_papers() -> None:
     rows = FOUND.rows()
     assert rows[2].bytes_per_token_analytic == 12 * 1024 and rows[4].bytes_per_token_analytic == 24 * 1024
     assert rows[6].bytes_per_token_analytic == 8 and rows[0].bytes_per_token_analytic is None
+
+
+def test_bytes_of_fedattn_are_as_measured_and_nobody_sends_to_oneself() -> None:
+    found = Results("mlp", {name: member(R, 28, "a") for name in copies(R, 3)})
+    one, three = (Way("fedattn", fedattn=FedAttn(count)) for count in (1, 3))
+    found.add(Case("tiny", R, (), STANDALONE), 0, QUESTIONS, answered("11110000"))
+    found.add(Case("tiny", R, (), one), 0, QUESTIONS, answered("11110000"))
+    found.add(Case("tiny", R, copies(R, 3)[1:], three), 0, QUESTIONS, answered("11110000", 5000))
+    _, alone, joint = found.rows()
+    assert (alone.type, alone.bytes_per_token, alone.bytes_per_token_analytic) == (None, 0, None)
+    assert (joint.type, joint.bytes_per_token, joint.bytes_per_token_analytic) == ("homogeneous cache", 50, None)
 
 
 def test_the_four_types_of_appendix_a() -> None:
