@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from fedray.prompts import notes_prompt
+from fedray.prompts import notes_prompt, one_line
 from fedray.sharing import FedAttn
 from fedray.types import FedrayError
 
@@ -53,7 +53,8 @@ def id_segments(ids: Sequence[int], how: FedAttn) -> tuple[tuple[int, ...], ...]
 
 
 def too_many(how: FedAttn, there: int, prompt: str) -> FedrayError:
-    shown = prompt if len(prompt) <= 60 else prompt[:59] + "…"
+    shown = one_line(prompt)
+    shown = shown if len(shown) <= 60 else shown[:59] + "…"
     unit = "words" if how.segments == "even" else "sentences"
     return FedrayError(
         f"protocol.participants={how.participants} are more than the segments of {shown!r}, which has {there} (the "
