@@ -100,7 +100,8 @@ def by_top_k(rows: Sequence[Evaluated], label: str) -> Figure | None:
                 _line(axes, x, [bound(r) for r in line], "", color, ":")
         axes.set_xscale("log")
         if lines is measured:
-            axes.set_yscale("symlog", linthresh=1e-4)
+            axes.set_yscale("symlog", linthresh=1e-4)  # nothing is lost where all entries travel
+            axes.set_ylim(bottom=0)
         elif name.startswith("bytes"):
             axes.set_yscale("log")
         axes.set_xlabel("K / V, % of the entries that travel")

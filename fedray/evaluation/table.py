@@ -176,7 +176,7 @@ def _speculation(rows: Sequence[Evaluated]) -> Iterator[str]:
                     row.way,
                     *(_figure(row.speculation[name]) for name in ("tokens_per_forward", "acceptance")),
                     *(_figure(row.speculation[name], 0) for name in ("bytes_per_position", "bytes_per_token")),
-                    _figure(row.tokens_per_s, 0),
+                    _figure(row.tokens_per_s, 1),
                     _figure(row.speculation["epsilon"], 4),
                     *(
                         f"{_figure(row.speculation[name], 4)} ({_figure(row.speculation[f'{name}_bound'], 4)})"

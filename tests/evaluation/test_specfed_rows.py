@@ -171,11 +171,11 @@ def test_the_table_of_rounds(rows: Sequence[Evaluated]) -> None:
     lines = {way: figures for way, *figures in cells}
     assert len(lines) == len(WAYS)
     assert lines["specfed (gamma 4, K 0.01, spread, T 1)"] == [
-        *("3.00", "0.80", "100", "200", "400", "0.0500", "", "", "75.0%")
+        *("3.00", "0.80", "100", "200", "400.0", "0.0500", "", "", "75.0%")
     ]
     measured = lines["specfed (gamma 4, K 0.01, renorm, measured, T 1)"]
-    assert measured[4:] == ["1", "0.0500", "0.0200 (0.1000)", "0.0200 (0.0500)", "75.0%"]
-    assert lines["specfed (no drafts, K 1.0, spread, T 1)"][4] == "50"
+    assert measured[4:] == ["1.0", "0.0500", "0.0200 (0.1000)", "0.0200 (0.0500)", "75.0%"]
+    assert lines["specfed (no drafts, K 1.0, spread, T 1)"][4] == "50.0"
 
 
 def test_the_ledger_gives_rounds_back(tmp_path: Path) -> None:

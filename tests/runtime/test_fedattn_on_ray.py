@@ -76,12 +76,12 @@ def plan_of(how: FedAttn, **more: Any) -> Plan:
     return Plan(NAME, NAMES[1:], protocol="fedattn", fedattn=how, **more)
 
 
-def ask(group: Any, plan: Plan) -> Answer:
-    return asyncio.run(PROTOCOLS["fedattn"](REQUEST, plan, group))
+def ask(group: Any, plan: Plan, request: Request = REQUEST) -> Answer:
+    return asyncio.run(PROTOCOLS["fedattn"](request, plan, group))
 
 
-def logits(group: Keeping) -> torch.Tensor:
-    handle = group.start(NAME, "prompt_logits", group.session)
+def logits(group: Keeping, publisher: str = NAME) -> torch.Tensor:
+    handle = group.start(publisher, "prompt_logits", group.session)
     asyncio.run(group.wait([handle]))
     return torch.tensor(group.result(handle))
 
@@ -109,6 +109,29 @@ def test_three_processes_are_one_masked_pass(group: RayGroup, how: FedAttn) -> N
     if how == FedAttn(3, 1):
         (joint,) = asyncio.run(PROTOCOLS["standalone"](REQUEST, plan, group)).rows
         assert joint.tokens == said
+
+
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen2.5-0.5b"])
+def test_so_are_two_of_another_family_row_by_row(embedded: RayGroup, name: str) -> None:
+    """Rows of different lengths, padded; and all tokens are one prompt where every layer is in sync."""
+    other = load_members([Placement(f"{name}#2", num_cpus=0.01)])
+    two = RayGroup({**embedded._actors, **other._actors}, {**embedded.members, **other.members})
+    short = "notes:\n- the mood of the star dika is calm.\nwhat is the mood of the star dika?"
+    request, llm = replace(REQUEST, prompts=(PROMPT, short)), load(name)
+    try:
+        for every in (1, 2):
+            plan = Plan(name, (f"{name}#2",), protocol="fedattn", fedattn=FedAttn(2, every))
+            open_group = Keeping(two)
+            rows = ask(open_group, plan, request).rows
+            found = logits(open_group, name)
+            for b, parts in enumerate(zip(*parts_of(request, plan), strict=True)):
+                ids = [llm.encode_part(part, first=i == 0, last=i == 1) for i, part in enumerate(parts)]
+                expected, said = masked_pass(llm, ids, plan.fedattn, 6)
+                assert rows[b].tokens == said and (found[b] - expected).abs().max() < 1e-5
+            joint = asyncio.run(PROTOCOLS["standalone"](request, plan, two)).rows
+            assert [row.tokens for row in joint] == [row.tokens for row in rows] or every > 1
+    finally:
+        other.close()
 
 
 def test_tokens_never_leave_their_owner(group: RayGroup) -> None:
