@@ -273,7 +273,9 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from fedray import Federation
+from fedray.runtime import actors
 
+actors.SLOW_S = 600.0  # a busy machine is not what is looked for
 with Federation(receiver="qwen3-0.6b", senders=["llama-1b"], gate="open", zoo={{"path": Path({zoo!r})}}) as fed:
     pids = [info.pid for info in fed.members.values()]
     first = fed.ask({question!r})

@@ -194,15 +194,13 @@ def test_a_late_worker_is_counted_in_every_round_without_it(group):
 
 def test_answers_fit_into_every_workers_context(group):
     """A worker that has more to read has less room for the answer."""
-    notes = "\n".join(f"the color of the star {i} is red." for i in range(28))
+    notes = tuple("\n".join(f"the color of the star {i} is red." for i in range(n)) for n in (28, 27))
     crowded = replace(
-        REQUEST,
-        evidence={ONE[0]: (notes, *[""] * (len(PROMPTS) - 1))},
-        generation=Generation(max_tokens=500, full=True),
+        REQUEST.select([0, 1]), evidence={ONE[0]: notes}, generation=Generation(max_tokens=500, full=True)
     )
-    answer = ask(group, plan(ONE), crowded)
+    answer = ask(group, plan(ONE, SpecFed(gamma=16)), crowded)
     lengths = [len(row) for row in tokens(answer)]
-    assert not answer.missing and lengths[0] < min(lengths[1:]) and 0 < lengths[0] < 200
+    assert not answer.missing and 0 < lengths[0] < lengths[1] < 200
 
 
 def test_drafts_behind_the_end_are_not_looked_at(group):

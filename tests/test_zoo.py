@@ -83,6 +83,7 @@ def test_every_pair_answers():
                     assert fed.ask("what is the color of the bird dika?").receiver == receiver
 
 
+@pytest.mark.slow
 def test_a_build_makes_a_whole_zoo_and_goes_on_where_it_stopped(tmp_path: Path):
     """A few steps of everything: the same code as the real build, which the weights in the package came from."""
     seconds = build_zoo(tmp_path, everything=False, shorten=0.002)

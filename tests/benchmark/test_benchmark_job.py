@@ -48,6 +48,7 @@ def test_rows_come_back_from_the_report(tmp_path: Path) -> None:
     assert reports.read(tmp_path).rows == (row,) and reports.read(tmp_path).evaluated == ()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_wire_from_actor_to_actor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = BenchmarkSettings("wire", repeats=1, tracking=QUIET, output=tmp_path)

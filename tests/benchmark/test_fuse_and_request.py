@@ -139,6 +139,7 @@ def test_bytes_grow_with_tokens_and_senders(settings: BenchmarkSettings) -> None
     assert (settings.output / "figures" / "growth.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_request_has_its_rows_on_ray(settings: BenchmarkSettings) -> None:
     bench = Bench(settings)
