@@ -63,6 +63,7 @@ def test_in_process(here: Federation, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
+@pytest.mark.slow
 def test_on_ray(on_ray: Federation, case: Case) -> None:
     assert len({member.pid for member in on_ray.members.values()}) == 3
     check(on_ray, case)

@@ -175,6 +175,7 @@ def test_pushed_and_loaded(tmp_path: Path) -> None:
         assert (folder / "model.safetensors").read_bytes() == (embedded / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_is_understood(tmp_path: Path) -> None:
     own = tmp_path / "own"
     with serving() as server:

@@ -117,6 +117,7 @@ def test_the_sender_reads_what_the_receiver_reads(group: LocalGroup, plans: dict
     assert (scored(group, plan) - scored(group, plans["assembled"])).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_ids_reach_a_sender_on_ray(random_zoo: Path, cluster: Any, tmp_path: Path) -> None:
     """As a handle, from member to member."""
     receiver, sender = (load(name, folder=random_zoo) for name in ("qwen3-0.6b", SENDER))

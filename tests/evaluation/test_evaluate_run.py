@@ -191,6 +191,7 @@ def test_a_gate_for_other_senders_is_refused_before_anything_is_asked(job: Job) 
     assert Counting.asked == 0 and not (job.output / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_questions_that_no_rewrite_stood_for_are_counted_and_leak_nothing(job: Job) -> None:
     """LLMs of random weights rephrase nothing."""
     small: dict[str, Any] = {"latency_requests": 0, "order": "given"}

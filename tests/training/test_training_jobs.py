@@ -253,6 +253,7 @@ def gate_settings(folder: Path, **values: Any) -> GateJob:
     return build_gate_job({**given, **where, **values})
 
 
+@pytest.mark.slow
 def test_a_gate_for_some_senders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On Ray Train; its fusers are those in use, and a federation of others is told so."""
     assert gate_job.run(gate_settings(tmp_path, ray={"enabled": True})) == 0

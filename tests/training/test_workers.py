@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("threads")
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_two_workers_are_one_at_the_same_global_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: object
 ) -> None:
