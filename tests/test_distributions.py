@@ -11,21 +11,31 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fedray.llm.catalogue import CATALOGUE
 from fedray.wire.distributions import (
-    bytes_per_position,
     count_of,
     pack_distributions,
     sent_bytes,
     top_entries,
     unpack_distributions,
-    wire_error,
 )
 from fedray.wire.ids import pack_ids, row_bytes, unpack_ids
 from fedray.wire.payload import CorruptPayload, Payload
 
 ROWS = ((0, 3), (4, 2))
+
+
+def bytes_per_position(count: int, vocabulary: int) -> int:
+    """On the wire, without the header."""
+    return row_bytes(count, vocabulary) + 2 * count
+
+
+def wire_error(probabilities_NV: Tensor, count: int) -> Tensor:
+    """(N,): the L1 error of the kept probabilities on the wire, beside what was left out."""
+    ids_NK, kept_NK = top_entries(probabilities_NV, count)
+    return (probabilities_NV.gather(1, ids_NK).float() - kept_NK.float()).abs().sum(1)
 
 
 def some(vocabulary: int, positions: int = 5, seed: int = 0) -> torch.Tensor:

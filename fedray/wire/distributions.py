@@ -64,11 +64,6 @@ def count_of(top_k: int | float, vocabulary: int) -> int:
     return max(1, min(wanted, vocabulary))
 
 
-def bytes_per_position(count: int, vocabulary: int) -> int:
-    """On the wire, without the header."""
-    return row_bytes(count, vocabulary) + 2 * count
-
-
 def top_entries(probabilities_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(ids (N, K) ascending, probabilities (N, K) float16): the likeliest entries, as they travel."""
     vocabulary = probabilities_NV.shape[1]
@@ -172,12 +167,6 @@ def unpack_distributions(
     whole_NV = whole_NV if whole_NV is None else whole_NV.to(device)
     has_P = torch.from_numpy(has).to(device)
     return Entries(found, has_P, ids, kept_NK.to(device), vocabulary, whole_NV, unmapped)
-
-
-def wire_error(probabilities_NV: Tensor, count: int) -> Tensor:
-    """(N,): the L1 error of the kept probabilities on the wire, beside what was left out."""
-    ids_NK, kept_NK = top_entries(probabilities_NV, count)
-    return (probabilities_NV.gather(1, ids_NK).float() - kept_NK.float()).abs().sum(1)
 
 
 def _read_header(header: bytes) -> tuple[int, int, int, float, tuple[tuple[int, int], ...]]:
