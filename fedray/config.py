@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedray.benchmark.settings import BENCHMARK, BenchmarkSettings, check_benchmark
 from fedray.checks import check, check_build
+from fedray.disk import new_folder, write_whole
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation, check_evaluation
 from fedray.llm.catalogue import safe_name
+from fedray.reporting.outlet import unfailing
 from fedray.schema import Schema
 from fedray.settings import (
     BUILD_SCHEMA,
@@ -37,6 +39,7 @@ from fedray.settings import (
     build,
 )
 from fedray.suggest import unknown
+from fedray.text import mask
 from fedray.training.settings import (
     FUSER_JOB,
     GATE_JOB,
@@ -150,8 +153,14 @@ def launch(
 
     A FedrayError or an error of Hydra's ends with one sentence on stderr and exit code 2, Ctrl-C with 130.
     """
+    with unfailing():
+        code = _run(job, config_name, job_name or job.__name__, form)
+    sys.exit(code)
+
+
+def _run(job: Callable[[Any], int | None], config_name: str, job_name: str, form: Form) -> int:
     try:
-        runs = _composed(config_name, job_name or job.__name__, form)
+        runs = _composed(config_name, job_name, form)
         for _, settings in runs:
             form.check(settings)
         code = 0
@@ -166,7 +175,7 @@ def launch(
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = INTERRUPTED
-    sys.exit(code)
+    return code
 
 
 def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, Any]]:
@@ -176,6 +185,7 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
         import yaml
         from hydra.core.hydra_config import HydraConfig
         from hydra.errors import HydraException
+        from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
     except ModuleNotFoundError as error:
         raise FedrayError(f"the jobs need {error.name}: install it with pip install 'fedray[jobs]'") from error
@@ -184,9 +194,15 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
 
     def collect(cfg: DictConfig) -> None:
         hydra_says = HydraConfig.get()
-        settings = replace(load(cfg, form), output=Path(hydra_says.runtime.output_dir))
+        output = Path(hydra_says.runtime.output_dir)
+        for folder in (output / ".hydra", Path(hydra_says.sweep.dir)):  # a sweep's own file lies above its runs
+            _veil(folder)
+        settings = replace(load(cfg, form), output=output)
         runs.append((" ".join(hydra_says.overrides.task), settings))
 
+    OmegaConf.register_new_resolver(
+        "new_folder", lambda path: str(new_folder(Path(path))), replace=True, use_cache=True
+    )
     collect.__module__ = job_name  # Hydra names a job after the module of its function
     said = io.StringIO()
     try:
@@ -202,6 +218,12 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, LookupError) as error:
         raise _translated(error, form) from error
     return runs
+
+
+def _veil(folder: Path) -> None:
+    """Mask passwords in what Hydra wrote of the command line, and make it private: it may hold prompts."""
+    for file in folder.glob("*.yaml"):
+        write_whole(file, mask(file.read_text(encoding="utf-8")), private=True)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 
@@ -19,14 +20,23 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A text file that takes the place of the one before at one stroke, or leaves it as it was; its folder is made.
+def new_folder(path: Path) -> Path:
+    """Make a folder that was not there: `path`, or with -2, -3, ... behind its name. Raises OSError."""
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("numbers do not end")
 
-    Raises OSError.
-    """
+
+def write_whole(path: Path, text: str, *, private: bool = False) -> None:
+    """Atomically replace a text file, whose folder is made. private: only its owner may read it. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch(mode=0o600 if private else 0o666)
         temporary.write_text(text, encoding="utf-8")
         flush(temporary)
         temporary.replace(path)

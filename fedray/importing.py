@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
-from fedray import report as reports
 from fedray.fusion import c2c_checkpoint as published
 from fedray.fusion import hub
 from fedray.fusion.c2c import C2CFuser
@@ -17,6 +13,8 @@ from fedray.fusion.registry import Registry
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, repo_of
 from fedray.report import Learned, Report
+from fedray.reporting.job import Job, Status
+from fedray.reporting.screen import Screen
 from fedray.settings import ZooSettings
 from fedray.suggest import unknown
 from fedray.training.llms import outline, pin, revisions
@@ -24,42 +22,60 @@ from fedray.training.settings import ImportJob
 from fedray.types import FedrayError
 
 
+class ImportC2C(Job[ImportJob, Screen]):
+    """One fuser that is taken in."""
+
+    name = "import_c2c"
+
+    def __init__(self, settings: ImportJob) -> None:
+        super().__init__(settings, Screen(settings.zoo.name))
+        self.made: Report | None = None
+        self.lines: tuple[str, ...] = ()
+
+    def work(self) -> None:
+        settings = self.settings
+        assert settings.source is not None and settings.sender is not None
+        folder, origin = find(settings.source, settings.revision)
+        if settings.zoo.path is None:  # in a zoo of one's own, names stand for other LLMs
+            check_names(published.read_recipe(folder), settings.sender, settings.receiver)
+        llms = pin(settings, (settings.sender, settings.receiver))
+        sender, receiver = (loading.describe(outline(source)) for source in llms.values())
+        fuser, recipe = published.read_checkpoint(folder, sender, receiver)
+        training = {"published": origin, "recipe": recipe, **revisions((sender, receiver))}
+        made = Registry(settings.root, embedded=None).add_fuser(fuser, sender, receiver, training, halve=False)
+        opened, gates = _gates(fuser)
+        size = sum(parameter.numel() for parameter in fuser.parameters())
+        use = f"receiver={receiver.name} '+senders=[{sender.name}]' fuser=c2c gate=none registry.path={settings.root}"
+        self.lines = (
+            f"{made.name} {made.hash} is in {settings.root}: {size:,} parameters, {opened} of {gates} gates open",
+            f"use it: python jobs/federate.py {_zoo(settings.zoo)}{use}",
+        )
+        figures = {"gates": gates, "open_gates": opened}
+        self.made = Report(
+            "import_c2c",
+            settings.zoo.name,
+            receiver.name,
+            (sender.name,),
+            0,
+            "complete",
+            fuser="c2c",
+            fusion="mix",
+            gate="none",
+            task=origin["source"],
+            learned=(Learned(made.name, "fuser", "complete", made.hash, made.path, figures=figures),),
+        )
+
+    def report(self, status: Status) -> Report | None:
+        return self.made
+
+    def show(self, report: Report) -> None:
+        for line in self.lines:
+            self.screen.line(line)
+
+
 def run(settings: ImportJob) -> int:
     """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
-    assert settings.source is not None and settings.sender is not None
-    folder, origin = find(settings.source, settings.revision)
-    if settings.zoo.path is None:  # in a zoo of one's own, names stand for other LLMs
-        check_names(published.read_recipe(folder), settings.sender, settings.receiver)
-    llms = pin(settings, (settings.sender, settings.receiver))
-    sender, receiver = (loading.describe(outline(source)) for source in llms.values())
-    fuser, recipe = published.read_checkpoint(folder, sender, receiver)
-    training = {"published": origin, "recipe": recipe, **revisions((sender, receiver))}
-    made = Registry(settings.root, embedded=None).add_fuser(fuser, sender, receiver, training, halve=False)
-    opened, gates = _gates(fuser)
-    console = Console(highlight=False, soft_wrap=True)
-    size = sum(parameter.numel() for parameter in fuser.parameters())
-    facts = f"{size:,} parameters, {opened} of {gates} gates open"
-    console.print(Text(f"{made.name} {made.hash} is in {settings.root}: {facts}"))
-    use = f"receiver={receiver.name} '+senders=[{sender.name}]' fuser=c2c gate=none registry.path={settings.root}"
-    console.print(Text(f"use it: python jobs/federate.py {_zoo(settings.zoo)}{use}"))
-    learned = Learned(
-        made.name, "fuser", "complete", made.hash, made.path, figures={"gates": gates, "open_gates": opened}
-    )
-    report = Report(
-        "import_c2c",
-        settings.zoo.name,
-        receiver.name,
-        (sender.name,),
-        0,
-        "complete",
-        fuser="c2c",
-        fusion="mix",
-        gate="none",
-        task=origin["source"],
-        learned=(learned,),
-    )
-    print(f"report: {reports.write(report, settings.output).absolute()}")
-    return 0
+    return ImportC2C(settings).run()
 
 
 def _zoo(zoo: ZooSettings) -> str:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from fedray import report as reports
 from fedray.disk import whole_folder
 from fedray.fusion import hub
 from fedray.fusion.registry import SHIPPED, Manifest, Registry, check_weights
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, EMBEDDED, NAMES
 from fedray.report import Learned, Report
+from fedray.reporting.job import Job, Status
+from fedray.reporting.screen import Screen
 from fedray.training.settings import RegistryJob
 from fedray.types import FedrayError
 
@@ -86,83 +81,104 @@ class Inventory:
         return manifest, Path(self.registry.adopt(manifest, blob).path)
 
 
+class RegistryCommand(Job[RegistryJob, Screen]):
+    """One command: list, show, delete, export, push or load."""
+
+    name = "registry"
+
+    def __init__(self, settings: RegistryJob) -> None:
+        super().__init__(settings, Screen(settings.zoo.name))
+        self.inventory = Inventory(settings.registry.path, settings.zoo.path)
+        self.learned: tuple[Learned, ...] = ()
+        self.tables: list[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = []  # title, headings, rows
+        self.lines: list[str] = []
+
+    def work(self) -> None:
+        actions: dict[str, Callable[[str], Iterable[Learned]]] = {
+            "list": self._list,
+            "show": self._show,
+            "delete": self._delete,
+            "export": self._export,
+            "push": self._push,
+            "load": self._load,
+        }
+        self.learned = tuple(actions[self.settings.action](self.settings.name or ""))
+
+    def report(self, status: Status) -> Report | None:
+        if status == "failed":
+            return None
+        settings = self.settings
+        return Report("registry", settings.zoo.name, "", (), 0, status, task=settings.action, learned=self.learned)
+
+    def show(self, report: Report) -> None:
+        for title, headings, rows in self.tables:
+            self.screen.table(title, headings, rows)
+        for line in self.lines:
+            self.screen.line(line)
+
+    def _list(self, _: str) -> list[Learned]:
+        inventory = self.inventory
+        llms, learned = inventory.llms(), inventory.learned()
+        sizes = [(m.name, m.hash or "", _size(Path(m.path or ""))) for m in llms]
+        self.tables.append(("LLMs", ("name", "hash", "size"), sizes))
+        for role, title in (("fuser", "Fusers"), ("gate", "Gates")):
+            of_role = [(m, path) for m, path in learned if m.role == role]
+            rows = [(m.name, *_kind(m), m.hash, _size(path), inventory.home(path)) for m, path in of_role]
+            self.tables.append((title, ("name", "fuser", "fusion", "hash", "size", "in"), rows))
+        return [*llms, *(_learned(m, path) for m, path in learned)]
+
+    def _show(self, name: str) -> list[Learned]:
+        inventory = self.inventory
+        if name in CATALOGUE:
+            llm = next((llm for llm in inventory.llms() if llm.name == name), None)
+            if llm is None:
+                raise FedrayError(f"zoo.path={inventory.zoo} has no {name}: rebuild it, or leave zoo.path out")
+            entry = CATALOGUE[name]
+            facts = {"hash": llm.hash, "family": entry.family, "stands for": entry.repo, "folder": llm.path}
+            title, found = name, llm
+        else:
+            manifest, path = inventory.registry.pick(name, self.settings.hash)
+            check_weights(manifest, path)
+            facts = {**asdict(manifest), "folder": str(path)}
+            title, found = f"{manifest.name} {manifest.hash}", _learned(manifest, path)
+        self.tables.append((title, ("", ""), [(key, _text(value)) for key, value in facts.items()]))
+        return [found]
+
+    def _delete(self, name: str) -> list[Learned]:
+        if name in CATALOGUE:
+            raise FedrayError(f"{name} is an LLM of the zoo, and a zoo is read-only: name a fuser or a gate")
+        folder = self.inventory.registry.delete(name, self.settings.hash)
+        self.lines.append(f"{name} {folder.name} is gone from {folder.parent.parent}")
+        return []
+
+    def _export(self, name: str) -> list[Learned]:
+        to, form = self.settings.to, self.settings.form
+        assert to is not None
+        target = self.inventory.export(name, self.settings.hash, to, form)
+        option = "zoo.path" if name in CATALOGUE else "registry.path"
+        use = f"{option}={to} uses it" if form == "registry" else f"load {target} takes it in elsewhere"
+        self.lines.append(f"{name} is in {target}: {use}")
+        return []
+
+    def _push(self, name: str) -> list[Learned]:
+        assert self.settings.to is not None
+        repo = self.settings.to.as_posix()
+        manifest, address = self.inventory.push(name, self.settings.hash, repo, self.settings.private)
+        self.lines += [
+            f"{manifest.name} {manifest.hash} is on the hub: {address}",
+            f"take it in with: python jobs/registry.py load {repo} registry.path=DIR",
+        ]
+        return []
+
+    def _load(self, name: str) -> list[Learned]:
+        manifest, path = self.inventory.load(name, self.settings.revision)
+        self.lines.append(f"{manifest.name} {manifest.hash} is in {self.inventory.home(path)}")
+        return [_learned(manifest, path)]
+
+
 def run(settings: RegistryJob) -> int:
     """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    inventory = Inventory(settings.registry.path, settings.zoo.path)
-    actions: dict[str, Callable[[RegistryJob, Inventory, Console], Iterable[Learned]]] = {
-        "list": _list,
-        "show": _show,
-        "delete": _delete,
-        "export": _export,
-        "push": _push,
-        "load": _load,
-    }
-    learned = tuple(actions[settings.action](settings, inventory, console))
-    report = Report("registry", settings.zoo.name, "", (), 0, "complete", task=settings.action, learned=learned)
-    print(f"report: {reports.write(report, settings.output).absolute()}")
-    return 0
-
-
-def _list(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
-    llms, learned = inventory.llms(), inventory.learned()
-    _table(console, "LLMs", ("name", "hash", "size"), [(m.name, m.hash or "", _size(Path(m.path or ""))) for m in llms])
-    headings = ("name", "fuser", "fusion", "hash", "size", "in")
-    for role, title in (("fuser", "Fusers"), ("gate", "Gates")):
-        rows = [(m.name, *_kind(m), m.hash, _size(path), inventory.home(path)) for m, path in learned if m.role == role]
-        _table(console, title, headings, rows)
-    return [*llms, *(_learned(m, path) for m, path in learned)]
-
-
-def _show(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
-    assert settings.name is not None
-    if settings.name in CATALOGUE:
-        (llm,) = [llm for llm in inventory.llms() if llm.name == settings.name] or [None]
-        if llm is None:
-            raise FedrayError(f"zoo.path={inventory.zoo} has no {settings.name}: rebuild it, or leave zoo.path out")
-        entry = CATALOGUE[settings.name]
-        facts = {"hash": llm.hash, "family": entry.family, "stands for": entry.repo, "folder": llm.path}
-        _table(console, settings.name, ("", ""), [(key, str(value)) for key, value in facts.items()])
-        return [llm]
-    manifest, path = inventory.registry.pick(settings.name, settings.hash)
-    check_weights(manifest, path)
-    facts = {**asdict(manifest), "folder": str(path)}
-    _table(console, f"{manifest.name} {manifest.hash}", ("", ""), [(key, _text(v)) for key, v in facts.items()])
-    return [_learned(manifest, path)]
-
-
-def _delete(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
-    assert settings.name is not None
-    if settings.name in CATALOGUE:
-        raise FedrayError(f"{settings.name} is an LLM of the zoo, and a zoo is read-only: name a fuser or a gate")
-    folder = inventory.registry.delete(settings.name, settings.hash)
-    console.print(Text(f"{settings.name} {folder.name} is gone from {folder.parent.parent}"), soft_wrap=True)
-    return []
-
-
-def _export(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
-    assert settings.name is not None and settings.to is not None
-    target = inventory.export(settings.name, settings.hash, settings.to, settings.form)
-    option = "zoo.path" if settings.name in CATALOGUE else "registry.path"
-    use = f"{option}={settings.to} uses it" if settings.form == "registry" else f"load {target} takes it in elsewhere"
-    console.print(Text(f"{settings.name} is in {target}: {use}"), soft_wrap=True)
-    return []
-
-
-def _push(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
-    assert settings.name is not None and settings.to is not None
-    repo = settings.to.as_posix()
-    manifest, address = inventory.push(settings.name, settings.hash, repo, settings.private)
-    console.print(Text(f"{manifest.name} {manifest.hash} is on the hub: {address}"), soft_wrap=True)
-    console.print(Text(f"take it in with: python jobs/registry.py load {repo} registry.path=DIR"), soft_wrap=True)
-    return []
-
-
-def _load(settings: RegistryJob, inventory: Inventory, console: Console) -> list[Learned]:
-    assert settings.name is not None
-    manifest, path = inventory.load(settings.name, settings.revision)
-    console.print(Text(f"{manifest.name} {manifest.hash} is in {inventory.home(path)}"), soft_wrap=True)
-    return [_learned(manifest, path)]
+    return RegistryCommand(settings).run()
 
 
 def _learned(manifest: Manifest, path: Path) -> Learned:
@@ -199,12 +215,3 @@ def _copy(source: Path, target: Path) -> Path:
     except OSError as error:
         raise FedrayError(f"{target} cannot be written ({error.strerror}); choose another folder: to=DIR") from error
     return target
-
-
-def _table(console: Console, title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(headings))
-    for row in rows:
-        table.add_row(*map(Text, row))
-    if table.row_count:
-        console.print(Text(title, "bold"))
-        console.print(table)

@@ -16,6 +16,7 @@ from typing import Any
 from fedray.disk import write_whole
 from fedray.schema import Schema
 from fedray.sharing import FedAttn
+from fedray.text import mask
 from fedray.types import FedrayError, Missing, Need
 
 SCHEMA = 1
@@ -328,12 +329,15 @@ def unwritable(path: Path, error: OSError) -> FedrayError:
     return FedrayError(f"{path} cannot be written ({error.strerror}); {remedy}")
 
 
-def write(report: Report, folder: Path) -> Path:
-    """Write report.json into a folder, whole or not at all. Raises FedrayError when the folder cannot be written."""
+def write(report: Report, folder: Path, *, private: bool = False) -> Path:
+    """Atomically write report.json into a folder. private: readable by its owner only.
+
+    Passwords in URIs are masked. Raises FedrayError where the folder cannot be written.
+    """
     path = folder / NAME
     keys = {"schema": report.schema, **_plain(asdict(report))}
     try:
-        write_whole(path, json.dumps(keys, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(keys, indent=1, ensure_ascii=False, allow_nan=False) + "\n", private=private)
     except OSError as error:
         raise unwritable(path, error) from error
     return path
@@ -362,6 +366,8 @@ def read(path: Path) -> Report:
 
 def _plain(value: Any) -> Any:
     """JSON's own values: a number that is not finite becomes null."""
+    if isinstance(value, str):
+        return mask(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -210,6 +210,11 @@ class Settings:
         """
         return self.task.batches_in_flight if self.ray.enabled and self.deadline_s is None else 1
 
+    @property
+    def private(self) -> bool:
+        """Whether prompts, answers and what is said of them on the command line are for their owner's eyes only."""
+        return self.rephrase != "none" or bool(self.evidence)
+
     def documents(self) -> dict[str, str]:
         """Member -> the text of its evidence. Raises FedrayError where a file cannot be read."""
         return {n: _document(self.evidence[safe_name(n)]) for n in self.takes_part if safe_name(n) in self.evidence}

@@ -20,7 +20,7 @@ FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"rounds", "sharing"}),
     frozenset({"types"}),
-    frozenset({"suggest", "background", "clock", "disk", "prompts"}),
+    frozenset({"suggest", "background", "clock", "disk", "prompts", "text"}),
     frozenset({"schema"}),
     frozenset({"llm", "wire", "data"}),
     frozenset({"fusion", "privacy"}),
@@ -41,8 +41,8 @@ FLOORS: tuple[frozenset[str], ...] = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Beside the stairs: they know the ground only, and only these rooms know them.
-GROUND = frozenset({"rounds", "sharing", "types", "suggest", "schema", "prompts", "disk"})
-ASIDE = frozenset({"tracking", "report", "config", "settings", "checks"})
+GROUND = frozenset({"rounds", "sharing", "types", "suggest", "schema", "prompts", "disk", "text"})
+ASIDE = frozenset({"tracking", "report", "reporting", "config", "settings", "checks"})
 KNOW_ASIDE = frozenset(
     {"forecast", "provision", "federation", "training", "evaluation", "benchmark", "inventory", "importing", "jobs"}
     | {"fedray"}
@@ -53,7 +53,9 @@ BESIDES = {
     "wire": {"fedray.llm.cache"},
     "evaluation": {"fedray.zoo.world", "fedray.zoo.questions", "fedray.zoo.build", "fedray.zoo.screen"},
     "training": {"fedray.zoo.world"},
+    "reporting": {"fedray.report", "fedray.settings", "fedray.tracking"},
     "zoo": {
+        "fedray.reporting.screen",
         "fedray.training.conversations",
         "fedray.training.pair",
         "fedray.training.recipe",
@@ -70,6 +72,7 @@ BESIDES = {
         "fedray.evaluation.settings",
         "fedray.training.settings",
         "fedray.llm.catalogue",
+        "fedray.reporting.outlet",
         "fedray.settings",
         "fedray.checks",
     },

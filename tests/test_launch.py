@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -71,6 +70,27 @@ def test_help_helps(call: Call) -> None:
         assert word in call.out
 
 
+def test_no_two_runs_share_a_folder(call: Call) -> None:
+    folders = [call.settings().output for _ in range(4)]  # within a second or two
+    assert len(set(folders)) == 4 and all((folder / ".hydra").is_dir() for folder in folders)
+    call("-m", "seed=1,2")
+    call("-m", "seed=1,2")
+    sweeps = [settings.output.parent for settings in call.ran[4:]]
+    assert sweeps[0] == sweeps[1] != sweeps[2] == sweeps[3]
+
+
+def test_what_the_command_line_was_told_stays_with_its_owner(call: Call) -> None:
+    told = ("tracking.uri=http://me:secret@host:1/", "evidence.llama-1b=fatu is red", "prompt=what is fatu?")
+    for arguments in (told, ("-m", "seed=1,2", *told)):
+        call(*arguments)
+        settings = call.ran[-1]
+        files = [*(settings.output / ".hydra").iterdir(), *settings.output.parent.glob("multirun.yaml")]
+        assert len(files) == (3 if arguments is told else 4)
+        for file in files:
+            assert file.stat().st_mode & 0o777 == 0o600 and "secret" not in file.read_text(), file
+        assert settings.tracking.uri == "http://me:secret@host:1/"
+
+
 def federate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "jobs" / "federate.py"), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -78,10 +98,8 @@ def federate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("arguments", ["+senders=[lama-1b]", "zoo=hb", "receiver=lama-1b"])
-def test_a_bad_call_ends_soon(tmp_path: Path, arguments: str) -> None:
-    start = time.monotonic()
+def test_a_bad_call_is_a_sentence(tmp_path: Path, arguments: str) -> None:
     done = federate(arguments, cwd=tmp_path)
-    assert time.monotonic() - start < 5
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fedray import provision
-from fedray import report as reports
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.tasks import Question, document_of
 from fedray.federation import check_ray, placements
@@ -15,26 +14,38 @@ from fedray.llm.loading import check_prompts
 from fedray.llm.source import Source
 from fedray.prompts import notes_prompt
 from fedray.report import Report
+from fedray.reporting.job import Job, Status
 from fedray.settings import Settings
 from fedray.types import Need
 
 
-def run(settings: Settings, questions: Sequence[Question]) -> int:
-    """Foretell a run of the questions, or of the prompt; returns the exit code. Prints `report: PATH`.
+class DryRun(Job[Settings, "Sheet"]):
+    """Estimates a run of the questions, or of the prompt."""
 
-    Raises FedrayError where a member cannot be had, and, after the tables, where the members do not fit.
-    """
-    found = provision.pinned(provision.sources(settings))
-    provision.check_syncs(settings, found[settings.receiver])
-    load = _load(settings, found, questions or [Question("prompt", settings.prompt or "")])
-    lacking = provision.missing(list(found.values()))
-    downloads = {name: sum(file.size for file in files) for name, files in lacking.items()}
-    needed = needs(settings, found, provision.devices(settings), load, downloads)
-    room, together = _room(settings, found), not settings.ray.enabled
-    Sheet(settings.zoo.name).show(settings, needed, load, room)
-    print(f"report: {reports.write(_report(settings, needed), settings.output).absolute()}", flush=True)
-    check_room(needed, room, together=together)
-    return 0
+    name = "federate"
+
+    def __init__(self, settings: Settings, questions: Sequence[Question]) -> None:
+        super().__init__(settings, Sheet(settings.zoo.name), private=settings.private)
+        self.questions = questions or [Question("prompt", settings.prompt or "")]
+        self.needed: tuple[Need, ...] = ()
+
+    def work(self) -> None:
+        """Raises FedrayError where a member cannot be had, and where the members do not fit."""
+        settings = self.settings
+        found = provision.pinned(provision.sources(settings))
+        provision.check_syncs(settings, found[settings.receiver])
+        self.load = _load(settings, found, self.questions)
+        lacking = provision.missing(list(found.values()))
+        downloads = {name: sum(file.size for file in files) for name, files in lacking.items()}
+        self.needed = tuple(needs(settings, found, provision.devices(settings), self.load, downloads))
+        self.room = _room(settings, found)
+        check_room(self.needed, self.room, together=not settings.ray.enabled)
+
+    def report(self, status: Status) -> Report | None:
+        return _report(self.settings, self.needed) if self.needed else None
+
+    def show(self, report: Report) -> None:
+        self.screen.show(self.settings, self.needed, self.load, self.room)
 
 
 def _load(settings: Settings, found: Mapping[str, Source], questions: Sequence[Question]) -> Load:
@@ -102,28 +113,28 @@ class Sheet(Screen):
 
     def show(self, settings: Settings, needed: Sequence[Need], load: Load, room: Room) -> None:
         sizes = ("weights", "fusers", "cache", "work", "loading", "process", "in all")
-        self._table(
+        self.table(
             "What it would take, MiB at the peak",
             ("member", "role", "in", "size", *sizes),
             ((n.member, n.role, f"{n.dtype}, {n.device}", _millions(n), *map(_mib, _parts(n))) for n in needed),
         )
-        self._line("in all: weights, process, and the larger of loading and the rest, which comes after it\n")
+        self.line("in all: weights, process, and the larger of loading and the rest, which comes after it\n")
         longest = max(load.tokens.values(), default=0)
         prompts = "1 prompt" if load.rows == 1 else f"{load.rows} prompts"
         prompts = prompts if load.at_a_time == 1 else f"{load.at_a_time} batches of {prompts}"
-        self._line(f"at a time: {prompts} of up to {longest} tokens, {load.answer} tokens of answer")
+        self.line(f"at a time: {prompts} of up to {longest} tokens, {load.answer} tokens of answer")
         machine, gpus = on_machine(needed, not settings.ray.enabled), on_gpus(needed)
-        self._line(f"memory: {_mib(machine)} MiB with driver and Ray, {_mib(room.machine)} MiB are free")
+        self.line(f"memory: {_mib(machine)} MiB with driver and Ray, {_mib(room.machine)} MiB are free")
         if gpus and room.gpus is not None:
-            self._line(f"GPU memory: {_mib(gpus)} MiB, {_mib(room.gpus)} MiB are free")
+            self.line(f"GPU memory: {_mib(gpus)} MiB, {_mib(room.gpus)} MiB are free")
         for need in needed:
             if need.wire_per_token:
                 of = "segment" if settings.protocol.name == "fedattn" else "prompt"
-                self._line(f"on the wire: {need.wire_per_token:,} bytes per token of {need.member}'s {of}")
+                self.line(f"on the wire: {need.wire_per_token:,} bytes per token of {need.member}'s {of}")
         for need in needed if self.zoo == "hub" else ():
             size = "size unknown, the hub cannot be asked" if need.download is None else f"{_mib(need.download)} MiB"
             if need.revision:
-                self._line(f"to download: {need.member} {size} (commit {need.revision})")
+                self.line(f"to download: {need.member} {size} (commit {need.revision})")
 
 
 def _parts(need: Need) -> tuple[int, ...]:

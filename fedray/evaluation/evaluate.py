@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
-from fedray import report as reports
 from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import fedattn_figure, figure3, figures, leaks, specfed_figures, table, table_figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.cases import Case, cases
-from fedray.evaluation.federate import ENDS, check_free, check_segments
+from fedray.evaluation.federate import check_free, check_segments
 from fedray.evaluation.ledger import Ledger, decided_by
 from fedray.evaluation.measure import Asking, Measurement, is_whole, plan_of
-from fedray.evaluation.record import Status, participants
+from fedray.evaluation.record import participants
 from fedray.evaluation.results import Results
 from fedray.evaluation.settings import Block, EvaluateSettings
 from fedray.evaluation.tasks import Question, load_task
@@ -24,36 +22,49 @@ from fedray.federation import Federation
 from fedray.llm.loading import check_prompts
 from fedray.planner import Planner
 from fedray.provision import check_syncs, check_tokens, sources
-from fedray.report import Data, Evaluated, Order, Participant, Report, Tracked
+from fedray.report import Data, Evaluated, Order, Participant, Report
+from fedray.reporting.job import Job, Status
 from fedray.settings import ALONE, Settings
-from fedray.tracking import Tracker
 from fedray.types import FedrayError
 
 
-class Evaluation:
+class Evaluation(Job[EvaluateSettings, Watch]):
     """One run of the job: what it was told, what it has measured, whom it tells."""
 
-    def __init__(self, settings: EvaluateSettings, tracker: Tracker) -> None:
-        self.settings, self.tracker = settings, tracker
-        self.watch = Watch(settings.zoo.name)
+    name = "evaluate"
+
+    def __init__(self, settings: EvaluateSettings, federation: Callable[[Settings], Federation]) -> None:
+        private = any(case.settings(settings, settings.seed).private for case in cases(settings, settings.senders))
+        title = f"evaluate {settings.receiver}"
+        watch = Watch(settings.zoo.name)
+        super().__init__(settings, watch, tracking=settings.tracking, title=title, private=private)
+        self.federation = federation
         self.order = Order("given", settings.senders)
         self.members: tuple[Participant, ...] = ()
         self.results: Results | None = None
-        self._ledger = Ledger(settings.output)
+        self._ledger = Ledger(settings.output, private=private)
         self._questions = {
             (task, seed): graded(load_task(replace(settings, task=replace(settings.task, name=task)), seed))
             for task in dict.fromkeys(case.task for case in cases(settings, settings.senders))
             for seed in settings.seeds
         }
 
-    def open(self, fed: Federation) -> None:
+    def work(self) -> None:
+        check_cases(self.settings)
+        self._check_fedattn()
+        self._check_specfed()
+        with self.federation(self.settings.neutral) as fed:
+            self._open(fed)
+            self._ask(fed)
+
+    def _open(self, fed: Federation) -> None:
         """Show and log who takes part. Raises FedrayError where a case has no plan."""
         settings = self.settings
         for case in cases(settings, settings.senders):  # a gate that is missing is found before anything is asked
             plan_of(fed, case, case.settings(settings, settings.seed))
         self.results = Results(settings.fuser, fed.members)
         self.members = participants(fed.members, settings.receiver)
-        self.watch.members(self.members)
+        self.screen.members(self.members)
         self.tracker.tags(job="evaluate", zoo=settings.zoo.name)
         self.tracker.params(
             receiver=settings.receiver,
@@ -68,7 +79,7 @@ class Evaluation:
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
         )
 
-    def check_fedattn(self) -> None:
+    def _check_fedattn(self) -> None:
         """Refuse sync layers and segments that are not there, before any LLM is loaded. Raises FedrayError."""
         settings = self.settings
         for case in (case for case in cases(settings, settings.senders) if case.way.fedattn):
@@ -77,19 +88,19 @@ class Evaluation:
             for seed in settings.seeds:
                 check_segments(own, self._questions[case.task, seed])
 
-    def check_specfed(self) -> None:
+    def _check_specfed(self) -> None:
         """Refuse questions that specfed cannot answer, before any LLM is loaded. Raises FedrayError."""
         for case in (case for case in cases(self.settings, self.settings.senders) if case.way.protocol == "specfed"):
             for seed in self.settings.seeds:
                 check_free(case.settings(self.settings, seed), self._questions[case.task, seed])
 
-    def work(self, fed: Federation) -> None:
+    def _ask(self, fed: Federation) -> None:
         """Fix the order of the senders, then ask case after case; each that is done is logged as a run of its own."""
         settings, results = self.settings, self.results
-        assert results is not None, "work comes after open"
+        assert results is not None, "members are there by now"
         ranked = len(settings.senders) + 1 if settings.ordered else 0
         asked = len(cases(settings, settings.senders)) * len(settings.seeds)
-        with self.watch.bars(ranked + asked) as begin:
+        with self.screen.follow(ranked + asked) as begin:
             if settings.ordered:
                 self.order = self._ranked(fed, begin)
             for case in cases(settings, self.order.senders):
@@ -164,7 +175,9 @@ class Evaluation:
             name = " ".join(word for word in words if word != "none")
             self.tracker.metrics({f"accuracy_by_senders/{row.task}/{name}": row.accuracy}, step=len(row.senders))
 
-    def report(self, status: Status) -> Report:
+    def report(self, status: Status) -> Report | None:
+        if not self.members and status == "failed":  # a federation that never opened has nothing to report
+            return None
         settings, results = self.settings, self.results
         rows = results.rows() if results else ()
         return Report(
@@ -199,13 +212,8 @@ class Evaluation:
         found = (source(replace(base, task=replace(base.task, name=task))) for task in tasks)
         return tuple(Data(**asdict(origin)) for origin in found if origin)
 
-    def leave(self, status: Status) -> Path:
-        """Screen, table, figures, report and MLflow, from whatever was done. Returns the report's path."""
-        settings, tracker, report = self.settings, self.tracker, self.report(status)
-        self.watch.order(self.order)
-        self.watch.rows(report.evaluated, self.order.senders)
-        where = tracker.run()
-        path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
+    def keep(self, report: Report) -> None:
+        settings, tracker = self.settings, self.tracker
         if report.evaluated:
             tracker.describe(table.as_markdown(report))
             table.write(report, settings.output)
@@ -218,15 +226,12 @@ class Evaluation:
         tracker.table(
             "leakage.json", [dict(zip(leaks.HEADINGS, line, strict=True)) for line in leaks.lines(report.evaluated)]
         )
-        for file, folder in (("report.json", ""), ("table.md", ""), ("figures", "figures")):
-            tracker.artifact(settings.output / file, folder)
-        tracker.artifact(settings.output / ".hydra", "hydra", quotes=True)
-        tracker.close(ENDS[status])
-        if tracker.problem:
-            self.watch.untracked(tracker.problem, str(settings.output))
-        elif where:
-            self.watch.tracked(*where)
-        return path
+        for file, to in (("table.md", ""), ("figures", "figures")):
+            tracker.artifact(settings.output / file, to)
+
+    def show(self, report: Report) -> None:
+        self.screen.order(self.order)
+        self.screen.rows(report.evaluated, self.order.senders)
 
 
 def run(settings: EvaluateSettings, federation: Callable[[Settings], Federation] = Federation) -> int:
@@ -235,24 +240,7 @@ def run(settings: EvaluateSettings, federation: Callable[[Settings], Federation]
     Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report,
     and the same command with the same output goes on from there.
     """
-    status: Status = "failed"
-    private = any(case.way.rephrase != "none" for case in cases(settings, settings.senders))
-    with Tracker(settings.tracking, settings.output, name=f"evaluate {settings.receiver}", private=private) as tracker:
-        job = Evaluation(settings, tracker)
-        check_cases(settings)
-        job.check_fedattn()
-        job.check_specfed()
-        try:
-            with federation(settings.neutral) as fed:
-                job.open(fed)
-                job.work(fed)
-            status = "complete"
-        except KeyboardInterrupt:
-            status = "interrupted"
-        finally:
-            if job.members or status != "failed":  # a federation that never opened has nothing to report
-                print(f"report: {job.leave(status).absolute()}", flush=True)
-    return 130 if status == "interrupted" else 0
+    return Evaluation(settings, federation).run()
 
 
 def check_cases(settings: EvaluateSettings) -> None:

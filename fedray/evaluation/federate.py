@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 
 from fedray import report as reports
 from fedray.data.catalogue import BENCHMARKS
-from fedray.evaluation import dry_run, figures
+from fedray.evaluation import figures
 from fedray.evaluation.benchmarks import source
-from fedray.evaluation.record import Record, Status
+from fedray.evaluation.dry_run import DryRun
+from fedray.evaluation.record import Record
 from fedray.evaluation.scoring import for_task
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.tasks import Question, document_of, load_task, mismatched, request_fields
@@ -22,26 +22,55 @@ from fedray.group import MemberFailed
 from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
 from fedray.provision import check_tokens, sources
-from fedray.report import Report, Tracked
+from fedray.report import Report
+from fedray.reporting.job import Job, Status
 from fedray.settings import Settings
-from fedray.tracking import Status as TrackerStatus
-from fedray.tracking import Tracker
 from fedray.types import Answer, FedrayError, Missing, Request, Row, Usage
 
 ANSWER_TOKENS = 4096  # of all rows of one request: well under the 64 KiB a result may have
 
-ENDS: dict[Status, TrackerStatus] = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
-
-class Run:
+class Federate(Job[Settings, Screen]):
     """One run of the job: what it was told, what it has done, whom it tells."""
 
-    def __init__(self, settings: Settings, tracker: Tracker) -> None:
-        self.settings, self.tracker = settings, tracker
-        self.record = Record(settings)
-        self.screen = Screen(settings.zoo.name)
+    name = "federate"
 
-    def open(self, fed: Federation) -> None:
+    def __init__(
+        self, settings: Settings, questions: Sequence[Question], federation: Callable[[Settings], Federation]
+    ) -> None:
+        title = f"{settings.protocol.name} {'+'.join(settings.senders)} > {settings.receiver}"
+        screen = Screen(settings.zoo.name)
+        super().__init__(settings, screen, tracking=settings.tracking, title=title, private=settings.private)
+        self.questions, self.federation = questions, federation
+        self.record = Record(settings)
+        self.record.source = source(settings)
+
+    def work(self) -> None:
+        with self.federation(self.settings) as fed:
+            self._open(fed)
+            if self.settings.prompt is not None:
+                self._ask(fed, self.settings.prompt)
+            else:
+                self._evaluate(fed, self.questions)
+            self.record.remember(fed.memory())
+
+    def report(self, status: Status) -> Report | None:
+        opened = self.record.members or status != "failed"  # else there is nothing to report
+        return self.record.report(status) if opened else None
+
+    def keep(self, report: Report) -> None:
+        self._figures(report)
+        self.tracker.metrics(_metrics(report))
+        self.tracker.table(
+            "questions.json", [{**_row(r.answered()), "outcome": r.outcome} for r in self.record.results]
+        )
+
+    def show(self, report: Report) -> None:
+        self.screen.summary(report, self.record.results, self.record.by_group())
+        self.screen.unrephrased(self.record.unrephrased, report.n)
+        self.screen.unheard(self.record.unheard(), report.n)
+
+    def _open(self, fed: Federation) -> None:
         """Show and log who takes part."""
         settings = self.settings
         self.record.open(fed.members, fed.missing, fed.plan)
@@ -69,7 +98,7 @@ class Run:
             revisions=",".join(f"{m.name}={m.revision}" for m in fed.members.values() if m.revision) or None,
         )
 
-    def evaluate(self, fed: Federation, questions: Sequence[Question]) -> None:
+    def _evaluate(self, fed: Federation, questions: Sequence[Question]) -> None:
         """Ask every question twice: the receiver alone, and the federation."""
         settings, record = self.settings, self.record
         other = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
@@ -107,7 +136,7 @@ class Run:
         size = self.settings.task.batch_size
         return size, max(1, min(size, ANSWER_TOKENS // self.settings.generation.max_tokens))
 
-    def ask(self, fed: Federation, prompt: str) -> None:
+    def _ask(self, fed: Federation, prompt: str) -> None:
         """One prompt of the user's own, the federation's answer shown as it is decoded."""
         settings = self.settings
         request = fed.request(prompt, id="prompt")
@@ -120,27 +149,6 @@ class Run:
         self.screen.details(self.record.results[-1])
         self.tracker.trace(request, fed.last, started_ns)
 
-    def leave(self, status: Status) -> Path:
-        """Figures, screen, report and MLflow, from whatever was done. Returns the report's path."""
-        settings, tracker, record = self.settings, self.tracker, self.record
-        report = record.report(status)
-        self.screen.summary(report, record.results, record.by_group())
-        self.screen.unrephrased(record.unrephrased, report.n)
-        self.screen.unheard(record.unheard(), report.n)
-        where = tracker.run()
-        path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
-        self._figures(report)
-        tracker.metrics(_metrics(report))
-        tracker.table("questions.json", [{**_row(r.answered()), "outcome": r.outcome} for r in record.results])
-        tracker.artifact(settings.output / ".hydra", "hydra", quotes=True)
-        tracker.artifact(path, quotes=True)
-        tracker.close(ENDS[status])
-        if tracker.problem:
-            self.screen.untracked(tracker.problem, str(settings.output))
-        elif where:
-            self.screen.tracked(*where)
-        return path
-
     def _figures(self, report: Report) -> None:
         folder, found = figures.emptied(self.settings.output), self.record.by_group()
         label = figures.label(report.zoo, report.task, report.n)
@@ -152,44 +160,20 @@ class Run:
 
 
 def run(settings: Settings, federation: Callable[[Settings], Federation] = Federation) -> int:
-    """Do the job; returns the exit code. Prints `report: PATH` last.
-
-    Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report.
-    """
+    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
     settings = for_task(settings) if settings.prompt is None else settings
     questions = load_task(settings) if settings.prompt is None else []
     check_segments(settings, questions)
     check_free(settings, questions)
     check_tokens(settings, {source.name: source for source in sources(settings)})
     if settings.plan:
-        return dry_run.run(settings, questions)
+        return DryRun(settings, questions).run()
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
-        check_prompts(
-            sources(settings, list(dict.fromkeys(map(original_of, (settings.receiver, *settings.senders))))), own
-        )
-    status: Status = "failed"
-    with Tracker(
-        settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"
-    ) as tracker:
-        job = Run(settings, tracker)
-        job.record.source = source(settings)
-        try:
-            with federation(settings) as fed:
-                job.open(fed)
-                if settings.prompt is not None:
-                    job.ask(fed, settings.prompt)
-                else:
-                    job.evaluate(fed, questions)
-                job.record.remember(fed.memory())
-            status = "complete"
-        except KeyboardInterrupt:
-            status = "interrupted"
-        finally:
-            if job.record.members or status != "failed":  # a federation that never opened has nothing to report
-                print(f"report: {job.leave(status).absolute()}", flush=True)
-    return 130 if status == "interrupted" else 0
+        names = dict.fromkeys(map(original_of, (settings.receiver, *settings.senders)))
+        check_prompts(sources(settings, list(names)), own)
+    return Federate(settings, questions, federation).run()
 
 
 def check_segments(settings: Settings, questions: Sequence[Question]) -> None:
@@ -220,10 +204,6 @@ def batches(questions: Sequence[Question], size: int, free: int | None = None) -
     for freely, alike in groupby(questions, key=lambda q: q.offered is None):
         rows, step = list(alike), (free or size) if freely else size
         yield from (rows[i : i + step] for i in range(0, len(rows), step))
-
-
-def _name(settings: Settings) -> str:
-    return f"{settings.protocol.name} {'+'.join(settings.senders)} > {settings.receiver}"
 
 
 def _row(answered: reports.Answered) -> dict[str, object]:

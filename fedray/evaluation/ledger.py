@@ -27,8 +27,9 @@ FOLDER = "rows"
 class Ledger:
     """The measurements in one output folder."""
 
-    def __init__(self, output: Path) -> None:
-        self._folder = output / FOLDER
+    def __init__(self, output: Path, *, private: bool = False) -> None:
+        """private: rows, which hold rewrites, are readable by their owner only."""
+        self._folder, self._private = output / FOLDER, private
 
     def get(self, decided: Mapping[str, Any]) -> Measurement | None:
         """What is known of a case. Raises FedrayError where its file is damaged."""
@@ -48,8 +49,9 @@ class Ledger:
             "right": _bits(found.right),
             "by_member": {name: _bits(right) for name, right in found.by_member.items()},
         }
+        text = json.dumps({"decided": decided, "measured": values}, indent=1) + "\n"
         try:
-            write_whole(path, json.dumps({"decided": decided, "measured": values}, indent=1) + "\n")
+            write_whole(path, text, private=self._private)
         except OSError as error:
             raise FedrayError(
                 f"{path} cannot be written ({error.strerror}); make room, and the same command goes on from here"

@@ -13,11 +13,11 @@ from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.metrics import Comparison, compare, percentiles
 from fedray.evaluation.tasks import Question
 from fedray.report import Answered, Cost, Data, Learned, Participant, Report
+from fedray.reporting.job import Status
 from fedray.rounds import Speculation
 from fedray.settings import ALONE, Settings
 from fedray.types import Answer, Artifact, MemberInfo, Missing, Plan, Row, Usage
 
-Status = Literal["complete", "interrupted", "failed"]
 Outcome = Literal["rescued", "harmed", "both right", "both wrong", ""]
 
 

@@ -14,12 +14,12 @@ from fedray.evaluation.leaks import leaks
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
 from fedray.evaluation.tasks import Question
+from fedray.protocols import PROTOCOLS
 from fedray.report import Compared, Contribution, Evaluated
 from fedray.rounds import Speculation
 from fedray.types import MemberInfo
 
 T = TypeVar("T")
-RANKS = ("standalone", "self_refine", "ensemble", "route", "t2t", "specfed", "fedattn", "c2c")
 TOKEN_BYTES = 4  # one int32 id
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -228,7 +228,7 @@ class Results:
 
 def _rank(case: Case) -> int:
     """Which of two ways is asked what it adds to the other: caches come last."""
-    return RANKS.index(case.way.protocol)
+    return list(PROTOCOLS).index(case.way.protocol)
 
 
 def _rate(measured: Sequence[Measurement]) -> float | None:

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from fedray.evaluation.metrics import Comparison
 from fedray.evaluation.record import Outcome, Result
 from fedray.report import Cost, Learned, Participant, Report
-from fedray.tracking import browse
+from fedray.reporting import screen
+from fedray.reporting.screen import plain
 from fedray.types import Missing
 
 _STYLES: dict[Outcome, str] = {"rescued": "green", "harmed": "red", "both right": "", "both wrong": "dim", "": ""}
 _SHOWN: dict[Outcome, int] = {"rescued": 2, "harmed": 1, "both right": 1, "both wrong": 1, "": 5}
 
 
-class Screen:
-    """Writes to standard output; lines are as long as they need to be where that is a file."""
-
-    def __init__(self, zoo: str, console: Console | None = None) -> None:
-        self.zoo = zoo
-        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+class Screen(screen.Screen):
+    """The screen of jobs/federate.py."""
 
     def members(self, members: Sequence[Participant], kind: str | None = None) -> None:
         headings = ["member", "role", "family", "parameters", "device", "node", "pid"]
@@ -35,27 +27,26 @@ class Screen:
         if self.zoo != "tiny":
             headings += ["dtype", "commit"]
             rows = [[*row, m.dtype, m.revision[:12] or "-"] for row, m in zip(rows, members, strict=True)]
-        self._table("Who takes part", headings, rows)
+        self.table("Who takes part", headings, rows)
         if kind:
-            self._line(f"type: {kind} (FedRefine, Appendix A)\n")
+            self.line(f"type: {kind} (FedRefine, Appendix A)\n")
 
     def learned(self, learned: Sequence[Learned]) -> None:
         """Which versions of fusers and gates are in use."""
         if learned:
             versions = (f"{part.name} {str(part.hash)[:8]}" for part in learned)
-            self._line(f"learned parts: {', '.join(versions)}\n")
+            self.line(f"learned parts: {', '.join(versions)}\n")
 
     def untrained(self, learned: Sequence[Learned]) -> None:
         """Say that answers mean nothing where fusers were never trained."""
         names = [part.name for part in learned if part.status == "random"]
         if names:
-            self._line(f"random weights, never trained, so that no answer means anything: {', '.join(names)}\n")
+            self.line(f"random weights, never trained, so that no answer means anything: {', '.join(names)}\n")
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Callable[[int, Comparison | None], None]]:
         """A live bar; call what it yields with the questions done so far and their comparison."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[running]}"), console=self.console) as bar:
+        with self.bars() as bar:
             task = bar.add_task("questions", total=total, running="")
 
             def update(done: int, found: Comparison | None) -> None:
@@ -65,7 +56,7 @@ class Screen:
             yield update
 
     def alone(self, receiver: str, text: str) -> None:
-        self.console.print(Text.assemble((f"{receiver} alone  ", "bold"), plain(text)))
+        self.line(Text.assemble((f"{receiver} alone  ", "bold"), plain(text)))
 
     def stream(self, pieces: Iterable[str]) -> None:
         """Show an answer as it is decoded."""
@@ -78,9 +69,9 @@ class Screen:
         """Of a single prompt: what senders read in its place, and what each member answered."""
         answered = result.answered()
         for sender, text in answered.read.items():
-            self.console.print(Text.assemble((f"{sender} read  ", "dim"), plain(text)), soft_wrap=True)
+            self.line(Text.assemble((f"{sender} read  ", "dim"), plain(text)))
         for name, text in answered.by_member.items():
-            self.console.print(Text.assemble((f"{name} answered  ", "dim"), plain(text or "-")), soft_wrap=True)
+            self.line(Text.assemble((f"{name} answered  ", "dim"), plain(text or "-")))
 
     def summary(self, report: Report, results: Sequence[Result], found: Mapping[str, Comparison]) -> None:
         """Everything a finished (or interrupted) run has to say."""
@@ -90,7 +81,7 @@ class Screen:
             self.accuracy(found, report.scoring)
         if report.by_member:
             rows = ((name, f"{share:.1%}") for name, share in report.by_member.items())
-            self._table("Accuracy of each member's own answers", ("member", "accuracy"), rows)
+            self.table("Accuracy of each member's own answers", ("member", "accuracy"), rows)
         if report.usage.seconds:
             self.seconds(report.usage)
         if report.speculation:
@@ -106,7 +97,7 @@ class Screen:
             a = result.answered()
             texts = (a.question, a.gold or "-", a.alone or "-", a.federated or "-", result.outcome)
             rows.append([Text(plain(text), _STYLES[result.outcome]) for text in texts])
-        self._table("Some of the questions", ("question", "gold", "alone", "federated", ""), rows)
+        self.table("Some of the questions", ("question", "gold", "alone", "federated", ""), rows)
 
     def accuracy(self, found: Mapping[str, Comparison], scoring: str) -> None:
         rows: list[tuple[str, ...]] = []
@@ -117,18 +108,18 @@ class Screen:
             rows.append((name, str(c.n), alone, federated, str(c.rescued), str(c.harmed), p))
         headings = ("questions", "n", "alone", "federated", "rescued", "harmed", "paired p-value")
         how = "" if scoring == "text" else f" by {scoring}"
-        self._table(f"Accuracy{how}, ± one standard error", headings, rows)
+        self.table(f"Accuracy{how}, ± one standard error", headings, rows)
 
     def seconds(self, cost: Cost) -> None:
         rows = ((phase, f"{p.p50:.3f}", f"{p.p95:.3f}") for phase, p in cost.seconds.items())
         together = f", {cost.at_a_time} at a time" if cost.at_a_time > 1 else ""
-        self._table(f"Seconds per request, a batch of questions{together}", ("phase", "p50", "p95"), rows)
+        self.table(f"Seconds per request, a batch of questions{together}", ("phase", "p50", "p95"), rows)
         wire = f"{cost.bytes_per_token:,.0f} bytes per token of the receiver's prompts"
-        self._line(f"on the wire: {wire}, {cost.payload_bytes:,} bytes in all (zoo={self.zoo})\n")
+        self.line(f"on the wire: {wire}, {cost.payload_bytes:,} bytes in all (zoo={self.zoo})\n")
 
     def speculation(self, figures: Mapping[str, float | None]) -> None:
         rows = ((name.replace("_", " "), f"{value:,.4g}") for name, value in figures.items() if value is not None)
-        self._table("Rounds of SpecFed, means", ("", ""), rows)
+        self.table("Rounds of SpecFed, means", ("", ""), rows)
 
     def trust(self, trust: Mapping[str, Mapping[str, float]]) -> None:
         senders = sorted({sender for group in trust.values() for sender in group})
@@ -136,49 +127,24 @@ class Screen:
         for group, weights in trust.items():
             best = max(weights.values())
             rows.append([group, *(_weight(weights.get(sender), best) for sender in senders)])
-        self._table("Whom the gate trusted for what, mean weight", ("questions", *senders), rows)
+        self.table("Whom the gate trusted for what, mean weight", ("questions", *senders), rows)
 
     def unrephrased(self, flaws: Mapping[int, str], n: int) -> None:
         """Questions that no rewrite stood for, and what was wrong with one of those."""
         if flaws:
             flaw = plain(next(iter(flaws.values())))
-            self._line(
-                f"{len(flaws)} of {n} questions kept no whole rewrite ({flaw}): the receiver answered them alone"
-            )
+            self.line(f"{len(flaws)} of {n} questions kept no whole rewrite ({flaw}): the receiver answered them alone")
 
     def unheard(self, holders: Mapping[str, int], n: int) -> None:
         """Evidence that its holder read for nothing."""
         for name, count in holders.items():
-            self._line(
+            self.line(
                 f"the evidence of {name} was not heard in {count} of {n} questions: the gate, which does not read it, "
                 "shut its holder out; gate=open lets everybody in"
             )
 
     def missing(self, missing: Sequence[Missing]) -> None:
-        self._table("Who was missing", ("member", "why"), ((m.member, m.reason) for m in missing))
-
-    def tracked(self, uri: str, run_id: str) -> None:
-        self._line(browse(uri, run_id))
-
-    def untracked(self, problem: str, folder: str) -> None:
-        self._line(f"{problem}; the figures wait here, send them with `python -m fedray.tracking {folder}`")
-
-    def _line(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
-
-    def _table(self, title: str, headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in headings:
-            table.add_column(heading, overflow="fold")
-        for row in rows:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(plain(cell)) for cell in row))
-        self.console.print(Text(f"{title} (zoo={self.zoo})", "bold"))
-        self.console.print(table)
-
-
-def plain(text: str) -> str:
-    """A model's or a user's text without control characters, which a terminal would obey."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")
+        self.table("Who was missing", ("member", "why"), ((m.member, m.reason) for m in missing))
 
 
 def _weight(weight: float | None, best: float) -> Text:

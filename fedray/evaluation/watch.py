@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from fedray.evaluation import leaks
 from fedray.evaluation.screen import Screen
 from fedray.evaluation.words import p_value, per_token, who
@@ -20,11 +18,10 @@ class Watch(Screen):
     """The screen of jobs/evaluate.py."""
 
     @contextmanager
-    def bars(self, cases: int) -> Iterator[Callable[[str, int], Update]]:
+    def follow(self, cases: int) -> Iterator[Callable[[str, int], Update]]:
         """A bar over cases and one over questions. Call what it yields with a case's label and its questions; what that
         returns hears how many of them have been asked."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console) as bars:
+        with self.bars(running=False) as bars:
             rows = bars.add_task("cases", total=cases)
             questions = bars.add_task("", total=None)
             begun = 0
@@ -43,7 +40,7 @@ class Watch(Screen):
         gains = [(name, f"{order.gains[name]:+.1f}") for name in order.senders if name in order.gains]
         if gains:
             title = f"Order of the senders, by gain in points as the only one on {order.n} {order.by} questions"
-            self._table(title, ("sender", "gain"), gains)
+            self.table(title, ("sender", "gain"), gains)
 
     def rows(self, rows: Sequence[Evaluated], order: Sequence[str]) -> None:
         """The table of a finished, or interrupted, evaluation."""
@@ -63,16 +60,14 @@ class Watch(Screen):
             )
             for row in rows
         ]
-        self._table("Every case, ± one standard error; p against the receiver alone", headings, shown)
+        self.table("Every case, ± one standard error; p against the receiver alone", headings, shown)
         for row in rows:
             if row.unrephrased:
-                self.console.print(
+                self.line(
                     f"{row.way}: {row.unrephrased} of {row.n} questions kept no whole rewrite, the receiver answered "
-                    "them alone",
-                    highlight=False,
-                    soft_wrap=True,
+                    "them alone"
                 )
         if told := [line for line in leaks.lines(rows) if leaks.ALL in line]:
             chosen = [leaks.HEADINGS.index(heading) for heading in LEAKAGE]
             title = "What rephrasing gives away, by row; of one who counts words, and of a blind guess"
-            self._table(title, LEAKAGE, ([line[i] for i in chosen] for line in told))
+            self.table(title, LEAKAGE, ([line[i] for i in chosen] for line in told))

@@ -7,62 +7,76 @@ from pathlib import Path
 from fedray import report as reports
 from fedray.evaluation import zoo_table
 from fedray.llm.catalogue import NAMES
-from fedray.report import Learned, Report, Tracked
+from fedray.report import Learned, Report
+from fedray.reporting.job import Job, Status
 from fedray.settings import BuildSettings
-from fedray.tracking import Tracker
 from fedray.types import FedrayError
-from fedray.zoo import screen
-from fedray.zoo.build import Task, hash_of, members_of, stages
+from fedray.zoo.build import Task, build, hash_of, members_of, stages
+from fedray.zoo.screen import ZooScreen
+
+
+class Build(Job[BuildSettings, ZooScreen]):
+    """One build. The report is written anew with every part that is done: a killed build has one too."""
+
+    name = "build_zoo"
+
+    def __init__(self, settings: BuildSettings) -> None:
+        screen = ZooScreen("tiny")
+        super().__init__(settings, screen, tracking=settings.tracking, title=f"build zoo {settings.seed}")
+        self.seconds = _before(settings.output)
+        self.built: dict[str, float] = {}
+        self.rows: list[zoo_table.TableRow] = []
+
+    def work(self) -> None:
+        settings = self.settings
+        self.tracker.tags(job="build_zoo", zoo="tiny")
+        self.tracker.params(seed=settings.seed, everything=settings.everything, shorten=settings.shorten)
+        with self.screen.follow() as follow:
+            self.built = build(
+                settings.output,
+                seed=settings.seed,
+                everything=settings.everything,
+                workers=settings.workers,
+                shorten=settings.shorten,
+                on_progress=follow,
+                on_done=self._done,
+            )
+        if settings.table:
+            self.rows = zoo_table.run(settings.output, settings.seed)
+
+    def _done(self, task: Task, spent: float) -> None:
+        self.seconds[str(task)] = spent
+        self.tracker.metrics({f"seconds/{task}": spent})
+        self.save(self.report("interrupted"))
+
+    def report(self, status: Status) -> Report:
+        settings = self.settings
+        there = members_of(settings.output)
+        tasks = [task for stage in stages(settings.everything) for task in stage]
+        return Report(
+            job="build_zoo",
+            zoo="tiny",
+            receiver=NAMES[0],
+            senders=NAMES[1:],
+            seed=settings.seed,
+            status=status,
+            learned=tuple(
+                _part(task, hash_of(task, settings.output, there), self.seconds.get(str(task), 0.0)) for task in tasks
+            ),
+        )
+
+    def keep(self, report: Report) -> None:
+        self.tracker.metrics({f"accuracy/{row.name}": row.accuracy for row in self.rows})
+        for file in ("table.md", "table.json") if self.rows else ():
+            self.tracker.artifact(self.settings.output / file)
+
+    def show(self, report: Report) -> None:
+        self.screen.built(self.built, self.settings.seed)
 
 
 def run(settings: BuildSettings) -> int:
-    """Do the job; returns the exit code. Prints `report: PATH` last.
-
-    The report is written anew with every part that is done: a killed build has one too. Raises FedrayError.
-    """
-    seconds = _before(settings.output)
-    status = "failed"
-    with Tracker(settings.tracking, settings.output, name=f"build zoo {settings.seed}") as tracker:
-        tracker.tags(job="build_zoo", zoo="tiny")
-        tracker.params(seed=settings.seed, everything=settings.everything, shorten=settings.shorten)
-
-        def done(task: Task, spent: float) -> None:
-            seconds[str(task)] = spent
-            tracker.metrics({f"seconds/{task}": spent})
-            _leave(settings, "interrupted", seconds)
-
-        try:
-            screen.run(settings, done)
-            if settings.table:
-                rows = zoo_table.run(settings.output, settings.seed)
-                tracker.metrics({f"accuracy/{row.name}": row.accuracy for row in rows})
-                tracker.artifact(settings.output / "table.md")
-                tracker.artifact(settings.output / "table.json")
-            status = "complete"
-        except KeyboardInterrupt:
-            status = "interrupted"
-        finally:
-            where = tracker.run()
-            path = _leave(settings, status, seconds, Tracked(*where) if where else None)
-            print(f"report: {path.absolute()}", flush=True)
-    return 130 if status == "interrupted" else 0
-
-
-def _leave(settings: BuildSettings, status: str, seconds: dict[str, float], tracked: Tracked | None = None) -> Path:
-    there = members_of(settings.output)
-    tasks = [task for stage in stages(settings.everything) for task in stage]
-    parts = tuple(_part(task, hash_of(task, settings.output, there), seconds.get(str(task), 0.0)) for task in tasks)
-    report = Report(
-        job="build_zoo",
-        zoo="tiny",
-        receiver=NAMES[0],
-        senders=NAMES[1:],
-        seed=settings.seed,
-        status=status,
-        learned=parts,
-        tracking=tracked,
-    )
-    return reports.write(report, settings.output)
+    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
+    return Build(settings).run()
 
 
 def _part(task: Task, digest: str | None, seconds: float) -> Learned:

@@ -13,15 +13,16 @@ from fedray.group import Group
 from fedray.protocols import c2c, ensemble, fedattn, route, self_refine, specfed, standalone, t2t
 from fedray.types import Answer, FedrayError, Plan, Request
 
+# Of two that are compared, the later is asked what it adds to the earlier: caches come last.
 PROTOCOLS: dict[str, Callable[[Request, Plan, Group], Coroutine[Any, Any, Answer]]] = {
     "standalone": standalone.run,
     "self_refine": self_refine.run,
-    "t2t": t2t.run,
-    "c2c": c2c.run,
-    "route": route.run,
     "ensemble": ensemble.run,
-    "fedattn": fedattn.run,
+    "route": route.run,
+    "t2t": t2t.run,
     "specfed": specfed.run,
+    "fedattn": fedattn.run,
+    "c2c": c2c.run,
 }
 STREAMS: dict[str, Callable[[Request, Plan, Group], AsyncIterator[str | Answer]]] = {
     "standalone": standalone.stream,

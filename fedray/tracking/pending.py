@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fedray.disk import write_whole
+from fedray.text import MASKED, mask
 from fedray.tracking.store import Operation, Store, failures, load
 from fedray.types import FedrayError
 
@@ -17,7 +19,7 @@ PENDING = "tracking_pending.json"
 class Pending:
     """The rest of a journal, and the run it belongs to (None: not opened yet)."""
 
-    uri: str
+    uri: str  # masked: a password stays in MLFLOW_TRACKING_URI
     experiment: str
     name: str
     run_id: str | None
@@ -26,7 +28,7 @@ class Pending:
 
 def write(pending: Pending, folder: Path) -> Path:
     path = folder / PENDING
-    write_whole(path, json.dumps(asdict(pending), indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(asdict(pending), indent=1, ensure_ascii=False) + "\n", private=True)
     return path
 
 
@@ -53,17 +55,29 @@ def sync(folder: Path) -> tuple[str, str]:
         load()
     except ImportError as error:
         raise FedrayError(missing(error)) from error
+    uri = _address(pending.uri)
     try:
-        store = Store(pending.uri, pending.experiment, folder)
+        store = Store(uri, pending.experiment, folder)
         run_id = pending.run_id or store.open(pending.name)
         while pending.operations:
             store.apply(run_id, pending.operations[0])
             pending = replace(pending, run_id=run_id, operations=pending.operations[1:])
     except failures() as error:
         write(pending, folder)
-        raise FedrayError(f"MLflow at {pending.uri} still fails ({sentence(error)}); try again later") from error
+        reason = mask(sentence(error))
+        raise FedrayError(f"MLflow at {pending.uri} still fails ({reason}); try again later") from error
     (folder / PENDING).unlink()
     return pending.uri, run_id
+
+
+def _address(uri: str) -> str:
+    """The store's full URI. Raises FedrayError where its password must be given anew."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if mask(given) == uri:
+        return given
+    if MASKED in uri:
+        raise FedrayError(f"the password of {uri} is not kept: set MLFLOW_TRACKING_URI to the whole URI and try again")
+    return uri
 
 
 def missing(error: ImportError) -> str:

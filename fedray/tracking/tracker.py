@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+from fedray.text import mask
 from fedray.tracking import pending
 from fedray.tracking.spans import Veil, trace
 from fedray.tracking.store import SQLITE, Operation, Store, absolute, failures, load
@@ -50,7 +51,8 @@ class Tracker:
     """
 
     def __init__(self, settings: Settings, output: Path, *, name: str = "fedray", private: bool = False) -> None:
-        self.uri = absolute(settings.uri)
+        self._address = absolute(settings.uri)
+        self.uri = mask(self._address)  # as it is shown and kept
         self.problem: str | None = None  # one sentence, once MLflow has failed
         self._settings, self._output, self._name = settings, output, name
         self._veil = Veil(os.urandom(16)) if private else None
@@ -156,6 +158,7 @@ class Tracker:
             return
         if not self._journal:
             self._start()
+        operation = json.loads(mask(json.dumps(operation)))
         self._journal.append(operation)
         self._queue.put(operation)
 
@@ -173,14 +176,14 @@ class Tracker:
 
     def _work(self) -> None:
         try:
-            store = Store(self.uri, self._settings.experiment, self._output)
+            store = Store(self._address, self._settings.experiment, self._output)
             run_id = self._run_id = store.open(self._name)
             self._opened.set()
             while operation := self._queue.get():
                 store.apply(run_id, operation)
                 self._applied += 1
         except failures() as error:
-            self.problem = f"MLflow at {self.uri} fails ({pending.sentence(error)})"
+            self.problem = f"MLflow at {self.uri} fails ({mask(pending.sentence(error))})"
         finally:
             self._opened.set()
 

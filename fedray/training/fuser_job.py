@@ -21,7 +21,7 @@ from fedray.training.crew import Crew, Tell
 from fedray.training.data import BATCH
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
-from fedray.training.job import Job, Outcome, Task, settle
+from fedray.training.job import Outcome, Task, TrainingJob, settle
 from fedray.training.llms import hashes, pin, read, registry_of, revisions
 from fedray.training.material import Material, fitting, longest_of, of_data_set, of_world, said_of, world_of
 from fedray.training.memory import GIB, Load, Memory, check, estimate
@@ -45,16 +45,59 @@ class Order:
     memory: Memory | None
 
 
+class TrainFuser(TrainingJob[FuserJob]):
+    """Trains one fuser, or every one that a receiver lacks."""
+
+    name = "train_fuser"
+
+    def tasks(self) -> list[Task]:
+        settings = self.settings
+        assert settings.sender is not None
+        named = NAMES if settings.sender == EVERYONE else (settings.sender,)
+        llms = pin(settings, dict.fromkeys((settings.receiver, *named)))
+        senders = _without_fuser(settings, llms) if settings.sender == EVERYONE else named
+        return [self._task(llms[sender], llms[settings.receiver]) for sender in senders]
+
+    def _task(self, sender: Source, receiver: Source) -> Task:
+        """Raises FedrayError where it does not fit."""
+        settings, control = self.settings, self.settings.control
+        name = fuser_name(sender.name, receiver.name)
+        kind = f"{settings.fuser}-{settings.fusion}" + ("" if control == "none" else f"-{control}")
+        recipe = recipe_of(settings)
+        data = {"answers": settings.learns, "limit": settings.limit, **said_of(settings)}
+        memory = _needed(settings, recipe, sender, receiver) if self.workers.local else None
+        llms = {source.name: source for source in (receiver, sender)}
+        checkpoint = Checkpoint(
+            settings.root.absolute() / FOLDER / f"{name}.{kind}",
+            what=f"the fuser {sender.name} -> {receiver.name}" + ("" if control == "none" else f" (control={control})"),
+            llms=hashes(llms),
+            settings={**asdict(recipe), **data},
+        )
+
+        def register(outcome: Outcome, snapshot: Snapshot) -> Artifact:
+            to, by = outcome.members
+            fuser = build_fuser(fuser_config(recipe, by.spec, to.spec))
+            fuser.load_state_dict(snapshot.under("fuser"))
+            return Registry(settings.root).add_fuser(fuser, by, to, outcome.record)
+
+        params = {"sender": sender.name, "receiver": receiver.name, "control": control, "zoo": settings.zoo.name}
+        return Task(
+            name if control == "none" else f"{name}-{control}",
+            "fuser",
+            tuple(llms.values()),
+            (sender.name,),
+            Work(train, Order(sender, receiver, recipe, settings, checkpoint, memory)),
+            checkpoint,
+            register if control == "none" else None,
+            {**params, **asdict(recipe), **data, "workers": settings.workers},
+        )
+
+
 def run(settings: FuserJob) -> int:
     """Do the job; returns the exit code. Raises FedrayError."""
-    settings = settle(settings)
-    job = Job(settings, "train_fuser", settings.control)
-    job.check()
-    assert settings.sender is not None
-    named = NAMES if settings.sender == EVERYONE else (settings.sender,)
-    llms = pin(settings, dict.fromkeys((settings.receiver, *named)))
-    senders = _without_fuser(settings, llms) if settings.sender == EVERYONE else named
-    return job.run([_task(job, settings, llms[sender], llms[settings.receiver]) for sender in senders])
+    pair = f"{settings.sender}--{settings.receiver}"
+    title = f"train for {settings.receiver}" if settings.sender == EVERYONE else f"train {pair}"
+    return TrainFuser(settle(settings), title, settings.control).run()
 
 
 def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
@@ -170,41 +213,6 @@ def recipe_of(settings: FuserJob) -> FuserRecipe:
         validate_every=settings.validate_every,
         patience=settings.patience,
         seed=settings.seed,
-    )
-
-
-def _task(job: Job, settings: FuserJob, sender: Source, receiver: Source) -> Task:
-    """Raises FedrayError where it does not fit."""
-    control = settings.control
-    name = fuser_name(sender.name, receiver.name)
-    kind = f"{settings.fuser}-{settings.fusion}" + ("" if control == "none" else f"-{control}")
-    recipe = recipe_of(settings)
-    data = {"answers": settings.learns, "limit": settings.limit, **said_of(settings)}
-    memory = _needed(settings, recipe, sender, receiver) if job.workers.local else None
-    llms = {source.name: source for source in (receiver, sender)}
-    checkpoint = Checkpoint(
-        settings.root.absolute() / FOLDER / f"{name}.{kind}",
-        what=f"the fuser {sender.name} -> {receiver.name}" + ("" if control == "none" else f" (control={control})"),
-        llms=hashes(llms),
-        settings={**asdict(recipe), **data},
-    )
-
-    def register(outcome: Outcome, snapshot: Snapshot) -> Artifact:
-        to, by = outcome.members
-        fuser = build_fuser(fuser_config(recipe, by.spec, to.spec))
-        fuser.load_state_dict(snapshot.under("fuser"))
-        return Registry(settings.root).add_fuser(fuser, by, to, outcome.record)
-
-    params = {"sender": sender.name, "receiver": receiver.name, "control": control, "zoo": settings.zoo.name}
-    return Task(
-        name if control == "none" else f"{name}-{control}",
-        "fuser",
-        tuple(llms.values()),
-        (sender.name,),
-        Work(train, Order(sender, receiver, recipe, settings, checkpoint, memory)),
-        checkpoint,
-        register if control == "none" else None,
-        {**params, **asdict(recipe), **data, "workers": settings.workers},
     )
 
 

@@ -21,7 +21,7 @@ from fedray.training.conversations import conversations
 from fedray.training.crew import Crew, Tell
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
-from fedray.training.job import Job, Outcome, Task, settle
+from fedray.training.job import Outcome, Task, TrainingJob, settle
 from fedray.training.llms import hashes, pin, read, registry_of, revisions
 from fedray.training.material import Material, fitting, longest_of, of_data_set, said_of, world_of
 from fedray.training.memory import GIB, Load, Memory, check, estimate_gate
@@ -44,14 +44,72 @@ class Order:
     memory: Memory | None
 
 
+class TrainGate(TrainingJob[GateJob]):
+    """Trains one gate."""
+
+    name = "train_gate"
+
+    def tasks(self) -> list[Task]:
+        settings = self.settings
+        llms = pin(settings, (settings.receiver, *settings.senders))
+        _check_layers(settings.layers, llms[settings.receiver])
+        return [self._task(llms)]
+
+    def _task(self, llms: Mapping[str, Source]) -> Task:
+        """Raises FedrayError where a fuser is missing, and where it does not fit."""
+        settings = self.settings
+        receiver, senders = settings.receiver, {name: llms[name] for name in settings.senders}
+        name = gate_name(receiver)
+        recipe = GateRecipe(
+            operator=settings.fusion,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            price=settings.price,
+            layers=settings.layers,
+            starts=settings.starts,
+            seed=settings.seed,
+        )
+        weights = hashes(llms)
+        fusers = {sender: _fuser(settings, sender, weights) for sender in settings.senders}
+        memory = _needed(settings, llms[receiver], senders, fusers) if self.workers.local else None
+        data = {
+            "fuser": settings.fuser,
+            "limit": settings.limit,
+            "senders": settings.senders,
+            "fusers": {sender: artifact.hash for sender, artifact in fusers.items()},
+            **said_of(settings),
+        }
+        checkpoint = Checkpoint(
+            settings.root.absolute() / FOLDER / f"{name}.{settings.fuser}-{settings.fusion}",
+            what=f"the gate of {receiver} for {', '.join(settings.senders)}",
+            llms=weights,
+            settings={**asdict(recipe), **data},
+        )
+
+        def register(outcome: Outcome, snapshot: Snapshot) -> Artifact:
+            gate = Gate(GateConfig.from_dict(snapshot.values["gate"]))
+            gate.load_state_dict(snapshot.under("gate"))
+            return Registry(settings.root).add_gate(gate, outcome.members[0], outcome.record)
+
+        order = Order(llms[receiver], senders, fusers, recipe, settings, checkpoint, memory)
+        params = {"receiver": receiver, "zoo": settings.zoo.name, "workers": settings.workers}
+        return Task(
+            name,
+            "gate",
+            tuple(llms.values()),
+            settings.senders,
+            Work(train, order),
+            checkpoint,
+            register,
+            {**params, **asdict(recipe), **data},
+        )
+
+
 def run(settings: GateJob) -> int:
     """Do the job; returns the exit code. Raises FedrayError."""
-    settings = settle(settings)
-    job = Job(settings, "train_gate")
-    job.check()
-    llms = pin(settings, (settings.receiver, *settings.senders))
-    _check_layers(settings.layers, llms[settings.receiver])
-    return job.run([_task(job, settings, llms)])
+    return TrainGate(settle(settings), f"train {gate_name(settings.receiver)}").run()
 
 
 def _check_layers(layers: Sequence[int], receiver: Source) -> None:
@@ -140,57 +198,6 @@ def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers:
     assert memory is not None
     check(memory, s.device, needed, s.workers, lambda parts: f"at_once={max(1, s.at_once // parts)} fits")
     return memory
-
-
-def _task(job: Job, settings: GateJob, llms: Mapping[str, Source]) -> Task:
-    """Raises FedrayError where a fuser is missing, and where it does not fit."""
-    receiver, senders = settings.receiver, {name: llms[name] for name in settings.senders}
-    name = gate_name(receiver)
-    recipe = GateRecipe(
-        operator=settings.fusion,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        price=settings.price,
-        layers=settings.layers,
-        starts=settings.starts,
-        seed=settings.seed,
-    )
-    weights = hashes(llms)
-    fusers = {sender: _fuser(settings, sender, weights) for sender in settings.senders}
-    memory = _needed(settings, llms[receiver], senders, fusers) if job.workers.local else None
-    data = {
-        "fuser": settings.fuser,
-        "limit": settings.limit,
-        "senders": settings.senders,
-        "fusers": {sender: artifact.hash for sender, artifact in fusers.items()},
-        **said_of(settings),
-    }
-    checkpoint = Checkpoint(
-        settings.root.absolute() / FOLDER / f"{name}.{settings.fuser}-{settings.fusion}",
-        what=f"the gate of {receiver} for {', '.join(settings.senders)}",
-        llms=weights,
-        settings={**asdict(recipe), **data},
-    )
-
-    def register(outcome: Outcome, snapshot: Snapshot) -> Artifact:
-        gate = Gate(GateConfig.from_dict(snapshot.values["gate"]))
-        gate.load_state_dict(snapshot.under("gate"))
-        return Registry(settings.root).add_gate(gate, outcome.members[0], outcome.record)
-
-    order = Order(llms[receiver], senders, fusers, recipe, settings, checkpoint, memory)
-    params = {"receiver": receiver, "zoo": settings.zoo.name, "workers": settings.workers}
-    return Task(
-        name,
-        "gate",
-        tuple(llms.values()),
-        settings.senders,
-        Work(train, order),
-        checkpoint,
-        register,
-        {**params, **asdict(recipe), **data},
-    )
 
 
 def _fuser(settings: GateJob, sender: str, weights: Mapping[str, str]) -> Artifact:

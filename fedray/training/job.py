@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedray import provision
-from fedray import report as reports
 from fedray.llm.source import Source
-from fedray.report import Data, Learned, Participant, Report, Tracked
+from fedray.report import Data, Learned, Participant, Report
+from fedray.reporting.job import Job, Status
 from fedray.tracking import Tracker
 from fedray.training import figures
 from fedray.training.checkpoint import Checkpoint, Snapshot
@@ -20,7 +21,7 @@ from fedray.training.llms import dtype_of
 from fedray.training.screen import Screen
 from fedray.training.settings import FuserJob, GateJob
 from fedray.training.workers import Work, Workers, check, run
-from fedray.types import Artifact, FedrayError, MemberInfo
+from fedray.types import Artifact, MemberInfo
 
 LOG_EVERY = 10  # steps between two points of MLflow's curves
 S = TypeVar("S", FuserJob, GateJob)
@@ -63,15 +64,15 @@ class Task:
     params: Mapping[str, Any]
 
 
-class Job:
-    """One run of a training job."""
+class TrainingJob(Job[S, Screen]):
+    """One run of a training job: one task, or several, each in an MLflow run of its own below the job's."""
 
-    def __init__(self, settings: FuserJob | GateJob, name: str, control: str = "none") -> None:
-        self.settings = settings
+    def __init__(self, settings: S, title: str, control: str = "none") -> None:
+        super().__init__(settings, Screen(settings.zoo.name), tracking=settings.tracking, title=title)
         self.workers = Workers(settings.workers, settings.threads, settings.device, settings.ray, settings.root)
-        self.screen = Screen(settings.zoo.name)
+        self._begun = False
         self._report = Report(
-            job=name,
+            job=self.name,
             zoo=settings.zoo.name,
             receiver=settings.receiver,
             senders=(),
@@ -83,17 +84,16 @@ class Job:
             control=control,
         )
 
-    def check(self) -> None:
-        """Refuse what cannot be had here, before anything is asked of the hub. Raises FedrayError."""
-        check(self.workers)
+    @abstractmethod
+    def tasks(self) -> Sequence[Task]:
+        """Plan what is to be trained. Raises FedrayError where it cannot be had."""
+
+    def work(self) -> None:
+        """Train one after the other. Raises FedrayError for what cannot be trained."""
+        check(self.workers)  # before anything is asked of the hub
         if self.settings.zoo.name == "hub" and self.settings.data.name == "tiny":
             self.screen.line("data=tiny asks about a made-up world, of which only its own zoo's LLMs know anything")
-
-    def run(self, tasks: Sequence[Task]) -> int:
-        """Train one after the other; returns the exit code. Prints `report: PATH` last.
-
-        Raises FedrayError for what cannot be trained; what was done until then is in the report.
-        """
+        tasks = self.tasks()
         self._report = replace(self._report, senders=tuple(dict.fromkeys(s for task in tasks for s in task.senders)))
         with ExitStack() as claims:
             for task in tasks:  # refused before anything is downloaded or loaded
@@ -103,71 +103,60 @@ class Job:
                 task.checkpoint.check()
             if self.workers.local:  # elsewhere, workers download for themselves
                 provision.download(list({source.name: source for task in tasks for source in task.llms}.values()))
-            return self._train_all(tasks)
+            self._begun = True
+            self._train_all(tasks)
 
-    def _train_all(self, tasks: Sequence[Task]) -> int:
-        status = "failed"
-        try:
-            with self._above(tasks) as above:
-                for task in tasks:
-                    self._train(task, tasks, above.run())
-            self.screen.tracked(above, str(self.settings.output))
-            if not tasks:
-                self.screen.line("nothing to train: every pair has its fuser")
-            status = "complete"
-        except KeyboardInterrupt:
-            status = "interrupted"
+    def report(self, status: Status) -> Report | None:
+        return replace(self._report, status=status) if self._begun else None
+
+    def show(self, report: Report) -> None:
+        if report.status == "interrupted":
             self.screen.line("interrupted; the same command goes on from the last checkpoint")
-        finally:
-            with suppress(FedrayError) if status == "failed" else nullcontext():  # a full disk takes no report either
-                print(f"report: {self._leave(status).absolute()}", flush=True)
-        return 130 if status == "interrupted" else 0
+        elif not report.learned:
+            self.screen.line("nothing to train: every pair has its fuser")
 
-    def _above(self, tasks: Sequence[Task]) -> Tracker:
-        """The run above those of several tasks in MLflow; one task has none."""
+    def _train_all(self, tasks: Sequence[Task]) -> None:
         settings = self.settings
-        tracker = Tracker(settings.tracking, settings.output, name=f"train for {settings.receiver}")
-        if len(tasks) > 1:
-            tracker.tags(job=self._report.job, zoo=settings.zoo.name)
-            tracker.params(receiver=settings.receiver, senders=", ".join(self._report.senders))
-        return tracker
+        if len(tasks) == 1:
+            self._train(tasks[0], self.tracker, settings.output)
+        elif tasks:
+            self.tracker.tags(job=self.name, zoo=settings.zoo.name)
+            self.tracker.params(receiver=settings.receiver, senders=", ".join(self._report.senders))
+            for task in tasks:
+                folder, above = settings.output / task.name, self.tracker.run()
+                with Tracker(settings.tracking, folder, name=f"train {task.name}") as tracker:
+                    if above:
+                        tracker.tags(**{"mlflow.parentRunId": above[1]})
+                    self._train(task, tracker, folder)
+                self.show_problem(tracker, folder)
 
-    def _train(self, task: Task, tasks: Sequence[Task], above: tuple[str, str] | None) -> None:
-        """One task, in a run of its own in MLflow; where there are several, each has a folder for what it leaves."""
-        settings = self.settings
-        folder = settings.output / task.name if len(tasks) > 1 else settings.output
+    def _train(self, task: Task, tracker: Tracker, folder: Path) -> None:
+        """Train one, and keep what came of it. folder: where its figures go."""
         part = Learned(task.name, task.role, "failed")
         started = time.perf_counter()
-        with Tracker(settings.tracking, folder, name=f"train {task.name}") as tracker:
-            tracker.tags(job=self._report.job, zoo=settings.zoo.name)
-            if above:
-                tracker.tags(**{"mlflow.parentRunId": above[1]})
-            tracker.params(**task.params)
-            try:
-                with self.screen.progress(task.name) as bar:
+        tracker.tags(job=self.name, zoo=self.settings.zoo.name)
+        tracker.params(**task.params)
+        try:
+            with self.screen.progress(task.name) as bar:
 
-                    def tell(phase: str, step: int, of: int, running: Mapping[str, float]) -> None:
-                        nonlocal part
-                        bar(phase, step, of, running)
-                        if running:
-                            part = replace(part, steps=step, figures={**part.figures, **running})
-                        if step % LOG_EVERY == 0 or step == of or "validation/loss" in running:
-                            tracker.metrics(running, step)
+                def tell(phase: str, step: int, of: int, running: Mapping[str, float]) -> None:
+                    nonlocal part
+                    bar(phase, step, of, running)
+                    if running:
+                        part = replace(part, steps=step, figures={**part.figures, **running})
+                    if step % LOG_EVERY == 0 or step == of or "validation/loss" in running:
+                        tracker.metrics(running, step)
 
-                    outcome = run(task.work, self._workers(task), tell)
-                part = self._register(task, outcome, part, tracker, folder)
-            except KeyboardInterrupt:
-                part = replace(part, status="interrupted")
-                raise
-            finally:
-                part = replace(part, seconds=time.perf_counter() - started)
-                where = above or tracker.run()
-                tracking = Tracked(*where) if where else None
-                self._report = replace(self._report, learned=(*self._report.learned, part), tracking=tracking)
-            tracker.artifact(self._leave("complete" if task is tasks[-1] else "interrupted"))
-            tracker.artifact(settings.output / ".hydra", "hydra")
-        self.screen.learned(part, outcome.trust, str(settings.root))
-        self.screen.tracked(tracker, str(folder))
+                outcome = run(task.work, self._workers(task), tell)
+            part = self._register(task, outcome, part, tracker, folder)
+        except KeyboardInterrupt:
+            part = replace(part, status="interrupted")
+            raise
+        finally:
+            part = replace(part, seconds=time.perf_counter() - started)
+            self._report = replace(self._report, learned=(*self._report.learned, part))
+        self.save(replace(self._report, status="interrupted"))  # others may follow
+        self.screen.learned(part, outcome.trust, str(self.settings.root))
 
     def _register(self, task: Task, outcome: Outcome, part: Learned, tracker: Tracker, folder: Path) -> Learned:
         """The finished weights into the registry, and everything into the report and to MLflow."""
@@ -198,10 +187,6 @@ class Job:
 
     def _workers(self, task: Task) -> Workers:
         return replace(self.workers, folder=task.checkpoint.path.parent.absolute())
-
-    def _leave(self, status: str) -> Path:
-        self._report = replace(self._report, status=status)
-        return reports.write(self._report, self.settings.output)
 
 
 def settle(settings: S) -> S:

@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import TaskID
 
-from fedray.settings import BuildSettings
-from fedray.zoo import build
+from fedray.reporting.screen import Screen
+from fedray.zoo.build import Progress
 
 
-def run(settings: BuildSettings, on_done: Callable[[build.Task, float], None]) -> None:
-    """Build and show it; `on_done` hears of every part as soon as it is there."""
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[metrics]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
-        shown: dict[str, TaskID] = {}
+class ZooScreen(Screen):
+    """The screen of jobs/build_zoo.py."""
 
-        def follow(report: build.Progress) -> None:
-            name = str(report.task)
-            metrics = ", ".join(f"{key} {value:.3f}" for key, value in report.metrics.items())
-            if name not in shown:
-                shown[name] = bars.add_task(name, total=report.steps, metrics="")
-            bars.update(shown[name], completed=report.step, metrics=metrics)
+    @contextmanager
+    def follow(self) -> Iterator[Callable[[Progress], None]]:
+        """A live bar per part; call what it yields as parts go on."""
+        with self.bars() as bars:
+            shown: dict[str, TaskID] = {}
 
-        seconds = build.build(
-            settings.output,
-            seed=settings.seed,
-            everything=settings.everything,
-            workers=settings.workers,
-            shorten=settings.shorten,
-            on_progress=follow,
-            on_done=on_done,
-        )
-    table = Table(title=f"zoo=tiny, world seed {settings.seed}")
-    table.add_column("built")
-    table.add_column("seconds", justify="right")
-    for name, spent in seconds.items():
-        table.add_row(name, f"{spent:.0f}")
-    console.print(table if seconds else "everything is there already")
+            def follow(progress: Progress) -> None:
+                name = str(progress.task)
+                if name not in shown:
+                    shown[name] = bars.add_task(name, total=progress.steps, running="")
+                running = ", ".join(f"{key} {value:.3f}" for key, value in progress.metrics.items())
+                bars.update(shown[name], completed=progress.step, running=running)
+
+            yield follow
+
+    def built(self, seconds: Mapping[str, float], seed: int) -> None:
+        """Print what this run built."""
+        rows = [(name, f"{spent:.0f}") for name, spent in seconds.items()]
+        self.table(f"World seed {seed}", ("built", "seconds"), rows)
+        if not rows:
+            self.line("everything is there already")

@@ -15,6 +15,7 @@ from fedray.evaluation.measure import Measurement
 from fedray.evaluation.results import Results
 from fedray.evaluation.tasks import Question
 from fedray.llm.catalogue import copies
+from fedray.protocols import PROTOCOLS
 from fedray.report import Evaluated, Order, Report
 from fedray.sharing import FedAttn
 from fedray.types import KVSpec, MemberInfo, Missing
@@ -43,6 +44,15 @@ def results(answers: dict[tuple[str, tuple[str, ...], Way], str]) -> Results:
         payload = 1000 * len(senders) if way.protocol == "c2c" else 0
         found.add(Case("tiny", receiver, senders, way), 0, QUESTIONS, answered(bits, payload))
     return found
+
+
+def test_a_protocol_of_tomorrow_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROTOCOLS, "debate", PROTOCOLS["t2t"])
+    debated = results(
+        {(R, (), STANDALONE): "11000000", (R, (A, B), C2C): "01111110", (R, (A, B), Way("debate")): "1" * 8}
+    )
+    assert {row.protocol for row in debated.rows()} == {"standalone", "c2c", "debate"}
+    assert [(found.a, found.b) for found in debated.comparisons()] == [("c2c", "debate")]
 
 
 FOUND = results(

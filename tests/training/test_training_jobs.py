@@ -82,7 +82,7 @@ def test_what_mlflow_shows_arrives_later_where_its_server_is_down(
 ) -> None:
     made = settings(tmp_path, tracking={"uri": "http://127.0.0.1:9"})
     assert fuser_job.run(made) == 0
-    assert f"the figures wait, send them with `python -m fedray.tracking {made.output}`" in capsys.readouterr().out
+    assert f"the figures wait here, send them with `python -m fedray.tracking {made.output}`" in capsys.readouterr().out
     left = report.read(made.output)
     (part,) = left.learned
     assert (left.status, left.tracking) == ("complete", None) and part.hash
@@ -202,7 +202,7 @@ def test_a_full_disk_is_a_sentence_and_the_training_goes_on(
     _, part = train(made, capsys)
     assert part.resumed_at == 12 and part.hash == whole.hash
 
-    def no_report(*args: object) -> Path:
+    def no_report(*args: object, **how: object) -> Path:
         raise FedrayError("report.json cannot be written")
 
     monkeypatch.setattr(report, "write", no_report)
