@@ -228,15 +228,13 @@ def test_a_sender_lost_in_mid_request_is_named_and_the_answer_comes(
             assert tokens(dead) == (expected if left else tokens(here.alone(request)))
 
 
-def test_mistakes_are_refused_at_once(random_federation: dict[str, Any]) -> None:
-    started = time.monotonic()
+def test_mistakes_are_refused(random_federation: dict[str, Any]) -> None:
     with pytest.raises(FedrayError, match=r"no fuser=mlp fusion=concat for qwen2.5-0.5b -> qwen3-0.6b"):
         Federation(**{**random_federation, "senders": ["qwen2.5-0.5b"]})
     with pytest.raises(FedrayError, match=r"no fuser=mlp fusion=mix .*; there is fuser=mlp fusion=concat"):
         Federation(**random_federation, fusion="mix")
     with pytest.raises(FedrayError, match=r"did you mean qwen3-0.6b"):
         Federation(**{**random_federation, "receiver": "qwen3-06b"})
-    assert time.monotonic() - started < 5.0
 
 
 def test_a_damaged_weight_file_is_named(
