@@ -21,7 +21,7 @@ from fedray.disk import whole_folder
 from fedray.fusion import hub
 from fedray.fusion.manifest import Manifest, version_folder
 from fedray.fusion.registry import SHIPPED, Registry
-from fedray.fusion.store import MANIFEST, read_weights, write_version
+from fedray.fusion.store import MANIFEST, WEIGHTS, read_weights, write_version
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, EMBEDDED, NAMES
 from fedray.report import Learned, Report
@@ -181,7 +181,10 @@ def _kind(manifest: Manifest) -> tuple[str, str]:
 
 
 def _size(folder: Path) -> str:
-    return f"{(folder / 'model.safetensors').stat().st_size / 2**20:.2f} MiB"
+    try:
+        return f"{(folder / WEIGHTS).stat().st_size / 2**20:.2f} MiB"
+    except OSError:  # somebody has just deleted it
+        return ""
 
 
 def _text(value: object) -> str:

@@ -31,13 +31,14 @@ def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
 def _gates(weights: Path) -> dict[str, float]:
     """The gate logits of a version; none where its file cannot be read, so that whoever loads it says why."""
     try:
-        return _logits(weights, weights.stat().st_mtime_ns)
-    except (OSError, SafetensorError, RuntimeError):  # the last: one that is no single number
+        there = weights.stat()
+        return _logits(weights, (there.st_ino, there.st_mtime_ns))
+    except (OSError, SafetensorError, ValueError, RuntimeError):  # the last two: of a tensor that is no single number
         return {}
 
 
 @lru_cache(maxsize=256)
-def _logits(weights: Path, written_ns: int) -> dict[str, float]:
+def _logits(weights: Path, written: tuple[int, int]) -> dict[str, float]:
     with safe_open(weights, "pt") as tensors:
         names = [name for name in tensors.keys() if name.endswith("_gate_logit")]  # noqa: SIM118
         return {name: float(tensors.get_tensor(name)) for name in names}

@@ -24,7 +24,7 @@ _ATTEMPTS = 5  # to write a version that another process deletes meanwhile
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and validate the manifest of a version folder. Raises FedrayError."""
+    """Read and validate the manifest of a version folder, which has weights too. Raises FedrayError."""
     path = folder / MANIFEST
     try:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
@@ -33,6 +33,8 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)[:200]
         raise FedrayError(f"{path} cannot be read ({reason}); delete the folder or train again") from error
+    if not (folder / WEIGHTS).is_file():
+        raise FedrayError(f"{folder / WEIGHTS} cannot be read (it is missing); delete the folder or train again")
     return manifest
 
 
