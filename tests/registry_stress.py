@@ -25,6 +25,7 @@ from fedray.llm.loading import describe
 from fedray.types import FedrayError
 
 SENDER, RECEIVER = "qwen2.5-0.5b", "qwen3-0.6b"
+FILES = ("manifest.json", "model.safetensors")
 
 
 class Versions:
@@ -48,9 +49,19 @@ class Versions:
         """Do what a plan and the member behind it do. Raises FedrayError."""
         load_fuser(self.registry.find_fuser(*self._llms, "mlp", "concat"))
 
-    def faults(self) -> dict[str, int]:
-        """How many versions are gone, and how many cannot be loaded."""
-        folders = [Path(self.registry.path or "") / f"{SENDER}--{RECEIVER}" / digest for digest in self.hashes]
+    def folder(self, number: int) -> Path:
+        return Path(self.registry.path or "") / f"{SENDER}--{RECEIVER}" / self.hashes[number]
+
+    def damage(self, number: int) -> None:
+        """Flip a bit of its weights, behind the back of whoever registers."""
+        weights = self.folder(number) / "model.safetensors"
+        blob = bytearray(weights.read_bytes())
+        blob[len(blob) // 2] ^= 1
+        weights.write_bytes(blob)
+
+    def faults(self, but: int | None = None) -> dict[str, int]:
+        """How many versions are gone, and how many cannot be loaded, `but` one left out."""
+        folders = [self.folder(number) for number in range(len(self.hashes)) if number != but]
         lost = [folder for folder in folders if not folder.is_dir()]
         unreadable = 0
         for folder in folders:
@@ -83,8 +94,11 @@ def forked(work: Callable[[], dict[str, int]]) -> tuple[int, Callable[[], dict[s
     return pid, outcome
 
 
-def kill(root: Path, times: int, draws: random.Random) -> dict[str, int]:
-    """SIGKILL a process that registers existing versions again and again, at `times` random moments."""
+def kill(root: Path, times: int, draws: random.Random, damaged: int | None = None) -> dict[str, int]:
+    """SIGKILL a process that registers existing versions again and again, at `times` random moments.
+
+    damaged: a version that it finds damaged and mends; one file of it or the other may be missing at no moment.
+    """
     versions, found = Versions(root), {"kills": 0, "lost": 0, "unreadable": 0}
 
     def work() -> dict[str, int]:
@@ -92,15 +106,20 @@ def kill(root: Path, times: int, draws: random.Random) -> dict[str, int]:
             versions.add_all()
 
     for _ in range(times):
+        if damaged is not None:
+            versions.damage(damaged)
         pid, outcome = forked(work)
         time.sleep(draws.uniform(0.0, 0.1))
         os.kill(pid, signal.SIGKILL)
         outcome()
-        faults = versions.faults()
+        faults = versions.faults(but=damaged)
+        if damaged is not None:
+            faults["lost"] += not all((versions.folder(damaged) / name).is_file() for name in FILES)
         found = {key: value + faults.get(key, 1) for key, value in found.items()}
         if any(faults.values()):
-            versions.add_all()
+            versions.add_all()  # so that each kill finds them all
     versions.add_all()
+    assert not any(versions.faults().values())
     return {**found, "left over": len(_left_over(root))}
 
 
@@ -144,6 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fedray-") as folder:
         found = {
             "killed": kill(Path(folder, "killed"), given.kills, random.Random(given.seed)),
+            "mending": kill(Path(folder, "mending"), given.kills, random.Random(given.seed), damaged=0),
             "crowded": crowd(Path(folder, "crowded"), given.seconds),
         }
     print(json.dumps(found))
