@@ -88,13 +88,29 @@ def test_a_damaged_version_is_there_while_it_is_mended(versions: Versions, monke
     move = store.moved
 
     def watching(new: Path, final: Path) -> bool:
+        seen.append(all((folder / name).is_file() for name in FILES))
         done = move(new, final)
         seen.append(all((folder / name).is_file() for name in FILES))
         return done
 
     monkeypatch.setattr(store, "moved", watching)
     versions.add(0)
-    assert seen == [True]
+    assert seen == [True, True]
+
+
+def test_a_version_that_is_deleted_while_it_is_registered_is_written(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_newest, deleted = store._make_newest, []
+
+    def late(manifest: Path, folder: Path) -> None:
+        if not deleted:
+            deleted.append(versions.registry.delete(folder.parent.name, folder.name))
+        make_newest(manifest, folder)
+
+    monkeypatch.setattr(store, "_make_newest", late)
+    versions.add(0)
+    assert deleted == [versions.folder(0)] and versions.faults() == {"lost": 0, "unreadable": 0}
 
 
 def test_which_layers_are_read_is_looked_up_again_in_a_mended_version(tmp_path: Path) -> None:
