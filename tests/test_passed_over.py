@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RECEIVER, SENDERS
+from short_training import settings
 from test_inventory import do
 from tiny import QUESTIONS, random_fuser, random_llm
 
@@ -18,6 +20,7 @@ from fedray.fusion.gating import Gate, GateConfig
 from fedray.fusion.registry import Registry
 from fedray.llm.loading import describe, load
 from fedray.planner import Planner
+from fedray.training import fuser_job
 from fedray.types import FedrayError
 
 SENDER = SENDERS[0]
@@ -168,6 +171,17 @@ def test_what_is_trained_next_uses_the_version_before(
     weights = {info.name: info.weights_hash for info in infos}
     found = store.fuser_in_use(SENDER, RECEIVER, weights, "mlp", "concat")
     assert found and found.path == str(old) and str(new) in store.passed_over(PAIR)
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_a_training_names_it(spoil: Spoil, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embedded = Registry().pick(PAIR)[1]
+    own = tmp_path / "registry" / PAIR / embedded.name
+    shutil.copytree(embedded, own)
+    spoil(own)
+    assert fuser_job.run(settings(tmp_path, sender="all")) == 0
+    said = capsys.readouterr().out
+    assert "nothing to train" in said and said.count(f"passed over: {own}") == 1
 
 
 @pytest.mark.parametrize("spoil", SPOIL)

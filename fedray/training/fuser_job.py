@@ -53,7 +53,7 @@ def run(settings: FuserJob) -> int:
     assert settings.sender is not None
     named = NAMES if settings.sender == EVERYONE else (settings.sender,)
     llms = pin(settings, dict.fromkeys((settings.receiver, *named)))
-    senders = _without_fuser(settings, llms) if settings.sender == EVERYONE else named
+    senders = _without_fuser(job, settings, llms) if settings.sender == EVERYONE else named
     return job.run([_task(job, settings, llms[sender], llms[settings.receiver]) for sender in senders])
 
 
@@ -208,7 +208,7 @@ def _task(job: Job, settings: FuserJob, sender: Source, receiver: Source) -> Tas
     )
 
 
-def _without_fuser(settings: FuserJob, llms: Mapping[str, Source]) -> list[str]:
+def _without_fuser(job: Job, settings: FuserJob, llms: Mapping[str, Source]) -> list[str]:
     """Senders whose fuser of this kind into the receiver a federation would not find."""
     receiver, registry, weights = settings.receiver, registry_of(settings), hashes(llms)
 
@@ -216,4 +216,6 @@ def _without_fuser(settings: FuserJob, llms: Mapping[str, Source]) -> list[str]:
         of_pair = {name: weights[name] for name in (sender, receiver)}
         return registry.fuser_in_use(sender, receiver, of_pair, settings.fuser, settings.fusion) is not None
 
-    return [name for name in NAMES if name != receiver and not has_one(name)]
+    without = [name for name in NAMES if name != receiver and not has_one(name)]
+    job.screen.passed_over(registry.problems)
+    return without

@@ -157,8 +157,9 @@ def _task(job: Job, settings: GateJob, llms: Mapping[str, Source]) -> Task:
         starts=settings.starts,
         seed=settings.seed,
     )
-    weights = hashes(llms)
-    fusers = {sender: _fuser(settings, sender, weights) for sender in settings.senders}
+    weights, registry = hashes(llms), registry_of(settings)
+    fusers = {sender: _fuser(settings, registry, sender, weights) for sender in settings.senders}
+    job.screen.passed_over(registry.problems)
     memory = _needed(settings, llms[receiver], senders, fusers) if job.workers.local else None
     data = {
         "fuser": settings.fuser,
@@ -193,11 +194,10 @@ def _task(job: Job, settings: GateJob, llms: Mapping[str, Source]) -> Task:
     )
 
 
-def _fuser(settings: GateJob, sender: str, weights: Mapping[str, str]) -> Artifact:
+def _fuser(settings: GateJob, registry: Registry, sender: str, weights: Mapping[str, str]) -> Artifact:
     """The fuser in use between a sender and the receiver. Raises FedrayError where there is none."""
     receiver, kind, operator = settings.receiver, settings.fuser, settings.fusion
     of_pair = {name: weights[name] for name in (sender, receiver)}
-    registry = registry_of(settings)
     found = registry.fuser_in_use(sender, receiver, of_pair, kind, operator)
     if found is None:
         hub = "" if settings.zoo.name == "tiny" else f"zoo={settings.zoo.name} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -85,6 +86,11 @@ class Screen:
             self.line(f"{tracker.problem}; the figures wait, send them with `python -m fedray.tracking {folder}`")
         elif where:
             self.line(browse(*where))
+
+    def passed_over(self, problems: Mapping[Path, str]) -> None:
+        """Versions in the registry that do not hold."""
+        for problem in problems.values():
+            self.line(f"passed over: {problem}")
 
     def line(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
