@@ -98,10 +98,11 @@ class Schema(Generic[T]):
         for key in value:
             if key not in hints:
                 raise self.unknown(f"{prefix}{key}")
-        for field in fields(cls):
-            if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
-                raise FedrayError(f"{prefix}{field.name} is missing")
-        return cls(**{key: self._read(hints[key], inner, prefix + key) for key, inner in value.items()})
+        read = {key: self._read(hints[key], inner, prefix + key) for key, inner in value.items()}
+        needed = (field for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING)
+        if absent := [f"{prefix}{field.name}" for field in needed if field.name not in read]:
+            raise FedrayError(f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing")
+        return cls(**read)
 
     def _mapping(self, hint: Any, value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, Mapping):

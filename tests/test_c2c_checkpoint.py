@@ -162,7 +162,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nested arguments": (lambda p: (p / "final/projector_2.json").write_text(DEEP), r"r_2\.json is missing or damaged"),
     "an infinite layer": (described(MAP, lambda v: v["0"]["1"].update({"0": [[float("inf"), 0]]})), "is damaged, or"),
     "a map of texts": (described(MAP, lambda v: v["0"].update({"1": "0"})), "is damaged, or maps"),
-    "endless blocks": (arguments(num_layers=10**9), "no fuser that can be built: num_layers is not from 1 to 32"),
+    "endless blocks": (arguments(num_layers=10**9), "no fuser that can be built: num_layers is not from 1 to 16"),
     "a wide one": (arguments(hidden_dim=10**30), "no fuser that can be built: hidden is not from 1 to"),
     "arguments null": (described("projector_0.json", lambda v: v.update(init_args=None)), "describes no C2CProjector"),
 }  # fmt: skip

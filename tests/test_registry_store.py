@@ -231,11 +231,21 @@ def test_where_nobody_may_write_what_is_there_is_read() -> None:
             assert versions.add(1) == versions.hashes[1], "it is the newest already"
             with pytest.raises(FedrayError, match=r"cannot be written \(.*the versions before it are untouched"):
                 Versions(Path(folder, "registry"), count=3)
+            assert versions.registry.problems == {}
+            if root:
+                os.seteuid(0)
+            versions.folder(1).chmod(0)
+            if root:
+                os.seteuid(65534)
+            versions.read()
+            ((hidden, said),) = versions.registry.problems.items()
+            assert hidden == versions.folder(1) and "Permission denied" in said
             with pytest.raises(FedrayError, match="cannot be removed"):
                 versions.registry.delete("qwen2.5-0.5b--qwen3-0.6b", versions.hashes[0])
         finally:
             if root:
                 os.seteuid(0)
+            versions.folder(1).chmod(0o755)
             for path in (Path(folder, "registry"), *Path(folder).rglob("*")):
                 path.chmod(path.stat().st_mode | stat.S_IWUSR)
         assert weights.is_file() and versions.faults() == {"lost": 0, "unreadable": 0}

@@ -30,6 +30,7 @@ def test_a_key_without_a_default_must_be_there() -> None:
     for values, says in (
         ({"inner": {"size": 1}}, "more is missing"),
         ({"inner": {}, "more": {}}, "inner.size is missing"),
+        ({"share": 1}, "inner, more are missing"),
         ({"inner": None, "more": {}}, "inner must be a setting of its own, got null"),
         ({"inner": {"size": 1}, "more": []}, "more must be a mapping of names"),
         ({"inner": {"size": 1}, "more": {}, "share": 10**400}, "share is too large a number"),

@@ -26,12 +26,12 @@ OPERATORS = ("concat", "mix")
 KINDS = {"mlp": OPERATORS, "c2c": ("mix",)}  # and the operators of each
 # More than any LLM or fuser has
 MOST = {
-    "layers": 1000,
+    "layers": 512,
     "kv_heads": 1024,
     "head_dim": 1024,
     "hidden": 1 << 20,
     "intermediate": 1 << 20,
-    "num_layers": 32,
+    "num_layers": 16,
 }
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
 Changes = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]  # to Sides; None where nothing changes

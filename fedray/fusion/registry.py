@@ -29,7 +29,7 @@ from fedray.disk import staged
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate
 from fedray.fusion.manifest import Manifest, digest_of, fuser_name, gate_name, is_name, is_version, version_folder
-from fedray.fusion.store import WEIGHTS, check_weights, read_manifest, read_weights, version_age, write_version
+from fedray.fusion.store import WEIGHTS, check_weights, is_gone, read_manifest, read_weights, version_age, write_version
 from fedray.fusion.untrained import build_random
 from fedray.llm.catalogue import EMBEDDED, slug
 from fedray.suggest import unknown
@@ -52,7 +52,7 @@ class Registry:
     @property
     def problems(self) -> dict[Path, str]:
         """What was found that does not hold and is passed over: its absolute folder, and a sentence that names it."""
-        return {folder: said for folder, said in {**self._unreadable, **self._damaged}.items() if folder.exists()}
+        return {**self._unreadable, **self._damaged}
 
     def list(self) -> list[tuple[Manifest, Path]]:
         """All versions that can be read, user registry first, newest first within a name."""
@@ -79,8 +79,8 @@ class Registry:
                 yield manifest, folder
 
     def pass_over(self, damaged: Mapping[Path, str]) -> None:
-        """Pass over what another process has found: its `problems`, of absolute folders."""
-        self._damaged.update(damaged)
+        """Pass over what another process has found, and nothing else: its `problems`."""
+        self._damaged = dict(damaged)
 
     def find_fuser(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
         """The fuser of a pair, trained for exactly these two LLMs. Raises FedrayError naming what there is."""
@@ -176,6 +176,7 @@ class Registry:
             raise FedrayError(f"{folder} cannot be removed ({error.strerror}); see who may write there") from error
         with suppress(OSError):  # other versions are there
             folder.parent.rmdir()
+        self._forget(folder)
         return folder
 
     def add_fuser(
@@ -201,10 +202,6 @@ class Registry:
         tensors = _tensors(gate)
         return self._add(gate_name(receiver.name), "gate", tensors, gate.config.to_dict(), llms, training, root)
 
-    def adopt(self, manifest: Manifest, blob: bytes) -> Artifact:
-        """Store a version that was made elsewhere; blob: its model.safetensors. Raises FedrayError."""
-        return self._write(manifest, blob)
-
     def _add(
         self,
         name: str,
@@ -218,9 +215,10 @@ class Registry:
         blob = save_tensors(dict(tensors))
         weights = hashlib.sha256(blob).hexdigest()
         digest = digest_of(role, config, llms, weights)
-        return self._write(Manifest(name, role, config, llms, dict(training), weights, digest, __version__), blob, root)
+        return self.adopt(Manifest(name, role, config, llms, dict(training), weights, digest, __version__), blob, root)
 
-    def _write(self, manifest: Manifest, blob: bytes, root: Path | None = None) -> Artifact:
+    def adopt(self, manifest: Manifest, blob: bytes, root: Path | None = None) -> Artifact:
+        """Store a version as the newest of its name; blob: its model.safetensors. Raises FedrayError."""
         root = root or self.path
         if root is None:
             raise FedrayError(
@@ -233,8 +231,12 @@ class Registry:
                 f"{version_folder(root, manifest.name, manifest.hash)} cannot be written ({error.strerror}); the "
                 "versions before it are untouched"
             ) from error
-        self._damaged.pop(folder.absolute(), None)
+        self._forget(folder)
         return manifest.artifact(folder)
+
+    def _forget(self, folder: Path) -> None:
+        for found in (self._unreadable, self._damaged):
+            found.pop(folder.absolute(), None)
 
     def _folders(self, name: str | None = None) -> list[Path]:
         """Where the versions of a name lie, or all versions, the newest first within a name."""
@@ -260,7 +262,8 @@ class Registry:
             try:
                 found += [(read_manifest(folder), folder)] if key not in self._damaged else []
             except FedrayError as error:
-                self._unreadable[key] = str(error)
+                if not is_gone(folder):
+                    self._unreadable[key] = str(error)
         return found
 
     def _choose(self, name: str, digest: str) -> Path:

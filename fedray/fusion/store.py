@@ -80,6 +80,15 @@ def version_age(folder: Path) -> tuple[int, str]:
     return -_written(folder / MANIFEST), folder.name
 
 
+def is_gone(folder: Path) -> bool:
+    """Whether a version has been deleted meanwhile."""
+    try:
+        folder.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
+
+
 def _put(folder: Path, text: str, blob: bytes) -> None:
     with staged(folder.parent) as new:
         (new / WEIGHTS).write_bytes(blob)
