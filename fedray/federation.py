@@ -12,10 +12,12 @@ from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from fedray import provision
 from fedray.background import Background
@@ -49,14 +51,9 @@ class Federation:
         check(self.settings)
         s = self.settings
         self._evidence = s.documents()
-        Planner(s.registry.path, s.zoo.path, s.zoo.name).check(
-            s.receiver,
-            s.takes_part[1:],
-            protocol=s.protocol.name,
-            fuser=s.fuser,
-            fusion=s.fusion,
-            on_missing=s.on_missing,
-        )
+        self._planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
+        self._passed_over: set[Path] = set()
+        self._check_registry(s.receiver, s.takes_part[1:], _choices(s))
         found = provision.pinned(provision.sources(s))
         provision.check_syncs(s, found[s.receiver])
         provision.check_tokens(s, found)
@@ -64,7 +61,7 @@ class Federation:
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
             start = _start_on_ray if s.ray.enabled else _start_here
-            self._group, self._plan = start(s, found, stack)
+            self._group, self._plan = start(s, found, stack, self._planner)
             self.plan = self.plan_for()
             self._loop = Background()
             stack.callback(self._loop.close)
@@ -80,6 +77,14 @@ class Federation:
     def missing(self) -> tuple[Missing, ...]:
         """Members that some answer had to do without, each with its latest reason."""
         return tuple(self._missing.values())
+
+    def _check_registry(self, receiver: str, senders: Sequence[str], choices: Mapping[str, Any]) -> None:
+        """Look for the fusers and gates of a plan, and name once what is passed over. Raises FedrayError."""
+        self._planner.check(receiver, senders, **choices)
+        for folder, problem in self._planner.problems.items():
+            if folder not in self._passed_over:
+                Console(stderr=True).print(Text(f"passed over: {problem}"), soft_wrap=True)
+                self._passed_over.add(folder)
 
     def _prepare(self) -> None:
         """Let receivers load their fusers and gate now. What fails here fails again, by name, in the first request."""
@@ -111,9 +116,9 @@ class Federation:
         absent = [n for n in (receiver, *senders) if n not in names]
         if absent:
             raise FedrayError(f"{absent[0]} is not in this federation: load it with senders=[{absent[0]}, ...]")
-        return self._plan(
-            self.members[receiver], [self.members[s] for s in senders], {**_choices(self.settings), **choices}
-        )
+        choices = {**_choices(self.settings), **choices}
+        self._check_registry(receiver, senders, choices)
+        return self._plan(self.members[receiver], [self.members[s] for s in senders], choices)
 
     def ask(self, prompt: str) -> Answer:
         """The federation's answer to one prompt."""
@@ -259,7 +264,7 @@ def _choices(s: Settings) -> dict[str, Any]:
 MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Mapping[str, Any]], Plan]
 
 
-def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> tuple[Group, MakePlan]:
+def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack, planner: Planner) -> tuple[Group, MakePlan]:
     """All members in this process, one after the other: transformers does not load two at a time."""
     from fedray.member import Member
 
@@ -281,11 +286,12 @@ def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> t
                 llm=twin and replace(twin.llm, name=name),
             )
             loaded(name)
-    planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     return LocalGroup(members), lambda receiver, senders, choices: planner.plan(receiver, senders, **choices)
 
 
-def _start_on_ray(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> tuple[Group, MakePlan]:
+def _start_on_ray(
+    s: Settings, found: Mapping[str, Source], stack: ExitStack, planner: Planner
+) -> tuple[Group, MakePlan]:
     """Each member in an actor of its own, on a cluster that is there or on one of our own."""
     check_ray()
     from fedray.runtime import actors, cluster, coordinator, placement
@@ -319,7 +325,8 @@ def _start_on_ray(s: Settings, found: Mapping[str, Source], stack: ExitStack) ->
             slow=provision.say_who_is_missing,
         )
     stack.callback(group.close)
-    return group, lambda receiver, senders, choices: coordinator.plan(boss, receiver, senders, **choices)
+    plan = partial(coordinator.plan, boss)
+    return group, lambda receiver, senders, choices: plan(receiver, senders, planner.problems, **choices)
 
 
 def placements(s: Settings, found: Mapping[str, Source]) -> list[Placement]:

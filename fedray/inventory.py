@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from fedray.disk import whole_folder
 from fedray.fusion import hub
-from fedray.fusion.registry import SHIPPED, Manifest, Registry, check_weights
+from fedray.fusion.manifest import Manifest, version_folder
+from fedray.fusion.registry import SHIPPED, Registry
+from fedray.fusion.store import MANIFEST, WEIGHTS, read_weights, write_version
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, EMBEDDED, NAMES
 from fedray.report import Learned, Report
@@ -57,12 +60,13 @@ class Inventory:
             return hub.write(*self.registry.pick(name, digest), to / name)
         if name in CATALOGUE:
             loading.check_weights(name, self.zoo)
-            source, target = (self.zoo or EMBEDDED) / "llms" / name, to / "llms" / name
-        else:
-            manifest, source = self.registry.pick(name, digest)
-            check_weights(manifest, source)
-            target = to / manifest.name / manifest.hash
-        return _copy(source, target)
+            return _copy((self.zoo or EMBEDDED) / "llms" / name, to / "llms" / name)
+        manifest, version = self.registry.pick(name, digest)
+        blob = read_weights(manifest, version)
+        with _to(version_folder(to, manifest.name, manifest.hash)) as target:
+            write_version(to, manifest, blob)
+            shutil.copystat(version / MANIFEST, target / MANIFEST)  # the newest here is the newest there
+        return target
 
     def push(self, name: str, digest: str | None, repo: str, private: bool) -> tuple[Manifest, str]:
         """Commit a version to a repository of the hub; returns it and the commit's address. Raises FedrayError."""
@@ -115,6 +119,7 @@ class RegistryCommand(Job[RegistryJob, Screen]):
             self.screen.table(title, headings, rows)
         for line in self.lines:
             self.screen.line(line)
+        self.screen.passed_over(self.inventory.registry.problems)
 
     def _list(self, _: str) -> list[Learned]:
         inventory = self.inventory
@@ -138,7 +143,6 @@ class RegistryCommand(Job[RegistryJob, Screen]):
             title, found = name, llm
         else:
             manifest, path = inventory.registry.pick(name, self.settings.hash)
-            check_weights(manifest, path)
             facts = {**asdict(manifest), "folder": str(path)}
             title, found = f"{manifest.name} {manifest.hash}", _learned(manifest, path)
         self.tables.append((title, ("", ""), [(key, _text(value)) for key, value in facts.items()]))
@@ -182,16 +186,9 @@ def run(settings: RegistryJob) -> int:
 
 
 def _learned(manifest: Manifest, path: Path) -> Learned:
-    training = manifest.training
-    return Learned(
-        manifest.name,
-        manifest.role,
-        "complete",
-        manifest.hash,
-        str(path),
-        steps=training.get("steps", 0),
-        questions=training.get("questions", 0),
-    )
+    counts = (manifest.training.get(key, 0) for key in ("steps", "questions"))
+    steps, questions = (count if type(count) is int else 0 for count in counts)  # nobody has checked the record
+    return Learned(manifest.name, manifest.role, "complete", manifest.hash, str(path), steps=steps, questions=questions)
 
 
 def _kind(manifest: Manifest) -> tuple[str, str]:
@@ -199,7 +196,10 @@ def _kind(manifest: Manifest) -> tuple[str, str]:
 
 
 def _size(folder: Path) -> str:
-    return f"{sum(file.stat().st_size for file in folder.iterdir()) / 2**20:.2f} MiB"
+    try:
+        return f"{(folder / WEIGHTS).stat().st_size / 2**20:.2f} MiB"
+    except OSError:  # somebody has just deleted it
+        return ""
 
 
 def _text(value: object) -> str:
@@ -208,10 +208,16 @@ def _text(value: object) -> str:
 
 def _copy(source: Path, target: Path) -> Path:
     """A folder's files, all of them or none."""
+    with _to(target), whole_folder(target) as folder:
+        for file in source.iterdir():
+            shutil.copy2(file, folder)
+    return target
+
+
+@contextmanager
+def _to(target: Path) -> Iterator[Path]:
+    """Where something is exported to. Raises FedrayError where that cannot be written."""
     try:
-        with whole_folder(target) as folder:
-            for file in source.iterdir():
-                shutil.copy2(file, folder)
+        yield target
     except OSError as error:
         raise FedrayError(f"{target} cannot be written ({error.strerror}); choose another folder: to=DIR") from error
-    return target

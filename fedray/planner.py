@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedray.fusion.fuser import FuserConfig
-from fedray.fusion.registry import SHIPPED, Registry, check_weights, fuser_name, gate_name
+from fedray.fusion.manifest import Manifest, fuser_name, gate_name
+from fedray.fusion.registry import SHIPPED, Registry
 from fedray.fusion.untrained import random_artifact, random_config
 from fedray.rounds import SpecFed
 from fedray.types import T2T, Artifact, FedrayError, MemberInfo, Plan
@@ -27,31 +29,44 @@ class Planner:
         self._at_random = name == "shapes"
         self._zoo = "zoo=hub " if name == "hub" else ""
 
-    def check(
-        self, receiver: str, senders: Sequence[str], *, protocol: str, fuser: str, fusion: str, on_missing: str
-    ) -> None:
-        """Refuse what is missing or damaged in the registry before any LLM is loaded.
+    @property
+    def problems(self) -> dict[Path, str]:
+        """Versions in the registry that do not hold and are passed over: folder, and a sentence that names it."""
+        return self._registry.problems
 
-        Raises FedrayError naming a pair without a fuser (unless its sender may speak in text instead) and what there
-        is, or the file that does not have its hash.
+    def check(
+        self,
+        receiver: str,
+        senders: Sequence[str],
+        *,
+        protocol: str = "c2c",
+        fuser: str = "mlp",
+        fusion: str = "concat",
+        answer_all: bool = False,
+        **choices: Any,
+    ) -> None:
+        """Look for what a plan of the same arguments needs, before any LLM is loaded; each file is hashed once.
+
+        Of every fuser and gate the newest version that is sound is served, whatever weights its LLMs have; `problems`
+        names the others. Raises FedrayError naming a pair without a fuser (unless its sender may speak in text instead)
+        and what there is, or a gate without a sound version.
         """
-        if protocol not in FUSING:
-            senders = ()
-        for sender in self._without_fuser(receiver, senders, fuser, fusion) if on_missing != "text" else ():
-            there = sorted(self._fusers(sender, receiver))
-            others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
-            remedy = (
-                f"there is {others}"
-                if there
-                else f"train it with jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver}"
-                f"{'' if fuser == 'mlp' else f' fuser={fuser}'}, name a registry that has "
-                "it with registry.path=DIR, or let the sender speak with on_missing=text"
-            )
-            raise FedrayError(f"no fuser={fuser} fusion={fusion} for {sender} -> {receiver}; {remedy}")
-        names = [gate_name(receiver), *(fuser_name(sender, receiver) for sender in senders)]
-        for manifest, folder in (version for name in names for version in self._registry.versions(name)):
-            if manifest.operator == fusion:
-                check_weights(manifest, folder)
+        everyone = (receiver, *senders)
+        for one in everyone if answer_all else (receiver,):
+            others = [other for other in everyone if other != one] if protocol in FUSING else []
+            for other in others:
+                self._look_into(fuser_name(other, one), fuser, fusion)
+            self._refuse_missing(one, others, fuser, fusion, choices)
+            if choices.get("gate") == "learned" and _weighs(protocol, choices):
+                name = gate_name(one)
+                self._look_into(name, "gate", fusion)
+                gates = [gate for gate, _ in self._registry.versions(name) if gate.operator == fusion]
+                if not gates and (damaged := self._registry.passed_over(name)):
+                    raise FedrayError(f"no fusion={fusion} gate of {one} can be used; use gate=open{damaged}")
+
+    def pass_over(self, damaged: Mapping[Path, str]) -> None:
+        """Plan without versions that were found damaged elsewhere: the `problems` of another planner."""
+        self._registry.pass_over(damaged)
 
     def plan(
         self,
@@ -72,13 +87,11 @@ class Planner:
         where a sender may not speak, and where there is no gate for these senders.
         """
         asked = {sender.name: sender for sender in senders}
-        on_missing = choices.get("on_missing", "alone")
-        self.check(receiver.name, list(asked), protocol=protocol, fuser=fuser, fusion=fusion, on_missing=on_missing)
         fusing = protocol in FUSING
+        self._refuse_missing(receiver.name, list(asked) if fusing else [], fuser, fusion, choices)
         speakers = self._without_fuser(receiver.name, list(asked), fuser, fusion) if fusing else ()
         names = tuple(name for name in asked if name not in speakers)
-        weighing = fusing or protocol == "route" or (protocol == "t2t" and choices.get("t2t", T2T()).gate == "same")
-        weighing = weighing or (protocol == "specfed" and choices.get("specfed", SpecFed()).weigh == "gate")
+        weighing = _weighs(protocol, choices)
         learned = gate == "learned" and weighing and bool(names)
         plan = Plan(
             receiver=receiver.name,
@@ -110,6 +123,34 @@ class Planner:
             return random_artifact(sender, receiver, kind, operator)
         return self._registry.find_fuser(sender, receiver, kind, operator)
 
+    def _refuse_missing(
+        self, receiver: str, senders: Sequence[str], fuser: str, fusion: str, choices: Mapping[str, Any]
+    ) -> None:
+        if choices.get("on_missing") == "text":
+            return
+        for sender in self._without_fuser(receiver, senders, fuser, fusion):
+            there = sorted(self._fusers(sender, receiver))
+            others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
+            remedy = (
+                f"there is {others}"
+                if there
+                else f"train it with jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver}"
+                f"{'' if fuser == 'mlp' else f' fuser={fuser}'}, name a registry that has "
+                "it with registry.path=DIR, or let the sender speak with on_missing=text"
+            )
+            damaged = self._registry.passed_over(fuser_name(sender, receiver))
+            raise FedrayError(f"no fuser={fuser} fusion={fusion} for {sender} -> {receiver}; {remedy}{damaged}")
+
+    def _look_into(self, name: str, kind: str, operator: str) -> None:
+        """Hash what a plan may choose of a name: for every choice of LLMs, the newest versions until one is sound."""
+        groups: dict[str, list[tuple[Manifest, Path]]] = {}
+        for manifest, folder in self._registry.versions(name):
+            if (manifest.kind, manifest.operator) == (kind, operator):
+                chosen_by = json.dumps([manifest.llms, manifest.config.get("senders")], sort_keys=True)
+                groups.setdefault(chosen_by, []).append((manifest, folder))
+        for versions in groups.values():
+            next(self._registry.sound(versions), None)
+
     def _without_fuser(self, receiver: str, senders: Sequence[str], fuser: str, fusion: str) -> tuple[str, ...]:
         if self._at_random:
             return ()
@@ -119,3 +160,10 @@ class Planner:
         """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
         name = fuser_name(sender, receiver)
         return {(m.kind, m.operator) for m, _ in self._registry.versions(name)}
+
+
+def _weighs(protocol: str, choices: Mapping[str, Any]) -> bool:
+    """Whether a protocol weighs what senders give."""
+    weighing = protocol in FUSING or protocol == "route"
+    weighing = weighing or (protocol == "t2t" and choices.get("t2t", T2T()).gate == "same")
+    return weighing or (protocol == "specfed" and choices.get("specfed", SpecFed()).weigh == "gate")

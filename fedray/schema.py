@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -13,14 +14,15 @@ from fedray.suggest import nearest, unknown
 from fedray.types import FedrayError
 
 T = TypeVar("T")
+_hints = cache(get_type_hints)
 _WANTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
 class Schema(Generic[T]):
     """Reads values into one dataclass. `keys` names the keys that mappings may have, by dotted path.
 
-    Understood hints: str, int, float, bool, Path, Literal, X | None, tuple[X, ...], Mapping[str, X], dataclasses, and
-    X | Y, which are told apart by their type, dataclasses by their keys.
+    Understood hints: str, int, float, bool, Path, Literal, X | None, tuple[X, ...], Mapping[str, X], dataclasses,
+    X | Y, which are told apart by their type, dataclasses by their keys, and Any.
     Where a dataclass is wanted, a bare value stands for its first field: gate="open" is gate={"kind": "open"}.
     """
 
@@ -34,7 +36,10 @@ class Schema(Generic[T]):
         return Schema(self.root, {path: (*keys, *more.get(path, ())) for path, keys in self.keys.items()})
 
     def read(self, values: Mapping[str, Any] | T) -> T:
-        """The typed form of nested values. Raises FedrayError on an unknown key, an unknown choice or a wrong type."""
+        """The typed form of nested values.
+
+        Raises FedrayError on an unknown or a missing key, an unknown choice or a wrong type.
+        """
         return cast(T, self._dataclass(self.root, values, ""))
 
     def unknown(self, path: str) -> FedrayError:
@@ -53,13 +58,15 @@ class Schema(Generic[T]):
         if path:
             yield path
         if is_dataclass(hint):
-            for name, inner in get_type_hints(hint).items():
+            for name, inner in _hints(hint).items():
                 yield from self._walk(inner, prefix + name)
         elif get_origin(hint) is Mapping:
             for key in self.keys.get(path, ()):
                 yield from self._walk(get_args(hint)[1], prefix + key)
 
     def _read(self, hint: Any, value: Any, path: str) -> Any:
+        if hint is Any:
+            return value
         origin, arguments = get_origin(hint), get_args(hint)
         if origin in (Union, UnionType):
             kinds = [argument for argument in arguments if argument is not type(None)]
@@ -80,7 +87,7 @@ class Schema(Generic[T]):
         return _scalar(hint, value, path)
 
     def _dataclass(self, cls: type, value: Any, path: str) -> Any:
-        hints = get_type_hints(cls)
+        hints = _hints(cls)
         if isinstance(value, cls):
             value = {field.name: getattr(value, field.name) for field in fields(cls)}
         elif value is None:
@@ -91,7 +98,11 @@ class Schema(Generic[T]):
         for key in value:
             if key not in hints:
                 raise self.unknown(f"{prefix}{key}")
-        return cls(**{key: self._read(hints[key], inner, prefix + key) for key, inner in value.items()})
+        read = {key: self._read(hints[key], inner, prefix + key) for key, inner in value.items()}
+        needed = (field for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING)
+        if absent := [f"{prefix}{field.name}" for field in needed if field.name not in read]:
+            raise FedrayError(f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing")
+        return cls(**read)
 
     def _mapping(self, hint: Any, value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -122,7 +133,10 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
     if hint is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise FedrayError(f"{path} is too large a number") from error
     if hint is Path or type(value) is not hint:
         raise FedrayError(f"{path} must be {_WANTED[hint]}, got {_shown(value)}")
     return value

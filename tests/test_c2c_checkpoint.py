@@ -126,6 +126,7 @@ def recipe(**model: Any) -> Callable[[Path], None]:
 
 
 MAP = "projector_config.json"
+DEEP = "[" * 100_000 + "]" * 100_000
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing key": (tensors(lambda s: s.pop("key_in.bias")), r"projector_1\.pt is no C2C .*: it lacks key_in\.bias$"),
     "extra key": (tensors(lambda s: s.update(more=torch.zeros(1))), "it also has more"),
@@ -154,6 +155,16 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other mapping": (described(MAP, lambda v: v["0"]["1"].update({"0": [[2, 0]]})), "mapped in another way than last"),
     "answer fused": (recipe(include_response=True), "include_response"),
     "no recipe": (lambda p: (p / "config.json").write_text("[]"), "no training recipe"),
+    "nested recipe": (lambda p: (p / "config.json").write_text(DEEP), r"config\.json is missing or damaged"),
+    "a deep recipe": (lambda p: (p / "config.json").write_text('{"a":' * 500 + "1" + "}" * 500), "missing or damaged"),
+    "no UTF-8": (lambda p: (p / "config.json").write_bytes(b'{"model": "\xff"}'), "missing or damaged"),
+    "nested map": (lambda p: (p / "final" / MAP).write_text(DEEP), r"projector_config\.json is damaged"),
+    "nested arguments": (lambda p: (p / "final/projector_2.json").write_text(DEEP), r"r_2\.json is missing or damaged"),
+    "an infinite layer": (described(MAP, lambda v: v["0"]["1"].update({"0": [[float("inf"), 0]]})), "is damaged, or"),
+    "a map of texts": (described(MAP, lambda v: v["0"].update({"1": "0"})), "is damaged, or maps"),
+    "endless blocks": (arguments(num_layers=10**9), "no fuser that can be built: num_layers is not from 1 to 16"),
+    "a wide one": (arguments(hidden_dim=10**30), "no fuser that can be built: hidden is not from 1 to"),
+    "arguments null": (described("projector_0.json", lambda v: v.update(init_args=None)), "describes no C2CProjector"),
 }  # fmt: skip
 
 

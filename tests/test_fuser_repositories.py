@@ -15,6 +15,7 @@ from mirror import TOKEN, Repo, environment, serving
 from reference import FUSERS, RECEIVER, SENDERS, zoo
 
 from fedray.fusion import hub
+from fedray.fusion.manifest import digest_of
 from fedray.fusion.registry import Registry, load_fuser, load_gate
 from fedray.importing import find
 from fedray.inventory import Inventory
@@ -95,7 +96,7 @@ def test_tensors_of_another_fuser_stay_out(tmp_path: Path) -> None:
 
     def forge(c: dict[str, Any]) -> None:
         c["config"]["hidden"] = 7
-        c["hash"] = hub.digest_of(c["role"], c["config"], c["llms"], c["weights"])
+        c["hash"] = digest_of(c["role"], c["config"], c["llms"], c["weights"])
 
     config(forge)(folder)
     with pytest.raises(FedrayError, match="does not hold the tensors that"):

@@ -254,6 +254,7 @@ def check_cases(settings: EvaluateSettings) -> None:
             protocol=case.way.protocol,
             fuser=own.fuser,
             fusion=own.fusion,
+            gate=own.gate.kind,
             on_missing=own.on_missing,
         )
         check_tokens(own, {source.name: source for source in sources(own)})

@@ -127,8 +127,6 @@ class C2CFuser(Fuser):
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__(config)
-        if config.operator != "mix":
-            raise ValueError("fuser c2c is published for fusion=mix; use fuser=mlp for fusion=concat")
         source = config.sender.kv_heads * config.sender.head_dim
         spec = config.receiver
         self.projectors = nn.ModuleList(

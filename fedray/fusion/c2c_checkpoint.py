@@ -11,7 +11,6 @@ of another shape or of a kind that is not known here is refused by name.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import FuserConfig
+from fedray.fusion.manifest import parse_json
 from fedray.llm.alignment import align_layers
 from fedray.types import FedrayError, MemberInfo
 
@@ -61,17 +61,20 @@ def read_checkpoint(folder: Path, sender: MemberInfo, receiver: MemberInfo) -> t
     sources, projectors = _mapping(final / MAP)
     arguments = _arguments([final / f"projector_{p}.json" for p in projectors])
     _check_pair(final, sources, arguments, sender, receiver)
-    config = FuserConfig(
-        "c2c",
-        "mix",
-        sender.spec,
-        receiver.spec,
-        hidden=arguments["hidden_dim"],
-        intermediate=arguments["intermediate_dim"],
-        num_layers=arguments["num_layers"],
-        layer_alignment="last_aligned",
-        token_alignment="text" if model.get("is_do_alignment") else "ids",
-    )
+    try:
+        config = FuserConfig(
+            "c2c",
+            "mix",
+            sender.spec,
+            receiver.spec,
+            hidden=arguments["hidden_dim"],
+            intermediate=arguments["intermediate_dim"],
+            num_layers=arguments["num_layers"],
+            layer_alignment="last_aligned",
+            token_alignment="text" if model.get("is_do_alignment") else "ids",
+        )
+    except FedrayError as error:
+        raise FedrayError(f"{final} describes no fuser that can be built: {error}") from error
     with torch.device("meta"):
         fuser = C2CFuser(config)
     for projector, p in zip(fuser.projectors, projectors, strict=True):
@@ -108,7 +111,7 @@ def _mapping(path: Path) -> tuple[list[int], list[int]]:
         ((_, senders),) = _json(path).items()
         ((_, layers),) = senders.items()
         found = {int(layer): [(int(source), int(p)) for source, p in pairs] for layer, pairs in layers.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise FedrayError(f"{path} is damaged, or maps more than one sender; import one pair at a time") from error
     if sorted(found) != list(range(len(found))) or any(len(pairs) != 1 for pairs in found.values()):
         raise FedrayError(f"{path} does not give every receiver layer exactly one projector, as C2C publishes them")
@@ -182,6 +185,6 @@ def _check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str,
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FedrayError(f"{path} is missing or damaged; download the whole pair") from error

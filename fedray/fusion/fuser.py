@@ -8,6 +8,7 @@ Shape legend: B batch, N kv heads, T tokens, H head dim, L layers, F = N*H featu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,11 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.fusion.compiled import compiled
-from fedray.llm.alignment import TOKEN_ALIGNMENTS, align_layers
+from fedray.llm.alignment import LAYER_ALIGNMENTS, TOKEN_ALIGNMENTS, align_layers
 from fedray.llm.products import LARGE, pack_matrices
-from fedray.types import Compile, KVSpec, Layers
+from fedray.schema import Schema
+from fedray.types import Compile, FedrayError, KVSpec, Layers
 
 OPERATORS = ("concat", "mix")
+KINDS = {"mlp": OPERATORS, "c2c": ("mix",)}  # and the operators of each
+# More than any LLM or fuser has
+MOST = {
+    "layers": 512,
+    "kv_heads": 1024,
+    "head_dim": 1024,
+    "hidden": 1 << 20,
+    "intermediate": 1 << 20,
+    "num_layers": 16,
+}
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
 Changes = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]  # to Sides; None where nothing changes
 Reached = tuple[tuple[bool, ...], tuple[bool, ...]]  # whose keys, and whose values, per receiver layer
@@ -40,6 +52,25 @@ class FuserConfig:
     layer_alignment: str = "bottom_up"
     token_alignment: str = "assembled"  # mix only: one of TOKEN_ALIGNMENTS
 
+    def __post_init__(self) -> None:
+        """Validate names and sizes: what strangers describe must not take long to build. Raises FedrayError."""
+        for what, name, names in (
+            ("fuser", self.kind, KINDS),
+            ("layer alignment", self.layer_alignment, LAYER_ALIGNMENTS),
+            ("token alignment", self.token_alignment, TOKEN_ALIGNMENTS),
+        ):
+            if name not in names:
+                raise FedrayError(f"{what} {name!r}; choose one of {', '.join(names)}")
+        if self.operator not in KINDS[self.kind]:
+            raise FedrayError(f"fuser={self.kind} with fusion={self.operator!r}; choose fusion={KINDS[self.kind][-1]}")
+        sizes = {name: getattr(self, name) for name in ("hidden", "intermediate", "num_layers")}
+        for side, spec in (("sender", self.sender), ("receiver", self.receiver)):
+            sizes |= {f"{side}.{name}": size for name, size in asdict(spec).items()}
+        for name, size in sizes.items():
+            most = MOST[name.rpartition(".")[2]]
+            if not 1 <= size <= most:
+                raise FedrayError(f"{name} is not from 1 to {most}")
+
     @property
     def reads(self) -> str:
         return "sender" if self.operator == "concat" else "both"
@@ -52,8 +83,12 @@ class FuserConfig:
         return fields
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> FuserConfig:
-        return cls(**{**fields, "sender": KVSpec(**fields["sender"]), "receiver": KVSpec(**fields["receiver"])})
+    def from_dict(cls, fields: Mapping[str, Any]) -> FuserConfig:
+        """Read what to_dict has written. Raises FedrayError: missing, unknown, of another type, out of range."""
+        return _SCHEMA.read(fields)
+
+
+_SCHEMA = Schema(FuserConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +108,6 @@ class Fuser(nn.Module):
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__()
-        if config.operator not in OPERATORS:
-            raise ValueError(f"operator {config.operator!r}; choose one of {', '.join(OPERATORS)}")
-        if config.token_alignment not in TOKEN_ALIGNMENTS:
-            raise ValueError(f"token alignment {config.token_alignment!r}; choose one of {', '.join(TOKEN_ALIGNMENTS)}")
         self.config = config
         self.layers = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
 
@@ -267,6 +298,4 @@ def build_fuser(config: FuserConfig) -> Fuser:
     from fedray.fusion.c2c import C2CFuser
 
     kinds: dict[str, type[Fuser]] = {"mlp": MLPFuser, "c2c": C2CFuser}
-    if config.kind not in kinds:
-        raise ValueError(f"fuser {config.kind!r}; choose one of {', '.join(kinds)}")
     return kinds[config.kind](config)

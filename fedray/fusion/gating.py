@@ -7,6 +7,8 @@ receiver's own cache is an explicit choice, and a weight can close.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fedray.llm.catalogue import slug
+from fedray.schema import Schema
+from fedray.types import FedrayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,31 @@ class GateConfig:
     units: int = 32
     sharpness: float = 3.0
 
+    def __post_init__(self) -> None:
+        """Validate sizes: what strangers describe must not take long to build. Raises FedrayError."""
+        if not self.senders:
+            raise FedrayError("a gate without senders")
+        if not math.isfinite(self.sharpness):
+            raise FedrayError("sharpness is no number")
+        for name, least, most in (
+            ("hidden", 1, 1 << 20),
+            ("layer", 0, 1000),
+            ("queries", 1, 1024),
+            ("units", 1, 1 << 20),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise FedrayError(f"{name} is not from {least} to {most}")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> GateConfig:
-        return cls(**{**fields, "senders": tuple(fields["senders"])})
+    def from_dict(cls, fields: Mapping[str, Any]) -> GateConfig:
+        """Read what to_dict has written. Raises FedrayError: missing, unknown, of another type, out of range."""
+        return _SCHEMA.read(fields)
+
+
+_SCHEMA = Schema(GateConfig)
 
 
 class Gate(nn.Module):

@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -32,16 +31,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from fedray.disk import whole_folder
-from fedray.fusion.fuser import FuserConfig, build_fuser
-from fedray.fusion.gating import Gate, GateConfig
-from fedray.fusion.registry import (
-    MANIFEST_VERSION,
-    Manifest,
-    check_weights,
-    digest_of,
-    fuser_name,
-    gate_name,
-)
+from fedray.fusion.manifest import Manifest
+from fedray.fusion.store import read_weights
 from fedray.types import FedrayError
 
 CONFIG, WEIGHTS, CARD = FILES = ("config.json", "model.safetensors", "README.md")
@@ -55,10 +46,10 @@ def is_repo(text: str) -> bool:
 
 def write(manifest: Manifest, version: Path, folder: Path, repo: str = "ORG/NAME") -> Path:
     """Write a version as a repository into `folder`, which it replaces. Raises FedrayError where it cannot."""
-    blob = check_weights(manifest, version)
+    blob = read_weights(manifest, version)
     try:
         with whole_folder(folder) as new:
-            (new / CONFIG).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            (new / CONFIG).write_text(manifest.to_json(), encoding="utf-8")
             (new / WEIGHTS).write_bytes(blob)
             (new / CARD).write_text(card(manifest, repo), encoding="utf-8")
     except OSError as error:
@@ -86,16 +77,15 @@ def read(folder: Path) -> tuple[Manifest, bytes]:
     """A version as `write` left it, checked from its name to its last tensor. Raises FedrayError."""
     path = folder / CONFIG
     try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        _check_meaning(manifest)
-        with torch.device("meta"):
-            module = _build(manifest)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise FedrayError(
             f"{path} is missing or describes no fuser or gate of fedray ({_short(error)}): name a folder that `export "
             "form=hub` has made, TO/NAME"
         ) from error
-    blob = check_weights(manifest, folder)
+    blob = read_weights(manifest, folder)
+    with torch.device("meta"):
+        module = manifest.build()
     try:
         found = {name: tuple(tensor.shape) for name, tensor in load_tensors(blob).items()}
     except SafetensorError as error:
@@ -147,38 +137,12 @@ Others are refused: a fuser or gate means nothing for weights that it was not tr
 """
 
 
-def _check_meaning(manifest: Manifest) -> None:
-    """Whether name, hashes and LLMs say the same. Raises ValueError, or TypeError on a field of another type."""
-    if manifest.version != MANIFEST_VERSION:
-        raise ValueError(f"version {manifest.version}, this fedray reads {MANIFEST_VERSION}")
-    if manifest.role not in ("fuser", "gate"):
-        raise ValueError(f"role {manifest.role!r}")
-    *senders, receiver = _llms(manifest)
-    fuses = manifest.role == "fuser"
-    name, fits = (
-        (fuser_name(senders[0], receiver), {senders[0], receiver}) if fuses else (gate_name(receiver), {receiver})
-    )
-    if manifest.name != name or manifest.llms.keys() != fits:
-        raise ValueError(f"it is called {manifest.name} and is for {', '.join(manifest.llms)}")
-    hashes = [text for of_llm in manifest.llms.values() for text in (of_llm["weights"], of_llm["tokenizer"])]
-    if not all(isinstance(text, str) for text in (*hashes, manifest.code)) or not isinstance(manifest.training, dict):
-        raise ValueError("a hash or the record of its training is none")
-    if digest_of(manifest.role, manifest.config, manifest.llms, manifest.weights) != manifest.hash:
-        raise ValueError("its hash is not that of its content")
-
-
 def _llms(manifest: Manifest) -> list[str]:
     """The senders' names, then the receiver's."""
     if manifest.role == "gate":
         return [*manifest.config["senders"], manifest.config["receiver"]]
     sender, _, receiver = manifest.name.partition("--")
     return [sender, receiver]
-
-
-def _build(manifest: Manifest) -> torch.nn.Module:
-    if manifest.role == "gate":
-        return Gate(GateConfig.from_dict(manifest.config))
-    return build_fuser(FuserConfig.from_dict(manifest.config))
 
 
 @contextmanager
@@ -209,4 +173,4 @@ def _told(repo: str, doing: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__

@@ -19,7 +19,7 @@ def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
     Layers that no receiver layer is aligned to reach none, nor do those behind a gate that is closed at inference.
     """
     aligned = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
-    gates = _gates(folder) if folder is not None and config.kind == "c2c" else {}
+    gates = _gates(folder / "model.safetensors") if folder is not None and config.kind == "c2c" else {}
 
     def reached(side: str) -> tuple[int, ...]:
         names = (f"projectors.{t}.{side}_gate_logit" for t in range(len(aligned)))
@@ -28,13 +28,17 @@ def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
     return reached("key"), reached("value")
 
 
-@lru_cache(maxsize=256)
-def _gates(folder: Path) -> dict[str, float]:
-    """The gate logits of a version, whose name is its content's hash; none where its file cannot be read, so that
-    whoever loads it says why."""
+def _gates(weights: Path) -> dict[str, float]:
+    """The gate logits of a version; none where its file cannot be read, so that whoever loads it says why."""
     try:
-        with safe_open(folder / "model.safetensors", "pt") as tensors:
-            names = [name for name in tensors.keys() if name.endswith("_gate_logit")]  # noqa: SIM118
-            return {name: float(tensors.get_tensor(name)) for name in names}
-    except (OSError, SafetensorError):
+        there = weights.stat()
+        return _logits(weights, (there.st_ino, there.st_mtime_ns))
+    except (OSError, SafetensorError, ValueError, RuntimeError):  # the last two: of a tensor that is no single number
         return {}
+
+
+@lru_cache(maxsize=256)
+def _logits(weights: Path, written: tuple[int, int]) -> dict[str, float]:
+    with safe_open(weights, "pt") as tensors:
+        names = [name for name in tensors.keys() if name.endswith("_gate_logit")]  # noqa: SIM118
+        return {name: float(tensors.get_tensor(name)) for name in names}

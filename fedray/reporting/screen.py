@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -35,6 +36,11 @@ class Screen:
         if table.row_count:
             self.console.print(Text(f"{title} (zoo={self.zoo})", "bold"))
             self.console.print(table)
+
+    def passed_over(self, problems: Mapping[Path, str]) -> None:
+        """Name versions in a registry that do not hold."""
+        for problem in problems.values():
+            self.line(f"passed over: {problem}")
 
     def bars(self, running: bool = True) -> Progress:
         """Make live bars: description, steps done, time gone and left and, with `running`, a field of that name."""

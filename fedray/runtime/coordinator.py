@@ -6,7 +6,7 @@ hold, so Ray may restart it at any time; requests go on with the plans they hold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,14 @@ class Coordinator:
     def __init__(self, registry: Path | None = None, zoo: Path | None = None, name: str = "tiny") -> None:
         self._planner = Planner(registry, zoo, name)
 
-    async def plan(self, receiver: MemberInfo, senders: Sequence[MemberInfo], choices: dict[str, Any]) -> Plan:
+    async def plan(
+        self,
+        receiver: MemberInfo,
+        senders: Sequence[MemberInfo],
+        choices: dict[str, Any],
+        damaged: Mapping[Path, str],
+    ) -> Plan:
+        self._planner.pass_over(damaged)  # told with every call: a restart would forget it
         return self._planner.plan(receiver, senders, **choices)
 
 
@@ -41,10 +48,16 @@ def stop(coordinator: ActorHandle) -> None:
     ray.kill(coordinator)
 
 
-def plan(coordinator: ActorHandle, receiver: MemberInfo, senders: Sequence[MemberInfo], **choices: Any) -> Plan:
-    """Planner.plan, asked of the coordinator. Raises its FedrayError."""
+def plan(
+    coordinator: ActorHandle,
+    receiver: MemberInfo,
+    senders: Sequence[MemberInfo],
+    damaged: Mapping[Path, str] | None = None,
+    **choices: Any,
+) -> Plan:
+    """Planner.plan, asked of the coordinator; damaged: the `problems` of a planner here. Raises its FedrayError."""
     try:
-        made: Any = ray.get(coordinator.plan.remote(receiver, list(senders), choices))
+        made: Any = ray.get(coordinator.plan.remote(receiver, list(senders), choices, damaged or {}))
     except RayError as error:
         raise as_error("the coordinator", error) from None
     return made

@@ -55,8 +55,21 @@ class TrainFuser(TrainingJob[FuserJob]):
         assert settings.sender is not None
         named = NAMES if settings.sender == EVERYONE else (settings.sender,)
         llms = pin(settings, dict.fromkeys((settings.receiver, *named)))
-        senders = _without_fuser(settings, llms) if settings.sender == EVERYONE else named
+        senders = self._without_fuser(llms) if settings.sender == EVERYONE else named
         return [self._task(llms[sender], llms[settings.receiver]) for sender in senders]
+
+    def _without_fuser(self, llms: Mapping[str, Source]) -> list[str]:
+        """Senders whose fuser of this kind into the receiver a federation would not find."""
+        settings, registry, weights = self.settings, registry_of(self.settings), hashes(llms)
+        receiver = settings.receiver
+
+        def has_one(sender: str) -> bool:
+            of_pair = {name: weights[name] for name in (sender, receiver)}
+            return registry.fuser_in_use(sender, receiver, of_pair, settings.fuser, settings.fusion) is not None
+
+        without = [name for name in NAMES if name != receiver and not has_one(name)]
+        self.screen.passed_over(registry.problems)
+        return without
 
     def _task(self, sender: Source, receiver: Source) -> Task:
         """Raises FedrayError where it does not fit."""
@@ -214,14 +227,3 @@ def recipe_of(settings: FuserJob) -> FuserRecipe:
         patience=settings.patience,
         seed=settings.seed,
     )
-
-
-def _without_fuser(settings: FuserJob, llms: Mapping[str, Source]) -> list[str]:
-    """Senders whose fuser of this kind into the receiver a federation would not find."""
-    receiver, registry, weights = settings.receiver, registry_of(settings), hashes(llms)
-
-    def has_one(sender: str) -> bool:
-        of_pair = {name: weights[name] for name in (sender, receiver)}
-        return registry.fuser_in_use(sender, receiver, of_pair, settings.fuser, settings.fusion) is not None
-
-    return [name for name in NAMES if name != receiver and not has_one(name)]

@@ -11,7 +11,7 @@ import torch
 
 from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.fusion.registry import Registry, gate_name, load_fuser, read_manifest
+from fedray.fusion.registry import Registry, fuser_name, gate_name, load_fuser, read_manifest
 from fedray.llm.catalogue import slug
 from fedray.llm.loading import describe
 from fedray.llm.source import Source, config_of
@@ -71,8 +71,9 @@ class TrainGate(TrainingJob[GateJob]):
             starts=settings.starts,
             seed=settings.seed,
         )
-        weights = hashes(llms)
-        fusers = {sender: _fuser(settings, sender, weights) for sender in settings.senders}
+        weights, registry = hashes(llms), registry_of(settings)
+        fusers = {sender: _fuser(settings, registry, sender, weights) for sender in settings.senders}
+        self.screen.passed_over(registry.problems)
         memory = _needed(settings, llms[receiver], senders, fusers) if self.workers.local else None
         data = {
             "fuser": settings.fuser,
@@ -200,16 +201,16 @@ def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers:
     return memory
 
 
-def _fuser(settings: GateJob, sender: str, weights: Mapping[str, str]) -> Artifact:
+def _fuser(settings: GateJob, registry: Registry, sender: str, weights: Mapping[str, str]) -> Artifact:
     """The fuser in use between a sender and the receiver. Raises FedrayError where there is none."""
     receiver, kind, operator = settings.receiver, settings.fuser, settings.fusion
     of_pair = {name: weights[name] for name in (sender, receiver)}
-    found = registry_of(settings).fuser_in_use(sender, receiver, of_pair, kind, operator)
+    found = registry.fuser_in_use(sender, receiver, of_pair, kind, operator)
     if found is None:
         hub = "" if settings.zoo.name == "tiny" else f"zoo={settings.zoo.name} "
         raise FedrayError(
             f"a gate needs the fusers of its senders, and there is no fuser={kind} fusion={operator} for {sender} -> "
             f"{receiver}: train it with jobs/train_fuser.py {hub}sender={sender} receiver={receiver} fuser={kind} "
-            f"fusion={operator}, or leave {sender} out"
+            f"fusion={operator}, or leave {sender} out{registry.passed_over(fuser_name(sender, receiver))}"
         )
     return found
