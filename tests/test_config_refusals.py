@@ -23,7 +23,7 @@ REFUSED = [
     ("senders=[]", ["protocol=c2c needs a sender"]),
     ("senders=llama-1b", ["senders must be a list such as [llama-1b]"]),
     ("senders=llama-1b,qwen2.5-1.5b", ["senders=[llama-1b,qwen2.5-1.5b]"]),
-    ("senders=[1]", ["senders[0] must be text, got 1"]),
+    ("senders=[1]", ["unknown sender '1'"]),
     ("receiver=lama-1b", ["unknown receiver 'lama-1b'", "did you mean llama-1b"]),
     ("receiver=null", ["receiver must be text, got null"]),
     ("zoo=hb", ["unknown zoo 'hb'", "did you mean hub"]),

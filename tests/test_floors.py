@@ -42,7 +42,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Beside the stairs: they know the ground only, and only these rooms know them.
 GROUND = frozenset({"rounds", "sharing", "types", "suggest", "schema", "prompts", "disk"})
-ASIDE = frozenset({"tracking", "report", "config", "settings", "checks"})
+ASIDE = frozenset({"tracking", "report", "config", "arguments", "settings", "checks"})
 KNOW_ASIDE = frozenset(
     {"forecast", "provision", "federation", "training", "evaluation", "benchmark", "inventory", "importing", "jobs"}
     | {"fedray"}
@@ -65,7 +65,9 @@ BESIDES = {
     },
     "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
     "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue", "fedray.fedattn.segments"},
+    "arguments": {"fedray.llm.catalogue"},
     "config": {
+        "fedray.arguments",
         "fedray.benchmark.settings",
         "fedray.evaluation.settings",
         "fedray.training.settings",
