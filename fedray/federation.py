@@ -319,7 +319,7 @@ def _start_on_ray(s: Settings, found: Mapping[str, Source], stack: ExitStack) ->
             zoo=s.zoo.name,
             folder=zoo,
             loaded=lambda info: loaded(info.name),
-            slow=provision.say_who_is_missing,
+            slow=provision.say,
         )
     stack.callback(group.close)
     return group, lambda receiver, senders, choices: coordinator.plan(boss, receiver, senders, **choices)
