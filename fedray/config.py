@@ -202,6 +202,9 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
 @contextmanager
 def _command_line(form: Form) -> Iterator[None]:
     """Hydra's view of the process: arguments in its grammar, and its errors raised instead of printed."""
+    for name in (_HOME, "MLFLOW_TRACKING_URI"):
+        if os.environ.get(name) == "":  # as if it were not there, like Ray, MLflow and the shell have it
+            del os.environ[name]
     if _SUBMITTED in os.environ:
         os.environ.setdefault(_HOME, str(Path.home() / "fedray"))
     if _HOME in os.environ:

@@ -122,6 +122,8 @@ REFUSED = [
     ("evidence.llama-1b=x fusion=mix", ["evidence does not go with fusion=mix"]),
     ("tracking.uri=sqlite:///empty.txt/mlflow.db", ["tracking.uri=sqlite:///empty.txt/mlflow.db cannot be written"]),
     ("tracking.uri=sqlite:///.", ["cannot be written", "tracking=none"]),
+    ("tracking.uri=", ["tracking.uri is empty: leave it out", "tracking=none"]),
+    ("tracking.experiment=", ["tracking.experiment is empty: leave it out"]),
     ("+experiment=figure3", ["jobs/evaluate.py +experiment=NAME"]),
     ("protocol=ensemble prompt=why", ["protocol=ensemble averages the probabilities of choices"]),
     ("gate=oracle prompt=why", ["gate=oracle must be told who knows"]),

@@ -64,7 +64,13 @@ BESIDES = {
         "fedray.checks",
     },
     "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
-    "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue", "fedray.fedattn.segments"},
+    "checks": {
+        "fedray.settings",
+        "fedray.llm.catalogue",
+        "fedray.data.catalogue",
+        "fedray.fedattn.segments",
+        "fedray.tracking.checks",
+    },
     "arguments": {"fedray.llm.catalogue"},
     "config": {
         "fedray.arguments",
