@@ -72,7 +72,7 @@ def _wait(group: PlacementGroup, asking: Sequence[Placement], tell: Callable[[st
             raise FedrayError(
                 f"the Ray cluster at {ray.get_runtime_context().gcs_address} had no room for {asked} within "
                 f"{ROOM_S:g} s: others leave {figures(free.get('CPU', 0), free.get('GPU', 0))} free; start again when "
-                "`ray status` shows more, or ask for less with ray.cpus_per_member"
+                "`ray status` shows more, or ask for less with ray.cpus_per_member or ray.gpus_per_member"
             )
 
 
