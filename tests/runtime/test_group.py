@@ -14,6 +14,7 @@ import ray
 from conftest import NODE
 from probes import start_counting, stop_counting
 from ray.experimental import get_local_object_locations
+from ray.util import placement_group_table
 from standin import StandIn
 
 from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
@@ -255,6 +256,11 @@ def test_a_node_without_the_package_is_told_to_install_it(cluster: Any) -> None:
         start(Local, [Placement("bad", num_cpus=0.1)], {})
 
 
+def groups() -> set[str]:
+    """Ids of the placement groups that have resources or wait for them."""
+    return {id for id, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
 class TestReserve:
     """Who waits for room, and for how long: what is waited for is real, the minute is cut short."""
 
@@ -264,8 +270,9 @@ class TestReserve:
         monkeypatch.setattr(reservation, "TELL_S", 0.0)
 
     def test_a_busy_cluster_is_not_waited_for_for_ever(self, cluster: Any) -> None:
-        half = Placement("one", num_cpus=1.5, label="room=b")
+        half, before = Placement("one", num_cpus=1.5, label="room=b"), groups()
         held = reserve([half])
+        assert held.group is not None
         told: list[str] = []
         with pytest.raises(FedrayError) as caught:
             start(StandIn, [half], {}, slow=told.append)
@@ -273,18 +280,21 @@ class TestReserve:
         said = str(caught.value)
         assert f"the Ray cluster at {cluster.address} had no room for 1.5 CPUs and 0 GPUs within 1.5 s" in said
         assert "`ray status`" in said and "ray.cpus_per_member" in said
+        assert groups() == before | {held.group.id.hex()}  # what was waited for in vain is not held later
         RayGroup({}, {}, StandIn, held).close()
-        reserve([half]).release()  # what was waited for in vain is not held either
+        assert groups() == before
+        reserve([half]).release()
 
     def test_one_that_is_interrupted_holds_nothing(self, cluster: Any) -> None:
         def interrupt(text: str) -> None:
             raise KeyboardInterrupt
 
+        before = groups()
         held = reserve([Placement("one", num_cpus=1.5, label="room=b")])
         with pytest.raises(KeyboardInterrupt):
             reserve([Placement("two", num_cpus=1.5, label="room=b")], interrupt)
         held.release()
-        reserve([Placement("three", num_cpus=1.5, label="room=b")]).release()
+        assert groups() == before
 
     def test_who_asks_for_nothing_waits_for_nothing(self, cluster: Any) -> None:
         there = reserve([Placement("one", num_cpus=0, label="room=b"), Placement("two", num_cpus=0)])
