@@ -20,11 +20,11 @@ from fedray.settings import (
     SCHEMA,
     BuildSettings,
     Settings,
-    TrackingSettings,
     ZooSettings,
     with_copies,
     with_strangers,
 )
+from fedray.tracking.checks import check_store
 from fedray.types import FedrayError
 
 
@@ -218,7 +218,7 @@ def _check_compile(settings: Settings) -> None:
             f"compile=reduce-overhead replays CUDA graphs and {' and '.join(receivers)} would run on CPUs: add "
             f"members.{settings.receiver}.device=cuda, or choose compile=default"
         )
-    elsewhere = settings.ray.enabled and (settings.ray.address is not None or "RAY_ADDRESS" in os.environ)
+    elsewhere = settings.ray.enabled and bool(settings.ray.address or os.environ.get("RAY_ADDRESS"))
     if not all(on_gpu) and not elsewhere and cpp_compiler() is None:
         raise FedrayError(
             f"compile={settings.compile} needs a C++ compiler on CPUs and there is none: install g++, name one with "
@@ -371,17 +371,3 @@ def check_build(settings: BuildSettings) -> None:
     check_range("shorten", settings.shorten, 0.001, 1)
     check_output(settings.output)
     check_store(settings.tracking)
-
-
-def check_store(tracking: TrackingSettings) -> None:
-    """Raises FedrayError where MLflow could not keep the run, which would be noticed only when the work is done."""
-    database = Path(tracking.uri.removeprefix("sqlite:///")).absolute()
-    if not tracking.enabled or not tracking.uri.startswith("sqlite:///"):
-        return
-    nearest = database if database.exists() else next(f for f in database.parents if f.exists())
-    kind_fits = nearest.is_file() if nearest == database else nearest.is_dir()
-    if not kind_fits or not os.access(nearest, os.W_OK):
-        raise FedrayError(
-            f"tracking.uri={tracking.uri} cannot be written: name another file with tracking.uri=sqlite:///PATH, or "
-            "leave MLflow out with tracking=none"
-        )

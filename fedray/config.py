@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
+from fedray.arguments import for_shell, literal, overrides, quoted, uncut
 from fedray.benchmark.settings import BENCHMARK, BenchmarkSettings, check_benchmark
 from fedray.checks import check, check_build
 from fedray.disk import new_folder, write_whole
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation, check_evaluation
-from fedray.llm.catalogue import safe_name
 from fedray.reporting.outlet import unfailing
 from fedray.schema import Schema
 from fedray.settings import (
@@ -97,11 +97,6 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 BAD_INPUT, INTERRUPTED = 2, 130
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose working folder Ray removes later
 _HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
-# Settings whose text is taken as it is, whatever Hydra's grammar thinks of its commas and quotes.
-_FREE_TEXT = re.compile(
-    r"prompt|questions|output|name|hash|to|source|revision|(?:zoo|registry|data)\.path|"
-    r"members\..*\.(label|revision)|evidence\..*"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +129,7 @@ def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(cfg, resolve=True)  # a text ??? is no missing value
     except OmegaConfBaseException as error:
         raise _translated(error, form) from error
     assert isinstance(values, dict)
@@ -229,12 +224,16 @@ def _veil(folder: Path) -> None:
 @contextmanager
 def _command_line(form: Form) -> Iterator[None]:
     """Hydra's view of the process: arguments in its grammar, and its errors raised instead of printed."""
+    for name in (_HOME, "MLFLOW_TRACKING_URI"):
+        if os.environ.get(name) == "":  # as if it were not there, like Ray, MLflow and the shell have it
+            del os.environ[name]
     if _SUBMITTED in os.environ:
         os.environ.setdefault(_HOME, str(Path.home() / "fedray"))
     if _HOME in os.environ:
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path(os.environ[_HOME]).absolute()}/mlflow.db")
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [argv[0], *(_argument(argument, form) for argument in _named(argv[1:], form))]
+    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+    sys.argv = [argv[0], *map(_readable, overrides(argv[1:], form.schema, form.words, groups))]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
@@ -246,43 +245,45 @@ def _command_line(form: Form) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _named(arguments: Sequence[str], form: Form) -> Iterator[str]:
-    """Bare words with the names they stand for: show llama-1b becomes action=show name=llama-1b."""
-    words = iter(form.words)
-    for argument in arguments:
-        bare = "=" not in argument and not argument.startswith(("-", "+", "~"))
-        word = next(words, None) if bare else None
-        yield f"{word}={argument}" if word else argument
+def _readable(override: str) -> str:
+    """An override; what Hydra's grammar cannot read is quoted, so that the setting itself says what it takes."""
+    key, equals, value = override.partition("=")
+    if not equals or override.startswith("-") or value.startswith(("[", "{")) or _parses(override):
+        return override
+    as_text = f"{key}={quoted(literal(value))}"
+    return as_text if _parses(as_text) else override
 
 
-def _argument(argument: str, form: Form) -> str:
-    """An argument as Hydra's grammar wants it.
+def _parses(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    A + in front of a setting that exists says nothing (+gate=open is gate=open). Free text is quoted, unless it is
-    already: prompt=what, really? becomes prompt="what, really?".
-    """
-    key, equals, value = argument.partition("=")
-    name = key.lstrip("+")
-    group, _, rest = name.partition(".")
-    member, _, its = (rest, "", "") if group == "evidence" else rest.rpartition(".")
-    if group in ("evidence", "members") and member:  # a member's own name has dots, and any decoder may be one
-        name = ".".join(filter(None, (group, safe_name(member), its)))
-        key = f"++{name}"
-    elif name in form.schema.names or (name and (CONF / name).is_dir()):
-        key = name
-    if _FREE_TEXT.fullmatch(name) and value not in ("", "null") and not re.fullmatch(r"(?s)([\"']).*\1", value):
-        value = (
-            value.replace("${", r"\${")
-            if name == "prompt" or name.startswith("evidence.")
-            else os.path.expanduser(value)
-        )
-        value = f'"{_escaped(value)}"'
-    return f"{key}{equals}{value}"
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
-def _escaped(text: str) -> str:
-    """Quotes escaped, and the backslashes in front of one doubled, as Hydra's grammar wants them."""
-    return re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), text)
+def _how_to_write(override: str, form: Form) -> str:
+    """The remedy for an argument that Hydra's grammar refuses, with a form of it that works."""
+    key, equals, value = override.partition("=")
+    whole = uncut(override, sys.argv[1:])
+    if not equals and form.schema.hint(whole.partition("=")[0]) in (str, Path):
+        return f"quoted for the shell it is {for_shell(whole)}"
+    closers = (value + "]" * square + "}" * curly for square in range(3) for curly in range(3))
+    if closed := next((f"{key}={whole}" for whole in closers if equals and _parses(f"{key}={whole}")), None):
+        return f"a bracket is not closed, write {for_shell(closed)}"
+    return "write key=value, quoted for the shell as in '+senders=[qwen2.5-1.5b,llama-1b]'"
+
+
+def _which_one(key: str, value: str, form: Form) -> str:
+    """The remedy for several values where one is wanted."""
+    kind = form.schema.hint(key)
+    if get_origin(kind) is tuple and not value.startswith("["):
+        return f"write a list as {for_shell(f'{key}=[{value}]')}, or add -m to run each"
+    quotes = f", or quote it if it is one: {for_shell(f'{key}={quoted(value)}')}" if kind is str else ""
+    return f"add -m to run each{quotes}"
 
 
 def _one_line(error: Exception) -> str:
@@ -301,22 +302,20 @@ def _translated(error: Exception, form: Form) -> FedrayError:
         what = f"cannot write to output folder {error.filename!r}: {error.strerror}"
         return FedrayError(f"{what}; choose another with output=DIR")
     if isinstance(error, OverrideParseException):
-        if "#" in error.override:
-            return FedrayError(
-                f"cannot read the argument {error.override!r}: put a name with # in quotes: \"senders=['llama-1b#2']\""
-            )
-        return FedrayError(
-            f"cannot read the argument {error.override!r}: write key=value, quoted for the shell "
-            "as in '+senders=[qwen2.5-1.5b,llama-1b]'"
-        )
-    if match := re.search(r"Ambiguous value for argument '(.*?)'", text):
+        return FedrayError(f"cannot read the argument {error.override!r}: {_how_to_write(error.override, form)}")
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)' (?:1\.|requires)", text):
         key, _, value = match[1].partition("=")
-        return FedrayError(f"{match[1]!r} names several values: write a list as {key}=[{value}], or add -m to run each")
+        return FedrayError(f"{match[1]!r} names several values: {_which_one(key, value, form)}")
     match = re.search(r"Could not (?:override|delete)(?: from config\.)? '(.*?)'", text)
     if match and match[1] not in form.schema.names and not match[1].startswith("hydra."):
         return form.schema.unknown(match[1])
+    if match:
+        return FedrayError(f"~{match[1]} deletes nothing: leave the setting out, or unset it with {match[1]}=null")
     cause = f" ({_one_line(error.__cause__)})" if isinstance(error.__cause__, Exception) else ""
-    return FedrayError(f"cannot compose the settings: {text.rstrip('.')}{cause}; see --help for what there is")
+    remedy = "see --help for what there is"
+    if any(argument.startswith("output=") and "${" in argument for argument in sys.argv):
+        remedy = "output= reads ${...} as Hydra does, name a folder without"
+    return FedrayError(f"cannot compose the settings: {text.rstrip('.')}{cause}; {remedy}")
 
 
 def _options(group: str) -> Sequence[str]:

@@ -27,6 +27,7 @@ from fedray.forecast import Room, check_room, needs, shares_weights, this_machin
 from fedray.group import Group, LocalGroup, MemberFailed
 from fedray.llm.source import Source
 from fedray.planner import Planner
+from fedray.prompts import check_text
 from fedray.protocols import PROTOCOLS, STREAMS, check_talk
 from fedray.protocols.fedattn import publishers_own
 from fedray.settings import Settings, build
@@ -98,6 +99,8 @@ class Federation:
         """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise FedrayError("the prompt is empty: ask something")
+        for text in (*prompts, *(choice for row in choices or () for choice in row)):
+            check_text(text, f"{text[:40]!r}")
         own: dict[str, Any] = {
             "evidence": {member: (document,) * len(prompts) for member, document in self._evidence.items()},
             "generation": self.settings.generation,
@@ -322,7 +325,7 @@ def _start_on_ray(
             zoo=s.zoo.name,
             folder=zoo,
             loaded=lambda info: loaded(info.name),
-            slow=provision.say_who_is_missing,
+            slow=provision.say,
         )
     stack.callback(group.close)
     plan = partial(coordinator.plan, boss)

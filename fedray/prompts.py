@@ -8,6 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedray.types import FedrayError
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises FedrayError on a lone surrogate, which is what bytes that are no UTF-8 become; where: what holds it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        wrong = text[error.start : error.end]
+        raise FedrayError(f"{where} is no Unicode text, it holds {wrong!r}: write it in UTF-8") from error
+
 
 def hint_prompt(question: str) -> str:
     return f"give a hint: {question}"

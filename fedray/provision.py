@@ -93,12 +93,8 @@ def loading(total: int) -> Iterator[Callable[[str], None]]:
         yield lambda name: bar.update(task, advance=1, description=name)
 
 
-def say_who_is_missing(names: Sequence[str]) -> None:
-    Console(stderr=True).print(
-        f"still loading {', '.join(names)}: large LLMs and downloads take their time, and if others use the cluster's "
-        "CPUs or GPUs, this waits until they are free (Ctrl-C ends it)",
-        highlight=False,
-    )
+def say(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def absolute(path: Path | None) -> Path | None:

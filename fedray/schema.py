@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from fedray.prompts import check_text
 from fedray.suggest import nearest, unknown
 from fedray.types import FedrayError
 
@@ -41,6 +43,21 @@ class Schema(Generic[T]):
         Raises FedrayError on an unknown or a missing key, an unknown choice or a wrong type.
         """
         return cast(T, self._dataclass(self.root, values, ""))
+
+    def hint(self, path: str) -> Any:
+        """The type of a setting by its dotted name, its None left out; None for what is no setting."""
+        hint: Any = self.root
+        for part in path.split("."):
+            if is_dataclass(hint):
+                hint = get_type_hints(hint).get(part)
+            elif get_origin(hint) is Mapping:
+                hint = get_args(hint)[1]
+            else:
+                return None
+            kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+            if get_origin(hint) in (Union, UnionType) and len(kinds) == 1:
+                (hint,) = kinds
+        return hint
 
     def unknown(self, path: str) -> FedrayError:
         """The error for a setting that does not exist."""
@@ -130,8 +147,10 @@ def _keys(kind: Any) -> set[str]:
 
 
 def _scalar(hint: type, value: Any, path: str) -> Any:
+    if isinstance(value, str | Path):
+        check_text(str(value), path)
     if hint is Path and isinstance(value, str | Path):
-        return Path(value).expanduser()
+        return Path(os.path.expanduser(value))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)

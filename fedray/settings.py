@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -347,7 +348,7 @@ def with_copies(schema: Schema[T], values: Mapping[str, Any]) -> Schema[T]:
 
 def _document(text: str) -> str:
     """A text, or the text of the file it names."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     try:
         if not path.is_file():
             if re.fullmatch(r"\S*/\S*|\S+\.\w{1,5}", text):  # one word with a slash or an ending: a path, mistyped

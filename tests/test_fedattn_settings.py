@@ -70,7 +70,6 @@ REFUSED = [
     (f"{CONTEXT}|protocol.participants=5", "which has 3 (the context in sentences, the question apart)"),
     ("prompt=hello|protocol.segments=even", "are more than the segments of 'hello', which has 1"),
     ("receiver='llama-1b#2'", "receiver llama-1b#2 is no LLM of its own"),
-    ("senders=[qwen3-0.6b#2,qwen3-0.6b]", "a name with # in quotes: \"senders=['llama-1b#2']\""),
     ("senders=['qwen3-0.6b#7','qwen3-0.6b#9']", "sender qwen3-0.6b#7 is no copy that takes part: leave senders out"),
     ("senders=['qwen3-0.6b#1','qwen3-0.6b#0']", "sender qwen3-0.6b#1 is no copy that takes part"),
     ("senders=['qwen3-0.6b#2','qwen3-0.6b#2']", "sender qwen3-0.6b#2 is there twice: leave senders out"),

@@ -42,7 +42,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Beside the stairs: they know the ground only, and only these rooms know them.
 GROUND = frozenset({"rounds", "sharing", "types", "suggest", "schema", "prompts", "disk", "text"})
-ASIDE = frozenset({"tracking", "report", "reporting", "config", "settings", "checks"})
+ASIDE = frozenset({"tracking", "report", "reporting", "config", "arguments", "settings", "checks"})
 KNOW_ASIDE = frozenset(
     {"forecast", "provision", "federation", "training", "evaluation", "benchmark", "inventory", "importing", "jobs"}
     | {"fedray"}
@@ -66,8 +66,16 @@ BESIDES = {
         "fedray.checks",
     },
     "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
-    "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue", "fedray.fedattn.segments"},
+    "checks": {
+        "fedray.settings",
+        "fedray.llm.catalogue",
+        "fedray.data.catalogue",
+        "fedray.fedattn.segments",
+        "fedray.tracking.checks",
+    },
+    "arguments": {"fedray.llm.catalogue"},
     "config": {
+        "fedray.arguments",
         "fedray.benchmark.settings",
         "fedray.evaluation.settings",
         "fedray.training.settings",

@@ -114,6 +114,21 @@ assert not {"torch", "transformers", "ray", "hydra", "omegaconf", "mlflow"} & sy
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
 
 
+@pytest.mark.parametrize("submitted", [False, True])
+def test_empty_variables_are_as_if_unset(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, submitted: bool
+) -> None:
+    if submitted:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FEDRAY_HOME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    settings = call.settings()
+    assert settings.output.is_relative_to(tmp_path / ("home/fedray/outputs" if submitted else "outputs"))
+    home = f"{tmp_path}/home/fedray/" if submitted else ""
+    assert settings.tracking.uri == f"sqlite:///{home}mlflow.db"
+
+
 def test_a_submitted_job_leaves_its_results_where_they_stay(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedray.checks import check_store
+from fedray.settings import TrackingSettings
 from fedray.tracking import Tracker, browse, sync, tracker
 from fedray.tracking.__main__ import main
 from fedray.tracking.pending import PENDING
@@ -319,6 +324,47 @@ def test_runs_started_together_share_one_new_store(tmp_path: Path) -> None:
     assert len(ids) == 2 and all(client.get_run(i).data.params == {"a": "1"} for i in ids)
 
 
+def test_a_deleted_experiment_says_how_to_go_on(store: str, tmp_path: Path) -> None:
+    """Where the store's file can be read, before the work; of a server, with what waits to be sent."""
+    from click.testing import CliRunner
+    from mlflow.cli import cli
+
+    with Tracker(Settings(store, experiment="gone"), tmp_path) as track:
+        track.params(a=1)
+    client = mlflow.MlflowClient(store)
+    number = client.get_experiment_by_name("gone").experiment_id
+    client.delete_experiment(number)
+    with pytest.raises(FedrayError) as caught:
+        check_store(TrackingSettings(uri=store, experiment="gone"))
+    said = str(caught.value)
+    assert "'gone' was deleted" in said and "tracking.experiment=NAME" in said
+    with Tracker(Settings(store, experiment="gone"), tmp_path) as track:
+        track.params(a=2)
+    assert track.problem and f"`mlflow experiments restore -x {number}`" in track.problem
+    assert "tracking.experiment=NAME" in track.problem
+    variable, program, *arguments = shlex.split(said.split("`")[1])
+    assert program == "mlflow"
+    done = CliRunner().invoke(cli, arguments, env=dict([variable.split("=", 1)]))
+    assert done.exit_code == 0, done.output
+    check_store(TrackingSettings(uri=store, experiment="gone"))
+    _, run = sync(tmp_path)
+    assert client.get_run(run).data.params == {"a": "2"}
+
+
+@pytest.mark.parametrize("there", ["a missing file", "an empty file", "no database", "a store of another version"])
+def test_what_is_no_store_is_left_to_mlflow(tmp_path: Path, there: str) -> None:
+    database = tmp_path / "it's 100%.db"
+    match there:
+        case "an empty file":
+            database.touch()
+        case "no database":
+            database.write_text("a text")
+        case "a store of another version":
+            with closing(sqlite3.connect(database)) as other:
+                other.execute("CREATE TABLE experiments (id INTEGER)")
+    check_store(TrackingSettings(uri=f"sqlite:///{database}"))
+
+
 def test_the_command_sends_what_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2 and "usage" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2 and "nothing waits" in capsys.readouterr().err
@@ -339,6 +385,8 @@ def test_the_command_that_shows_a_run_names_its_store(tmp_path: Path, monkeypatc
     assert f"with `MLFLOW_TRACKING_URI={other} make ui`" in browse(other, "r1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     assert "with `make ui`" in browse(other, "r1") and f"MLFLOW_TRACKING_URI={usual}" in browse(usual, "r1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert "with `make ui`" in browse(usual, "r1")
     assert browse("http://here:5000", "r1") == "MLflow run r1: browse it at http://here:5000"
 
 

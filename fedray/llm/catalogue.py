@@ -5,6 +5,7 @@ A name is one of `members/NAME.yaml`, or any other decoder's: `hf:org/name` on t
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def copies(name: str, count: int) -> tuple[str, ...]:
 def original_of(name: str) -> str:
     """The LLM that a member is: original_of("llama-1b#2") == "llama-1b". A folder of such a name is an LLM itself."""
     copy = _COPY.fullmatch(name)
-    return copy[1] if copy and not (is_foreign(name) and Path(name).expanduser().is_dir()) else name
+    return copy[1] if copy and not (is_foreign(name) and os.path.isdir(os.path.expanduser(name))) else name
 
 
 def is_foreign(name: str) -> bool:
@@ -130,4 +131,4 @@ def _foreign(name: str, role: str, zoo: str) -> str:
         return name
     if zoo == "tiny":
         raise FedrayError(f"{role} {name} is a folder: add zoo=hub for its weights, or zoo=shapes for its shape alone")
-    return str(Path(name).expanduser().absolute())
+    return str(Path(os.path.expanduser(name)).absolute())

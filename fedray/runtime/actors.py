@@ -26,6 +26,7 @@ from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
 from fedray.member import Member
 from fedray.runtime.failures import as_error, reason
 from fedray.runtime.placement import Placement
+from fedray.runtime.reservation import Reservation, reserve
 from fedray.types import FedrayError, MemberInfo
 
 CONTROL = frozenset({"info", "ping", "stats", "cancel", "release"})  # answered while a member computes
@@ -58,12 +59,13 @@ def load_members(
     zoo: str = "tiny",
     folder: Path | None = None,
     loaded: Callable[[MemberInfo], None] = lambda info: None,
-    slow: Callable[[Sequence[str]], None] = lambda names: None,
+    slow: Callable[[str], None] = lambda text: None,
 ) -> RayGroup:
     """Start one actor per placement, all at once, and wait until every one has its LLM; `loaded` hears of each.
 
-    slow: hears once, after SLOW_S, who is still to come: the cluster may be busy with others, and then this waits.
-    Raises FedrayError naming the first member that cannot start; the others are ended.
+    slow: hears what is waited for, once the cluster takes long to find room or members to load.
+    Raises FedrayError where the cluster has no room, and naming the first member that cannot start; the others are
+    ended.
     """
     given = {p.member: {"device": p.device, "dtype": p.dtype, "revision": p.revision} for p in placements}
     for p in placements:
@@ -77,16 +79,22 @@ def start(
     given: Mapping[str, Mapping[str, Any]],
     *,
     loaded: Callable[[MemberInfo], None] = lambda info: None,
-    slow: Callable[[Sequence[str]], None] = lambda names: None,
+    slow: Callable[[str], None] = lambda text: None,
 ) -> RayGroup:
-    """One actor of a class of Member's shape per placement; given: by name, what else each is made with."""
+    """One actor of a class of Member's shape per placement; given: by name, what else each is made with.
+
+    Raises FedrayError where the cluster has no room for all within ROOM_S.
+    """
     actor = LLMActor if cls is Member else as_actor(cls)
     with ExitStack() as undo:
+        room = reserve(placements, slow)
+        undo.callback(room.release)
         actors: dict[str, ActorHandle] = {}
         for p in placements:
-            actors[p.member] = actor.options(**_options(p)).remote(p.member, **given.get(p.member, {}))
+            placed = actor.options(**_options(p), **room.strategy(p))
+            actors[p.member] = placed.remote(p.member, **given.get(p.member, {}))
             undo.callback(ray.kill, actors[p.member])
-        group = RayGroup(actors, gather_infos(actors, loaded, slow), cls)
+        group = RayGroup(actors, gather_infos(actors, loaded, slow), cls, room)
         undo.pop_all()
         return group
 
@@ -94,7 +102,7 @@ def start(
 def gather_infos(
     actors: Mapping[str, ActorHandle],
     loaded: Callable[[MemberInfo], None] = lambda info: None,
-    slow: Callable[[Sequence[str]], None] = lambda names: None,
+    slow: Callable[[str], None] = lambda text: None,
 ) -> dict[str, MemberInfo]:
     """Who every member is and on which node, in the order of `actors`, as soon as its constructor is through.
 
@@ -106,7 +114,8 @@ def gather_infos(
     while waiting:
         done, _ = ray.wait(list(waiting), timeout=SLICE_S)
         if time.monotonic() > patience:
-            slow(sorted(waiting.values()))
+            names = ", ".join(sorted(waiting.values()))
+            slow(f"still loading {names}: large LLMs and downloads take their time (Ctrl-C ends it)")
             patience = math.inf
         for ref in done:
             name = waiting.pop(ref)
@@ -126,8 +135,6 @@ def _info(member: Member) -> MemberInfo:
 
 
 def _options(p: Placement) -> dict[str, Any]:
-    key, _, value = (p.label or "").partition("=")
-    where: dict[str, Any] = {"label_selector": {key: value}} if p.label else {"scheduling_strategy": "SPREAD"}
     env = {
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a member without a GPU sees none
         "RAY_max_direct_call_object_size": str(INLINE_BYTES),
@@ -135,7 +142,7 @@ def _options(p: Placement) -> dict[str, Any]:
         "GOMP_SPINCOUNT": "20000",  # but one that sleeps between two small products slows its own (docs/log.md)
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
     }
-    return {"num_cpus": p.num_cpus, "num_gpus": p.num_gpus, "runtime_env": {"env_vars": env}, **where}
+    return {"num_cpus": p.num_cpus, "num_gpus": p.num_gpus, "runtime_env": {"env_vars": env}}
 
 
 @dataclass(slots=True, eq=False)
@@ -174,9 +181,13 @@ class RayGroup:
     """Members in actors of their own. Nothing here blocks the event loop: Ray's waiting happens in a thread."""
 
     def __init__(
-        self, actors: Mapping[str, ActorHandle], members: Mapping[str, MemberInfo], cls: type = Member
+        self,
+        actors: Mapping[str, ActorHandle],
+        members: Mapping[str, MemberInfo],
+        cls: type = Member,
+        room: Reservation = Reservation(),  # noqa: B008  # frozen
     ) -> None:
-        self._actors = dict(actors)
+        self._actors, self._room = dict(actors), room
         self._ships = frozenset(name for name in dir(cls) if getattr(getattr(cls, name), "ships", False))
         self.members: Mapping[str, MemberInfo] = dict(members)
 
@@ -224,9 +235,10 @@ class RayGroup:
             self._remote(member, "release", (session,), {})
 
     def close(self) -> None:
-        """End the members."""
+        """End the members, and give their resources back."""
         for actor in self._actors.values():
             ray.kill(actor)
+        self._room.release()
 
     def _remote(
         self, member: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], num_returns: Any = 1

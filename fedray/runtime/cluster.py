@@ -13,19 +13,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import grpc
 import ray
-from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]  # compiled
-from ray.exceptions import RayError
+from ray._private import ray_constants
+from ray.exceptions import AuthenticationError, RayError
 
+from fedray.runtime import joining
 from fedray.types import FedrayError
 
-PROBE_S = 2.0  # a head node that says nothing for so long is not there; ray.init would try for two minutes
 WARM_BYTES = 64 << 20
-_CHECK = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-_HOW = "start one with `ray start --head`, or leave ray.address and RAY_ADDRESS unset for a cluster of fedray's own"
+SOCKET_BYTES = 107  # the longest path of a socket that Linux takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,11 @@ def connect(
 
 
 def will_embed(address: str | None = None) -> bool:
-    """Whether `connect` would start a cluster of its own."""
-    return not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    """Whether `connect` would start a cluster of its own. Raises FedrayError where it could not."""
+    embeds = not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    if embeds:
+        _check_length(_folder())
+    return embeds
 
 
 def _join(address: str, namespace: str) -> Connection:
@@ -72,54 +74,29 @@ def _join(address: str, namespace: str) -> Connection:
             f"cannot join {address}: Ray Client is not supported; give the cluster's HOST:PORT, or run on the cluster "
             f"with `ray job submit`"
         )
-    if address != "auto":
-        _probe(address)
+    joining.check(address)
     try:
         _init(address, namespace=namespace)
     except (RayError, OSError, RuntimeError, ValueError) as error:
-        raise FedrayError(f"cannot join the Ray cluster at {address} ({_first_line(error)}); {_HOW}") from error
+        raise FedrayError(f"cannot join the Ray cluster at {address} ({_why(error)}); {_remedy(error)}") from error
     return Connection(_joined_at(), False, namespace)
 
 
-def _probe(address: str) -> None:
-    """Ask the head node whether it is one and takes our token; ray.init would try for long and end the process."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise FedrayError(f"{address!r} is no address of a Ray cluster: write HOST:PORT, auto or local")
-    # As ray.init does: a token is sent if there is one, unless RAY_AUTH_MODE decides.
-    token = AuthenticationTokenLoader.instance().get_token_for_http_header("RAY_AUTH_MODE" not in os.environ)
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            channel.unary_unary(_CHECK)(b"", timeout=PROBE_S, wait_for_ready=True, metadata=tuple(token.items()))
-        except grpc.RpcError as error:
-            raise _refused(address, error) from error
-
-
-def _refused(address: str, error: grpc.RpcError) -> FedrayError:
-    code = error.code()  # pyright: ignore[reportAttributeAccessIssue]  # every RpcError of a call is a Call too
-    if code == grpc.StatusCode.UNAUTHENTICATED:
-        return FedrayError(
-            f"the Ray cluster at {address} does not accept the access token; set RAY_AUTH_MODE=token and "
-            f"RAY_AUTH_TOKEN_PATH to the file with the cluster's own"
-        )
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return FedrayError(f"no Ray cluster answers at {address} within {PROBE_S:g} s; {_HOW}")
-    return FedrayError(f"what answers at {address} is not the head node of a Ray cluster; {_HOW}")
-
-
 def _embed(namespace: str, num_cpus: float | None, object_store_mb: int) -> Connection:
+    folder = _private_folder()
     try:
-        with _private_files():
+        with _private_files(), _on_loopback():
             _init(
                 "local",
                 namespace=namespace,
                 num_cpus=num_cpus,
                 object_store_memory=object_store_mb << 20,
                 include_dashboard=False,
+                _temp_dir=str(folder / "ray"),
                 _system_config={"preallocate_plasma_memory": True},
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:
-        raise FedrayError(f"Ray cannot start on this machine ({_first_line(error)}); try ray.enabled=false") from error
+        raise FedrayError(f"Ray cannot start on this machine ({_why(error)}); try ray.enabled=false") from error
     _warm_up(object_store_mb << 20)
     return Connection(_joined_at(), True, namespace)
 
@@ -170,9 +147,67 @@ def _private_files() -> Iterator[None]:
         os.umask(before)
 
 
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray's own switch for machines that are no part of a cluster, its default on laptops: all that it opens is bound
+    to loopback. Its environment variable is read when Ray is imported, which a user's script may have done before."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _folder() -> Path:
+    return joining.system_folder().absolute() / f"fedray-{os.getuid()}"
+
+
+def _private_folder() -> Path:
+    """Make a folder that nobody else may enter: Ray opens its own, with logs and sockets, to all users of a machine.
+
+    Raises FedrayError where there can be none.
+    """
+    folder = _folder()
+    _check_length(folder)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_ours = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+        if is_ours:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise FedrayError(f"cannot make Ray's folder {folder} ({error.strerror}): set RAY_TMPDIR to another") from error
+    if not is_ours:
+        raise FedrayError(f"Ray's folder {folder} belongs to somebody else: set RAY_TMPDIR to a folder of your own")
+    return folder
+
+
+def _check_length(folder: Path) -> None:
+    """Raises FedrayError where Ray could not open its sockets in a folder."""
+    session = f"session_{'0000-00-00_00-00-00_000000'}_{os.getpid()}"
+    longest = folder / "ray" / session / "sockets" / "plasma_store"
+    over = len(os.fsencode(longest)) - SOCKET_BYTES
+    if over > 0:
+        raise FedrayError(
+            f"Ray cannot open sockets in {folder}, whose path is {over} bytes too long: set RAY_TMPDIR to a shorter "
+            "folder, as in RAY_TMPDIR=/tmp"
+        )
+
+
 def _joined_at() -> str:
     return ray.get_runtime_context().gcs_address
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".")
+def _why(error: Exception) -> str:
+    """What Ray says, without its advice: the first line, of which a mismatch of versions needs all."""
+    text = str(error).strip()
+    text = " ".join(text.split()) if text.startswith("Version mismatch") else text.split("\n", 1)[0]
+    return text.split(". ", 1)[0].rstrip(".")
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, AuthenticationError):
+        return joining.TOKEN
+    if "Version mismatch" in str(error):
+        return "install the cluster's versions here, or choose another cluster"
+    return joining.HOW

@@ -59,6 +59,8 @@ def _raised_in_constructor(message: str) -> str:
     if not raised:
         return f"could not start: {_first_line(message)}"
     kind, text = raised[-1]
+    if kind == "ModuleNotFoundError":
+        return f"{_first_line(text)} on its node: install fedray, with what it needs, on every node of the Ray cluster"
     return text if kind in ("FedrayError", "CorruptPayload") else f"{kind}: {_first_line(text)}"
 
 

@@ -103,11 +103,11 @@ def _check_room(placed: Sequence[Placement], nodes: Sequence[Node]) -> None:
                 left[1] -= p.num_gpus
                 break
         else:
-            asked = _figures(sum(p.num_cpus or 0 for p in placed), sum(p.num_gpus for p in placed))
-            there = _figures(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+            asked = figures(sum(p.num_cpus or 0 for p in placed), sum(p.num_gpus for p in placed))
+            there = figures(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
             where = f" on a node labelled {p.label}" if p.label else ""
             raise FedrayError(
-                f"no room for {p.member} ({_figures(cpus, p.num_gpus)}{where}): the members ask for {asked}, the Ray "
+                f"no room for {p.member} ({figures(cpus, p.num_gpus)}{where}): the members ask for {asked}, the Ray "
                 f"cluster has {there} on {len(nodes)} node{'s' * (len(nodes) > 1)}; ask for less with "
                 f"ray.cpus_per_member or ray.gpus_per_member, or use a larger cluster"
             )
@@ -118,5 +118,5 @@ def _floor(cpus: float) -> float:
     return max(int(cpus * 100) / 100, 0.01)
 
 
-def _figures(cpus: float, gpus: float) -> str:
+def figures(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPUs and {gpus:g} GPUs"

@@ -59,8 +59,17 @@ class Store:
             self._experiment = self._find(experiment, database and str(database.parent / "mlartifacts"))
 
     def _find(self, experiment: str, artifacts: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
         found = self._client.get_experiment_by_name(experiment)
-        return found.experiment_id if found else self._client.create_experiment(experiment, artifacts)
+        if found is None:
+            return self._client.create_experiment(experiment, artifacts)
+        if found.lifecycle_stage == "deleted":
+            raise MlflowException(
+                f"its experiment {experiment!r} was deleted: restore it with `mlflow experiments restore -x "
+                f"{found.experiment_id}`, or choose another with tracking.experiment=NAME"
+            )
+        return found.experiment_id
 
     def open(self, name: str) -> str:
         """Start a run; returns its id."""

@@ -216,7 +216,7 @@ def browse(uri: str, run_id: str) -> str:
     """How to see a run, in a sentence."""
     if not uri.startswith(SQLITE):
         return f"MLflow run {run_id}: browse it at {uri}"
-    usual = absolute(os.environ.get("MLFLOW_TRACKING_URI", f"{SQLITE}mlflow.db"))
+    usual = absolute(os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db")
     command = "make ui" if uri == usual else f"MLFLOW_TRACKING_URI={uri} make ui"
     return f"MLflow run {run_id}: browse it with `{command}` (store {uri})"
 

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.utils import check_version_info
 
-from fedray.runtime.cluster import connect
+from fedray.runtime.cluster import _private_folder, _remedy, _why, connect, will_embed
 from fedray.runtime.placement import Node, Placement, place, this_machine
 from fedray.types import FedrayError
 
@@ -34,6 +36,13 @@ def silent_port() -> Iterator[int]:
         server.bind(("127.0.0.1", 0))
         server.listen()
         yield server.getsockname()[1]
+
+
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """Ray's sockets do not fit into pytest's."""
+    with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:
+        yield folder
 
 
 def refusal(address: str | None) -> str:
@@ -66,20 +75,43 @@ def test_a_port_that_is_no_head_node_is_refused() -> None:
     assert "is not the head node of a Ray cluster" in refusal(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
 
 
-def test_a_wrong_token_is_refused(nodes: Any) -> None:
-    script = """
-import time
-from fedray.runtime.cluster import connect
-from fedray.types import FedrayError
-started = time.monotonic()
-try:
-    connect()
-except FedrayError as error:
-    print(error, time.monotonic() - started < 5)
-"""
-    said = run(script, RAY_ADDRESS=nodes.address, RAY_AUTH_TOKEN="f" * 64, RAY_AUTH_TOKEN_PATH=None)
-    assert "does not accept the access token" in said
-    assert said.endswith("True\n")
+@pytest.mark.usefixtures("not_joined")
+def test_a_cluster_with_tokens_says_how_to_get_in(nodes: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray itself tries for 20 s and writes to stderr. auto: what `ray start` has noted, with any token there is."""
+    remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's own (~/.ray/auth_token on"
+    noted(tmp_path, nodes.address)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+    for address in (nodes.address, "auto"):
+        assert f"at {nodes.address} does not accept the access token of RAY_AUTH_TOKEN: {remedy}" in refusal(address)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    right = os.environ["RAY_AUTH_TOKEN_PATH"]
+    (tmp_path / "wrong").write_text("ab" * 32)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "wrong"))
+    assert f"of {tmp_path / 'wrong'}: {remedy}" in refusal(nodes.address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", right)
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    assert f"wants an access token: {remedy}" in refusal(nodes.address)  # no token is sent to an address unasked
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    for mode in ("token", None):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode) if mode else monkeypatch.delenv("RAY_AUTH_MODE")
+        assert f"wants an access token: {remedy}" in refusal("auto")
+    noted(tmp_path, "127.0.0.1:1")
+    assert "no Ray cluster answers at 127.0.0.1:1 " in refusal("auto")
+
+
+def noted(folder: Path, address: str) -> None:
+    """As `ray start --head` leaves its address."""
+    (folder / "ray").mkdir(exist_ok=True)
+    (folder / "ray" / "ray_current_cluster").write_text(address)
+
+
+def test_other_versions_are_named() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info({"ray_version": "2.59.0", "python_version": "3.12.1"}, "node 10.0.0.1")
+    assert "was started with: Ray: 2.59.0 Python: 3.12.1 This process" in _why(caught.value)
+    assert "install the cluster's versions here" in _remedy(caught.value)
 
 
 def test_a_process_stays_in_the_cluster_it_is_in(cluster: Any) -> None:
@@ -89,37 +121,78 @@ def test_a_process_stays_in_the_cluster_it_is_in(cluster: Any) -> None:
     assert ray.is_initialized()
 
 
-def test_an_existing_cluster_is_joined(nodes: Any) -> None:
+def test_an_existing_cluster_is_joined(nodes: Any, tmp_path: Path) -> None:
     script = """
 import ray
 from fedray.runtime.cluster import connect
-connection = connect()
-print(connection.address, connection.is_embedded, sum(node["Alive"] for node in ray.nodes()))
-connection.close()
-assert not ray.is_initialized()
+for address in (None, "auto"):
+    connection = connect(address)
+    print(connection.address, connection.is_embedded, sum(node["Alive"] for node in ray.nodes()))
+    connection.close()
+    assert not ray.is_initialized()
 """
-    assert run(script, RAY_ADDRESS=nodes.address).split() == [nodes.address, "False", "2"]
+    noted(tmp_path, nodes.address)
+    said = run(script, RAY_ADDRESS=nodes.address, RAY_TMPDIR=str(tmp_path))
+    assert said.split() == [nodes.address, "False", "2"] * 2
 
 
-def test_a_cluster_of_ones_own(tmp_path: Path) -> None:
+def test_a_cluster_of_ones_own(tmp_path: Path, short_folder: str) -> None:
     """It is private, quiet, has what was asked for, takes its token mode along, and leaves no process behind."""
     script = """
-import os, ray
+import os, psutil, ray
 from fedray.runtime.cluster import connect
 connection = connect(num_cpus=3)
 assert connection.is_embedded and "RAY_AUTH_MODE" not in os.environ
+ray.get(ray.remote(lambda: None).remote())  # a worker is there
+home = os.environ["HOME"]
+for process in psutil.process_iter(["environ"]):
+    if (process.info["environ"] or {}).get("HOME") == home:
+        for socket in process.net_connections(kind="inet"):
+            if socket.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+                print(socket.laddr.ip)
 print(ray.cluster_resources()["CPU"])
 connection.close()
 """
-    assert float(run(script, RAY_AUTH_MODE=None, RAY_AUTH_TOKEN_PATH=None, HOME=str(tmp_path))) == 3
-    token = tmp_path / ".ray" / "auth_token"
-    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    private = {"HOME": str(tmp_path), "RAY_TMPDIR": short_folder}
+    *listening, cpus = run(script, RAY_AUTH_MODE=None, RAY_AUTH_TOKEN_PATH=None, **private).split()
+    assert float(cpus) == 3
+    assert len(listening) > 4 and set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
+    (above,) = Path(short_folder).iterdir()
+    assert stat.S_IMODE(above.stat().st_mode) == 0o700 and [folder.name for folder in above.iterdir()] == ["ray"]
     assert not processes_of(tmp_path)
 
 
-def test_ctrl_c_while_ray_starts_leaves_no_process(tmp_path: Path) -> None:
-    script = "from fedray.runtime.cluster import connect; print('here', flush=True); connect()"
-    env = os.environ | {"HOME": str(tmp_path)}
+@pytest.mark.usefixtures("not_joined")
+def test_a_long_folder_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'é' * 30}")
+    for refused in (will_embed, connect):
+        with pytest.raises(FedrayError, match="bytes too long: set RAY_TMPDIR to a shorter folder, as in RAY_TMPDIR=/"):
+            refused()
+    assert not Path(f"/tmp/{'é' * 30}").exists()
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert will_embed()
+
+
+@pytest.mark.usefixtures("not_joined")
+def test_the_folder_above_rays_is_ones_own(monkeypatch: pytest.MonkeyPatch, short_folder: str) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", short_folder)
+    folder = Path(short_folder, f"fedray-{os.getuid()}")
+    folder.mkdir(mode=0o755)
+    assert _private_folder() == folder and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.rmdir()
+    folder.symlink_to(short_folder)
+    assert "belongs to somebody else: set RAY_TMPDIR to a folder of your own" in refusal("local")
+    Path(short_folder, "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", f"{short_folder}/file")
+    assert "set RAY_TMPDIR to another" in refusal("local")
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_ctrl_c_while_ray_starts_leaves_no_process(nodes: Any, tmp_path: Path, joins: bool) -> None:
+    script = "import time, fedray.runtime.cluster as c; print('here', flush=True); c.connect(); time.sleep(60)"
+    env = os.environ | {"HOME": str(tmp_path), "RAY_ADDRESS": nodes.address if joins else "local"}
     with subprocess.Popen(
         [sys.executable, "-c", script],
         env=env,

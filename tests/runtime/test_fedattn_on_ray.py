@@ -154,7 +154,8 @@ def test_tokens_never_leave_their_owner(group: RayGroup) -> None:
         seen = b"".join(took[name])
         assert own[name].encode() in seen, "the probe is blind"
         for other in set(NAMES) - {name}:
-            words = set(re.findall(r"\w+", own[other])) - set(re.findall(r"\w+", own[name]))
+            # Three letters stand in a megabyte of numbers by chance, once in some twenty runs.
+            words = set(re.findall(r"\w{4,}", own[other])) - set(re.findall(r"\w+", own[name]))
             assert words and not [word for word in words if says(seen, word)]
             assert told[other] - told[name] and not ways_of(seen, told[other] - told[name])
         assert PROMPT.encode() not in seen

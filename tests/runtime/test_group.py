@@ -14,11 +14,14 @@ import ray
 from conftest import NODE
 from probes import start_counting, stop_counting
 from ray.experimental import get_local_object_locations
+from ray.util import placement_group_table
 from standin import StandIn
 
 from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
-from fedray.runtime.actors import RayGroup, _options, as_actor, gather_infos
+from fedray.runtime import reservation
+from fedray.runtime.actors import RayGroup, as_actor, gather_infos, start
 from fedray.runtime.placement import Placement
+from fedray.runtime.reservation import reserve
 from fedray.types import FedrayError, SessionLost
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -26,9 +29,7 @@ Spawn = Callable[..., RayGroup]
 
 
 def spawn(*names: str, **labels: str) -> RayGroup:
-    actor = as_actor(StandIn)
-    actors = {n: actor.options(**_options(Placement(n, num_cpus=0.1, label=labels.get(n)))).remote(n) for n in names}
-    return RayGroup(actors, gather_infos(actors), StandIn)
+    return start(StandIn, [Placement(n, num_cpus=0.1, label=labels.get(n)) for n in names], {})
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +236,59 @@ def test_a_member_that_cannot_load_is_named(cluster: Any) -> None:
     with pytest.raises(FedrayError) as caught:
         gather_infos(actors)
     assert str(caught.value) == "bad cannot be loaded: its weights are damaged; reinstall"
+
+
+class Local(StandIn):
+    """Lies in a module that the nodes lack."""
+
+
+def test_a_node_without_the_package_is_told_to_install_it(cluster: Any) -> None:
+    with pytest.raises(FedrayError, match=f"No module named '{__name__}' on its node: install fedray, with what it"):
+        start(Local, [Placement("bad", num_cpus=0.1)], {})
+
+
+def groups() -> set[str]:
+    """Ids of the placement groups that have resources or wait for them."""
+    return {id for id, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+class TestReserve:
+    """Who waits for room, and for how long: what is waited for is real, the minute is cut short."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reservation, "ROOM_S", 1.5)
+        monkeypatch.setattr(reservation, "TELL_S", 0.0)
+
+    def test_a_busy_cluster_is_not_waited_for_for_ever(self, cluster: Any) -> None:
+        half, before = Placement("one", num_cpus=1.5, label="room=b"), groups()
+        held = reserve([half])
+        assert held.group is not None
+        told: list[str] = []
+        with pytest.raises(FedrayError) as caught:
+            start(StandIn, [half], {}, slow=told.append)
+        assert told == ["waiting for 1.5 CPUs and 0 GPUs of the Ray cluster, at most 1.5 s (Ctrl-C ends it)"]
+        said = str(caught.value)
+        assert f"the Ray cluster at {cluster.address} had no room for 1.5 CPUs and 0 GPUs within 1.5 s" in said
+        assert "`ray status`" in said and "ray.cpus_per_member" in said
+        assert groups() == before | {held.group.id.hex()}  # what was waited for in vain is not held later
+        RayGroup({}, {}, StandIn, held).close()
+        assert groups() == before
+        reserve([half]).release()
+
+    def test_one_that_is_interrupted_holds_nothing(self, cluster: Any) -> None:
+        def interrupt(text: str) -> None:
+            raise KeyboardInterrupt
+
+        before = groups()
+        held = reserve([Placement("one", num_cpus=1.5, label="room=b")])
+        with pytest.raises(KeyboardInterrupt):
+            reserve([Placement("two", num_cpus=1.5, label="room=b")], interrupt)
+        held.release()
+        assert groups() == before
+
+    def test_who_asks_for_nothing_waits_for_nothing(self, cluster: Any) -> None:
+        there = reserve([Placement("one", num_cpus=0, label="room=b"), Placement("two", num_cpus=0)])
+        assert there.group is None
+        assert there.strategy(Placement("one", label="room=b")) == {"label_selector": {"room": "b"}}
+        assert there.strategy(Placement("two")) == {"scheduling_strategy": "SPREAD"}
