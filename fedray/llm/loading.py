@@ -17,7 +17,7 @@ from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.model import LLM, check_ids, encode, hash_tokenizer, hash_vocabulary, template_of
+from fedray.llm.model import LLM, check_known, check_length, encode, hash_tokenizer, hash_vocabulary, template_of
 from fedray.llm.products import pack_matrices
 from fedray.llm.source import (
     HASHES,
@@ -130,7 +130,8 @@ def check_prompts(sources: Sequence[Source], prompts: Sequence[str]) -> dict[str
         template = template_of(tokenizer)
         for prompt in prompts:
             ids = encode(tokenizer, template, prompt).ids
-            check_ids(source.name, ids, config.max_position_embeddings, config.vocab_size)
+            check_length(source.name, len(ids), config.max_position_embeddings)
+            check_known(source.name, ids, config.vocab_size)
             longest[source.name] = max(longest.get(source.name, 0), len(ids))
     return longest
 
