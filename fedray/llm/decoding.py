@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +26,13 @@ from fedray.llm.slots import block
 from fedray.types import Generation
 
 ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head
+
+
+@cache
+def cache_argument(decoder: type) -> str:
+    """The name by which an architecture of transformers takes a cache: `cache` since 5.24, which drops the other one in
+    5.40."""
+    return next(name for name in ("cache", "past_key_values") if name in signature(decoder.forward).parameters)
 
 
 class _CacheIsRead(Exception):
@@ -146,12 +155,12 @@ def step(
             input_ids=ids_BQ,
             attention_mask=None if plain else mask,  # nothing to hide: the kernel's own causal order
             position_ids=positions_BQ,
-            past_key_values=context.cache,
             use_cache=True,
             slot_bias=context.slot_bias,
             distance_BQK=_distances(context, positions_BQ) if far else None,
             cache_only=cache_only,
             beyond=context.beyond,
+            **{cache_argument(type(model.model)): context.cache},
         )
     except _CacheIsRead:
         out = None

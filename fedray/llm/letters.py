@@ -87,6 +87,6 @@ def _without(model: Any, control: dict[int, str], unknown: int | None) -> Any:
         if "merges" in state:
             pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in state["merges"])
             state["merges"] = [pair for pair in pairs if {*pair, "".join(pair)} <= kept.keys()]
-    copy = type(model).__new__(type(model))
+    copy = type(model).__new__(type(model))  # pyright: ignore[reportCallIssue]
     copy.__setstate__(json.dumps(state).encode())
     return copy
