@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from fedray.llm.catalogue import shown
+from fedray.llm.explained import explained, in_steps
 from fedray.llm.letters import letters_of
 from fedray.types import FedrayError, KVSpec
 
 HEAD, TAIL = -1, -2  # spans of template tokens: (HEAD, i-th from the start), (TAIL, i-th from the end)
 Span = tuple[int, int]
 _CONTENT = "fedray-user-text"  # stands for the user's text while a template is taken apart
+STEPS = 1_000_000  # lines of a chat template that are run; a long conversation takes some thousands
 _DATE = "26 Jul 2024"  # what Llama's template says without a clock: an answer must not change overnight
 
 
@@ -101,7 +102,7 @@ class LLM:
     def words(self) -> Any:
         """The tokenizer. Raises FedrayError where there is none."""
         if self.tokenizer is None:
-            raise FedrayError(f"{self.name} has no tokenizer and reads no text: give the request's token_ids")
+            raise FedrayError(f"{shown(self.name)} has no tokenizer and reads no text: give the request's token_ids")
         return self.tokenizer
 
 
@@ -181,9 +182,13 @@ def check_known(name: str, ids: Sequence[int], known: int) -> None:
 
 
 def check_length(name: str, tokens: int, context: int) -> None:
-    """Raises FedrayError where a prompt leaves no room for an answer."""
+    """Raises FedrayError where a prompt leaves no room for an answer, or nothing of it is read."""
+    if not tokens:
+        raise FedrayError(f"{shown(name)} knows no letter of the prompt; write it in letters that its tokenizer knows")
     if tokens >= context:
-        raise FedrayError(f"the prompt has {tokens} tokens for {name}, whose context holds {context}; shorten it")
+        raise FedrayError(
+            f"the prompt has {tokens} tokens for {shown(name)}, whose context holds {context}; shorten it"
+        )
 
 
 def template_of(tokenizer: Any) -> tuple[str, str]:
@@ -200,21 +205,18 @@ def template_of(tokenizer: Any) -> tuple[str, str]:
     before, *after = render(tokenizer, [{"role": "user", "content": _CONTENT}]).split(_CONTENT)
     if len(after) != 1:
         raise FedrayError(
-            f"the chat template of {tokenizer.name_or_path} holds the user's text {len(after)} times; it must be once"
+            f"{shown(tokenizer.name_or_path)}: its chat template holds the user's text {len(after)} times; it must be "
+            "once: repair or remove it"
         )
     return before, after[0]
 
 
 def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """Messages in the chat template, with the generation prompt. Raises FedrayError where the template fails."""
-    try:
+    with explained(shown(tokenizer.name_or_path), "its chat template fails", "repair or remove it"), in_steps(STEPS):
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=_DATE
         )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise FedrayError(
-            f"the chat template of {tokenizer.name_or_path} fails ({error}); repair or remove it"
-        ) from error
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
