@@ -211,7 +211,7 @@ def check_free(settings: Settings, questions: Sequence[Question]) -> None:
 
 def failed(alone: Answer, reason: str) -> Answer:
     """In place of an answer that did not come: no choice, and the receiver says why."""
-    rows = tuple(Row("") for _ in alone.rows)
+    rows = tuple(Row("", failed=True) for _ in alone.rows)
     return Answer(rows, alone.receiver, (), (Missing(alone.receiver, reason),), Usage())
 
 

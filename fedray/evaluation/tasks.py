@@ -55,6 +55,8 @@ class Question:
 
     def said(self, row: Row) -> str | None:
         """What an answer comes to, in the words of the choices or the form of the target; None: it names none."""
+        if row.failed:
+            return None
         if self.choices is None:
             return scoring.number(row.text) if self.scoring == "number" else row.text
         choice = scoring.picked(self.scoring, self.choices, row)

@@ -21,10 +21,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from fedray.llm.cache import KVCache, layers_of
+from fedray.llm.catalogue import shown
 from fedray.llm.families import window_of
 from fedray.llm.slots import block
-from fedray.types import Generation
+from fedray.types import FedrayError, Generation
 
+NO_NUMBERS = (
+    "the logits of its LLM are no numbers (NaN or infinity): its weights are damaged, or its numbers too large for its "
+    "dtype"
+)
 ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head
 
 
@@ -257,20 +262,23 @@ def decode(
     stop_ids: frozenset[int],
     room: list[int],
     cancelled: Callable[[], bool],
+    failed: set[int] | None = None,
 ) -> Iterator[list[int | None]]:
     """Tokens step by step: per row the new token, or None where the row has ended. Greedy at temperature 0.
 
-    A row ends at a stop id (but not with generation.full), after max_tokens, or when its room (tokens its LLM's context
-    still holds) is used up.
+    A row ends at a stop id (but not with generation.full), after max_tokens, when its room (tokens its LLM's context
+    still holds) is used up, or where its logits are no numbers: those are added to `failed`.
     Sampling draws from a generator seeded by `generation.seed`, so the same request gives the same tokens.
     """
     running = [True] * logits_BV.shape[0]
     generator = torch.Generator(device="cpu").manual_seed(generation.seed)
     for index in range(generation.max_tokens):
-        tokens = _choose(logits_BV, generation.temperature, generator)
+        tokens, numbers = _choose(logits_BV, generation.temperature, generator)
+        if failed is not None:
+            failed.update(b for b, alive in enumerate(running) if alive and index < room[b] and not numbers[b])
         running = [
-            alive and (generation.full or token not in stop_ids) and index < left
-            for alive, token, left in zip(running, tokens, room, strict=True)
+            alive and fine and (generation.full or token not in stop_ids) and index < left
+            for alive, fine, token, left in zip(running, numbers, tokens, room, strict=True)
         ]
         if not any(running) or cancelled():
             return
@@ -283,11 +291,25 @@ def decode(
         logits_BV = logits
 
 
-def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> list[int]:
+def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> tuple[list[int], list[bool]]:
+    """Per row a token, and whether its logits are numbers; else the token means nothing."""
+    top = logits_BV.max(-1)  # which NaN comes through
+    numbers_B = top.values.isfinite()
     if temperature <= 0:
-        return logits_BV.argmax(-1).tolist()
-    probabilities = torch.softmax(logits_BV.cpu() / temperature, dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist()
+        return top.indices.tolist(), numbers_B.tolist()
+    numbers = numbers_B.tolist()
+    drawn_BV = logits_BV if all(numbers) else logits_BV.where(numbers_B[:, None], 0.0)
+    probabilities = torch.softmax(drawn_BV.cpu() / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist(), numbers
+
+
+def check_numbers(name: str, logits: Tensor) -> None:
+    """Raises FedrayError naming a member whose logits say nothing: NaN, infinity, or minus infinity throughout.
+
+    A single token may be at minus infinity: it is never said.
+    """
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise FedrayError(f"{shown(name)}: {NO_NUMBERS}")
 
 
 def score(
@@ -296,9 +318,12 @@ def score(
     """Log-probability of every choice's tokens after `context`, and whether greedy decoding would say them.
 
     choices[b][c] are the token ids of choice c of row b; logits_BV are the context's next-token logits. The first token
-    is read off them; only choices of several tokens cost another pass.
+    is read off them; only choices of several tokens cost another pass. Where logits are no numbers, nor are scores:
+    those are NaN.
     """
-    first, most = torch.log_softmax(logits_BV, dim=-1), logits_BV.argmax(-1).tolist()
+    first = torch.log_softmax(logits_BV, dim=-1)
+    top = first.max(-1)  # which NaN comes through, and infinity as NaN
+    first, most = first.where(top.values.isfinite()[:, None], torch.nan), top.indices.tolist()
     scores = [[float(first[b, ids[0]]) for ids in row] for b, row in enumerate(choices)]
     greedy = [[ids[0] == most[b] for ids in row] for b, row in enumerate(choices)]
     widest = max(len(row) for row in choices)
@@ -310,9 +335,11 @@ def score(
     logits, _ = step(model, extended, ids_RT, valid_RT, all_logits=True)
     assert logits is not None
     following = torch.log_softmax(logits[:, :-1], dim=-1)
-    picked = following.gather(2, ids_RT[:, 1:, None])[..., 0] * valid_RT[:, 1:]
+    top = following.max(-1)
+    picked = following.gather(2, ids_RT[:, 1:, None])[..., 0].where(top.values.isfinite(), torch.nan)
+    picked = picked.where(valid_RT[:, 1:], 0.0)
     rest = picked.sum(1).view(len(choices), widest)
-    as_said = ((following.argmax(-1) == ids_RT[:, 1:]) | ~valid_RT[:, 1:]).all(1).view(len(choices), widest)
+    as_said = ((top.indices == ids_RT[:, 1:]) | ~valid_RT[:, 1:]).all(1).view(len(choices), widest)
     return (
         [[s + float(rest[b, c]) for c, s in enumerate(row)] for b, row in enumerate(scores)],
         [[said and bool(as_said[b, c]) for c, said in enumerate(row)] for b, row in enumerate(greedy)],
