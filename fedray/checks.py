@@ -348,7 +348,7 @@ def _check_folders(settings: Settings) -> None:
     for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
         if folder is not None and not folder.is_dir():
             raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
-    check_llm_folders(list(map(original_of, (settings.receiver, *settings.senders))))
+    check_llm_folders(list(map(original_of, settings.takes_part)))
 
 
 def check_llm_folders(names: Sequence[str]) -> None:

@@ -163,12 +163,10 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     check_tokens(settings, {source.name: source for source in sources(settings)})
     if settings.plan:
         return dry_run.run(settings, questions)
-    foreign = settings.questions is not None or settings.task.name in BENCHMARKS
+    foreign = settings.questions is not None or settings.task.name in BENCHMARKS or settings.zoo.name == "hub"
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
-        check_prompts(
-            sources(settings, list(dict.fromkeys(map(original_of, (settings.receiver, *settings.senders))))), own
-        )
+        check_prompts(sources(settings, list(dict.fromkeys(map(original_of, settings.takes_part)))), own)
     status: Status = "failed"
     with Tracker(
         settings.tracking, settings.output, name=_name(settings), private=settings.rephrase != "none"
@@ -223,7 +221,7 @@ def batches(questions: Sequence[Question], size: int, free: int | None = None) -
 
 
 def _name(settings: Settings) -> str:
-    return f"{settings.protocol.name} {'+'.join(settings.senders)} > {settings.receiver}"
+    return f"{settings.protocol.name} {'+'.join((*settings.takes_part[1:], '> '))}{settings.receiver}"
 
 
 def _row(answered: reports.Answered) -> dict[str, object]:

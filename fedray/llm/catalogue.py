@@ -117,7 +117,7 @@ def shown(name: str) -> str:
     """The name in a sentence: a folder below the one that a person stands in as they would write it."""
     path = Path(name)
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        return f"./{path.relative_to(Path.cwd())}"
+        return f"./{path.relative_to(Path.cwd())}".removesuffix("/.")
     return name
 
 

@@ -35,8 +35,8 @@ def check_folder(name: str) -> None:
     """Raises FedrayError where a path leads to no folder with an LLM's config.json, naming what it is instead."""
     path, title = Path(name), shown(name)
     if path.is_file():
-        held = _held(path.parent, [path])
-        raise FedrayError(f"{title} is no LLM's folder, it is {held or 'a file: give the folder that it lies in'}")
+        what = _gguf(path) if _is_gguf(path) else "a file: give the folder that it lies in"
+        raise FedrayError(f"{title} is no LLM's folder, it is {what}")
     if not (path / CONFIG).is_file():
         if held := _held(path):
             raise FedrayError(f"{title} is no LLM's folder, it holds {held}")
@@ -128,9 +128,8 @@ def check_headers(member: str, paths: Sequence[Path]) -> None:
             )
 
 
-def _held(folder: Path, files: Sequence[Path] = ()) -> str:
-    """What a folder holds (or which of `files` it is) in the place of an LLM as fedray reads it, and how to make one of
-    it; "" where nobody knows."""
+def _held(folder: Path) -> str:
+    """What a folder holds in the place of an LLM, and how to make one of it; "" where nobody knows."""
     there = shown(str(folder))
     if (folder / ADAPTER).is_file():
         base = repr(_base(folder))
@@ -139,18 +138,26 @@ def _held(folder: Path, files: Sequence[Path] = ()) -> str:
             f"from_pretrained({base}), {there!r}).merge_and_unload().save_pretrained(NEW), and "
             f"AutoTokenizer.from_pretrained({base}).save_pretrained(NEW)"
         )
-    if found := [path for path in (*files, *sorted(folder.glob("*"))) if path.suffix.lower() == ".gguf"]:
-        return (
-            f"{found[0].name}, and GGUF is not read yet: convert it with AutoModelForCausalLM.from_pretrained("
-            f"{there!r}, gguf_file={found[0].name!r}).save_pretrained(NEW), and its tokenizer likewise with "
-            "AutoTokenizer"
-        )
+    if found := next(filter(_is_gguf, sorted(folder.glob("*"))), None):
+        return _gguf(found)
     if found := next((path for kind in _PICKLES for path in sorted(folder.glob(kind))), None):
         return (
             f"{found.name}, a pickle: convert it to safetensors with AutoModelForCausalLM.from_pretrained({there!r})."
             f"save_pretrained({there!r})"
         )
     return ""
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _gguf(file: Path) -> str:
+    return (
+        f"{file.name}, and GGUF is not read yet: convert it with AutoModelForCausalLM.from_pretrained("
+        f"{shown(str(file.parent))!r}, gguf_file={file.name!r}).save_pretrained(NEW), and its tokenizer likewise with "
+        "AutoTokenizer"
+    )
 
 
 def _base(adapter: Path) -> str:

@@ -19,7 +19,7 @@ from fedray.types import FedrayError, KVSpec
 HEAD, TAIL = -1, -2  # spans of template tokens: (HEAD, i-th from the start), (TAIL, i-th from the end)
 Span = tuple[int, int]
 _CONTENT = "fedray-user-text"  # stands for the user's text while a template is taken apart
-STEPS = 1_000_000  # lines of a chat template that are run; a long conversation takes some thousands
+STEPS = 1_000_000  # lines of a chat template that are run; long ones take some thousands a turn at most
 _DATE = "26 Jul 2024"  # what Llama's template says without a clock: an answer must not change overnight
 
 
