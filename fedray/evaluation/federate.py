@@ -114,7 +114,11 @@ class Run:
         alone = fed.alone(request)
         self.screen.alone(settings.receiver, alone.text)
         started_ns = time.time_ns()
-        self.screen.stream(fed.stream(prompt))
+        try:
+            self.screen.stream(fed.stream(prompt))
+        except FedrayError as error:
+            self.record.add([Question("prompt", prompt)], alone, failed(alone, str(error)))
+            raise
         assert fed.last is not None, "a stream ends with its answer"
         self.record.add([Question("prompt", prompt)], alone, fed.last)
         self.screen.details(self.record.results[-1])

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
@@ -69,7 +68,6 @@ def load(
         return _at_random(source, device, precision, packed)
     path = folder_of(source)
     digest = hub.content_hash(hub.weight_files(name, path))[:16]
-    transformers_logging.disable_progress_bar()  # fedray shows its own
     model = open_model(
         source.llm,
         path,

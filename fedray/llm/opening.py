@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from fedray.llm.decoding import ATTENTION, empty_context, step
 from fedray.llm.explained import explained
@@ -17,6 +18,8 @@ from fedray.types import FedrayError
 
 _LAYERS = re.compile(r"layers\.\d+\.")  # tensors of layers that the architecture lacks would be missing to the answers
 _HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
+
+transformers_logging.disable_progress_bar()  # fedray shows its own
 
 
 def open_model(member: str, folder: Path, config: Any, *, device: str, dtype: torch.dtype, remedy: str = AGAIN) -> Any:

@@ -430,6 +430,10 @@ def test_a_damaged_llm_is_never_right(folder: Any, call: Call, asked: list[str])
     assert (left.n, left.accuracy, left.accuracy_alone) == (4, 0.0, 0.0)
     (missing,) = left.missing
     assert missing.member.endswith("llm") and "in 4 of 4 answers the logits of its LLM are no numbers" in missing.reason
+    code, said = call(*QUIET, "receiver=./llm", "protocol=standalone", f"prompt={QUESTION}", "output=one", job=fedrated)
+    assert code == 2 and said.rstrip().startswith("./llm: the logits of its LLM are no numbers")
+    (missing,) = reports.read(Path("one")).missing
+    assert missing.member.endswith("llm") and "no numbers" in missing.reason
 
 
 def test_a_folder_without_a_tokenizer_is_told_before_it_is_loaded(folder: Any, call: Call) -> None:
