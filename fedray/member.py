@@ -346,7 +346,7 @@ class Member(Reader, Participant, Server, Worker):
         return self._score(context, logits, request.choices)
 
     def _score(self, context: Context, logits: Tensor, choices: tuple[tuple[str, ...], ...]) -> tuple[Row, ...]:
-        ids = [[self.llm.encode_answer(text) for text in row] for row in choices]
+        ids = [[self.llm.encode_choice(text) for text in row] for row in choices]
         scores, greedy = decoding.score(self.llm.model, context, logits, ids, self.llm.pad_id)
         return tuple(
             Row("", failed=True) if any(map(math.isnan, scores[b])) else _best(choices[b], ids[b], scores[b], greedy[b])

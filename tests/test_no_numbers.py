@@ -151,6 +151,17 @@ def test_a_receiver_without_numbers_is_named_and_its_answers_are_no_answers(prot
         assert all(row.failed for row in answer.rows)
 
 
+def test_one_voice_without_numbers_is_not_counted() -> None:
+    part = damaged(SENDER, word="kruropos")
+    one, whole = (
+        ask(group(sender=llm), SCORED, (SENDER, OTHER), protocol="ensemble") for llm in (part, random_llm(SENDER))
+    )
+    without = ask(group(), SCORED, (OTHER,), protocol="ensemble")
+    for row, as_in in zip(one.rows, (whole.rows[0], without.rows[1], whole.rows[2]), strict=True):
+        assert row.scores == pytest.approx(as_in.scores, abs=1e-4)
+    assert whole.rows[1].scores != pytest.approx(without.rows[1].scores, abs=1e-4)
+
+
 def test_nobody_with_numbers_is_no_ensemble() -> None:
     answer = ask(group(receiver=damaged(RECEIVER), sender=damaged(SENDER)), SCORED, (SENDER,), protocol="ensemble")
     assert all(row.failed for row in answer.rows) and set(reasons(answer)) == {RECEIVER, SENDER}
@@ -220,19 +231,20 @@ def test_a_publisher_without_numbers_is_named() -> None:
 
 
 def test_a_token_that_is_never_said_is_no_failure() -> None:
-    """Minus infinity at some tokens is an LLM's way to leave them out; at all of them it says nothing."""
+    """Minus infinity at some tokens is an LLM's way to leave them out; at all of them, and infinity at any, is none."""
 
-    def without(tokens: slice) -> LLM:
+    def with_logits(tokens: slice, value: float) -> LLM:
         llm = random_llm(RECEIVER)
         model = deepcopy(llm.model)
 
         def mask(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
-            logits[..., tokens] = -math.inf
+            logits[..., tokens] = value
             return logits
 
         model.lm_head.register_forward_hook(mask)
         return replace(llm, model=model)
 
     for request in EVERY_WAY.values():
-        assert not any(row.failed for row in ask(group(receiver=without(slice(3))), request).rows)
-        assert all(row.failed for row in ask(group(receiver=without(slice(None))), request).rows)
+        assert not any(row.failed for row in ask(group(receiver=with_logits(slice(3), -math.inf)), request).rows)
+        assert all(row.failed for row in ask(group(receiver=with_logits(slice(None), -math.inf)), request).rows)
+        assert all(row.failed for row in ask(group(receiver=with_logits(slice(3), math.inf)), request).rows)

@@ -51,6 +51,8 @@ def check_files(member: str, folder: Path) -> None:
     Of weights nothing but their headers is read.
     """
     check_pointers(member, folder)
+    if not (folder / CONFIG).is_file() and (held := _held(folder)):
+        raise FedrayError(f"{titled(member, folder)} is no LLM's folder, it holds {held}")
     for name in (CONFIG, GENERATION):
         if name == CONFIG or (folder / name).is_file():
             parse_config(member, folder / name)

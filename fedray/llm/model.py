@@ -93,6 +93,13 @@ class LLM:
         self.check_known(ids)
         return ids
 
+    def encode_choice(self, text: str) -> list[int]:
+        """The ids of an answer that is scored. Raises FedrayError, also where nothing of it is read."""
+        ids = self.encode_answer(text)
+        if not ids:
+            raise FedrayError(f"{shown(self.name)} knows no letter of the choice {text!r}; write it in other letters")
+        return ids
+
     def decode(self, ids: list[int]) -> str:
         """The text of an answer; without a tokenizer the ids themselves."""
         if self.tokenizer is None:

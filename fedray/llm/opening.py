@@ -30,19 +30,22 @@ def open_model(member: str, folder: Path, config: Any, *, device: str, dtype: to
     title = titled(member, folder)
     stops = _stops(member, folder, config)
     with explained(title, "it cannot be loaded", remedy):
-        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            folder,
-            config=config,
-            generation_config=GenerationConfig(eos_token_id=stops),  # what else generate() is told plays no part
-            dtype=dtype,
-            device_map={"": device},  # straight to where it will stand, without a second copy in memory
-            attn_implementation=ATTENTION,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-        )
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                folder,
+                config=config,
+                generation_config=GenerationConfig(eos_token_id=stops),  # what else generate() is told plays no part
+                dtype=dtype,
+                device_map={"": device},  # straight to where it will stand, without a second copy in memory
+                attn_implementation=ATTENTION,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+            )
+        except torch.OutOfMemoryError as error:
+            raise FedrayError(f"{title}: no room for it on {device}; free some, or take a smaller dtype") from error
     _check_fit(title, info)
     return model
 

@@ -114,7 +114,7 @@ def _check_local(source: Source, folder: Path) -> None:
         raise FedrayError(f"{source.title}: its tokenizer makes no token of {_SAMPLE!r}; {source.remedy}")
     letters = letters_of(tokenizer)
     own = set(tokenizer.get_vocab().values()) - letters.control.keys() - letters.kept.keys()
-    check_known(source.llm, [max(own), *ids], config.vocab_size)
+    check_known(source.llm, [*sorted(own)[-1:], *ids], config.vocab_size)
 
 
 def config_of(source: Source) -> Any:
@@ -122,12 +122,12 @@ def config_of(source: Source) -> Any:
     if source.zoo == "shapes":
         config = shapes.config_of(source.llm)
     elif source.repository is not None:
-        config = build_config(source.name, hub.read_config(source.repository))
+        config = build_config(source.title, hub.read_config(source.repository))
     else:
         assert source.local is not None
-        config = build_config(source.name, parse_config(source.llm, source.local / CONFIG))
+        config = build_config(source.title, parse_config(source.llm, source.local / CONFIG, source.remedy))
     if source.zoo != "tiny":
-        check_config(source.name, config)
+        check_config(source.title, config)
     return config
 
 

@@ -26,6 +26,5 @@ async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> No
 
     answers = await exchange.ask(rows_of, "hint", spoken, exchange.halftime)
     for name, answer in answers.items():
-        said = {b: row.text for b, row in zip(rows_of[name], answer.rows, strict=True) if not row.failed}
-        exchange.heard[name] = said
+        exchange.heard[name] = {b: row.text for b, row in zip(rows_of[name], answer.rows, strict=True)}
         exchange.usage += Usage(payload_bytes=sum(len(row.text.encode()) for row in answer.rows))

@@ -200,3 +200,15 @@ def test_a_token_without_a_row_is_named() -> None:
     assert one.encode_answer("a")
     with pytest.raises(FedrayError, match=r"token id \d+ is none of some-llm's, which go from 0 to 299"):
         one.encode_answer("which of these is the largest?")
+
+
+def test_what_nothing_is_read_of_is_named() -> None:
+    """A tokenizer without an unknown token leaves letters out that it does not know."""
+    few = served(Tokenizer(BPE({"a": 0, "?": 1}, [])))
+    rows = SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(num_embeddings=2))
+    one = LLM("some-llm", "", rows, few, KVSpec(1, 1, 1), "", "", 512, ("", ""))
+    assert one.encode_choice("éa") == [0]
+    with pytest.raises(FedrayError, match="some-llm knows no letter of the choice 'é'"):
+        one.encode_choice("é")
+    with pytest.raises(FedrayError, match="some-llm knows no letter of the prompt"):
+        one.encode("é")
