@@ -348,8 +348,9 @@ class Member(Reader, Participant, Server, Worker):
     def _score(self, context: Context, logits: Tensor, choices: tuple[tuple[str, ...], ...]) -> tuple[Row, ...]:
         ids = [[self.llm.encode_choice(text) for text in row] for row in choices]
         scores, greedy = decoding.score(self.llm.model, context, logits, ids, self.llm.pad_id)
+        said = [not any(map(math.isnan, row)) and max(row) > -math.inf for row in scores]
         return tuple(
-            Row("", failed=True) if any(map(math.isnan, scores[b])) else _best(choices[b], ids[b], scores[b], greedy[b])
+            _best(choices[b], ids[b], scores[b], greedy[b]) if said[b] else Row("", failed=True)
             for b in range(len(choices))
         )
 

@@ -233,7 +233,7 @@ def test_a_publisher_without_numbers_is_named() -> None:
 def test_a_token_that_is_never_said_is_no_failure() -> None:
     """Minus infinity at some tokens is an LLM's way to leave them out; at all of them, and infinity at any, is none."""
 
-    def with_logits(tokens: slice, value: float) -> LLM:
+    def with_logits(tokens: slice | list[int], value: float) -> LLM:
         llm = random_llm(RECEIVER)
         model = deepcopy(llm.model)
 
@@ -248,3 +248,6 @@ def test_a_token_that_is_never_said_is_no_failure() -> None:
         assert not any(row.failed for row in ask(group(receiver=with_logits(slice(3), -math.inf)), request).rows)
         assert all(row.failed for row in ask(group(receiver=with_logits(slice(None), -math.inf)), request).rows)
         assert all(row.failed for row in ask(group(receiver=with_logits(slice(3), math.inf)), request).rows)
+    choices = {i for row in SCORED.choices or () for text in row for i in random_llm(RECEIVER).encode_answer(text)}
+    answer = ask(group(receiver=with_logits(list(choices), -math.inf)), SCORED)
+    assert all(row.failed for row in answer.rows), "none of the choices can be said, the first as little as the others"

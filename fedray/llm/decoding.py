@@ -318,12 +318,10 @@ def score(
     """Log-probability of every choice's tokens after `context`, and whether greedy decoding would say them.
 
     choices[b][c] are the token ids of choice c of row b; logits_BV are the context's next-token logits. The first token
-    is read off them; only choices of several tokens cost another pass. Where logits are no numbers, nor are scores:
-    those are NaN.
+    is read off them; only choices of several tokens cost another pass. Where logits are NaN, infinite or minus infinity
+    throughout, scores are NaN.
     """
-    first = torch.log_softmax(logits_BV, dim=-1)
-    top = first.max(-1)  # which NaN comes through, and infinity as NaN
-    first, most = first.where(top.values.isfinite()[:, None], torch.nan), top.indices.tolist()
+    first, most = torch.log_softmax(logits_BV, dim=-1), logits_BV.argmax(-1).tolist()
     scores = [[float(first[b, ids[0]]) for ids in row] for b, row in enumerate(choices)]
     greedy = [[ids[0] == most[b] for ids in row] for b, row in enumerate(choices)]
     widest = max(len(row) for row in choices)
@@ -335,11 +333,9 @@ def score(
     logits, _ = step(model, extended, ids_RT, valid_RT, all_logits=True)
     assert logits is not None
     following = torch.log_softmax(logits[:, :-1], dim=-1)
-    top = following.max(-1)
-    picked = following.gather(2, ids_RT[:, 1:, None])[..., 0].where(top.values.isfinite(), torch.nan)
-    picked = picked.where(valid_RT[:, 1:], 0.0)
+    picked = following.gather(2, ids_RT[:, 1:, None])[..., 0].where(valid_RT[:, 1:], 0.0)
     rest = picked.sum(1).view(len(choices), widest)
-    as_said = ((top.indices == ids_RT[:, 1:]) | ~valid_RT[:, 1:]).all(1).view(len(choices), widest)
+    as_said = ((following.argmax(-1) == ids_RT[:, 1:]) | ~valid_RT[:, 1:]).all(1).view(len(choices), widest)
     return (
         [[s + float(rest[b, c]) for c, s in enumerate(row)] for b, row in enumerate(scores)],
         [[said and bool(as_said[b, c]) for c, said in enumerate(row)] for b, row in enumerate(greedy)],
