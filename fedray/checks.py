@@ -14,6 +14,7 @@ from pathlib import Path
 from fedray.data.catalogue import BENCHMARKS
 from fedray.fedattn.segments import segments
 from fedray.llm.catalogue import CATALOGUE, NAMES, copies, original_of, repo_of, resolve, safe_name
+from fedray.llm.files import check_folder
 from fedray.settings import (
     ALONE,
     OWN_SCORING,
@@ -347,14 +348,14 @@ def _check_folders(settings: Settings) -> None:
     for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
         if folder is not None and not folder.is_dir():
             raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
-    check_llm_folders(list(map(original_of, (settings.receiver, *settings.senders))))
+    check_llm_folders(list(map(original_of, settings.takes_part)))
 
 
 def check_llm_folders(names: Sequence[str]) -> None:
     """Raises FedrayError where a name is a folder without an LLM."""
     for name in names:
-        if repo_of(name) is None and not Path(name, "config.json").is_file():
-            raise FedrayError(f"{name} is no LLM's folder, it has no config.json: check the path, or name hf:org/name")
+        if repo_of(name) is None:
+            check_folder(name)
 
 
 def check_output(output: Path, key: str = "output") -> None:

@@ -5,6 +5,7 @@ Every method takes a batch. What must outlive a call lies in a session (sessions
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import time
@@ -23,7 +24,8 @@ from fedray.fusion.gating import Gate, fixed_weights
 from fedray.fusion.registry import load_fuser, load_gate
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
-from fedray.llm.decoding import Context
+from fedray.llm.catalogue import shown
+from fedray.llm.decoding import NO_NUMBERS, Context
 from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM
 from fedray.privacy import rephrase
@@ -177,7 +179,7 @@ class Member(Reader, Participant, Server, Worker):
         held = self._sessions.get(session)
         rows = self._respond(session, held, combine.concat(held.own(), []), request)
         clock.lap(phase or "decode")
-        return Answer(rows, self.name, (), usage=self._usage(clock, held, rows))
+        return Answer(rows, self.name, (), self._failed(rows), self._usage(clock, held, rows))
 
     def rewrite(self, session: str, request: Request, count: int) -> Rewrites:
         """`count` rephrasings of every prompt that keep its rare words and choices (privacy/rephrase.py)."""
@@ -228,7 +230,7 @@ class Member(Reader, Participant, Server, Worker):
         weights = held.weights_by_name(plan.senders)
         rows = tuple(replace(row, weights=w) for row, w in zip(rows, weights, strict=True))
         usage = Usage(clock.seconds, size, answer_tokens=sum(len(r.tokens) for r in rows))
-        return Answer(rows, self.name, took_part, missing, usage)
+        return Answer(rows, self.name, took_part, (*missing, *self._failed(rows)), usage)
 
     def stream(
         self, session: str, senders: tuple[str, ...], request: Request, plan: Plan, *payloads: Payload
@@ -239,14 +241,16 @@ class Member(Reader, Participant, Server, Worker):
         held = self._sessions.get(session)
         logits = self._read_last_token(held, context)
         ids: list[int] = []
-        said = ""
-        for (token,) in self._decode(session, context, logits, request.generation):
+        said, failed = "", set()
+        for (token,) in self._decode(session, context, logits, request.generation, failed):
             assert token is not None
             ids.append(token)
             text = self.llm.decode(ids)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an unfinished character: wait for the rest of it
                 yield text[len(said) :]
                 said = text
+        if failed:
+            raise FedrayError(f"{shown(self.name)}: {NO_NUMBERS}")
         text = self.llm.decode(ids)
         if text != said:
             yield text[len(said) :]
@@ -286,7 +290,10 @@ class Member(Reader, Participant, Server, Worker):
         if gate is None:
             return fixed_weights(plan.gate, held.cache.batch, len(plan.senders), plan.seed)
         assert held.state_BTD is not None
-        return gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
+        weights_BS = gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
+        if not bool(weights_BS.isfinite().all()):
+            raise FedrayError(f"{shown(self.name)}: its gate weighs nobody by numbers (NaN), or {NO_NUMBERS}")
+        return weights_BS
 
     @torch.no_grad()
     def _fuse(
@@ -339,15 +346,21 @@ class Member(Reader, Participant, Server, Worker):
         return self._score(context, logits, request.choices)
 
     def _score(self, context: Context, logits: Tensor, choices: tuple[tuple[str, ...], ...]) -> tuple[Row, ...]:
-        ids = [[self.llm.encode_answer(text) for text in row] for row in choices]
+        ids = [[self.llm.encode_choice(text) for text in row] for row in choices]
         scores, greedy = decoding.score(self.llm.model, context, logits, ids, self.llm.pad_id)
-        best = [max(range(len(row)), key=row.__getitem__) for row in scores]
+        said = [not any(map(math.isnan, row)) and max(row) > -math.inf for row in scores]
         return tuple(
-            Row(choices[b][c], tuple(ids[b][c]), c, tuple(scores[b]), tuple(greedy[b])) for b, c in enumerate(best)
+            _best(choices[b], ids[b], scores[b], greedy[b]) if said[b] else Row("", failed=True)
+            for b in range(len(choices))
         )
 
+    def _failed(self, rows: Sequence[Row]) -> tuple[Missing, ...]:
+        """This member, where some of its answers failed."""
+        failed = sum(row.failed for row in rows)
+        return (Missing(self.name, f"in {failed} of {len(rows)} answers {NO_NUMBERS}"),) if failed else ()
+
     def _decode(
-        self, session: str, context: Context, logits: Tensor, generation: Generation
+        self, session: str, context: Context, logits: Tensor, generation: Generation, failed: set[int]
     ) -> Iterator[list[int | None]]:
         return decoding.decode(
             self.llm.model,
@@ -357,12 +370,22 @@ class Member(Reader, Participant, Server, Worker):
             stop_ids=self.llm.stop_ids,
             room=[self.llm.context - int(n) for n in context.next_position_B],
             cancelled=lambda: self._sessions.has_ended(session),
+            failed=failed,
         )
 
     def _generate(self, session: str, context: Context, logits: Tensor, generation: Generation) -> tuple[Row, ...]:
         ids: list[list[int]] = [[] for _ in range(logits.shape[0])]
-        for tokens in self._decode(session, context, logits, generation):
+        failed: set[int] = set()
+        for tokens in self._decode(session, context, logits, generation, failed):
             for row, token in zip(ids, tokens, strict=True):
                 if token is not None:
                     row.append(token)
-        return tuple(Row(self.llm.decode(row), tuple(row)) for row in ids)
+        return tuple(
+            Row("", failed=True) if b in failed else Row(self.llm.decode(row), tuple(row)) for b, row in enumerate(ids)
+        )
+
+
+def _best(choices: Sequence[str], ids: Sequence[list[int]], scores: Sequence[float], greedy: Sequence[bool]) -> Row:
+    """The answer to one prompt: its likeliest choice."""
+    best = max(range(len(choices)), key=scores.__getitem__)
+    return Row(choices[best], tuple(ids[best]), best, tuple(scores), tuple(greedy))

@@ -244,8 +244,10 @@ BUILD_SCHEMA = Schema(BuildSettings)
 
 
 def build(values: Mapping[str, Any]) -> Settings:
-    """Settings from nested values; see `read`."""
-    return read(SCHEMA, values)
+    """Settings from nested values; see `read`. Where the receiver answers alone, nobody is a sender by default."""
+    settings = read(SCHEMA, values)
+    nobody = values.get("senders") is None and settings.protocol.name in ALONE
+    return replace(settings, senders=()) if nobody else settings
 
 
 def read(schema: Schema[S], values: Mapping[str, Any]) -> S:

@@ -297,7 +297,8 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Row:
     """One prompt's answer. choice: index of the chosen answer text; scores: log-likelihood of every choice's text;
-    greedy: whether greedy decoding would begin with it; weights: gate weight per sender."""
+    greedy: whether greedy decoding would begin with it; weights: gate weight per sender. failed: the LLM's logits were
+    no numbers, so that there is no answer."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -305,6 +306,7 @@ class Row:
     scores: tuple[float, ...] = ()
     greedy: tuple[bool, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

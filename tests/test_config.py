@@ -70,7 +70,12 @@ def test_senders_are_replaced(call: Call, prefix: str) -> None:
     ("arguments", "expected"),
     [
         ("receiver=llama-3.2-1b +senders=[qwen3-0.6b]", Settings(receiver="llama-1b", senders=("qwen3-0.6b",))),
-        ("protocol=standalone", Settings(protocol=ProtocolSettings("standalone"))),
+        ("protocol=standalone", Settings(senders=(), protocol=ProtocolSettings("standalone"))),
+        ("protocol=self_refine", Settings(senders=(), protocol=ProtocolSettings("self_refine"))),
+        (
+            "protocol=standalone senders=[llama-1b]",
+            Settings(senders=("llama-1b",), protocol=ProtocolSettings("standalone")),
+        ),
         ("gate=open gate.route=lazy", Settings(gate=GateSettings("open", route="lazy"))),
         ("+gate=none ++seed=3", Settings(gate=GateSettings("none"), seed=3, generation=Generation(seed=3))),
         ("fusion=mix", Settings(fusion="mix")),

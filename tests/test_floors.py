@@ -69,6 +69,7 @@ BESIDES = {
     "checks": {
         "fedray.settings",
         "fedray.llm.catalogue",
+        "fedray.llm.files",
         "fedray.data.catalogue",
         "fedray.fedattn.segments",
         "fedray.tracking.checks",

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from fedray.fusion.c2c import C2CFuser
 from fedray.llm.cache import layers_of
+from fedray.llm.decoding import cache_argument
 
 PHASES = ("receiver", "sender", "fuse", "rest")
 
@@ -41,9 +42,10 @@ class Published:
             times.append(time.perf_counter())
 
         # 1. the receiver's prompt without its last token, 2. the sender's prompt
-        own = self._receiver(input_ids=ids_1T[:, :-1], use_cache=True).past_key_values
+        own, sent = DynamicCache(), DynamicCache()
+        _read(self._receiver, ids_1T[:, :-1], own)
         lap()
-        sent = self._sender(input_ids=ids_1T[:, :-1], use_cache=True).past_key_values
+        _read(self._sender, ids_1T[:, :-1], sent)
         lap()
         # 3. copies of both caches, so that neither changes
         base, source = _clone(own), _clone(sent)
@@ -57,11 +59,16 @@ class Published:
         lap()
         # 5. the last token on top of what is fused
         cache = DynamicCache([(key.clone(), value.clone()) for key, value in fused])
-        logits = self._receiver(input_ids=ids_1T[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1].float()
+        logits = _read(self._receiver, ids_1T[:, -1:], cache)[0, -1].float()
         lap()
         receiver, sender, cloned, fuse, last = (b - a for a, b in pairwise(times))
         self.seconds = dict(zip(PHASES, (receiver, sender, fuse, cloned + last), strict=True))
         return logits
+
+
+def _read(model: Any, ids_1T: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits (1, T, V) of what is read on top of a cache, which grows."""
+    return model(input_ids=ids_1T, use_cache=True, **{cache_argument(type(model)): cache}).logits
 
 
 def _clone(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:

@@ -38,7 +38,7 @@ class Federate(Job[Settings, Screen]):
     def __init__(
         self, settings: Settings, questions: Sequence[Question], federation: Callable[[Settings], Federation]
     ) -> None:
-        title = f"{settings.protocol.name} {'+'.join(settings.senders)} > {settings.receiver}"
+        title = f"{settings.protocol.name} {'+'.join((*settings.takes_part[1:], '> '))}{settings.receiver}"
         screen = Screen(settings.zoo.name)
         super().__init__(settings, screen, tracking=settings.tracking, title=title, private=settings.private)
         self.questions, self.federation = questions, federation
@@ -143,7 +143,11 @@ class Federate(Job[Settings, Screen]):
         alone = fed.alone(request)
         self.screen.alone(settings.receiver, alone.text)
         started_ns = time.time_ns()
-        self.screen.stream(fed.stream(prompt))
+        try:
+            self.screen.stream(fed.stream(prompt))
+        except FedrayError as error:
+            self.record.add([Question("prompt", prompt)], alone, failed(alone, str(error)))
+            raise
         assert fed.last is not None, "a stream ends with its answer"
         self.record.add([Question("prompt", prompt)], alone, fed.last)
         self.screen.details(self.record.results[-1])
@@ -168,11 +172,10 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     check_tokens(settings, {source.name: source for source in sources(settings)})
     if settings.plan:
         return DryRun(settings, questions).run()
-    foreign = settings.questions is not None or settings.task.name in BENCHMARKS
+    foreign = settings.questions is not None or settings.task.name in BENCHMARKS or settings.zoo.name == "hub"
     own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
     if own:
-        names = dict.fromkeys(map(original_of, (settings.receiver, *settings.senders)))
-        check_prompts(sources(settings, list(names)), own)
+        check_prompts(sources(settings, list(dict.fromkeys(map(original_of, settings.takes_part)))), own)
     return Federate(settings, questions, federation).run()
 
 
@@ -195,7 +198,7 @@ def check_free(settings: Settings, questions: Sequence[Question]) -> None:
 
 def failed(alone: Answer, reason: str) -> Answer:
     """In place of an answer that did not come: no choice, and the receiver says why."""
-    rows = tuple(Row("") for _ in alone.rows)
+    rows = tuple(Row("", failed=True) for _ in alone.rows)
     return Answer(rows, alone.receiver, (), (Missing(alone.receiver, reason),), Usage())
 
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from fedray.evaluation.federate import ANSWER_TOKENS
 from fedray.federation import Federation
-from fedray.types import FedrayError, Generation, Plan, Row
+from fedray.group import MemberFailed
+from fedray.types import FedrayError, Generation, Plan, Request, Row
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -64,7 +65,7 @@ class FederationLM(LM):
         found: dict[str, Row] = {}
         for batch in _batches(contexts, self.batch_size, "scoring", disable_tqdm):
             request = self.federation.request(*batch, choices=[tuple(choices[context]) for context in batch])
-            found |= zip(batch, self.federation.run(request, self.plan).rows, strict=True)
+            found |= zip(batch, self._rows(request), strict=True)
         results = []
         for context, continuation in map(_args, requests):
             row, place = found[_message(context)], choices[_message(context)][continuation.lstrip()]
@@ -86,12 +87,18 @@ class FederationLM(LM):
             size = max(1, min(self.batch_size, ANSWER_TOKENS // generation.max_tokens))
             for batch in _batches(places, size, "generating", disable_tqdm):
                 prompts = [_message(_args(requests[place])[0]) for place in batch]
-                answer = self.federation.run(self.federation.request(*prompts, generation=generation), self.plan)
-                for place, row in zip(batch, answer.rows, strict=True):
+                rows = self._rows(self.federation.request(*prompts, generation=generation))
+                for place, row in zip(batch, rows, strict=True):
                     context, how = _args(requests[place])
                     found[place] = _until(row.text, how.get("until"))
                     self.cache_hook.add_partial("generate_until", (context, how), found[place])
         return [found[place] for place in range(len(requests))]
+
+    def _rows(self, request: Request) -> tuple[Row, ...]:
+        answer = self.federation.run(request, self.plan)
+        if any(row.failed for row in answer.rows):
+            raise MemberFailed("; ".join(f"{missing.member}: {missing.reason}" for missing in answer.missing))
+        return answer.rows
 
     def _by_generation(self, requests: Sequence[Instance]) -> dict[Generation, list[int]]:
         """Requests that are decoded alike, by their places."""

@@ -107,7 +107,10 @@ class Asking:
             self._missing.setdefault(self._plan.receiver, Missing(self._plan.receiver, str(answer)))
             return
         self._right += _right(answer.rows, batch)
-        self._unparseable += sum(q.said(row) is None for row, q in zip(answer.rows, batch, strict=True))
+        self._failed += sum(row.failed for row in answer.rows)
+        self._unparseable += sum(
+            q.said(row) is None and not row.failed for row, q in zip(answer.rows, batch, strict=True)
+        )
         self._unrephrased += len(answer.unrephrased)
         self._usage += replace(answer.usage, seconds={})
         if answer.speculation is not None:

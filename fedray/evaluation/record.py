@@ -90,7 +90,7 @@ class Record:
         self._usages.append(federated.usage)
         if federated.speculation is not None:
             self._speculation = (self._speculation or Speculation()) + federated.speculation
-        self._miss(federated.missing)
+        self._miss((*federated.missing, *alone.missing))
 
     def _miss(self, missing: Sequence[Missing]) -> None:
         for m in missing:

@@ -70,14 +70,18 @@ class EvaluateSettings(Settings):
 
     @property
     def neutral(self) -> Settings:
-        """Settings under which a federation opens with everybody any case needs, and no fuser or gate yet."""
-        names = dict.fromkeys((self.receiver, *self.senders))
-        for case in cases(self, self.senders):
-            names |= dict.fromkeys((case.receiver, *case.senders))
+        """Settings under which a federation opens with everybody any case needs, and nobody else; no fuser or gate
+        yet."""
+        needed = [(self.receiver, *self.senders)] if self.ordered else []
+        needed += [(case.receiver, *case.senders) for case in cases(self, self.senders)]
+        names = dict.fromkeys(name for of_case in needed for name in of_case)
+        receiver = self.receiver if self.receiver in names else next(iter(names))
+        senders = tuple(name for name in names if name != receiver)
         return replace(
             self,
-            senders=tuple(names)[1:],
-            protocol=ProtocolSettings("t2t" if len(names) > 1 else "standalone"),
+            receiver=receiver,
+            senders=senders,
+            protocol=ProtocolSettings("t2t" if senders else "standalone"),
             t2t=replace(self.t2t, gate="none"),
             control="none",
             rephrase="none",

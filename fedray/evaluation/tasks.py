@@ -12,7 +12,7 @@ from typing import Any, TypeGuard, get_args
 from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import benchmarks, scoring
 from fedray.evaluation.metrics import is_right
-from fedray.llm.catalogue import EMBEDDED
+from fedray.llm.catalogue import EMBEDDED, NAMES
 from fedray.settings import Settings, Task
 from fedray.types import FedrayError, Plan, Row
 from fedray.zoo.questions import evidence, joint, told
@@ -55,6 +55,8 @@ class Question:
 
     def said(self, row: Row) -> str | None:
         """What an answer comes to, in the words of the choices or the form of the target; None: it names none."""
+        if row.failed:
+            return None
         if self.choices is None:
             return scoring.number(row.text) if self.scoring == "number" else row.text
         choice = scoring.picked(self.scoring, self.choices, row)
@@ -107,7 +109,8 @@ def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
         rows = joint(world, facts, JOINT, seed)
         return rows if name == "tiny-joint-halves" else [{**row, "asked": {}} for row in rows]
     if name == "tiny-tell":
-        return told(world, facts, settings.senders, seed)
+        others = settings.senders or tuple(name for name in NAMES if name != settings.receiver)
+        return told(world, facts, others, seed)
     if name.startswith("tiny-evidence"):
         rows = evidence(world, facts, 1, seed)
         if name == "tiny-evidence":

@@ -78,6 +78,7 @@ class Participant:
     _received_bytes: int
     _take: Callable[[int | None], None]
     _score: Callable[[Context, Tensor, Choices], tuple[Row, ...]]
+    _failed: Callable[[Sequence[Row]], tuple[Missing, ...]]
     _generate: Callable[[str, Context, Tensor, Generation], tuple[Row, ...]]
 
     def hold(
@@ -165,7 +166,7 @@ class Participant:
                 else self._score(context, logits, choices)
             )
         clock.lap("decode")
-        missing = tuple(Missing(name, reason) for name, reason in held.refused.items())
+        missing = (*(Missing(name, reason) for name, reason in held.refused.items()), *self._failed(rows))
         return Answer(
             rows, self.name, (), missing, Usage(clock.seconds, answer_tokens=sum(len(row.tokens) for row in rows))
         )

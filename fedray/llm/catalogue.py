@@ -114,6 +114,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "-", short.lower()).strip("-._")[:80]
 
 
+def shown(name: str) -> str:
+    """The name in a sentence: a folder below the one that a person stands in as they would write it."""
+    path = Path(name)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        return f"./{path.relative_to(Path.cwd())}".removesuffix("/.")
+    return name
+
+
 def safe_name(name: str) -> str:
     """The name as a key on the command line, where a dot separates keys: qwen2.5-0.5b becomes qwen2_5-0_5b, and its
     second copy qwen2_5-0_5b__2."""

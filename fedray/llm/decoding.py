@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -19,11 +21,23 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from fedray.llm.cache import KVCache, layers_of
+from fedray.llm.catalogue import shown
 from fedray.llm.families import window_of
 from fedray.llm.slots import block
-from fedray.types import Generation
+from fedray.types import FedrayError, Generation
 
+NO_NUMBERS = (
+    "the logits of its LLM are no numbers (NaN or infinity): its weights are damaged, or its numbers too large for its "
+    "dtype"
+)
 ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head
+
+
+@cache
+def cache_argument(decoder: type) -> str:
+    """The name by which an architecture of transformers takes a cache: `cache` since 5.24, which drops the other one in
+    5.40."""
+    return next(name for name in ("cache", "past_key_values") if name in signature(decoder.forward).parameters)
 
 
 class _CacheIsRead(Exception):
@@ -146,12 +160,12 @@ def step(
             input_ids=ids_BQ,
             attention_mask=None if plain else mask,  # nothing to hide: the kernel's own causal order
             position_ids=positions_BQ,
-            past_key_values=context.cache,
             use_cache=True,
             slot_bias=context.slot_bias,
             distance_BQK=_distances(context, positions_BQ) if far else None,
             cache_only=cache_only,
             beyond=context.beyond,
+            **{cache_argument(type(model.model)): context.cache},
         )
     except _CacheIsRead:
         out = None
@@ -248,20 +262,23 @@ def decode(
     stop_ids: frozenset[int],
     room: list[int],
     cancelled: Callable[[], bool],
+    failed: set[int] | None = None,
 ) -> Iterator[list[int | None]]:
     """Tokens step by step: per row the new token, or None where the row has ended. Greedy at temperature 0.
 
-    A row ends at a stop id (but not with generation.full), after max_tokens, or when its room (tokens its LLM's context
-    still holds) is used up.
+    A row ends at a stop id (but not with generation.full), after max_tokens, when its room (tokens its LLM's context
+    still holds) is used up, or where its logits are no numbers: those are added to `failed`.
     Sampling draws from a generator seeded by `generation.seed`, so the same request gives the same tokens.
     """
     running = [True] * logits_BV.shape[0]
     generator = torch.Generator(device="cpu").manual_seed(generation.seed)
     for index in range(generation.max_tokens):
-        tokens = _choose(logits_BV, generation.temperature, generator)
+        tokens, numbers = _choose(logits_BV, generation.temperature, generator)
+        if failed is not None:
+            failed.update(b for b, alive in enumerate(running) if alive and index < room[b] and not numbers[b])
         running = [
-            alive and (generation.full or token not in stop_ids) and index < left
-            for alive, token, left in zip(running, tokens, room, strict=True)
+            alive and fine and (generation.full or token not in stop_ids) and index < left
+            for alive, fine, token, left in zip(running, numbers, tokens, room, strict=True)
         ]
         if not any(running) or cancelled():
             return
@@ -274,11 +291,25 @@ def decode(
         logits_BV = logits
 
 
-def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> list[int]:
+def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> tuple[list[int], list[bool]]:
+    """Per row a token, and whether its logits are numbers; else the token means nothing."""
+    top = logits_BV.max(-1)  # which NaN comes through
+    numbers_B = top.values.isfinite()
     if temperature <= 0:
-        return logits_BV.argmax(-1).tolist()
-    probabilities = torch.softmax(logits_BV.cpu() / temperature, dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist()
+        return top.indices.tolist(), numbers_B.tolist()
+    numbers = numbers_B.tolist()
+    drawn_BV = logits_BV if all(numbers) else logits_BV.where(numbers_B[:, None], 0.0)
+    probabilities = torch.softmax(drawn_BV.cpu() / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist(), numbers
+
+
+def check_numbers(name: str, logits: Tensor) -> None:
+    """Raises FedrayError naming a member whose logits say nothing: NaN, infinity, or minus infinity throughout.
+
+    A single token may be at minus infinity: it is never said.
+    """
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise FedrayError(f"{shown(name)}: {NO_NUMBERS}")
 
 
 def score(
@@ -287,7 +318,8 @@ def score(
     """Log-probability of every choice's tokens after `context`, and whether greedy decoding would say them.
 
     choices[b][c] are the token ids of choice c of row b; logits_BV are the context's next-token logits. The first token
-    is read off them; only choices of several tokens cost another pass.
+    is read off them; only choices of several tokens cost another pass. Where logits are NaN, infinite or minus infinity
+    throughout, scores are NaN.
     """
     first, most = torch.log_softmax(logits_BV, dim=-1), logits_BV.argmax(-1).tolist()
     scores = [[float(first[b, ids[0]]) for ids in row] for b, row in enumerate(choices)]
@@ -301,7 +333,7 @@ def score(
     logits, _ = step(model, extended, ids_RT, valid_RT, all_logits=True)
     assert logits is not None
     following = torch.log_softmax(logits[:, :-1], dim=-1)
-    picked = following.gather(2, ids_RT[:, 1:, None])[..., 0] * valid_RT[:, 1:]
+    picked = following.gather(2, ids_RT[:, 1:, None])[..., 0].where(valid_RT[:, 1:], 0.0)
     rest = picked.sum(1).view(len(choices), widest)
     as_said = ((following.argmax(-1) == ids_RT[:, 1:]) | ~valid_RT[:, 1:]).all(1).view(len(choices), widest)
     return (

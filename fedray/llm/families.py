@@ -11,17 +11,58 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import CONFIG_MAPPING
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from fedray.llm.cache import spec_of
+from fedray.llm.catalogue import shown
+from fedray.llm.explained import explained
+from fedray.llm.files import CONFIG
 from fedray.types import FedrayError
 
 SERVED = ("gemma", "gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
+# What a config.json may hold that is about a program that ran the LLM, and not about the LLM.
+PASSING = (
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "_experts_implementation",
+    "attn_implementation",
+    "auto_map",
+    "dtype",
+    "gradient_checkpointing",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torch_dtype",
+    "torchscript",
+    "use_bfloat16",
+    "use_cache",
+    "use_return_dict",
+)
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 WINDOWED = "sliding_attention"
 _LAYERS = ("full_attention", WINDOWED)
 _FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # others rotate keys anew as the text grows
+_MOST_LAYERS = 1000
+_REMEDY = f"correct {CONFIG}, or copy it again from where the LLM comes from"
 
 
 def check_config(name: str, config: Any) -> None:
     """Refuse an LLM whose cache cannot be exchanged. Raises FedrayError naming the architecture."""
+    with explained(shown(name), f"{CONFIG} describes no LLM", _REMEDY):
+        _check(shown(name), config)
+
+
+def _check(name: str, config: Any) -> None:
     kind = config.model_type
     odd = _other_layers(config)
     if odd:
@@ -39,11 +80,33 @@ def check_config(name: str, config: Any) -> None:
     if capped:
         raise FedrayError(f"{name} ({kind}) cannot take part: its {capped[0]} is not served; choose another LLM")
     rotations = [r for r in _rotations(config) if r not in _FIXED_ROTATIONS]
+    if rotations and rotations[0] not in ROPE_INIT_FUNCTIONS:
+        raise FedrayError(f"{name}: transformers knows no RoPE {rotations[0]!r}, which {CONFIG} names; {_REMEDY}")
     if rotations:
         raise FedrayError(
             f"{name} ({kind}) cannot take part: its {rotations[0]} RoPE rotates keys anew as a text grows; choose "
             f"another LLM"
         )
+    _check_sizes(name, config)
+
+
+def _check_sizes(name: str, config: Any) -> None:
+    for key in _SIZES:
+        size = getattr(config, key, None)
+        if (size is not None or key not in ("head_dim", "num_key_value_heads")) and (type(size) is not int or size < 1):
+            raise FedrayError(f"{name}: {key} is {size!r} in {CONFIG} and must be a number from 1 on; {_REMEDY}")
+    if config.num_hidden_layers > _MOST_LAYERS:
+        raise FedrayError(f"{name}: num_hidden_layers is {config.num_hidden_layers} in {CONFIG}; {_REMEDY}")
+    if (window := window_of(config)) is not None and window < 1:
+        raise FedrayError(f"{name}: sliding_window is {window} in {CONFIG} and must be a number from 1 on; {_REMEDY}")
+    spec, heads = spec_of(config), config.num_attention_heads
+    if heads % spec.kv_heads:
+        raise FedrayError(
+            f"{name}: num_key_value_heads={spec.kv_heads} does not divide num_attention_heads={heads} in {CONFIG}; "
+            f"{_REMEDY}"
+        )
+    if spec.head_dim % 2:
+        raise FedrayError(f"{name}: heads of {spec.head_dim} numbers, by {CONFIG}, cannot be rotated; {_REMEDY}")
 
 
 def window_of(config: Any) -> int | None:
@@ -53,11 +116,19 @@ def window_of(config: Any) -> int | None:
 
 
 def build_config(name: str, values: dict[str, Any]) -> Any:
-    """A transformers configuration from what config.json says. Raises FedrayError on an unknown architecture."""
+    """A transformers configuration from what config.json says of the LLM; what else it says is left out (PASSING).
+
+    Raises FedrayError on an unknown architecture, and on values that describe no LLM.
+    """
     kind = values.get("model_type")
+    if kind is None:
+        raise FedrayError(f"{shown(name)}: {CONFIG} names no architecture, it has no model_type; {_REMEDY}")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise FedrayError(f"{name} cannot take part: transformers knows no architecture {kind!r}; choose {_served()}")
-    return CONFIG_MAPPING[kind].from_dict(values)
+        raise FedrayError(
+            f"{shown(name)} cannot take part: transformers knows no architecture {kind!r}; choose {_served()}"
+        )
+    with explained(shown(name), f"{CONFIG} describes no LLM", _REMEDY):
+        return CONFIG_MAPPING[kind].from_dict({key: value for key, value in values.items() if key not in PASSING})
 
 
 def _other_layers(config: Any) -> str:

@@ -7,7 +7,6 @@ it is imported. A revision becomes a commit once, on the driver, so that every n
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -35,20 +34,13 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging
-from safetensors import SafetensorError, safe_open
 
 from fedray.llm.catalogue import safe_name
+from fedray.llm.files import CONFIG, GENERATION, INDEX, WEIGHTS, parse_config, weight_files
 from fedray.types import FedrayError
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-)  # a folder of one has one of them
 WORKERS = 8  # files downloaded at a time
-_TEXTS = [CONFIG, "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"]
+_TEXTS = [CONFIG, GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json"]
 _TEXTS += ["vocab.json", "merges.txt", "chat_template.*"]
 _SHARDS = [WEIGHTS, INDEX, "model-?????-of-?????.safetensors"]
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -88,20 +80,7 @@ def read_config(pinned: Repository) -> dict[str, Any]:
     """What config.json says. Raises FedrayError."""
     with _explained(pinned):
         path = Path(hf_hub_download(pinned.repo, CONFIG, revision=pinned.revision))
-    return parse_config(pinned.member, path)
-
-
-def parse_config(member: str, path: Path) -> dict[str, Any]:
-    """A config.json's content. Raises FedrayError: missing, damaged."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FedrayError(f"{member}: {path} cannot be read ({error.strerror}); it must be an LLM's folder") from error
-    except ValueError as error:
-        raise FedrayError(f"{member}: {path} is damaged ({error}); delete it and load again") from error
-    if not isinstance(values, dict):
-        raise FedrayError(f"{member}: {path} holds no configuration; delete it and load again")
-    return values
+    return parse_config(pinned.member, path, "delete it and load again")
 
 
 def files(pinned: Repository) -> list[File]:
@@ -161,34 +140,6 @@ def snapshot(pinned: Repository, *, weights: bool = True) -> Path:
     if weights:
         _check_sizes(pinned, folder)
     return folder
-
-
-def weight_files(member: str, folder: Path) -> list[Path]:
-    """The safetensors of an LLM's folder. Raises FedrayError naming what is missing."""
-    index = folder / INDEX
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not index.is_file():
-        raise FedrayError(
-            f"{member}: {folder} has no {WEIGHTS}; other formats are not read, convert with save_pretrained()"
-        )
-    shards = sorted(set(parse_config(member, index).get("weight_map", {}).values()))
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing or not shards:
-        raise FedrayError(f"{member}: {folder} lacks {', '.join(missing) or 'its shards'}; load again from the hub")
-    return [folder / shard for shard in shards]
-
-
-def check_headers(member: str, paths: Sequence[Path]) -> None:
-    """Raises FedrayError naming a file of weights that is damaged or cut short; nothing but its header is read."""
-    for path in paths:
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise FedrayError(
-                f"{member}: {path.name} is damaged ({error}); save it again with save_pretrained()"
-            ) from error
 
 
 def content_hash(paths: Sequence[Path]) -> str:

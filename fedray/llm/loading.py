@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.model import LLM, check_ids, encode, hash_tokenizer, hash_vocabulary, template_of
+from fedray.llm.model import LLM, check_known, check_length, encode, hash_tokenizer, hash_vocabulary, template_of
+from fedray.llm.opening import open_model, outline
 from fedray.llm.products import pack_matrices
 from fedray.llm.source import (
     HASHES,
@@ -29,7 +27,6 @@ from fedray.llm.source import (
     pin,
     read_tokenizer,
     tokenizer_of,
-    unloadable,
     weights_hash,
 )
 from fedray.types import FedrayError, MemberInfo
@@ -71,23 +68,14 @@ def load(
         return _at_random(source, device, precision, packed)
     path = folder_of(source)
     digest = hub.content_hash(hub.weight_files(name, path))[:16]
-    transformers_logging.disable_progress_bar()  # fedray shows its own
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            path,
-            dtype=getattr(torch, precision),
-            device_map={"": device},  # straight to where it will stand, without a second copy in memory
-            attn_implementation=ATTENTION,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise unloadable(source, path, error) from error
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers fills them at random
-        raise FedrayError(f"{name}: {path} lacks the weights {missing[0]} ({len(missing)} in all); load it again")
+    model = open_model(
+        source.llm,
+        path,
+        config_of(source),
+        device=device,
+        dtype=getattr(torch, precision),
+        remedy=source.remedy,
+    )
     if packed:
         pack_matrices(model)
     return wrap(name, model.eval(), read_tokenizer(source, path), digest, source.revision or "")
@@ -96,8 +84,7 @@ def load(
 def sketch(name: str, *, zoo: str = "tiny", folder: Path | None = None, revision: str | None = None) -> LLM:
     """An LLM as `load` would find it, its weights left where they are: enough to `describe` it. Raises FedrayError."""
     source = pin(Source(name, zoo, folder, revision))
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config_of(source))
+    model = outline(source.title, config_of(source))
     return wrap(name, model, tokenizer_of(source), weights_hash(source)[:16], source.revision or "")
 
 
@@ -126,11 +113,15 @@ def check_prompts(sources: Sequence[Source], prompts: Sequence[str]) -> dict[str
         config = config_of(source)
         tokenizer = tokenizer_of(source)
         if tokenizer is None and prompts:
-            raise FedrayError(f"{source.name} has no tokenizer and reads no text: save one in its folder")
+            raise FedrayError(
+                f"{source.title} has no tokenizer and reads no text: save one in its folder, as in "
+                "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
+            )
         template = template_of(tokenizer)
         for prompt in prompts:
             ids = encode(tokenizer, template, prompt).ids
-            check_ids(source.name, ids, config.max_position_embeddings, config.vocab_size)
+            check_length(source.name, len(ids), config.max_position_embeddings)
+            check_known(source.name, ids, config.vocab_size)
             longest[source.name] = max(longest.get(source.name, 0), len(ids))
     return longest
 

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
+from fedray.llm.catalogue import shown
+from fedray.llm.explained import explained, in_steps
+from fedray.llm.letters import letters_of
 from fedray.types import FedrayError, KVSpec
 
 HEAD, TAIL = -1, -2  # spans of template tokens: (HEAD, i-th from the start), (TAIL, i-th from the end)
 Span = tuple[int, int]
 _CONTENT = "fedray-user-text"  # stands for the user's text while a template is taken apart
+STEPS = 1_000_000  # lines of a chat template that are run; long ones take some thousands a turn at most
 _DATE = "26 Jul 2024"  # what Llama's template says without a clock: an answer must not change overnight
 
 
@@ -77,10 +80,25 @@ class LLM:
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises FedrayError where a prompt is too long, or not in this LLM's vocabulary."""
-        check_ids(self.name, ids, self.context, self.model.get_input_embeddings().num_embeddings)
+        check_length(self.name, len(ids), self.context)
+        self.check_known(ids)
+
+    def check_known(self, ids: Sequence[int]) -> None:
+        """Raises FedrayError where a token is not in this LLM's vocabulary."""
+        check_known(self.name, ids, self.model.get_input_embeddings().num_embeddings)
 
     def encode_answer(self, text: str) -> list[int]:
-        return self.words().encode(text, add_special_tokens=False)
+        """The ids of a text that follows a prompt, control tokens spelled out in it as letters; raises FedrayError."""
+        ids, _ = letters_of(self.words()).encode(text)
+        self.check_known(ids)
+        return ids
+
+    def encode_choice(self, text: str) -> list[int]:
+        """The ids of an answer that is scored. Raises FedrayError, also where nothing of it is read."""
+        ids = self.encode_answer(text)
+        if not ids:
+            raise FedrayError(f"{shown(self.name)} knows no letter of the choice {text!r}; write it in other letters")
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of an answer; without a tokenizer the ids themselves."""
@@ -91,7 +109,7 @@ class LLM:
     def words(self) -> Any:
         """The tokenizer. Raises FedrayError where there is none."""
         if self.tokenizer is None:
-            raise FedrayError(f"{self.name} has no tokenizer and reads no text: give the request's token_ids")
+            raise FedrayError(f"{shown(self.name)} has no tokenizer and reads no text: give the request's token_ids")
         return self.tokenizer
 
 
@@ -100,8 +118,9 @@ def encode(tokenizer: Any, template: Sequence[str], *turns: str, strip: bool = T
     after the other, without the space around them unless told otherwise. template: what stands before, between and
     behind them.
 
-    What the user (or a peer's hint) wrote is text: a template's own tokens spelled out in it stay letters. What stands
-    between turns is marked as HEAD, like what stands before them. Raises FedrayError where the last turn is empty.
+    What the user (or a peer's hint) wrote is text: control tokens spelled out in it stay letters (letters.py). What
+    stands between turns is marked as HEAD, like what stands before them. Raises FedrayError where the last turn is
+    empty.
     """
     texts = [turn.strip() if strip else turn for turn in turns]
     if not texts[-1].strip():
@@ -110,28 +129,40 @@ def encode(tokenizer: Any, template: Sequence[str], *turns: str, strip: bool = T
     for text, after in zip(texts, template[1:], strict=True):
         parts += [(text, True), (after, False)]
     places: list[tuple[int, int, int]] = []  # per turn that is not empty: where it starts and ends, and what was before
-    read = told = 0
+    start = told = 0
     for text, as_letters in parts:
         if as_letters and text:
-            places.append((read, read + len(text), told))
+            places.append((start, start + len(text), told))
             told += len(text)
-        read += len(text)
-    if not any(token in text for text in texts for token in tokenizer.get_added_vocab()):
-        parts = [("".join(text for text, _ in parts), False)]
+        start += len(text)
+    encoded = _encode(tokenizer, [("".join(text for text, _ in parts), False)], places)
+    letters, of_users = letters_of(tokenizer), "".join(texts)
+    spelled = (
+        letters.is_spelled(i, of_users[a:b]) for i, (a, b) in zip(encoded.ids, encoded.spans, strict=True) if a >= 0
+    )
+    return _encode(tokenizer, parts, places) if any(spelled) else encoded
+
+
+def _encode(tokenizer: Any, parts: Sequence[tuple[str, bool]], places: Sequence[tuple[int, int, int]]) -> Encoded:
+    """Parts of a text, each read on its own: as letters, or with its control tokens."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
-    read = 0
+    start = 0
     for text, as_letters in parts:
-        batch = tokenizer(
-            text,
-            return_offsets_mapping=True,
-            add_special_tokens=False,
-            split_special_tokens=as_letters,
-            verbose=False,
-        )
-        ids += batch["input_ids"]
-        offsets += [(read + a, read + b) for a, b in batch["offset_mapping"]]
-        read += len(text)
+        if as_letters:
+            read, covered = letters_of(tokenizer).encode(text)
+        else:
+            batch = tokenizer(
+                text,
+                return_offsets_mapping=True,
+                add_special_tokens=False,
+                split_special_tokens=False,
+                verbose=False,
+            )
+            read, covered = batch["input_ids"], batch["offset_mapping"]
+        ids += read
+        offsets += [(start + a, start + b) for a, b in covered]
+        start += len(text)
     return Encoded(ids, [_span(index, a, b, places, len(ids)) for index, (a, b) in enumerate(offsets)])
 
 
@@ -147,21 +178,24 @@ def _span(index: int, a: int, b: int, places: Sequence[tuple[int, int, int]], to
     return before + max(a, start) - start, last_before + min(b, end) - last_start
 
 
-def check_ids(name: str, ids: Sequence[int], context: int, known: int) -> None:
-    """Raises FedrayError where a prompt's ids are too many for a context, or not among the `known` first ones."""
-    check_length(name, len(ids), context)
+def check_known(name: str, ids: Sequence[int], known: int) -> None:
+    """Raises FedrayError where a token is not among the `known` first ones."""
     strange = next((i for i in ids if not 0 <= i < known), None)
     if strange is not None:
         raise FedrayError(
-            f"token id {strange} is none of {name}'s, which go from 0 to {known - 1}: it comes from a tokenizer that "
-            "does not belong to this LLM"
+            f"token id {strange} is none of {shown(name)}'s, which go from 0 to {known - 1}: it comes from a tokenizer "
+            "that does not belong to this LLM; save the right one in its folder"
         )
 
 
 def check_length(name: str, tokens: int, context: int) -> None:
-    """Raises FedrayError where a prompt leaves no room for an answer."""
+    """Raises FedrayError where a prompt leaves no room for an answer, or nothing of it is read."""
+    if not tokens:
+        raise FedrayError(f"{shown(name)} knows no letter of the prompt; write it in letters that its tokenizer knows")
     if tokens >= context:
-        raise FedrayError(f"the prompt has {tokens} tokens for {name}, whose context holds {context}; shorten it")
+        raise FedrayError(
+            f"the prompt has {tokens} tokens for {shown(name)}, whose context holds {context}; shorten it"
+        )
 
 
 def template_of(tokenizer: Any) -> tuple[str, str]:
@@ -178,21 +212,18 @@ def template_of(tokenizer: Any) -> tuple[str, str]:
     before, *after = render(tokenizer, [{"role": "user", "content": _CONTENT}]).split(_CONTENT)
     if len(after) != 1:
         raise FedrayError(
-            f"the chat template of {tokenizer.name_or_path} holds the user's text {len(after)} times; it must be once"
+            f"{shown(tokenizer.name_or_path)}: its chat template holds the user's text {len(after)} times; it must be "
+            "once: repair or remove it"
         )
     return before, after[0]
 
 
 def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """Messages in the chat template, with the generation prompt. Raises FedrayError where the template fails."""
-    try:
+    with explained(shown(tokenizer.name_or_path), "its chat template fails", "repair or remove it"), in_steps(STEPS):
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=_DATE
         )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise FedrayError(
-            f"the chat template of {tokenizer.name_or_path} fails ({error}); repair or remove it"
-        ) from error
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

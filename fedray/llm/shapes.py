@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from fedray.llm.catalogue import CATALOGUE
 from fedray.llm.families import build_config
-from fedray.llm.hub import CONFIG, parse_config
+from fedray.llm.files import CONFIG, parse_config
 
 START, END = "<|im_start|>", "<|im_end|>"
 TEMPLATE = (

@@ -12,13 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from fedray.llm import hub, shapes
-from fedray.llm.catalogue import EMBEDDED, original_of, repo_of
+from fedray.llm.catalogue import EMBEDDED, original_of, repo_of, shown
+from fedray.llm.explained import explained
 from fedray.llm.families import build_config, check_config
+from fedray.llm.files import AGAIN, CONFIG, TOKENIZER, WEIGHTS, check_files, parse_config, titled
+from fedray.llm.letters import letters_of
+from fedray.llm.model import check_known, encode, template_of
+from fedray.llm.opening import open_model, outline, try_out
 from fedray.types import FedrayError
 
+_SAMPLE = "what is the color of the bird?"
 HASHES = "hashes.json"  # LLM name -> sha256 of its model.safetensors
 
 
@@ -60,12 +67,24 @@ class Source:
             return None
         return hub.Repository(self.name, repo, *(() if self.revision is None else (self.revision,)))
 
+    @property
+    def title(self) -> str:
+        """The LLM in a sentence about its files."""
+        return shown(self.llm) if self.local is None else titled(self.llm, self.local)
+
+    @property
+    def remedy(self) -> str:
+        """What helps where its files are there and cannot be read."""
+        if self.zoo == "tiny":
+            return "reinstall fedray"
+        return AGAIN if self.repository is None else "delete the folder and load again"
+
 
 def pin(source: Source) -> Source:
     """The source at one commit, after the checks that need no weights of the hub's. Raises FedrayError.
 
     Refused are: weights of the embedded zoo that are damaged, repositories and folders that are not there or lack
-    files, and architectures whose caches cannot be exchanged.
+    files, architectures whose caches cannot be exchanged or that do not run, folders whose files do not go together.
     """
     if source.zoo == "tiny":
         check_weights(source.llm, source.folder)
@@ -75,10 +94,27 @@ def pin(source: Source) -> Source:
         source = replace(source, revision=hub.pin(repository).revision)
     elif source.revision is not None:
         raise FedrayError(f"{source.name} comes from no repository that has revisions: leave {source.revision} out")
-    elif source.local is not None:
-        hub.check_headers(source.name, hub.weight_files(source.name, source.local))
-    config_of(source)
+    if source.local is None:
+        try_out(source.title, outline(source.title, config_of(source)))
+    else:
+        _check_local(source, source.local)
     return source
+
+
+def _check_local(source: Source, folder: Path) -> None:
+    check_files(source.llm, folder)
+    config = config_of(source)
+    outline(source.title, config)  # what is wrong with it alone
+    try_out(source.title, open_model(source.llm, folder, config, device="meta", dtype=torch.float32))
+    tokenizer = read_tokenizer(source, folder)
+    if tokenizer is None:
+        return
+    ids = encode(tokenizer, template_of(tokenizer), _SAMPLE).ids
+    if not ids:
+        raise FedrayError(f"{source.title}: its tokenizer makes no token of {_SAMPLE!r}; {source.remedy}")
+    letters = letters_of(tokenizer)
+    own = set(tokenizer.get_vocab().values()) - letters.control.keys() - letters.kept.keys()
+    check_known(source.llm, [*sorted(own)[-1:], *ids], config.vocab_size)
 
 
 def config_of(source: Source) -> Any:
@@ -86,12 +122,12 @@ def config_of(source: Source) -> Any:
     if source.zoo == "shapes":
         config = shapes.config_of(source.llm)
     elif source.repository is not None:
-        config = build_config(source.name, hub.read_config(source.repository))
+        config = build_config(source.title, hub.read_config(source.repository))
     else:
         assert source.local is not None
-        config = build_config(source.name, hub.parse_config(source.name, source.local / hub.CONFIG))
+        config = build_config(source.title, parse_config(source.llm, source.local / CONFIG, source.remedy))
     if source.zoo != "tiny":
-        check_config(source.name, config)
+        check_config(source.title, config)
     return config
 
 
@@ -124,21 +160,23 @@ def read_tokenizer(source: Source, folder: Path) -> Any:
 
     Raises FedrayError where it cannot be read or tells no places in a text.
     """
-    if not any((folder / file).is_file() for file in hub.TOKENIZER):
+    if not any((folder / file).is_file() for file in TOKENIZER):
         return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise unloadable(source, folder, error) from error
+    with explained(source.title, "its tokenizer cannot be loaded", source.remedy):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config_of(source), local_files_only=True, trust_remote_code=False
+        )
+        if tokenizer.is_fast:
+            letters_of(tokenizer).encode(_SAMPLE)
     if not tokenizer.is_fast:
-        raise FedrayError(f"{source.name}: {folder} has no tokenizer.json; save its tokenizer as a fast one")
+        raise FedrayError(f"{source.title} has no tokenizer.json; save its tokenizer as a fast one")
     return tokenizer
 
 
 def check_weights(name: str, folder: Path | None = None) -> str:
     """The hash of an LLM's weight file, if it is the one recorded for it. Raises FedrayError naming the file."""
     root = (folder or EMBEDDED) / "llms"
-    weights, record = root / name / hub.WEIGHTS, root / HASHES
+    weights, record = root / name / WEIGHTS, root / HASHES
     if not weights.is_file():
         raise FedrayError(
             f"{name}: {weights} does not exist; rebuild the zoo with jobs/build_zoo.py or reinstall fedray"
@@ -158,15 +196,3 @@ def check_weights(name: str, folder: Path | None = None) -> str:
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def unloadable(source: Source, path: Path, error: Exception) -> FedrayError:
-    """The error for files that are there and cannot be read."""
-    if source.zoo == "tiny":
-        remedy = "reinstall fedray"
-    elif source.repository is not None:
-        remedy = "delete the folder and load again"
-    else:
-        remedy = "check its files, and save what is wrong again with save_pretrained()"
-    said = " ".join(str(error).strip().partition("\n\n")[0].split())[:200]
-    return FedrayError(f"{source.name}: {path} cannot be loaded ({said}); {remedy}")

@@ -51,6 +51,7 @@ async def _run(main: Exchange, others: Sequence[Exchange]) -> Answer:
         else:
             raise result
     own = answers[main.plan.receiver]
+    missing += (m for a in answers.values() if a is not own for m in a.missing if m.member == a.receiver)
     usage = sum((replace(a.usage, prompt_tokens=0) for a in answers.values()), Usage())
     read = {name: tokens for a in answers.values() for name, tokens in a.usage.read_tokens.items()}  # each reads once
     usage = replace(usage, prompt_tokens=own.usage.prompt_tokens, read_tokens=read)
@@ -62,6 +63,7 @@ async def _run(main: Exchange, others: Sequence[Exchange]) -> Answer:
 
 def majority(rows: Sequence[Row]) -> Row:
     """The answer most members gave; on a tie, the one whose first voice comes first (the receiver's is rows[0])."""
+    rows = [row for row in rows if not row.failed] or rows
     votes = Counter(row.text if row.choice is None else row.choice for row in rows)
     best = max(votes.values())
     return next(row for row in rows if votes[row.text if row.choice is None else row.choice] == best)

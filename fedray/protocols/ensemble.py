@@ -23,10 +23,10 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
         own, answers = await asyncio.gather(
             exchange.alone(), exchange.ask(dict.fromkeys(plan.senders, asked), "answer")
         )
-        voices = [[row] for row in own.rows]
+        voices = [[] if row.failed else [row] for row in own.rows]
         for answer in answers.values():
             for b, row in zip(asked, answer.rows, strict=True):
-                voices[b].append(row)
+                voices[b] += [] if row.failed else [row]
         scores = sum(len(row.scores) for answer in answers.values() for row in answer.rows)
         exchange.usage += Usage(payload_bytes=BYTES_PER_SCORE * scores)
         rows = tuple(_average(of_row, texts) for of_row, texts in zip(voices, request.choices, strict=True))
@@ -35,6 +35,8 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
 
 def _average(voices: Sequence[Row], choices: Sequence[str]) -> Row:
     """scores: log of the mean probability of each choice, every member's probabilities adding up to 1."""
+    if not voices:
+        return Row("", failed=True)
     shares = [_softmax(row.scores) for row in voices]
     mean = [sum(share[c] for share in shares) / len(shares) for c in range(len(choices))]
     best = max(range(len(mean)), key=mean.__getitem__)

@@ -206,7 +206,7 @@ class Exchange:
         change: Callable[[Request], Request] = lambda request: request,
         deadline: float | None = None,
     ) -> dict[str, Answer]:
-        """What members answer alone about some rows each; who is missing is left out.
+        """What members answer alone about some rows each; who is missing, or has no answer, is left out.
 
         phase: what their seconds go by, as in "hint[llama-1b]"; change: of what each would be asked.
         """
@@ -216,8 +216,12 @@ class Exchange:
             if rows
         }
         ready = await asyncio.gather(*(self.of_sender(s, handle, deadline) for s, handle in handles.items()))
+        answers: dict[str, Answer] = {
+            s: self.group.result(h) for (s, h), ok in zip(handles.items(), ready, strict=True) if ok
+        }
+        self.missing += (missing for answer in answers.values() for missing in answer.missing)
         self.settle()
-        return {s: self.group.result(h) for (s, h), ok in zip(handles.items(), ready, strict=True) if ok}
+        return {s: answer for s, answer in answers.items() if not all(row.failed for row in answer.rows)}
 
     def settle(self) -> None:
         """Raise MemberFailed if somebody is missing and the plan does not go on without."""

@@ -50,9 +50,9 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
             publisher, "reply", exchange.session, syncs - 1, senders, request.choices, request.generation, *payloads
         )
         answer: Answer = await exchange.of_receiver(reply)
-        refused = tuple(missing for missing in answer.missing if missing.member in senders)  # others are missing anyway
-        heard = tuple(name for name in senders if name not in {missing.member for missing in refused})
-        return exchange.close(replace(answer, senders=heard, missing=refused))
+        missing = tuple(m for m in answer.missing if m.member in (*senders, publisher))  # others are missing anyway
+        heard = tuple(name for name in senders if name not in {m.member for m in missing})
+        return exchange.close(replace(answer, senders=heard, missing=missing))
 
 
 async def _everyone(

@@ -12,12 +12,13 @@ from fedray.types import Answer, Opening, Plan, Request, Usage
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
-    """A question whose member is missing is answered by the receiver."""
+    """A question whose member is missing, or has no answer, is answered by the receiver."""
     async with Exchange(request, plan, group) as exchange:
         opening = await exchange.finish_open(exchange.start_open())
         chosen = pick(exchange, opening)
         answers = await exchange.ask(chosen, "answer")
         rows = {b: row for name, answer in answers.items() for b, row in zip(chosen[name], answer.rows, strict=True)}
+        rows = {b: row for b, row in rows.items() if not row.failed}
         exchange.usage += Usage(payload_bytes=sum(len(row.text.encode()) for row in rows.values()))
         rest = tuple(b for b in range(request.rows()) if b not in rows)
         own = await exchange.alone(rest) if rest else Answer((), plan.receiver, ())

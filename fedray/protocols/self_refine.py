@@ -18,13 +18,14 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
     async with Exchange(request, alone(plan), group) as exchange:
         answer = await exchange.alone()
         rows = dict(enumerate(answer.rows))
-        unsettled = tuple(rows)
-        for _ in range(plan.rounds):
+        unsettled = tuple(b for b, row in rows.items() if not row.failed)
+        for _ in range(plan.rounds if unsettled else 0):
             exchange.heard[plan.receiver] = {b: rows[b].text for b in unsettled}
             exchange.usage += answer.usage
+            exchange.missing += answer.missing
             answer = await exchange.alone(unsettled)
             revised = dict(zip(unsettled, answer.rows, strict=True))
-            unsettled = tuple(b for b, row in revised.items() if row.text != rows[b].text)
+            unsettled = tuple(b for b, row in revised.items() if row.text != rows[b].text and not row.failed)
             rows |= revised
             if not unsettled:
                 break

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedray.clock import Clock
+from fedray.llm.decoding import check_numbers
 from fedray.llm.model import LLM
 from fedray.llm.prefix import shared
 from fedray.llm.token_bytes import token_bytes
@@ -230,6 +231,7 @@ class Server:
             logits_BQV = track.read(self.llm.model, more, self.llm.pad_id)
             last_B = torch.tensor([max(len(row) - 1, 0) for row in more], device=logits_BQV.device)
             logits_BV = logits_BQV[torch.arange(len(more), device=last_B.device), last_B]
+            check_numbers(self.name, logits_BV[[bool(row) for row in more]])
             if sampled:
                 q_BV = distribution(logits_BV, generation.temperature)
                 draws_B = uniform((len(more),), generation.seed, "draft", state.rounds, step).to(q_BV.device)

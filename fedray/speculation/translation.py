@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedray.llm.letters import letters_of
 from fedray.llm.token_bytes import token_bytes
 from fedray.types import FedrayError
 from fedray.wire.vocabulary import Vocabulary
@@ -24,7 +25,7 @@ class Translation:
 
     def __init__(self, name: str, tokenizer: Any, size: int, stops: frozenset[int], server: Vocabulary) -> None:
         """size: columns of the worker's distributions; stops: its ids that end an answer."""
-        self._name, self._tokenizer, self._server = name, tokenizer, server
+        self._name, self._letters, self._server = name, letters_of(tokenizer), server
         self._own = token_bytes(tokenizer, size)
         of_bytes = {token: i for i, token in enumerate(server.tokens) if token}
         pairs = [(i, of_bytes[token]) for i, token in enumerate(self._own) if token in of_bytes]
@@ -40,7 +41,7 @@ class Translation:
         pieces = [self._server.tokens[i] for i in (*said, *drafts)]
         whole = b"".join(pieces)
         text = _readable(whole)
-        ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids, _ = self._letters.encode(text)
         ends = [0, *accumulate(len(self._own[i]) for i in ids)]
         if ends[-1] != len(text.encode()):
             raise FedrayError(f"{self._name} does not keep the answer's text as it is in its tokens: leave it out")

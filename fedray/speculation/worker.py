@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedray.clock import Clock
+from fedray.llm.decoding import check_numbers
 from fedray.llm.model import LLM
 from fedray.llm.prefix import shared
 from fedray.rounds import SpecFed
@@ -130,7 +131,9 @@ class Worker:
         index = [(b, q) for b, places in wanted for q in places if q is not None]
         rows, columns = ([pair[side] for pair in index] for side in (0, 1))
         has = [q is not None for _, places in wanted for q in places]
-        p_NV = distribution(logits_BQV[rows, columns], temperature)
+        logits_NV = logits_BQV[rows, columns]
+        check_numbers(self.name, logits_NV)
+        p_NV = distribution(logits_NV, temperature)
         return p_NV, None if all(has) else torch.tensor(has)
 
 

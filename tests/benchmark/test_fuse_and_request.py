@@ -45,6 +45,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettin
     return BenchmarkSettings(repeats=1, tokens=TOKENS, longest=128, tracking=quiet, output=output, **names)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # of transformers to come
 def test_the_published_sequence_says_what_fedray_says(settings: BenchmarkSettings) -> None:
     """The same next token, of the same fused cache: what is compared differs in seconds alone."""
     pair = Pair(settings)

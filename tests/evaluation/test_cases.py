@@ -81,7 +81,27 @@ def test_defaults_follow() -> None:
     bare = build_evaluation({"seed": 4})
     assert bare.seeds == (4,) and [str(case.way) for case in cases(bare, bare.senders)] == ["standalone", "c2c"]
     assert build_evaluation({"blocks": {"x": None}}).blocks == bare.blocks, "null leaves a block out"
-    assert set(settings(x={"senders": "qwen2.5-coder-0.5b"}).neutral.senders) == {A, B, C, "qwen2.5-coder-0.5b"}
+
+
+R, CODER = "qwen3-0.6b", "qwen2.5-coder-0.5b"
+NEEDED: list[tuple[dict[str, Any], set[str]]] = [
+    ({"x": {"senders": CODER}}, {R, CODER}),
+    ({"x": {"senders": "none"}}, {R}),
+    ({"x": {"protocol": ["standalone", "self_refine"]}}, {R}),
+    ({"x": {"senders": "none", "receivers": [A]}}, {A}),
+    ({"x": {"protocol": ["standalone"], "receivers": [A, B]}}, {A, B}),
+    ({"x": {"senders": A, "receivers": [B]}}, {B, A}),
+    ({"x": {"senders": "leave_one_out"}}, {R, A, B, C}),
+    ({"x": {"senders": "none"}, "y": {"senders": f"{A}+{B}"}}, {R, A, B}),
+    ({"x": {"senders": "prefixes", "receivers": [A]}}, {R, A, B, C}),  # R is asked too, for the order of the senders
+]
+
+
+@pytest.mark.parametrize(("blocks", "members"), NEEDED, ids=lambda value: str(value)[:60])
+def test_only_those_are_loaded_whom_some_case_asks(blocks: dict[str, Any], members: set[str]) -> None:
+    neutral = settings(**blocks).neutral
+    assert set(neutral.takes_part) == members and len(neutral.takes_part) == len(members)
+    assert neutral.receiver == (R if R in members else next(iter(blocks["x"]["receivers"])))
 
 
 @pytest.mark.parametrize(

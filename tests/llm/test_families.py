@@ -14,6 +14,8 @@ from fedray.llm.decoding import ATTENTION, Context, decode, prefill, step
 from fedray.llm.families import SERVED, build_config, check_config, window_of
 from fedray.types import FedrayError, Generation
 
+pytestmark = pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")  # of transformers to come
+
 TINY: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,

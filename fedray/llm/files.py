@@ -1,0 +1,188 @@
+"""What lies in an LLM's folder, and what is wrong with it, before torch is imported or a weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedray.llm.catalogue import shown
+from fedray.types import FedrayError
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+)  # a folder of one has one of them
+ADAPTER = "adapter_config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_FLOATS = ("F64", "F32", "BF16", "F16")
+_READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
+_POINTER = b"version https://git-lfs"  # what git keeps in the place of a large file
+AGAIN = "save it again with save_pretrained(), or copy it again from where the folder comes from"
+
+
+def titled(member: str, folder: Path) -> str:
+    """A member and its folder in a sentence."""
+    return shown(member) if Path(member) == folder else f"{member} in {shown(str(folder))}"
+
+
+def check_folder(name: str) -> None:
+    """Raises FedrayError where a path leads to no folder with an LLM's config.json, naming what it is instead."""
+    path, title = Path(name), shown(name)
+    if path.is_file():
+        what = _gguf(path) if _is_gguf(path) else "a file: give the folder that it lies in"
+        raise FedrayError(f"{title} is no LLM's folder, it is {what}")
+    if not (path / CONFIG).is_file():
+        if held := _held(path):
+            raise FedrayError(f"{title} is no LLM's folder, it holds {held}")
+        below = next((file.parent for depth in ("*", "*/*") for file in sorted(path.glob(f"{depth}/{CONFIG}"))), None)
+        remedy = f"give {shown(str(below))}" if below else "check the path, or name hf:org/name"
+        raise FedrayError(f"{title} is no LLM's folder, it has no {CONFIG}: {remedy}")
+
+
+def check_files(member: str, folder: Path) -> None:
+    """Raises FedrayError naming a file of an LLM's folder that is missing, damaged, or not there but in git-lfs.
+
+    Of weights nothing but their headers is read.
+    """
+    check_pointers(member, folder)
+    if not (folder / CONFIG).is_file() and (held := _held(folder)):
+        raise FedrayError(f"{titled(member, folder)} is no LLM's folder, it holds {held}")
+    for name in (CONFIG, GENERATION):
+        if name == CONFIG or (folder / name).is_file():
+            parse_config(member, folder / name)
+    check_headers(member, weight_files(member, folder))
+
+
+def check_pointers(member: str, folder: Path) -> None:
+    """Raises FedrayError where git-lfs has not brought the files themselves."""
+    files = sorted(path for path in folder.glob("*") if path.suffix in _READ and _is_pointer(path))
+    if files:
+        what = "a pointer of git-lfs and not the file" if len(files) == 1 else "pointers of git-lfs and not the files"
+        raise FedrayError(
+            f"{titled(member, folder)}: {_listed(files)} {'is' if len(files) == 1 else 'are'} {what}: run `git lfs "
+            "pull` in the folder"
+        )
+
+
+def parse_config(member: str, path: Path, remedy: str = AGAIN) -> dict[str, Any]:
+    """The content of a .json file that holds keys and values. Raises FedrayError: missing, damaged."""
+    title = titled(member, path.parent)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise FedrayError(
+            f"{title}: {path.name} cannot be read ({error.strerror}); it must be an LLM's folder"
+        ) from error
+    except RecursionError as error:
+        raise FedrayError(f"{title}: {path.name} is damaged (brackets in brackets without end); {remedy}") from error
+    except ValueError as error:
+        raise FedrayError(f"{title}: {path.name} is damaged ({error}); {remedy}") from error
+    if not isinstance(values, dict):
+        raise FedrayError(f"{title}: {path.name} holds no keys and values; {remedy}")
+    return values
+
+
+def weight_files(member: str, folder: Path) -> list[Path]:
+    """The safetensors of an LLM's folder. Raises FedrayError naming what is missing."""
+    title, index = titled(member, folder), folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not index.is_file():
+        held = _held(folder)
+        remedy = f", and it holds {held}" if held else ": save the LLM there with save_pretrained()"
+        raise FedrayError(f"{title} has no {WEIGHTS}; other formats are not read{remedy}")
+    listed = parse_config(member, index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(_is_name(file) for file in listed.values()):
+        raise FedrayError(f"{title}: {INDEX} does not say in its weight_map which tensor lies in which file; {AGAIN}")
+    shards = sorted({folder / file for file in listed.values()})
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise FedrayError(
+            f"{title} lacks {_listed(missing)}, which {INDEX} names: copy {'it' if len(missing) == 1 else 'them'} "
+            "there from where the folder comes from"
+        )
+    return shards
+
+
+def check_headers(member: str, paths: Sequence[Path]) -> None:
+    """Raises FedrayError naming a file of weights that is damaged or cut short; nothing but its header is read."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in paths:
+        title = titled(member, path.parent)
+        if not path.stat().st_size:
+            raise FedrayError(f"{title}: {path.name} is empty; {AGAIN}")
+        try:
+            with safe_open(path, "pt") as file:
+                kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise FedrayError(f"{title}: {path.name} is damaged ({error}); {AGAIN}") from error
+        if odd := next((name for name, kind in kinds.items() if kind not in _FLOATS), None):
+            raise FedrayError(
+                f"{title}: {path.name} holds {odd} in {kinds[odd]}, and quantized weights are not read; take the LLM "
+                "that they were made from"
+            )
+
+
+def _held(folder: Path) -> str:
+    """What a folder holds in the place of an LLM, and how to make one of it; "" where nobody knows."""
+    there = shown(str(folder))
+    if (folder / ADAPTER).is_file():
+        base = repr(_base(folder))
+        return (
+            f"a LoRA adapter: merge it into its LLM with peft, PeftModel.from_pretrained(AutoModelForCausalLM."
+            f"from_pretrained({base}), {there!r}).merge_and_unload().save_pretrained(NEW), and "
+            f"AutoTokenizer.from_pretrained({base}).save_pretrained(NEW)"
+        )
+    if found := next(filter(_is_gguf, sorted(folder.glob("*"))), None):
+        return _gguf(found)
+    if found := next((path for kind in _PICKLES for path in sorted(folder.glob(kind))), None):
+        return (
+            f"{found.name}, a pickle: convert it to safetensors with AutoModelForCausalLM.from_pretrained({there!r})."
+            f"save_pretrained({there!r})"
+        )
+    return ""
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _gguf(file: Path) -> str:
+    return (
+        f"{file.name}, and GGUF is not read yet: convert it with AutoModelForCausalLM.from_pretrained("
+        f"{shown(str(file.parent))!r}, gguf_file={file.name!r}).save_pretrained(NEW), and its tokenizer likewise with "
+        "AutoTokenizer"
+    )
+
+
+def _base(adapter: Path) -> str:
+    """The LLM that an adapter was made for."""
+    try:
+        base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        base = None
+    return base if isinstance(base, str) and base.isprintable() else "BASE"
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:  # whoever needs it says so
+        return False
+
+
+def _is_name(file: object) -> bool:
+    return isinstance(file, str) and bool(file) and Path(file).name == file
+
+
+def _listed(files: Iterable[Path], most: int = 3) -> str:
+    names = [path.name for path in files]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
