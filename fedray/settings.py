@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_of, resolve, safe_name
+from fedray.prompts import check_text, decode_text
 from fedray.rounds import SpecFed
 from fedray.schema import Schema
 from fedray.sharing import FedAttn
@@ -180,7 +181,7 @@ class Settings:
     data: DataSettings = DataSettings()
     plan: bool = False  # say what it would take, and load nothing
     prompt: str | None = None
-    questions: Path | None = None  # .jsonl or .json in OpenBookQA's schema, or .txt with a question per line
+    questions: Path | None = None  # rows in the schema of a data set (fedray/data/own.py), or .txt, a question per line
     generation: Generation = field(default_factory=Generation)
     deadline_s: float | None = None
     on_missing: Literal["alone", "text", "error"] = "alone"
@@ -342,7 +343,7 @@ def with_copies(schema: Schema[T], values: Mapping[str, Any]) -> Schema[T]:
 
 def _document(text: str) -> str:
     """A text, or the text of the file it names."""
-    path = Path(text).expanduser()
+    path = Path(check_text(text, "evidence")).expanduser()
     try:
         if not path.is_file():
             if re.fullmatch(r"\S*/\S*|\S+\.\w{1,5}", text):  # one word with a slash or an ending: a path, mistyped
@@ -351,6 +352,6 @@ def _document(text: str) -> str:
     except OSError:  # a text too long for a file's name
         return text
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return decode_text(path.read_bytes(), f"evidence file {text}")
+    except OSError as error:
         raise FedrayError(f"cannot read evidence file {text!r} ({error}): it must be UTF-8 text") from error

@@ -64,7 +64,13 @@ BESIDES = {
         "fedray.checks",
     },
     "settings": {"fedray.llm.catalogue", "fedray.data.catalogue"},
-    "checks": {"fedray.settings", "fedray.llm.catalogue", "fedray.data.catalogue", "fedray.fedattn.segments"},
+    "checks": {
+        "fedray.settings",
+        "fedray.llm.catalogue",
+        "fedray.data.catalogue",
+        "fedray.data.files",
+        "fedray.fedattn.segments",
+    },
     "config": {
         "fedray.benchmark.settings",
         "fedray.evaluation.settings",

@@ -13,9 +13,8 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import dry_run, figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.record import Record, Status
-from fedray.evaluation.scoring import for_task
 from fedray.evaluation.screen import Screen
-from fedray.evaluation.tasks import Question, document_of, load_task, mismatched, request_fields
+from fedray.evaluation.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
 from fedray.fedattn.segments import segments
 from fedray.federation import Federation
 from fedray.group import MemberFailed
@@ -126,6 +125,7 @@ class Run:
         report = record.report(status)
         self.screen.summary(report, record.results, record.by_group())
         self.screen.unrephrased(record.unrephrased, report.n)
+        self.screen.unparseable(report)
         self.screen.unheard(record.unheard(), report.n)
         where = tracker.run()
         path = reports.write(replace(report, tracking=Tracked(*where) if where else None), settings.output)
@@ -249,6 +249,8 @@ def _metrics(report: Report) -> dict[str, float | None]:
         "rescued": report.rescued,
         "harmed": report.harmed,
         "unrephrased": report.unrephrased,
+        "unparseable": report.unparseable,
+        "unparseable_alone": report.unparseable_alone,
         "payload_bytes": usage.payload_bytes,
         "bytes_per_token": usage.bytes_per_token,
         **{f"specfed/{name}": value for name, value in report.speculation.items()},
