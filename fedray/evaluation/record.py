@@ -11,7 +11,7 @@ from typing import Literal
 from fedray.data.source import Source
 from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.metrics import Comparison, compare, percentiles
-from fedray.evaluation.tasks import Question
+from fedray.evaluation.tasks import Question, scorings
 from fedray.report import Answered, Cost, Data, Learned, Participant, Report
 from fedray.rounds import Speculation
 from fedray.settings import ALONE, Settings
@@ -145,11 +145,6 @@ class Record:
         together = min(self.settings.batches_at_a_time, max(len(self._usages), 1))
         return Cost(total.payload_bytes, per_token, percentiles(usage.seconds for usage in self._usages), together)
 
-    def _scoring(self) -> str:
-        """How answers were read; a file of one's own may hold questions of several kinds."""
-        own = dict.fromkeys(r.question.scoring for r in self.results) if self.settings.questions else {}
-        return "+".join(own) or self.settings.task.scored_by
-
     def report(self, status: Status) -> Report:
         settings, found = self.settings, self.comparison()
         alone = settings.protocol.name in ALONE
@@ -173,7 +168,7 @@ class Record:
             keep_layers=settings.wire.keep_layers,
             control=settings.control,
             task=_task(settings),
-            scoring=self._scoring(),
+            scoring=scorings(settings, (result.question for result in self.results)),
             data=tuple(Data(**asdict(found)) for found in (self.source,) if found),
             n=len(self.results),
             accuracy=found and found.accuracy,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -178,11 +178,17 @@ def _other(question: Question, questions: list[Question], rng: random.Random) ->
     raise AssertionError("without a wish every other question fits")
 
 
+def scorings(settings: Settings, questions: Iterable[Question]) -> str:
+    """How answers are read, for a report: a file of the user's own may hold questions of several kinds."""
+    own = dict.fromkeys(question.scoring for question in questions) if settings.questions is not None else ()
+    return "+".join(own) or settings.task.scored_by
+
+
 def for_task(settings: Settings) -> Settings:
     """The settings, free answers as long as their questions need."""
-    scorings = {settings.task.scored_by} | ({"number"} if _asks_numbers(settings) else set())
+    needed = {settings.task.scored_by} | ({"number"} if _asks_numbers(settings) else set())
     given = settings.generation.max_tokens
-    longest = settings.task.max_tokens or max(scoring.MAX_TOKENS.get(how, given) for how in scorings)
+    longest = settings.task.max_tokens or max(scoring.MAX_TOKENS.get(how, given) for how in needed)
     return replace(settings, generation=replace(settings.generation, max_tokens=longest))
 
 
@@ -223,7 +229,10 @@ def read_questions(path: Path, how: str = "text") -> list[Question]:
             raise FedrayError(f"{where}: {error}; read are {own.SCHEMAS}") from error
         item = item if isinstance(item, LeftOut) or item.whole else EMPTY
         if isinstance(item, LeftOut):
-            raise FedrayError(f"{where} cannot be asked and scored ({item.reason}): mend it or take it out")
+            raise FedrayError(
+                f"{where} cannot be asked and scored ({item.reason}): mend it or take it out; such rows of a data "
+                "set are left out, and counted, with its own task= and data.path="
+            )
         if flaw := scoring.flaw(how, item.choices, item.gold):
             raise FedrayError(f"{where} has {flaw}")
         questions.append(
