@@ -29,7 +29,7 @@ NEXT = re.compile(  # another question begins, or another speaker
     r"|^[ \t#>*_]*(?:(?:next|new|another) )?(?:question|problem|exercise|q|human|user|instruction|问题|题目|例题|问)"
     r"[ *_]*(?:no\.?|number|#)? *\d*[ *_]*[:：]"
     r"|(?<=\s)(?-i:Q(?:uestion)? *\d* *[:：])"
-    r"|^Answer th(?:is|e following) (?:multiple|question)",
+    r"|^#+ *(?:question|problem|exercise)\b|^Answer th(?:is|e following) (?:multiple|question)",
     _IM,
 )
 MARKUP = tuple(
@@ -69,17 +69,19 @@ _FOREIGN = (
     r"|解答|答|उत्तर|উত্তর|الإجابة|الجواب|إجابة|جواب|คำตอบ|సమాధానం|ìdáhùn|idahun)"
 )
 _FOREIGN_IS = (
-    r"(?:\s*(?:ist|lautet|is|est|es|è|é|adalah|ni|là|är|er|to|je|είναι|náà|هي|هو|है|हल|হল|হলো|คือ|은|는|は|correcta|correcte"
-    r"|finale?|richtige|corretta|الصحيحة|النهائية)(?!(?-i:[a-z])))*\s*[:ঃ–—-]?"
+    r"(?:\s*(?:ist|lautet|is|est|es|è|é|adalah|ni|là|är|er|to|je|είναι|náà|هي|هو|है|हल|হল|হলো|คือ|은|는|は|correct[ae]|correta"
+    r"|finale?|richtige|corretta|الصحيحة|النهائية)(?!(?-i:[a-z])))*\s*[:ঃ–—-]?(?:\s*\b[ao]\s+(?=(?-i:[A-Z])\b))?"
 )
 _CHOOSE = (
     r"(?:choose|choosing|pick|picking|select|selecting|go(?:ing)?\s+(?:with|for)|opt(?:ing)?\s+for"
     r"|settle\s+(?:on|for)|say|guess|answer|reply|conclude|think|believe|vote\s+for|lean(?:ing)?\s+towards?)"
 )
+_WOULD = r"(?:\s+(?:would|will|am|now|have to|had to|must|therefore|probably|still))*"
 CUES = tuple(  # whether it is certainly an answer that follows, so that it need not end there; what it follows
     (certain, re.compile(pattern, _IM))
     for certain, pattern in (
         (True, rf"\b{_NOUN}(?:\s+{_NOUN})?{_ABOUT}[\"')\]]*\s*{_IS}"),
+        (True, rf"\b{_NOUN}\s+(?:that|which|we|i|you)\b[^.:,;=?!\n]{{0,80}}{_IS}"),
         (True, r"^[ #]*(?:(?:the|final|correct|my|best|right|so)\s+)*answer *$"),
         (True, r"\b(?:correct|right|best)\s*(?::|(?:one\s+)?\b(?:is|would be|must be)\b)"),
         (True, rf"{_FOREIGN}{_FOREIGN_IS}"),
@@ -89,16 +91,16 @@ CUES = tuple(  # whether it is certainly an answer that follows, so that it need
         (True, r"(?:的|项|而)(?:一项|选项)?(?:应该|应当)?(?:是|为)"),
         (
             False,
-            rf"\b(?:i|we|you should|let'?s)(?:'d|'ll|'m|\s+would|\s+will|\s+am)?\s+{_CHOOSE}\b(?:\s+that\b)?",
+            rf"\b(?:i|we|you should|let'?s)(?:'d|'ll|'m)?{_WOULD}\s+{_CHOOSE}\b(?:\s+that\b)?",
         ),
         (False, r"\b(?:going with|go with|opt for|my (?:guess|pick|vote) is)\b"),
         (False, r"\b(?:it|that|this|which)(?:'s|\s+(?:is|was|(?:must|would|should|has to|can only|will) be))\b"),
         (False, r"\bnot\b[^.!?;\n]{0,60}?\b(?:but|rather|instead)\b(?:\s+(?:rather|instead)\b)?"),
         (False, r"(?:^|(?<=[\s,;.]))(?:so|therefore|thus|hence|consequently|leaving|leaves)\b"),
-        (False, r"(?:因此|所以|因而|故|综上|可见)"),
+        (False, r"(?:因此|所以|因而|故|综上|可见|(?<=[,，])\s*(?:应该?)?是)"),
     )
 )
-SPACE, POINT = re.compile(r"\s*"), re.compile(r"[).:,\s]*")
+SPACE, POINT = re.compile(r"[\s:,]*"), re.compile(r"[).:,\s]*")
 FILL = re.compile(  # between a cue and its answer
     r"(?:[\s:,\]】=#–—-]|\b(?:therefore|thus|hence|clearly|indeed|likely|probably|most|definitely|certainly|simply|just"
     r"|actually|obviously|also|still|then|now|again|only|either|both|in fact|of course|by far|option|choice|letter"
@@ -142,14 +144,14 @@ _ADVERBS = (
 _GOOD = r"(?:correct|right|best|likely|accurate|appropriate|suitable|valid)"
 _CHOICE = r"(?:answer|choice|option|response|solution|one|fit|match|selection|pick)\b(?! of)"
 RIGHT = re.compile(
-    rf"{_SKIP}{_BE}{_ADVERBS}(?:(?:(?:{_GOOD}|final|only)\s+)*{_CHOICE}"
+    rf"{_SKIP}{_BE}{_ADVERBS}(?:(?:(?:{_GOOD}|better|final|only)\s+)*{_CHOICE}"
     r"|what i(?:'d| would)? (?:choose|pick|select|go with)\b"
     rf"|(?:{_GOOD}|better)\b(?=\s*(?:\Z|[.,;:!)\n]|(?:here|because|since|as|and|given|in this|for this)\b)))"
     rf"|{_SKIP}(?:\bbest (?:fits|matches|answers|describes|explains)\b"
     r"|\b(?:fits|matches|answers) (?:best|the (?:question|description))\b|\bmakes the most sense\b"
     r"|[:(–—-]\s*correct\b(?=\s*(?:\Z|[.,;:!)\n]|because\b|since\b))|[✅✓✔☑])"
     r"|\s*it is(?=[.!\n]|\Z)"
-    r"|\s*(?:选?项)?(?:都|均)?\s*(?:的?(?:说法|表述|描述|答案))?(?:是|为)?(?:最)?(?:正确|对的|符合题意|合适|恰当)"
+    r"|\s*(?:选?项)?(?:都|均)?\s*(?:的?(?:说法|表述|描述|答案))?(?:是|为)?(?:最)?(?:正确|对|符合题意|合适|恰当)"
     r"(?:的|答案|选项)?(?=[。.;,，!\s]|\Z)",
     _I,
 )
@@ -180,6 +182,7 @@ BARE = re.compile(
     _I,
 )
 LABEL = re.compile(rf"\W{{0,4}}?{_LABELLED}(?:(?<=[)\]}}>])|\s*[.):,、–—-]|\s+(?=because\b|since\b))\s*\S")
+ANSWER = re.compile(r"\s*A:")
 INLINE = re.compile(rf"\W*[A-Z](?:[.:]|{_CLOSES[:-5]}).*\s{_OPENS}[A-Z](?:[.:]|{_CLOSES[:-5]})\s*\S")
 SENTENCE = re.compile(r"[.!?。！？;；\n]")
 _NAMES = "".join(rf"(?<!{name} )" for name in ("vitamin", "hepatitis", "plan", "type", "grade", "class", "group"))
@@ -190,7 +193,9 @@ SHORT = re.compile(  # a few words that end in a letter, or begin with one, whic
 # -- how numbers are stated -------------------------------------------------------------------------------------------
 
 HASHES = re.compile(rf"####\s*(?P<number>{NUMBER})(?!\.\s*\w)[^\n.]{{0,30}}\.?\s*$", re.MULTILINE)
-STARS = re.compile(r"\*{2,}|(?<![\d)\s])\*|\*(?![\s\d(])|[`$\\]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
+STARS = re.compile(
+    r"\b(?:US|AU|CA|HK|NZ|R)\$|\*{2,}|(?<![\d)\s])\*|\*(?![\s\d(])|[`$\\]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])"
+)
 ANNOTATION = re.compile(r"<<[^<>]*=[^<>]*>>")  # GSM8K's calculator
 NUMBER_CUES = re.compile(
     rf"\b(?:answers?|ans){_ABOUT}[\"')\]]*\s*{_IS}|^[ #]*(?:(?:the|final|correct|my)\s+)*answer *$"
@@ -206,11 +211,12 @@ NUMBER_FILL = re.compile(
 )
 _UNDONE = rf"(?:(?:\s+[a-z]+){{0,2}}?\s*(?:[+*/×÷·x–-]|\b(?:plus|minus|times)\b)\s*[(\[]*{NUMBER}|\^)"
 TERM = re.compile(_UNDONE, _I)
-EXPRESSION = re.compile(rf"{_UNDONE}|(?:\s+[a-z]+){{0,2}}?\s*[=≈]|\)?\s*\([^()=\n]*\)\s*=", _I)
+EXPRESSION = re.compile(rf"{_UNDONE}|(?:\s+[a-z]+){{0,2}}?\s*\|?\s*[=≈]|\)?\s*\([^()=\n]*\)\s*=", _I)
 NEGATIVE = re.compile(r"(?<![\d)]\s)\b(?:minus|negative)\s+(?=[\d.])", _I)
 ALTERNATIVE = re.compile(rf"\s*(?:,?\s*\b(?:or|and|to)\b|[–-]|,(?=[^,\n]*(?:,|\band\b|$))|:)\s*{NUMBER}", _I)
 EQUALS = re.compile(r"=|≈|\bequals\b|\bis equal to\b", _I)
-STOP = re.compile(r"(?<=\S)(?<!\b[a-z])[.!?](?=\s|$)|[。！？;；\n]")
+STOP = re.compile(r"(?<=\S)(?<!\b[a-z])[.!?](?=\s|$)|[。！？\n]")
+TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)")
 LIST = re.compile(r"^ *\d+[.)]\s+(?=\S)", re.MULTILINE)
 ASIDE = re.compile(
     r"\b(?:out of|per|every|in|within|for|after|each|over|than|at|on|during|by|from)\s+(?:the\s+|all\s+)?\Z", _I

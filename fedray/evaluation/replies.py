@@ -94,14 +94,19 @@ class _Reading:
         found = [(m.start(), m.end(), i) for i, p in enumerate(self._texts) if p for m in p.finditer(text)]
         self._spans = _longest(found)  # where choices' texts stand
         self._out: set[int | None] = set()  # choices that are ruled out
+        self._listed: list[tuple[int, int]] = []  # lines of a list of choices, from where to where
 
     def choice(self) -> Choice:
         """The last choice that is stated, or the only one that is left."""
-        stated = [*self._called(), *self._cued(), *self._lines()]
+        alone = [i for i, p in enumerate(self._texts) if p and p.fullmatch(self._text.strip(" \n.。!"))]
+        if len(alone) == 1:
+            return (alone[0],)
+        stated = [*self._called(), *self._lines(), *self._cued()]
         if stated:
             return (max(stated, key=lambda place: place[0])[1],)
         letters = [m for m in self._letters(0, len(self._text)) if self._is_marked(m) or self._is_short(m)]
-        mentioned = {self._index(m) for m in letters if _holds(self._text, m.start())} - self._out - {None}
+        letters = [m for m in letters if _holds(self._text, m.start()) and not self._lists(m.start())]
+        mentioned = {self._index(m) for m in letters} - self._out - {None}
         if len(mentioned) == 1:
             return (mentioned.pop(),)
         found = self.named()
@@ -116,7 +121,8 @@ class _Reading:
         """What stands behind "the answer is" and its like."""
         for certain, pattern in say.CUES:
             for cue in pattern.finditer(self._text):
-                if (found := self._at(cue.end(), certain)) and _holds(self._text, cue.start()):
+                found = self._at(cue.end(), certain) if _holds(self._text, cue.start()) else None
+                if found and not self._lists(found[0], cue.start()):
                     yield found[0], None if self._several(*found[1:]) else found[2]
 
     def _called(self) -> Places:
@@ -144,6 +150,10 @@ class _Reading:
                 yield line.start(), self._index(m)
             elif say.INLINE.match(line[0]):  # a list in one line
                 continue
+            elif (
+                (a := say.ANSWER.match(line[0])) and (found := self._at(line.start() + a.end(), True)) and found[2] != 0
+            ):
+                yield found[0], found[2]  # "A:" as in "Q: ... A: ..."
             elif (m := say.LABEL.match(line[0]) or self._own(line[0])) and (index := self._index(m)) is not None:
                 end = line.start() + m.end("close")
                 if self._several(end, index):
@@ -151,9 +161,14 @@ class _Reading:
                 elif not say.WRONG.match(self._text, self._behind(end, {index})):
                     labels.append((number, line.start(), index))
         listed = {pair for one, two in pairwise(labels) if two[2] == one[2] + 1 for pair in (one, two)}
+        self._listed = [lines[number].span() for number, _, _ in listed]
         for label in (label for label in labels if label not in listed):
             if label[0] in (0, len(lines) - 1) or label == labels[-1]:
                 yield label[1:]
+
+    def _lists(self, place: int, cue: int = -1) -> bool:
+        """Whether this stands in a list of the choices, which begins behind the cue."""
+        return any(cue < start <= place <= end for start, end in self._listed)
 
     def _at(self, place: int, certain: bool) -> tuple[int, int, int | None] | None:
         """Place, end and choice of the answer that begins here; its choice is None where its letter is none's."""
@@ -252,7 +267,7 @@ def _longest(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
 
 def _number(text: str) -> Numeral:
     """The number that a part of a reply states, or its last one."""
-    text = say.NEGATIVE.sub("-", say.STARS.sub("", say.ANNOTATION.sub("", text)))
+    text = say.TIMES.sub("×", say.NEGATIVE.sub("-", say.STARS.sub("", say.ANNOTATION.sub("", text))))
     if m := say.HASHES.search(text):
         return _value(m[0]) if say.EXPRESSION.match(text, m.end("number")) else (plain_number(m["number"]),)
     for cue in reversed(list(say.NUMBER_CUES.finditer(text))[-_NEAR:]):
