@@ -32,7 +32,7 @@ _ANSWERS = frozenset(
     "answer answers ans target targets label labels gold golds golden correct incorrect right wrong solution solutions "
     "truth groundtruth expected ideal output outputs completion completions response responses reply reference "
     "references result results option options choice choices ending endings distractor distractors alternative "
-    "alternatives candidate candidates sol opa opb opc opd ope cop".split()
+    "alternatives candidate candidates key keys sol opa opb opc opd ope cop".split()
 )
 _ABOUT = frozenset("type types source sources language lang count format difficulty explanation url".split())
 
@@ -50,7 +50,7 @@ def question(row: object) -> Item | LeftOut:
     for name in (name for name in held if name not in used | {"question", "question_stem"}):
         if name.lower() in _DOCUMENTS:
             raise WrongRow(
-                f"column {name!r} is not read: what a member reads besides is set for all, with evidence.NAME="
+                f"column {name!r} is not supported yet: what a member reads besides is set with evidence.NAME=, for all"
             )
         if _is_answer(name):
             raise WrongRow(
@@ -63,7 +63,9 @@ def question(row: object) -> Item | LeftOut:
 
 def about(row: Row) -> dict[str, str]:
     """What else of a row is kept. Raises WrongRow."""
-    return {name: text(row[name]) for name in ("id", "domain", "entity", "attribute") if not is_empty(row.get(name))}
+    return {
+        name: text(row[name], name) for name in ("id", "domain", "entity", "attribute") if not is_empty(row.get(name))
+    }
 
 
 def _reader(row: Row) -> tuple[Callable[[Row], Item | LeftOut], set[str]]:

@@ -72,10 +72,10 @@ def labelled(row: Row) -> Item:
         choices = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
     if not isinstance(choices, Mapping):
         raise WrongRow(f"choices is {_shown(choices)}")
-    texts, labels = [[text(value) for value in _field(choices, key, list)] for key in ("text", "label")]
+    texts, labels = [[text(value, key) for value in _field(choices, key, list)] for key in ("text", "label")]
     if len(texts) < 2 or len(texts) != len(labels):
         raise WrongRow("choices are not two or more texts with as many labels")
-    return Item(text(stem), tuple(texts), _gold(text(row.get("answerKey")), labels))
+    return Item(text(stem, "stem"), tuple(texts), _gold(text(row.get("answerKey"), "answerKey"), labels))
 
 
 def listed(row: Row) -> Item | LeftOut:
@@ -84,14 +84,14 @@ def listed(row: Row) -> Item | LeftOut:
 
     As the C2C evaluation does (arXiv 2510.03215), but for a wrong label without a usable correction: it is left out.
     """
-    error = text(row.get("error_type")) or "ok"
-    question, texts = asked(row), tuple(map(text, _field(row, "choices", list)))
+    error = text(row.get("error_type"), "error_type") or "ok"
+    question, texts = asked(row), tuple(text(choice, "a choice") for choice in _field(row, "choices", list))
     if len(texts) < 2:
         raise WrongRow("choices are not two or more texts")
     if error in ("no_correct_answer", "expert"):
         return LeftOut(error)
     if error == "wrong_groundtruth":
-        gold = _corrected(text(row.get("correct_answer")), texts)
+        gold = _corrected(text(row.get("correct_answer"), "correct_answer"), texts)
         return LeftOut("wrong_groundtruth without a correction") if gold is None else Item(question, texts, gold)
     return Item(question, texts, _place(row.get("answer"), texts))
 
@@ -100,12 +100,16 @@ def lettered(row: Row) -> Item:
     """C-Eval: the choices are columns, named A, B, ... The test split may come without answers."""
     _field(row, "B")
     letters = letters_of(row)
-    return Item(asked(row), tuple(text(row.get(letter)) for letter in letters), _gold(text(row.get("answer")), letters))
+    return Item(
+        asked(row),
+        tuple(text(row.get(letter), letter) for letter in letters),
+        _gold(text(row.get("answer"), "answer"), letters),
+    )
 
 
 def numbered(row: Row) -> Item | LeftOut:
     """GSM8K: the right answer stands behind four hashes."""
-    _, marked, target = text(_field(row, "answer")).rpartition("####")
+    _, marked, target = text(_field(row, "answer"), "answer").rpartition("####")
     if not marked or not target.strip():
         raise WrongRow('answer has no "#### number" at the end')
     if plain_number(target) is None:
@@ -118,10 +122,14 @@ def openhermes(row: Row) -> Talk | LeftOut:
     roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
     said: list[tuple[str, str]] = []
     for message in _field(row, "conversations", list):
-        role = roles.get(text(message.get("from") or message.get("role"))) if isinstance(message, Mapping) else None
+        role = (
+            roles.get(text(message.get("from") or message.get("role"), "from"))
+            if isinstance(message, Mapping)
+            else None
+        )
         if role is None:
             raise WrongRow("a message of conversations is not from system, human or gpt")
-        said.append((role, text(message.get("value") or message.get("content"))))
+        said.append((role, text(message.get("value") or message.get("content"), "value")))
     said = [(role, text) for role, text in said if role != "system"]
     while said and said[-1][0] == "user":
         said.pop()
@@ -132,7 +140,7 @@ def openhermes(row: Row) -> Talk | LeftOut:
     if not all(text for _, text in said):
         return LeftOut("an empty message")
     *turns, answer = (text for _, text in said)
-    return Talk(tuple(turns), answer, text(row.get("source") or row.get("category")))
+    return Talk(tuple(turns), answer, text(row.get("source") or row.get("category"), "source"))
 
 
 def is_empty(value: Any) -> bool:
@@ -154,7 +162,8 @@ def letters_of(row: Row) -> str:
 
 def asked(row: Row) -> str:
     """The question's text."""
-    return text(_field(row, "question_stem" if "question_stem" in row else "question"))
+    name = "question_stem" if "question_stem" in row else "question"
+    return text(_field(row, name), name)
 
 
 def _field(row: Row, name: str, kind: type = object) -> Any:
@@ -164,12 +173,12 @@ def _field(row: Row, name: str, kind: type = object) -> Any:
     return value
 
 
-def text(value: Any) -> str:
-    """A cell as it is written. Raises WrongRow where it is neither text nor a number."""
+def text(value: Any, name: str) -> str:
+    """A cell as it is written. Raises WrongRow, by the name of its column, where it is neither text nor a number."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool | bytes | list | Mapping):
-        raise WrongRow(f"{_shown(value)} is no text")
+        raise WrongRow(f"{name} is {_shown(value)} and no text")
     return str(value).strip()
 
 
@@ -193,7 +202,7 @@ def _gold(key: str, labels: Sequence[str]) -> int | None:
 
 def _place(answer: Any, choices: Sequence[str]) -> int | None:
     """The place that an answer names, as a number (from 0) or as a letter; None where there is no answer."""
-    said, letters = text(answer), LETTERS[: len(choices)]
+    said, letters = text(answer, "answer"), LETTERS[: len(choices)]
     if not said:
         return None
     if isinstance(answer, str) and len(said) == 1 and said in letters:

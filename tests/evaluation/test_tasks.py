@@ -157,7 +157,7 @@ def test_rows_are_read_as_the_data_sets_write_them(
     "answers answer Answer target label labels gold gold_label correct correct_answer correctAnswer "
     "solution rightAnswer options option_a optionA choice1 endings ending0 distractor1 incorrect_answers "
     "mc1_targets A b Z opa cop sol1 ground_truth expected_output response reference answer_index "
-    "is_correct final_answer 答案 choices answerKey ideal best_option".split(),
+    "is_correct key final_answer 答案 choices answerKey ideal best_option".split(),
 )
 def test_a_column_that_would_be_ignored_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(FedrayError, match=r"q\.jsonl, line 2: ") as error:
@@ -176,14 +176,14 @@ def test_a_column_that_would_be_ignored_is_named(tmp_path: Path, name: str) -> N
         ({**CEVAL, "E": "", "F": "rust"}, r"cannot be asked and scored \(an empty question or choice\)"),
         ({**GSM8K, "answer_number": 7}, "'answer_number' looks like"),
         ({"question": "a?", "question_stem": "b?"}, 'both "question" and "question_stem"'),
-        ({"question": "a?", "evidence": {"llama-1b": "x"}}, "'evidence' is not read.*evidence.NAME="),
-        ({"question": "a?", "documents": ["x"]}, "'documents' is not read.*evidence.NAME="),
-        ({"question": "a?", "context": "x"}, "'context' is not read.*evidence.NAME="),
+        ({"question": "a?", "evidence": {"llama-1b": "x"}}, "'evidence' is not supported yet.*evidence.NAME="),
+        ({"question": "a?", "documents": ["x"]}, "'documents' is not supported yet.*evidence.NAME="),
+        ({"question": "a?", "context": "x"}, "'context' is not supported yet.*evidence.NAME="),
         ({"Question": "a?", "Answer": "b"}, "asks nothing.*Question, Answer"),
-        ({"question": ["a?"]}, "a list is no text"),
-        ({"question": True}, "True is no text"),
+        ({"question": ["a?"]}, "is a list and no text"),
+        ({"question": True}, "is True and no text"),
         ({**GSM8K, "answer": "7"}, 'no "#### number" at the end'),
-        ({**GSM8K, "answer": ["7"]}, "a list is no text"),
+        ({**GSM8K, "answer": ["7"]}, "is a list and no text"),
         ({**GSM8K, "answer": "#### N/A"}, r"cannot be asked and scored \(answer is no number: N/A\)"),
         ({**GSM8K, "answer": "#### 18 or 20"}, "answer is no number: 18 or 20"),
         ({**GSM8K, "answer": "#### 18 apples"}, "answer is no number: 18 apples"),
@@ -196,7 +196,7 @@ def test_a_column_that_would_be_ignored_is_named(tmp_path: Path, name: str) -> N
         ({**ROW, "choices": {"text": ["a"], "label": ["A"]}}, "two or more"),
         ({**ROW, "choices": {"text": ["a", "b", "c"], "label": ["A", "B"]}}, "as many labels"),
         ({**ROW, "choices": {"text": "ab", "label": "AB"}}, "text is 'ab'"),
-        ({**ROW, "choices": {"text": ["a", ["b"]], "label": ["A", "B"]}}, "a list is no text"),
+        ({**ROW, "choices": {"text": ["a", ["b"]], "label": ["A", "B"]}}, "is a list and no text"),
         ({**ROW, "choices": {"text": ["a", ""], "label": ["A", "B"]}}, "an empty question or choice"),
         ({**MMLU, "choices": ["a"]}, "two or more"),
         ({**MMLU, "choices": "ab"}, "choices is 'ab'"),
@@ -204,7 +204,7 @@ def test_a_column_that_would_be_ignored_is_named(tmp_path: Path, name: str) -> N
         ({**MMLU, "answer": -1}, "the answer '-1' is none of"),
         ({**MMLU, "answer": "2"}, "the answer '2' is none of"),
         ({**MMLU, "answer": "blood"}, "the answer 'blood' is none of"),
-        ({**MMLU, "answer": True}, "True is no text"),
+        ({**MMLU, "answer": True}, "is True and no text"),
         ({**MMLU, "choices": ["O", "A", "B", "AB"], "answer": "A"}, "the letter of one choice and the text of another"),
         ({**MMLU, **REDUX, "error_type": "expert"}, r"cannot be asked and scored \(expert\)"),
         ({**CEVAL, "answer": "blood"}, "the answer 'blood' is none of A, B, C, D"),
