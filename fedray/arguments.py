@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedray.llm.catalogue import is_foreign, safe_name
-from fedray.prompts import check_text
 from fedray.schema import Schema
+from fedray.text import check_text
 from fedray.types import FedrayError
 
 _MULTIRUN = frozenset({"-m", "--multirun", "hydra.mode=MULTIRUN"})
@@ -37,7 +37,7 @@ def overrides(
     """Translate arguments into Hydra's grammar; words: settings that bare words stand for, in their order; groups:
     Hydra's own.
 
-    Raises FedrayError on an argument that is no Unicode text, an empty path, and a list without an end.
+    Raises FedrayError on an argument that is no Unicode, an empty path, and a list without an end.
     """
     for argument in arguments:
         check_text(argument, f"the argument {argument!r}")

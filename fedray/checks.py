@@ -12,6 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from fedray.data.catalogue import BENCHMARKS
+from fedray.data.files import SUFFIXES, suffix
 from fedray.fedattn.segments import segments
 from fedray.llm.catalogue import CATALOGUE, NAMES, copies, original_of, repo_of, resolve, safe_name
 from fedray.llm.files import check_folder
@@ -312,14 +313,14 @@ def _check_questions(settings: Settings) -> None:
     path = settings.questions
     if path is None:
         return
-    if path.suffix not in (".jsonl", ".json", ".txt"):
-        raise FedrayError(f"questions file {str(path)!r} must end in .jsonl, .json or .txt")
+    if suffix(path) not in SUFFIXES:
+        endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise FedrayError(f"questions file {str(path)!r} must end in {endings}, each also with .gz behind it")
     try:
-        empty = not path.read_text(encoding="utf-8").strip()
+        with path.open("rb") as file:
+            empty = not file.read(1)
     except OSError as error:
         raise FedrayError(f"cannot read questions file {str(path)!r}: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise FedrayError(f"cannot read questions file {str(path)!r}: it is not UTF-8 text; convert it") from error
     if empty:
         raise FedrayError(f"questions file {str(path)!r} is empty: write one question per line")
 

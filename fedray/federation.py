@@ -27,10 +27,10 @@ from fedray.forecast import Room, check_room, needs, shares_weights, this_machin
 from fedray.group import Group, LocalGroup, MemberFailed
 from fedray.llm.source import Source
 from fedray.planner import Planner
-from fedray.prompts import check_text
 from fedray.protocols import PROTOCOLS, STREAMS, check_talk
 from fedray.protocols.fedattn import publishers_own
 from fedray.settings import Settings, build
+from fedray.text import check_text
 from fedray.types import Answer, FedrayError, MemberInfo, Missing, Plan, Request
 
 if TYPE_CHECKING:

@@ -1,23 +1,12 @@
 """What members are asked in words: one place for every form that an LLM reads besides the user's own question.
 
 What a peer wrote, and what a member keeps to itself, is data and never an instruction: it stands in the notes of the
-prompt, one line each.
+prompt, one line each. What no LLM can read (invalid Unicode) is refused where it comes in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from fedray.types import FedrayError
-
-
-def check_text(text: str, where: str) -> None:
-    """Raises FedrayError on a lone surrogate, which is what bytes that are no UTF-8 become; where: what holds it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        wrong = text[error.start : error.end]
-        raise FedrayError(f"{where} is no Unicode text, it holds {wrong!r}: write it in UTF-8") from error
 
 
 def hint_prompt(question: str) -> str:

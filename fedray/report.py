@@ -301,6 +301,8 @@ class Report:
     rescued: int = 0  # questions wrong alone and right federated
     harmed: int = 0  # questions right alone and wrong federated
     unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
+    unparseable: int = 0  # federated answers in which no choice and no number could be read: they count as wrong
+    unparseable_alone: int = 0  # the same of the receiver alone
     by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
     usage: Cost = Cost()
     speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: fedray/rounds.py, figures

@@ -15,6 +15,7 @@ from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_
 from fedray.rounds import SpecFed
 from fedray.schema import Schema
 from fedray.sharing import FedAttn
+from fedray.text import decode_text
 from fedray.types import T2T, Compile, FedrayError, Generation, Wire
 
 Task = Literal[
@@ -181,7 +182,7 @@ class Settings:
     data: DataSettings = DataSettings()
     plan: bool = False  # say what it would take, and load nothing
     prompt: str | None = None
-    questions: Path | None = None  # .jsonl or .json in OpenBookQA's schema, or .txt with a question per line
+    questions: Path | None = None  # rows in the schema of a data set (fedray/data/own.py), or .txt, a question per line
     generation: Generation = field(default_factory=Generation)
     deadline_s: float | None = None
     on_missing: Literal["alone", "text", "error"] = "alone"
@@ -359,6 +360,6 @@ def _document(text: str) -> str:
     except OSError:  # a text too long for a file's name
         return text
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return decode_text(path.read_bytes(), f"evidence file {text}")
+    except OSError as error:
         raise FedrayError(f"cannot read evidence file {text!r} ({error}): it must be UTF-8 text") from error

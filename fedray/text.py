@@ -1,8 +1,10 @@
-"""Text at the borders: what is shown or kept holds no password."""
+"""Text at the borders: what comes in is Unicode, and what is shown or kept holds no password."""
 
 from __future__ import annotations
 
 import re
+
+from fedray.types import FedrayError
 
 MASKED = "://***@"
 _USERINFO = re.compile(r"://[^\s/\"'<>]*@")  # greedy: a password may hold an @ of its own
@@ -15,3 +17,35 @@ def mask(text: str) -> str:
     'MLflow at http://***@host:5000/x fails'
     """
     return _USERINFO.sub(MASKED, text)
+
+
+def check_text(text: str, where: str) -> str:
+    """Refuse invalid Unicode: a lone surrogate, which no tokenizer reads and no file keeps; returns the text.
+
+    Bytes that are no UTF-8 are lone surrogates too where they were decoded with `surrogateescape`, as Python does with
+    the command line. Raises FedrayError; where: what the text is, as in "q.txt, line 3".
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:
+            what = f"byte 0x{code - 0xDC00:02x} (\\u{code:04x}), which is not UTF-8: convert it to UTF-8"
+        else:
+            what = f"\\u{code:04x} without the other half of its character: write the whole character"
+        raise FedrayError(f"{where} has {what}") from error
+    return text
+
+
+def decode_text(data: bytes, where: str, first: int = 1) -> str:
+    """Decode a file's UTF-8, with or without a byte order mark. Raises FedrayError naming file and line.
+
+    where: the file; first: the number of the line that the bytes begin with.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = first + data.count(b"\n", 0, error.start)
+        raise FedrayError(
+            f"{where}, line {line} has byte 0x{data[error.start]:02x}, which is not UTF-8: convert it to UTF-8"
+        ) from error

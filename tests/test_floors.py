@@ -71,6 +71,7 @@ BESIDES = {
         "fedray.llm.catalogue",
         "fedray.llm.files",
         "fedray.data.catalogue",
+        "fedray.data.files",
         "fedray.fedattn.segments",
         "fedray.tracking.checks",
     },

@@ -1,4 +1,4 @@
-"""A data set's files on this disk, told apart by their names: which split, which subset, which format.
+"""A data set's files on this disk, told apart by their names: which split, which subset.
 
 FOLDER/test.jsonl                               one split, one file
 FOLDER/main/train-00000-of-00001.parquet        as `hf download --repo-type dataset` lays it out
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fedray.data.catalogue import BENCHMARKS, OPENHERMES, DataSet
+from fedray.data.files import FORMATS, is_packed, suffix
 from fedray.types import FedrayError
 
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of the datasets package
 _WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -49,12 +49,11 @@ def _root(data: DataSet[Any], path: Path) -> Path:
     return path
 
 
-def format_of(files: Sequence[Path]) -> str:
-    """The builder that reads these files. Raises FedrayError where they are of several formats."""
-    kinds = sorted({file.suffix for file in files})
-    if len({FORMATS[kind] for kind in kinds}) > 1:
-        raise FedrayError(f"{files[0].parent} holds the same as {' and '.join(kinds)}: leave one of them there")
-    return FORMATS[kinds[0]]
+def check_formats(files: Sequence[Path]) -> None:
+    """Raises FedrayError where they are of several formats: they would hold the same twice."""
+    kinds = {suffix(file) + ".gz" * is_packed(file): (FORMATS[suffix(file)], is_packed(file)) for file in files}
+    if len(set(kinds.values())) > 1:
+        raise FedrayError(f"{files[0].parent} holds the same as {' and '.join(sorted(kinds))}: leave one of them there")
 
 
 def _files(root: Path, data: DataSet[Any]) -> list[Path]:
@@ -64,7 +63,7 @@ def _files(root: Path, data: DataSet[Any]) -> list[Path]:
     found = [
         file
         for file in below
-        if file.suffix in FORMATS and file.name not in NOTES and not any(p[0] == "." for p in _parts(file, root))
+        if suffix(file) in FORMATS and file.name not in NOTES and not any(p[0] == "." for p in _parts(file, root))
     ]
     if not found:
         raise FedrayError(

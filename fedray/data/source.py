@@ -6,8 +6,6 @@ remedy. Data sets that are made by a script are refused by `datasets` itself.
 
 from __future__ import annotations
 
-import csv
-import glob
 import hashlib
 import logging
 import re
@@ -20,12 +18,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedray.data import files
 from fedray.data.catalogue import DataSet
-from fedray.data.local import files_of, format_of
-from fedray.data.rows import Item, LeftOut, Row, Talk, WrongRow
+from fedray.data.local import check_formats, files_of
+from fedray.data.rows import EMPTY, Item, LeftOut, Row, Talk, WrongRow
 from fedray.types import FedrayError
 
 T = TypeVar("T", Item, Talk)
+Numbered = tuple[str, int, str, Any]  # subset, the row's number in it, where it stands, the row
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,15 @@ def read(
     left_out: Counter[str] = Counter()
     opened = _Local(data, split, path) if path else _Hub(data, split, revision)
     subsets = set()
-    for subset, number, row in islice(opened.rows(streaming), first):
+    for subset, number, place, row in islice(opened.rows(streaming), first):
         subsets.add(subset)
         try:
-            content = _usable(data.read(row))
+            if not isinstance(row, Mapping):
+                raise WrongRow("this is no row with named columns")
+            content = data.read(row)
         except WrongRow as error:
-            where = f"{data.name}: row {number} of {opened.place(subset)}"
-            raise FedrayError(f"{where}: {error}; see that it has the columns {data.schema}") from error
+            raise FedrayError(f"{data.name}: {place}: {error}; see that it has the columns {data.schema}") from error
+        content = EMPTY if isinstance(content, Item) and not content.whole else content
         if isinstance(content, LeftOut):
             left_out[content.reason] += 1
         else:
@@ -91,7 +93,7 @@ class _Hub:
         pinned = f"at revision {self._asked}" if self._asked else ""
         return " ".join(filter(None, (self._data.repo, subset, self._data.splits[self._split], pinned)))
 
-    def rows(self, streaming: bool) -> Iterator[tuple[str, int, Row]]:
+    def rows(self, streaming: bool) -> Iterator[Numbered]:
         datasets = _package()
         for subset in self._data.subsets:
             remedy = f"connect, or give a local copy: data.path=DIR with the columns {self._data.schema}"
@@ -99,7 +101,12 @@ class _Hub:
                 builder = datasets.load_dataset_builder(self._data.repo, subset, revision=self._asked)
                 if re.fullmatch(r"[0-9a-f]{40}", builder.hash or ""):
                     self.revision = builder.hash
-                yield from _numbered(subset, builder, self._data.splits[self._split], streaming)
+                split = self._data.splits[self._split]
+                if not streaming:
+                    builder.download_and_prepare()
+                found = builder.as_streaming_dataset(split=split) if streaming else builder.as_dataset(split=split)
+                for number, row in enumerate(found, 1):
+                    yield subset, number, f"row {number} of {self.place(subset)}", row
 
 
 class _Local:
@@ -112,34 +119,22 @@ class _Local:
         self._data, self._path = data, path
 
     def place(self, subset: str = "") -> str:
-        files = self._files.get(subset, ())
-        return str(files[0] if len(files) == 1 else self._path)
+        paths = self._files.get(subset, ())
+        return str(paths[0] if len(paths) == 1 else self._path)
 
-    def rows(self, streaming: bool) -> Iterator[tuple[str, int, Row]]:
-        datasets = _package()
-        for subset, files in self._files.items():
-            kind = format_of(files)
-            how: dict[str, Any] = {}
-            with _explained(f"{self._data.name}: {self.place(subset)} cannot be read", "mend it or name another"):
-                if kind == "csv":  # every value as it is written: no number is rounded, no NA taken for nothing
-                    columns = datasets.Features({name: datasets.Value("string") for name in _header(files[0])})
-                    how = {"features": columns, "keep_default_na": False}
-                names = [glob.escape(str(file.absolute())) for file in files]
-                builder = datasets.load_dataset_builder(kind, data_files={"rows": names}, **how)
-                yield from _numbered(subset, builder, "rows", streaming)
+    def rows(self, streaming: bool) -> Iterator[Numbered]:
+        """Rows as the files hold them: they are read as they come, streamed or not."""
+        for subset, paths in self._files.items():
+            check_formats(paths)
+            found = ((f"{place} of {path}", row) for path in paths for place, row in self._read(path))
+            for number, (place, row) in enumerate(found, 1):
+                yield subset, number, place, row
 
-
-def _numbered(subset: str, builder: Any, split: str, streaming: bool) -> Iterator[tuple[str, int, Row]]:
-    if streaming:
-        found = builder.as_streaming_dataset(split=split)
-    else:
+    def _read(self, path: Path) -> Iterator[tuple[str, Any]]:
         try:
-            builder.download_and_prepare()
-        except StopIteration as error:
-            raise ValueError("a file is empty") from error
-        found = builder.as_dataset(split=split)
-    for number, row in enumerate(found, 1):
-        yield subset, number, row
+            yield from files.rows(path)
+        except FedrayError as error:
+            raise FedrayError(f"{self._data.name}: {error}") from error
 
 
 @contextmanager
@@ -168,17 +163,6 @@ def _package() -> Any:
     for name in ("datasets", "huggingface_hub"):  # what goes wrong is raised, and said in one sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return datasets
-
-
-def _header(file: Path) -> list[str]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        return next(csv.reader(lines), [])
-
-
-def _usable(content: T | LeftOut) -> T | LeftOut:
-    if isinstance(content, Item) and not (content.question and all(content.choices)):
-        return LeftOut("an empty question or choice")
-    return content
 
 
 def _id(row: Row, subset: str, number: int, taken: Mapping[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from fedray.data.catalogue import BENCHMARKS, benchmark
 from fedray.data.rows import Item
 from fedray.data.source import Source, read
+from fedray.evaluation.scoring import flaw
 from fedray.settings import Settings
 from fedray.types import FedrayError
 
@@ -31,18 +33,24 @@ def source(settings: Settings) -> Source | None:
 
 def _load(settings: Settings) -> tuple[Items, Source]:
     data = settings.data
-    return _read(settings.task.name, settings.task.split, data.path, data.streaming, data.revision)
+    task = settings.task
+    return _read(task.name, task.split, task.scored_by, data.path, data.streaming, data.revision)
 
 
 @lru_cache(maxsize=8)  # an evaluation asks for the same questions once per seed
-def _read(name: str, split: str, path: Path | None, streaming: bool, revision: str | None) -> tuple[Items, Source]:
+def _read(
+    name: str, split: str, scored_by: str, path: Path | None, streaming: bool, revision: str | None
+) -> tuple[Items, Source]:
     data = benchmark(name)
     found, origin = read(data, split, path=path, streaming=streaming, revision=revision)
     answered = {key: row for key, row in found.items() if row[1].answered}
     if not answered:
         others = " or ".join(f"task.split={other}" for other in data.splits if other != split)
         raise FedrayError(f"the {split} split of {name} comes without answers to compare with: choose {others}")
-    if len(answered) < len(found):
-        left_out = {**origin.left_out, "no answer": len(found) - len(answered)}
-        origin = replace(origin, rows=len(answered), left_out=left_out)
-    return answered, origin
+    left_out = Counter(origin.left_out)
+    left_out["no answer"] += len(found) - len(answered)
+    scored = {key: row for key, row in answered.items() if not flaw(scored_by, row[1].choices, row[1].gold)}
+    left_out[f"choices that {scored_by} cannot tell apart"] += len(answered) - len(scored)
+    if not scored:
+        raise FedrayError(f"no question of {name} can be scored by {scored_by}: choose another with task.scoring")
+    return scored, replace(origin, rows=len(scored), left_out=dict(+left_out))

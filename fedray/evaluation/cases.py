@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from fedray.evaluation.scoring import for_task
+from fedray.evaluation.tasks import for_task
 from fedray.llm.catalogue import NAMES, copies, resolve, safe_name
 from fedray.settings import ALONE, BY_MEMBER, ProtocolSettings, Settings
 from fedray.sharing import FedAttn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import fedattn_figure, figure3, figures, leaks, specfed_figures, table, table_figures
@@ -15,7 +16,7 @@ from fedray.evaluation.measure import Asking, Measurement, is_whole, plan_of
 from fedray.evaluation.record import participants
 from fedray.evaluation.results import Results
 from fedray.evaluation.settings import Block, EvaluateSettings
-from fedray.evaluation.tasks import Question, load_task
+from fedray.evaluation.tasks import Question, load_task, scorings
 from fedray.evaluation.watch import Update, Watch
 from fedray.evaluation.words import who
 from fedray.federation import Federation
@@ -196,7 +197,7 @@ class Evaluation(Job[EvaluateSettings, Watch]):
             rephrase=settings.rephrase,
             control=settings.control,
             task=str(settings.questions or settings.task.name),
-            scoring=settings.task.scored_by,
+            scoring=scorings(settings, chain.from_iterable(self._questions.values())),
             data=self._data(),
             n=max((row.n for row in rows), default=0),
             members=self.members,
@@ -269,7 +270,8 @@ def graded(questions: list[Question]) -> list[Question]:
     for question in questions:
         if question.answer is None:
             raise FedrayError(
-                f'an evaluation needs the right answer: give question {question.id} "choices" and an "answerKey"'
+                f'an evaluation needs the right answer: give question {question.id} "choices" and an "answerKey", or '
+                'an "answer" that ends in "#### number"'
             )
     return questions
 

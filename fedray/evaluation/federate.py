@@ -13,9 +13,8 @@ from fedray.evaluation import figures
 from fedray.evaluation.benchmarks import source
 from fedray.evaluation.dry_run import DryRun
 from fedray.evaluation.record import Record
-from fedray.evaluation.scoring import for_task
 from fedray.evaluation.screen import Screen
-from fedray.evaluation.tasks import Question, document_of, load_task, mismatched, request_fields
+from fedray.evaluation.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
 from fedray.fedattn.segments import segments
 from fedray.federation import Federation
 from fedray.group import MemberFailed
@@ -68,6 +67,7 @@ class Federate(Job[Settings, Screen]):
     def show(self, report: Report) -> None:
         self.screen.summary(report, self.record.results, self.record.by_group())
         self.screen.unrephrased(self.record.unrephrased, report.n)
+        self.screen.unparseable(report)
         self.screen.unheard(self.record.unheard(), report.n)
 
     def _open(self, fed: Federation) -> None:
@@ -232,6 +232,8 @@ def _metrics(report: Report) -> dict[str, float | None]:
         "rescued": report.rescued,
         "harmed": report.harmed,
         "unrephrased": report.unrephrased,
+        "unparseable": report.unparseable,
+        "unparseable_alone": report.unparseable_alone,
         "payload_bytes": usage.payload_bytes,
         "bytes_per_token": usage.bytes_per_token,
         **{f"specfed/{name}": value for name, value in report.speculation.items()},

@@ -11,7 +11,7 @@ from typing import Literal
 from fedray.data.source import Source
 from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.metrics import Comparison, compare, percentiles
-from fedray.evaluation.tasks import Question
+from fedray.evaluation.tasks import Question, scorings
 from fedray.report import Answered, Cost, Data, Learned, Participant, Report
 from fedray.reporting.job import Status
 from fedray.rounds import Speculation
@@ -30,11 +30,16 @@ class Result:
     federated: Row
     by_member: Mapping[str, Row] = field(default_factory=dict)
     read: Mapping[str, str] = field(default_factory=dict)
+    _right: tuple[bool, bool] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        alone, federated = self.question.right(self.alone), self.question.right(self.federated)
+        graded = None if alone is None or federated is None else (alone, federated)
+        object.__setattr__(self, "_right", graded)  # once: replies take a while to read, and every batch compares all
 
     def right(self) -> tuple[bool, bool] | None:
         """Whether the receiver alone and the federation are right; None where nobody knows the answer."""
-        alone, federated = self.question.right(self.alone), self.question.right(self.federated)
-        return None if alone is None or federated is None else (alone, federated)
+        return self._right
 
     @property
     def outcome(self) -> Outcome:
@@ -67,6 +72,7 @@ class Record:
         self._missing: dict[str, Missing] = {}
         self._usages: list[Usage] = []
         self._speculation: Speculation | None = None
+        self._unparseable = self._unparseable_alone = 0  # answers in which nothing could be read
 
     def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing], plan: Plan) -> None:
         """Who takes part, and by which learned parts."""
@@ -87,6 +93,9 @@ class Record:
             each = {name: rows[b] for name, rows in federated.by_member.items()}
             read = {sender: texts[b] for sender, texts in federated.read.items() if texts[b]}
             self.results.append(Result(question, one, both, each, read))
+        self._unparseable_alone += sum(map(Question.unread, questions, alone.rows))
+        if all(m.member != federated.receiver for m in federated.missing):  # it came, and did not fail
+            self._unparseable += sum(map(Question.unread, questions, federated.rows))
         self._usages.append(federated.usage)
         if federated.speculation is not None:
             self._speculation = (self._speculation or Speculation()) + federated.speculation
@@ -159,7 +168,7 @@ class Record:
             keep_layers=settings.wire.keep_layers,
             control=settings.control,
             task=_task(settings),
-            scoring=settings.task.scored_by,
+            scoring=scorings(settings, (result.question for result in self.results)),
             data=tuple(Data(**asdict(found)) for found in (self.source,) if found),
             n=len(self.results),
             accuracy=found and found.accuracy,
@@ -169,6 +178,8 @@ class Record:
             rescued=found.rescued if found else 0,
             harmed=found.harmed if found else 0,
             unrephrased=len(self.unrephrased),
+            unparseable=self._unparseable,
+            unparseable_alone=self._unparseable_alone,
             by_member=self.by_member(),
             usage=self.cost(),
             speculation={} if self._speculation is None else self._speculation.figures(),

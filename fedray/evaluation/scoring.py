@@ -5,38 +5,32 @@ text-normalized    the same, log-likelihood over the text's length in characters
 letters            the choices are listed; the likeliest letter after "The correct answer is" (C2C's `logits`)
 letters-generated  the same, answered freely in up to 64 tokens, the letter read off the reply (C2C's `generate`)
 told               the question alone, answered freely; the one choice that the answer names
-number             no choices; the number that a free answer ends with
+number             no choices; the number that a free answer states
+
+How letters and numbers are read off a reply: replies.py.
 """
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
-from decimal import Decimal, InvalidOperation
 
-from fedray.settings import Settings
+from fedray.data.rows import LETTERS
+from fedray.evaluation.replies import letter, named, number
 from fedray.types import Row
+
+__all__ = ["asked", "flaw", "letter", "named", "number", "offered", "picked"]
 
 REPLY = "The correct answer is"
 MAX_TOKENS = {"letters-generated": 64, "number": 512}  # of a free answer
 FREELY = (*MAX_TOKENS, "told")
-_LETTERS = "ABCDEFGHIJ"
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
-_MARKED = re.compile(r"(?:####|\\boxed\{|answer(?:\s+is)?\s*:?)\s*\**\s*\$*(" + _NUMBER.pattern + ")", re.IGNORECASE)
-
-
-def for_task(settings: Settings) -> Settings:
-    """The settings, free answers as long as their task's scoring needs."""
-    longest = settings.task.max_tokens or MAX_TOKENS.get(settings.task.scored_by, settings.generation.max_tokens)
-    return replace(settings, generation=replace(settings.generation, max_tokens=longest))
 
 
 def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
     """The prompt of a question."""
     if scoring.startswith("letters"):
-        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
-        known = ", ".join(_LETTERS[: len(choices) - 1]) + f" or {_LETTERS[len(choices) - 1]}"
+        listed = "\n".join(f"{label}. {choice}" for label, choice in zip(LETTERS, choices, strict=False))
+        known = ", ".join(LETTERS[: len(choices) - 1]) + f" or {LETTERS[len(choices) - 1]}"
         return (
             f"Answer this multiple-choice question.\n\n{question}\n\nChoices:\n{listed}\n\n"
             f'Reply with the letter of the one best choice ({known}) and nothing else: "{REPLY} <letter>".'
@@ -46,11 +40,24 @@ def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
     return question
 
 
+def flaw(scoring: str, choices: Sequence[str], gold: int | None) -> str:
+    """Why a scoring can never find these choices' right one, with the remedy; "" where it can."""
+    if scoring.startswith("letters"):
+        many = len(choices) > len(LETTERS)
+        return f"{len(choices)} choices, and letters end at Z: take some out, or add task.scoring=text" if many else ""
+    texts = [unicodedata.normalize("NFC", choice.strip()) for choice in choices]
+    texts = [text.casefold() for text in texts] if scoring == "told" else texts
+    twice = gold is not None and texts.count(texts[gold]) > 1
+    return (
+        "two equal choices, one of them right, which texts cannot tell apart: add task.scoring=letters" if twice else ""
+    )
+
+
 def offered(scoring: str, choices: Sequence[str] | None) -> tuple[str, ...] | None:
     """The texts members choose from, one per choice; None: they answer freely."""
     if choices is None or scoring in FREELY:
         return None
-    return tuple(f"{REPLY} {_LETTERS[i]}" for i in range(len(choices))) if scoring == "letters" else tuple(choices)
+    return tuple(f"{REPLY} {LETTERS[i]}" for i in range(len(choices))) if scoring == "letters" else tuple(choices)
 
 
 def picked(scoring: str, choices: Sequence[str], row: Row) -> int | None:
@@ -63,42 +70,3 @@ def picked(scoring: str, choices: Sequence[str], row: Row) -> int | None:
         shares = [score / len(text) for score, text in zip(row.scores, choices, strict=True)]
         return max(range(len(shares)), key=shares.__getitem__)
     return row.choice
-
-
-def letter(reply: str, choices: Sequence[str]) -> int | None:
-    """The choice that a reply names: behind "answer is", as its first or only word, or by the choice's own text."""
-    known = _LETTERS[: len(choices)]
-    for pattern in (
-        rf"(?i:answer|choice|option|答案|选)(?:\s+is|是|为)?\s*[:\uff1a]?\s*[*\"'(\[]*([{known}])(?![A-Za-z0-9/]|'\w)",
-        rf"^[\s*\"'(\[]*([{known}])(?:[\s*\"'.:,)\]]*$|[*\"')\]]*[.:,)\]])",
-    ):
-        if found := re.search(pattern, reply):
-            return known.index(found[1])
-    return named(reply, choices)
-
-
-def named(reply: str, choices: Sequence[str]) -> int | None:
-    """The one choice whose text stands in a reply; None: none does, or several do."""
-    said = [i for i, text in enumerate(choices) if _says(reply.lower(), text.lower())]
-    return said[0] if len(said) == 1 else None
-
-
-def _says(reply: str, text: str) -> bool:
-    """Whether a text stands in a reply as words of its own."""
-    return re.search(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", reply) is not None
-
-
-def number(text: str) -> str | None:
-    """The number a text marks as its answer, or else its last one, as it is written most plainly; None: there is none.
-
-    >>> number("... so #### $1,200.50")
-    '1200.5'
-    """
-    found = _MARKED.findall(text) or _NUMBER.findall(text)
-    if not found:
-        return None
-    try:
-        plain = Decimal(re.sub(r"[$,]", "", found[-1])).normalize()
-    except InvalidOperation:
-        return None
-    return f"{plain:f}"

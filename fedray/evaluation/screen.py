@@ -135,6 +135,14 @@ class Screen(screen.Screen):
             flaw = plain(next(iter(flaws.values())))
             self.line(f"{len(flaws)} of {n} questions kept no whole rewrite ({flaw}): the receiver answered them alone")
 
+    def unparseable(self, report: Report) -> None:
+        """Answers in which nothing could be read."""
+        if report.unparseable or report.unparseable_alone:
+            self.line(
+                f"no choice or number could be read in {report.unparseable_alone} of {report.n} answers alone and "
+                f"{report.unparseable} federated: they count as wrong"
+            )
+
     def unheard(self, holders: Mapping[str, int], n: int) -> None:
         """Evidence that its holder read for nothing."""
         for name, count in holders.items():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeGuard, get_args
+from typing import Any, get_args
 
+from fedray.data import files, own, rows
 from fedray.data.catalogue import BENCHMARKS
+from fedray.data.numbers import plain_number
+from fedray.data.rows import EMPTY, LeftOut, WrongRow
 from fedray.evaluation import benchmarks, scoring
 from fedray.evaluation.metrics import is_right
 from fedray.llm.catalogue import EMBEDDED, NAMES
@@ -62,6 +65,10 @@ class Question:
         choice = scoring.picked(self.scoring, self.choices, row)
         return None if choice is None else self.choices[choice]
 
+    def unread(self, row: Row) -> bool:
+        """Whether a free answer came from which neither a choice nor a number can be read."""
+        return self.scoring in scoring.FREELY and self.said(row) is None
+
     def right(self, row: Row) -> bool | None:
         """Whether an answer is right; None where nobody knows."""
         if self.choices is None or self.gold is None:
@@ -77,7 +84,7 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
     """
     how = settings.task.scored_by
     if settings.questions is not None:
-        return [_scored(question, how) for question in read_questions(settings.questions)]
+        return [_scored(question, how) for question in _own(settings)]
     if settings.task.name not in TASKS:
         raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
     if settings.task.name in BENCHMARKS:
@@ -87,17 +94,18 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
         ]
     else:
         world = World(seed_of(settings.zoo.path or EMBEDDED))
-        questions = [_question(row, str(row["id"])) for row in _rows(settings, world, seed)]
+        questions = [_question(row) for row in _rows(settings, world, seed)]
     random.Random(_SEED).shuffle(questions)
     return [_scored(question, how) for question in questions[: settings.task.limit]]
 
 
 def _scored(question: Question, how: str) -> Question:
-    """The question put as a scoring wants it; one that is answered freely, and of no number, stays as it is."""
+    """The question put as a scoring wants it; without choices that is a number's, or none where nobody knows it."""
     if question.choices is None and question.target is None:
         return question
+    how = how if question.choices else "number"
     prompt = scoring.asked(how, question.prompt, question.choices or ())
-    target = None if question.target is None else scoring.number(question.target)
+    target = None if question.target is None else plain_number(question.target)
     return replace(question, prompt=prompt, target=target, scoring=how)
 
 
@@ -106,19 +114,19 @@ def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
     name, split = settings.task.name, world.split(settings.task.split)
     facts = [fact for fact in split if seen_in_fusing(fact) is (name != "tiny-unseen")]
     if name.startswith("tiny-joint"):
-        rows = joint(world, facts, JOINT, seed)
-        return rows if name == "tiny-joint-halves" else [{**row, "asked": {}} for row in rows]
+        pairs = joint(world, facts, JOINT, seed)
+        return pairs if name == "tiny-joint-halves" else [{**row, "asked": {}} for row in pairs]
     if name == "tiny-tell":
         others = settings.senders or tuple(name for name in NAMES if name != settings.receiver)
         return told(world, facts, others, seed)
     if name.startswith("tiny-evidence"):
-        rows = evidence(world, facts, 1, seed)
+        held = evidence(world, facts, 1, seed)
         if name == "tiny-evidence":
-            return rows
+            return held
         if name == "tiny-evidence-question":  # what is left without the documents
-            return [{**row, "evidence": {}} for row in rows]
-        pooled = ("\n".join(row["evidence"].values()) for row in rows)  # everything in one prompt: nothing is private
-        return [{**row, "evidence": {settings.receiver: text}} for row, text in zip(rows, pooled, strict=True)]
+            return [{**row, "evidence": {}} for row in held]
+        pooled = ("\n".join(row["evidence"].values()) for row in held)  # everything in one prompt: nothing is private
+        return [{**row, "evidence": {settings.receiver: text}} for row, text in zip(held, pooled, strict=True)]
     return world.multiple_choice(facts, seed, UNSEEN_PHRASINGS if name == "tiny-phrasings" else None)
 
 
@@ -173,92 +181,88 @@ def _other(question: Question, questions: list[Question], rng: random.Random) ->
     raise AssertionError("without a wish every other question fits")
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Questions of a .txt file (one per line), or of .jsonl or .json rows in the schema of OpenBookQA.
+def scorings(settings: Settings, questions: Iterable[Question]) -> str:
+    """How answers are read, for a report: a file of the user's own may hold questions of several kinds."""
+    own = dict.fromkeys(question.scoring for question in questions) if settings.questions is not None else ()
+    return "+".join(own) or settings.task.scored_by
 
-    A row has `question_stem` (or `question`), and for multiple choice `choices` {text: [...], label: [...]} and
-    `answerKey`, one of the labels. Raises FedrayError with file, line and remedy.
-    """
+
+def for_task(settings: Settings) -> Settings:
+    """The settings, free answers as long as their questions need."""
+    needed = {settings.task.scored_by} | ({"number"} if _asks_numbers(settings) else set())
+    given = settings.generation.max_tokens
+    longest = settings.task.max_tokens or max(scoring.MAX_TOKENS.get(how, given) for how in needed)
+    return replace(settings, generation=replace(settings.generation, max_tokens=longest))
+
+
+def _asks_numbers(settings: Settings) -> bool:
+    """Whether questions of the user's own are answered by numbers."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FedrayError(
-            f"{path} cannot be read as UTF-8 text ({error}); name another file: questions=FILE"
-        ) from error
-    readers = {".txt": _from_text, ".jsonl": _from_lines, ".json": _from_array}
-    if path.suffix not in readers:
-        raise FedrayError(f"{path} is of an unknown kind: name it .txt, .jsonl or .json, as its content is")
-    questions = list(readers[path.suffix](text, path))
+        own = _own(settings) if settings.questions is not None else ()
+    except FedrayError:  # a mistake in the file is told by load_task
+        return False
+    return any(question.target is not None for question in own)
+
+
+def _own(settings: Settings) -> tuple[Question, ...]:
+    path, how = settings.questions, settings.task.scored_by
+    assert path is not None, "the caller has looked"
+    stat = path.stat() if path.is_file() else None
+    return _read_once(path, how, (stat.st_mtime_ns, stat.st_size) if stat else None)
+
+
+@lru_cache(maxsize=4)  # an evaluation asks for the same questions once per case and seed
+def _read_once(path: Path, how: str, state: object) -> tuple[Question, ...]:
+    return tuple(read_questions(path, how))
+
+
+def read_questions(path: Path, how: str = "text") -> list[Question]:
+    """Questions of a file of the user's own, in its order: .txt (one per line), or rows in the schema of a data set.
+
+    The columns say which (fedray/data/own.py); `id`, `domain`, `entity` and `attribute` may stand beside
+    them. how: the scoring that has to be able to tell choices apart. Nothing is left out: raises FedrayError with file,
+    line and remedy.
+    """
+    questions = []
+    for place, row in files.rows(path):
+        where = f"{path}, {place}"
+        try:
+            item, about = own.question(row), own.about(row)
+        except WrongRow as error:
+            raise FedrayError(f"{where}: {error}; read are {own.SCHEMAS}") from error
+        item = item if isinstance(item, LeftOut) or item.whole else EMPTY
+        if isinstance(item, LeftOut):
+            raise FedrayError(
+                f"{where} cannot be asked and scored ({item.reason}): mend it or take it out; such rows of a data "
+                "set are left out, and counted, with its own task= and data.path="
+            )
+        if flaw := scoring.flaw(how, item.choices, item.gold):
+            raise FedrayError(f"{where} has {flaw}")
+        questions.append(
+            Question(
+                id=about.get("id", f"{path.name}:{place.split()[-1]}"),
+                prompt=item.question,
+                choices=item.choices or None,
+                gold=item.gold,
+                group=about.get("domain", ""),
+                entity=about.get("entity", ""),
+                attribute=about.get("attribute", ""),
+                target=item.target,
+            )
+        )
     if not questions:
         raise FedrayError(f"{path} holds no question: write one per line")
     return questions
 
 
-def _from_text(text: str, path: Path) -> Iterator[Question]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield Question(f"{path.name}:{number}", line.strip())
-
-
-def _from_lines(text: str, path: Path) -> Iterator[Question]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield _checked(_json(line, where), where, f"{path.name}:{number}")
-
-
-def _from_array(text: str, path: Path) -> Iterator[Question]:
-    rows = _json(text, str(path))
-    if not isinstance(rows, list):
-        raise FedrayError(f"{path} must be a list of rows: put [ ] around them, or name the file .jsonl")
-    for number, row in enumerate(rows, 1):
-        yield _checked(row, f"{path}, row {number}", f"{path.name}:{number}")
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise FedrayError(f'{where} is not JSON ({error}); write rows such as {{"question": "..."}}') from error
-
-
-def _checked(row: Any, where: str, name: str) -> Question:
-    """A question from a row that may hold anything."""
-    stem = (row.get("question_stem") or row.get("question")) if isinstance(row, dict) else None
-    if not isinstance(stem, str) or not stem.strip():
-        raise FedrayError(f'{where} asks nothing: give it a text "question" or "question_stem"')
-    choices, key = row.get("choices"), row.get("answerKey")
-    if choices is None:
-        if key is not None:
-            raise FedrayError(f'{where} has an "answerKey" and no "choices": add them, or leave it out')
-        return _question({"question_stem": stem, **_about(row)}, name)
-    texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (None, None)
-    if not _texts(texts) or not _texts(labels) or len(texts) != len(labels) or len(texts) < 2:
-        raise FedrayError(
-            f'{where} has "choices" of the wrong form: write {{"text": ["...", "..."], "label": ["A", "B"]}}, '
-            "two or more, as many labels as texts"
-        )
-    if key is not None and key not in labels:
-        raise FedrayError(f"{where} has answerKey {key!r}: choose one of its labels, {', '.join(labels)}")
-    return _question({"question_stem": stem, "choices": choices, "answerKey": key, **_about(row)}, name)
-
-
-def _texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-
-
-def _about(row: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(row[key]) for key in ("id", "domain", "entity", "attribute") if key in row}
-
-
-def _question(row: Mapping[str, Any], name: str) -> Question:
-    """A question from a row in the schema of OpenBookQA."""
-    choices, key = row.get("choices"), row.get("answerKey")
+def _question(row: Mapping[str, Any]) -> Question:
+    """A question from a row of the world's, in the schema of OpenBookQA with more beside it."""
+    item = rows.labelled(row)
     return Question(
-        id=str(row.get("id", name)),
-        prompt=row["question_stem"].strip(),
-        choices=tuple(choices["text"]) if choices else None,
-        gold=choices["label"].index(key) if choices and key is not None else None,
+        id=str(row["id"]),
+        prompt=item.question,
+        choices=item.choices,
+        gold=item.gold,
         group=row.get("domain", ""),
         entity=row.get("entity", ""),
         attribute=row.get("attribute", ""),

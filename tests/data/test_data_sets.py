@@ -128,7 +128,12 @@ def broken(rows: Rows, **changes: object) -> Rows:
 @pytest.mark.parametrize(
     ("name", "file", "rows", "says"),
     [
-        ("openbookqa", "test.jsonl", [{"question": "x"}], "row 1 of .*test.jsonl: choices is missing; .*question_stem"),
+        (
+            "openbookqa",
+            "test.jsonl",
+            [{"question": "x"}],
+            "line 1 of .*test.jsonl: choices is missing; .*question_stem",
+        ),
         ("openbookqa", "test.jsonl", broken(OPENBOOKQA, answerKey="E"), "the answer 'E' is none of A, B, C, D"),
         ("arc-challenge", "test.jsonl", broken(ARC, choices={"text": ["a"], "label": ["A"]}), "two or more texts"),
         ("mmlu-redux", "test.jsonl", broken(MMLU_REDUX, answer=9), "the answer '9' is none of 0, 1, 2, 3"),
@@ -138,7 +143,7 @@ def broken(rows: Rows, **changes: object) -> Rows:
         ("openbookqa", "train.jsonl", OPENBOOKQA, "has no test split in .*, which holds train"),
         ("ceval", "law_dev.csv", CEVAL, "has no test split in .*, which holds dev"),
         ("openbookqa", "test.txt", OPENBOOKQA, "holds no file that ends in .parquet, .jsonl"),
-        ("openbookqa", "test.jsonl", [], r"test.jsonl cannot be read \(a file is empty\): mend it"),
+        ("openbookqa", "test.jsonl", [], "openbookqa: .* holds no row that can be used: it is empty"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path: Path, name: str, file: str, rows: Rows, says: str) -> None:

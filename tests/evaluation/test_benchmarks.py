@@ -11,7 +11,7 @@ from samples import ARC, CEVAL, GSM8K, MMLU_REDUX, OPENBOOKQA, redux, write
 
 from fedray import report
 from fedray.checks import check
-from fedray.evaluation import evaluate, federate
+from fedray.evaluation import benchmarks, evaluate, federate
 from fedray.evaluation.settings import build_evaluation, check_evaluation
 from fedray.evaluation.tasks import Question, load_task
 from fedray.settings import build
@@ -60,6 +60,30 @@ def test_gsm8k_is_answered_freely(data: Path) -> None:
     assert (clips.choices, clips.offered, clips.answer) == (None, None, "72") and house.answer == "1250000"
     assert clips.right(Row("48 + 24 is 72.\nAnswer: 72.0")) and not clips.right(Row("Answer: 73"))
     assert clips.right(Row("")) is False and clips.said(Row("many")) is None
+
+
+def test_a_right_answer_that_is_no_number_is_left_out_and_counted(
+    random_federation: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    golds = ("#### N/A", "#### 2", "#### \u22123", "#### 1/2", "#### 3 or 4")
+    write(data / "gsm8k" / "test.jsonl", [{"question": f"{i}?", "answer": gold} for i, gold in enumerate(golds)])
+    made = build(settings(random_federation, data, tmp_path / "out", "gsm8k"))
+    assert sorted(question.answer or "" for question in load_task(made)) == ["-3", "0.5", "2"]
+    assert federate.run(made) == 0
+    left = report.read(tmp_path / "out")
+    assert left.n == left.data[0].rows == 3 and all(answer.gold for answer in left.answers)
+    assert left.data[0].left_out == {"answer is no number: N/A": 1, "answer is no number: 3 or 4": 1}
+    assert left.unparseable <= 3 and left.accuracy is not None
+
+
+def test_choices_that_a_scoring_cannot_tell_apart_are_left_out_and_counted(data: Path) -> None:
+    twice = {**OPENBOOKQA[0], "id": "twice", "choices": {"text": ["a", "b", " a", "c"], "label": list("ABCD")}}
+    write(data / "openbookqa" / "test.jsonl", [{**twice, "answerKey": "A"}, {**twice, "answerKey": "B"}, *OPENBOOKQA])
+    for scoring, n in (("text", 3), ("text-normalized", 3), ("letters", 4), ("letters-generated", 4)):
+        made = build({"task": {"name": "openbookqa", "limit": None, "scoring": scoring}, "data": {"path": data}})
+        origin = benchmarks.source(made)
+        assert origin and len(load_task(made)) == origin.rows == n
+        assert origin.left_out == ({f"choices that {scoring} cannot tell apart": 1} if n == 3 else {})
 
 
 def test_a_limit_takes_the_same_questions(data: Path) -> None:
@@ -145,6 +169,16 @@ def test_an_evaluation_of_several_data_sets(random_federation: dict[str, Any], d
     ]
     assert [(source.name, source.rows) for source in left.data] == [("openbookqa", 2), ("arc-challenge", 4)]
     assert "arc-challenge (letters)" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_an_evaluation_of_numbers_of_ones_own(random_federation: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.jsonl", [*GSM8K, {"question": "half?", "answer": "#### 1/2"}])
+    values = settings(random_federation, data, tmp_path / "out", "tiny", questions=file, latency_requests=0)
+    made = build_evaluation({**values, "order": "given", "blocks": {"all": {"senders": "all"}}})
+    check_evaluation(made)
+    assert evaluate.run(made) == 0
+    left = report.read(tmp_path / "out")
+    assert left.scoring == "number" and {(row.scoring, row.n) for row in left.evaluated} == {("number", 3)}
 
 
 def test_questions_too_long_for_a_member_are_found_before_it_loads(

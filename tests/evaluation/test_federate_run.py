@@ -246,6 +246,20 @@ def test_questions_of_ones_own_without_answers(job: Job, tmp_path: Path) -> None
     assert "and [bold]why?" in shown and "Accuracy" not in shown
 
 
+def test_answers_in_which_nothing_is_read_are_wrong_and_counted(job: Job, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "how many?", "answer": "#### 3"}\n{"question": "and now?", "answer": "#### 1/2"}\n')
+    code, left, shown, pretended = job(questions=path)
+    assert code == 0 and (left.n, left.accuracy, left.accuracy_alone) == (2, 0, 0)
+    assert (left.unparseable, left.unparseable_alone, left.scoring) == (2, 2, "number")
+    assert [answer.gold for answer in left.answers] == ["3", "0.5"] and not any(a.federated for a in left.answers)
+    assert "no choice or number could be read in 2 of 2 answers alone and 2 federated: they count as wrong" in shown
+    assert "Accuracy by number" in shown and "Answer: <number>" in pretended.requests[0].prompts[0]
+    path.write_text('{"question": "what is red?"}\n')
+    _, left, shown, _ = job(questions=path)
+    assert (left.unparseable, left.scoring) == (0, "text") and "could be read" not in shown
+
+
 def test_the_run_is_found_in_mlflow(job: Job, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
