@@ -44,7 +44,7 @@ def test_bytes_are_decoded_or_refused_with_their_line() -> None:
 def test_prompts_and_evidence_are_checked(tmp_path: Path) -> None:
     with pytest.raises(FedrayError, match="prompt has "):
         check(build({"prompt": "what? \ud83d"}))
-    with pytest.raises(FedrayError, match="evidence.llama-1b has "):
+    with pytest.raises(FedrayError, match=r"evidence\.llama-1b has "):
         check(build({"evidence": {"llama-1b": "a fact \udc80"}}))
     (tmp_path / "fact.txt").write_bytes(b"one\ntw\xf6\n")
     with pytest.raises(FedrayError, match=r"^evidence file .*fact.txt, line 2 has byte 0xf6, which is not UTF-8"):

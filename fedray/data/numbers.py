@@ -17,7 +17,7 @@ _WHOLE = rf"(?:\d{{1,3}}(?:{_COMMA}\d{{2,3}})*{_COMMA}\d{{3}}|\d{{1,3}}(?: \d{{3
 _DECIMAL = rf"(?:{_WHOLE}(?:\.\d+)?|\.\d+)"
 _POWER = r"(?:[eE][+-]?\d{1,3}(?!\w)|\s*[x×*·]\s*10\s*\^\s*\{?[+-]?\d{1,3}\}?)"
 NUMBER = (  # as plain_text leaves it; no capturing groups
-    rf"(?<![A-Za-z0-9_.√])(?:(?<![\d)])[-+]\s?)?(?:{_CURRENCY}\s?)?(?:(?<![\d)])-)?"
+    rf"(?<![A-Za-z0-9_.√^])(?:(?<![\d)])[-+]\s?)?(?:{_CURRENCY}\s?)?(?:(?<![\d)])-)?"
     rf"(?:10\s*\^\s*\{{?[+-]?\d{{1,3}}\}}?|\d+\s+\d+/\d+|{_DECIMAL}{_POWER}?(?:\s?/\s?{_DECIMAL})?)"
     r"(?!\s?(?:st|nd|rd|th)\b)"
 )

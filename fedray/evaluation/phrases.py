@@ -45,6 +45,7 @@ MARKUP = tuple(
         (r"\\times|\\cdot", "×"),
         (r"\\div", "÷"),
         (r"\\approx", "≈"),
+        (r"\^\s*\{?\s*\\circ\b\s*\}?", "°"),
         (r"\{,\}", ","),
         (r"\\sqrt\s*\{?", "√"),
         (r"\\left|\\right|\\displaystyle|\\[()\[\]!;,]", ""),
@@ -193,6 +194,9 @@ SHORT = re.compile(  # a few words that end in a letter, or begin with one, whic
 # -- how numbers are stated -------------------------------------------------------------------------------------------
 
 HASHES = re.compile(rf"####\s*(?P<number>{NUMBER})(?!\.\s*\w)[^\n.]{{0,30}}\.?\s*$", re.MULTILINE)
+CORRECTION = re.compile(
+    r"\b(?:wait|actually|correction|oops|sorry|mistake|recheck|i (?:forgot|missed|was wrong))\b", _I
+)
 STARS = re.compile(
     r"\b(?:US|AU|CA|HK|NZ|R)\$|\*{2,}|(?<![\d)\s])\*|\*(?![\s\d(])|[`$\\]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])"
 )
@@ -209,11 +213,12 @@ NUMBER_FILL = re.compile(
     rf"|\bnot\s+{NUMBER}[\s,]*(?:but|rather)\b){{0,20}}",
     _I,
 )
-_UNDONE = rf"(?:(?:\s+[a-z]+){{0,2}}?\s*(?:[+*/×÷·x–-]|\b(?:plus|minus|times)\b)\s*[(\[]*{NUMBER}|\^)"
+_UNDONE = rf"(?:(?:\s+[a-z/]+){{0,2}}?\s*(?:[+*/×÷·x–-]|\b(?:plus|minus|times)\b)\s*[(\[]*{NUMBER}|\^)"
 TERM = re.compile(_UNDONE, _I)
-EXPRESSION = re.compile(rf"{_UNDONE}|(?:\s+[a-z]+){{0,2}}?\s*\|?\s*[=≈]|\)?\s*\([^()=\n]*\)\s*=", _I)
+EXPRESSION = re.compile(rf"{_UNDONE}|(?:\s+[a-z/]+){{0,2}}?\s*\|?\s*[=≈]|\)?\s*\([^()=\n]*\)\s*=", _I)
 NEGATIVE = re.compile(r"(?<![\d)]\s)\b(?:minus|negative)\s+(?=[\d.])", _I)
 ALTERNATIVE = re.compile(rf"\s*(?:,?\s*\b(?:or|and|to)\b|[–-]|,(?=[^,\n]*(?:,|\band\b|$))|:)\s*{NUMBER}", _I)
+OTHERWISE = re.compile(rf"{NUMBER}\s*,?\s*\b(?:or|and)\s+[a-z]\w*\s*\Z", _I)  # x = 2 or x
 EQUALS = re.compile(r"=|≈|\bequals\b|\bis equal to\b", _I)
 STOP = re.compile(r"(?<=\S)(?<!\b[a-z])[.!?](?=\s|$)|[。！？\n]")
 TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)")

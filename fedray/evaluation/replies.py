@@ -268,7 +268,7 @@ def _longest(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
 def _number(text: str) -> Numeral:
     """The number that a part of a reply states, or its last one."""
     text = say.TIMES.sub("×", say.NEGATIVE.sub("-", say.STARS.sub("", say.ANNOTATION.sub("", text))))
-    if m := say.HASHES.search(text):
+    if m := _last_hashes(text):
         return _value(m[0]) if say.EXPRESSION.match(text, m.end("number")) else (plain_number(m["number"]),)
     for cue in reversed(list(say.NUMBER_CUES.finditer(text))[-_NEAR:]):
         if found := _stated(text, cue):
@@ -277,6 +277,15 @@ def _number(text: str) -> Numeral:
         if found := _value(sentence):
             return found
     return ()
+
+
+def _last_hashes(text: str) -> re.Match[str] | None:
+    """GSM8K's mark: the first, since base LLMs go on with further problems, or the last that corrects one before it."""
+    last = None
+    for m in say.HASHES.finditer(text):
+        if last is None or say.CORRECTION.search(text, last.end(), m.start()):
+            last = m
+    return last
 
 
 def _stated(text: str, cue: re.Match[str]) -> Numeral:
@@ -300,10 +309,10 @@ def _stated(text: str, cue: re.Match[str]) -> Numeral:
 def _value(sentence: str) -> Numeral:
     """The number a sentence comes to: behind its last "=", or else its last that is no aside; (None,): a sum undone."""
     left, *right = say.EQUALS.split(sentence)
-    for side in reversed(right):
+    for before, side in reversed(list(pairwise((left, *right)))):
         m = _NUMBER.match(side, _end(say.NUMBER_FILL, side, 0))
         if m and not say.TERM.match(side, m.end()):
-            return (plain_number(m[0]),)
+            return (None,) if say.OTHERWISE.search(before) else (plain_number(m[0]),)
     numbers = [(m, left[max(0, m.start() - 20) : m.start()]) for m in _NUMBER.finditer(left)]
     numbers = [(m, before) for m, before in numbers if not say.NAME.search(before)]
     if not numbers:

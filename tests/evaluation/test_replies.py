@@ -37,6 +37,24 @@ def test_numbers(kind: str) -> None:
     assert {reply: number(reply) for reply in BY_NUMBER[kind]} == BY_NUMBER[kind]
 
 
+CORPUS: dict[str, list[dict[str, Any]]] = json.loads(
+    Path(__file__).with_name("replies.json").read_text(encoding="utf-8")
+)
+MISREAD = {"Let's think step by step. Iron is a metal, so option A would carry the current. Glass is"}  # as A
+
+
+def test_a_corpus_that_was_written_without_the_reader_in_sight() -> None:
+    """In the forms of public harnesses and LLMs, each named; the few that are misread are listed."""
+    letters = {e["reply"]: letter(e["reply"], e["choices"]) for e in CORPUS["letters"]}
+    wrong = {e["reply"] for e in CORPUS["letters"] if letters[e["reply"]] != _place(e["letter"])}
+    wrong |= {e["reply"] for e in CORPUS["numbers"] if number(e["reply"]) != e["number"]}
+    assert wrong == MISREAD and sum(map(len, CORPUS.values())) == 227
+
+
+def _place(label: str | None) -> int | None:
+    return None if label is None else LETTERS.index(label)
+
+
 SAID = (
     "The correct answer is {d}.",
     "Answer: {d}",
