@@ -91,6 +91,12 @@ def staged(parent: Path, prefix: str = _NEW) -> Iterator[Path]:
         yield folder
 
 
+def sweep(parent: Path) -> None:
+    """Remove what a kill has left in a folder. Raises OSError."""
+    with _locked(parent, fcntl.LOCK_EX):
+        _sweep(parent)
+
+
 def flush_all(folder: Path) -> None:
     """A folder's files, and their names, onto the disk itself. Raises OSError."""
     for path in (*folder.iterdir(), folder):
@@ -110,7 +116,7 @@ def moved(folder: Path, final: Path) -> bool:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what a kill has left; what it was about to replace goes back to its place."""
+    """Under its lock. What a kill was about to replace goes back to its place."""
     for left in [path for path in parent.iterdir() if path.name.startswith((_NEW, _OLD))]:
         with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
             if not free:

@@ -148,6 +148,9 @@ def test_what_a_kill_left_is_not_read_and_is_removed_by_the_next_writer(versions
         assert {path.name for path in home.iterdir()} == hashes | {alive.name}, "who still writes is let alone"
         assert (alive / "file").exists()
     assert {path.name for path in home.iterdir()} == hashes
+    (home / ".new-left").mkdir()
+    versions.add(1)
+    assert {path.name for path in home.iterdir()} == hashes, "also where there is nothing to write"
 
 
 def test_writers_a_deleter_and_a_reader_at_once(versions: Versions) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from fedray.disk import flush, flush_all, moved, staged
+from fedray.disk import flush, flush_all, moved, staged, sweep
 from fedray.fusion.manifest import Manifest, is_version, version_folder
 from fedray.types import FedrayError
 
@@ -66,6 +66,7 @@ def write_version(root: Path, manifest: Manifest, blob: bytes) -> Path:
         try:
             if _is_sound(folder):
                 _make_newest(folder / MANIFEST, folder)
+                sweep(folder.parent)
             else:
                 _put(folder, text, blob)
             break
