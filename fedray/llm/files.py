@@ -28,7 +28,7 @@ AGAIN = "save it again with save_pretrained(), or copy it again from where the f
 
 def titled(member: str, folder: Path) -> str:
     """A member and its folder in a sentence."""
-    return shown(member) if Path(member) == folder else f"{member} in {shown(str(folder))}"
+    return shown(member) if Path(member) == folder else f"{member}: {shown(str(folder))}"
 
 
 def check_folder(name: str) -> None:
