@@ -84,23 +84,23 @@ def test_defaults_follow() -> None:
 
 
 R, CODER = "qwen3-0.6b", "qwen2.5-coder-0.5b"
-NEEDED: list[tuple[dict[str, Any], set[str]]] = [
-    ({"x": {"senders": CODER}}, {R, CODER}),
-    ({"x": {"senders": "none"}}, {R}),
-    ({"x": {"protocol": ["standalone", "self_refine"]}}, {R}),
-    ({"x": {"senders": "none", "receivers": [A]}}, {A}),
-    ({"x": {"protocol": ["standalone"], "receivers": [A, B]}}, {A, B}),
-    ({"x": {"senders": A, "receivers": [B]}}, {B, A}),
-    ({"x": {"senders": "leave_one_out"}}, {R, A, B, C}),
-    ({"x": {"senders": "none"}, "y": {"senders": f"{A}+{B}"}}, {R, A, B}),
-    ({"x": {"senders": "prefixes", "receivers": [A]}}, {R, A, B, C}),  # R is asked too, for the order of the senders
+NEEDED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"x": {"senders": CODER}}, (R, CODER)),
+    ({"x": {"senders": "none"}}, (R,)),
+    ({"x": {"protocol": ["standalone", "self_refine"]}}, (R,)),
+    ({"x": {"senders": "none", "receivers": [A]}}, (A,)),
+    ({"x": {"protocol": ["standalone"], "receivers": [A, B]}}, (A, B)),
+    ({"x": {"senders": A, "receivers": [B]}}, (B, A)),
+    ({"x": {"senders": "leave_one_out"}}, (R, A, B, C)),
+    ({"x": {"senders": "none"}, "y": {"senders": f"{A}+{B}"}}, (R, A, B)),
+    ({"x": {"senders": "prefixes", "receivers": [A]}}, (R, A, B, C)),  # R is asked too, for the order of the senders
 ]
 
 
 @pytest.mark.parametrize(("blocks", "members"), NEEDED, ids=lambda value: str(value)[:60])
-def test_only_those_are_loaded_whom_some_case_asks(blocks: dict[str, Any], members: set[str]) -> None:
+def test_only_those_are_loaded_whom_some_case_asks(blocks: dict[str, Any], members: tuple[str, ...]) -> None:
     neutral = settings(**blocks).neutral
-    assert set(neutral.takes_part) == members and len(neutral.takes_part) == len(members)
+    assert set(neutral.takes_part) == set(members) and len(neutral.takes_part) == len(members)
     assert neutral.receiver == (R if R in members else next(iter(blocks["x"]["receivers"])))
 
 
