@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_KEPT = frozenset("\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}")
+
 
 def hint_prompt(question: str) -> str:
     return f"give a hint: {question}"
@@ -26,3 +28,14 @@ def notes_prompt(notes: Sequence[str], question: str) -> str:
 def one_line(text: str) -> str:
     """A note without line breaks, which would end it."""
     return " ".join(text.split())
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Remove from a text of others what a terminal or a file would obey or refuse, and cut it to `limit` characters.
+
+    Control characters, escape sequences, bidirectional marks and lone surrogates go; line breaks and tabs stay, other
+    white space becomes a space. The joiners of Indic and Persian scripts and of emoji stay.
+    """
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() or c in _KEPT else " " if c.isspace() else "" for c in text)

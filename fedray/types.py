@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedray.prompts import one_line, printable
 from fedray.rounds import SpecFed, Speculation
 from fedray.sharing import FedAttn
+
+REASON = 500  # characters of a reason that are kept
 
 
 class FedrayError(ValueError):
@@ -125,12 +128,16 @@ def _sums(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A member that took no part, and why."""
+    """A member that took no part, and why: one printable line of bounded length, whoever wrote it."""
 
     member: str
     reason: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(printable(self.reason, REASON)))
 
+
+Codec = Literal["none", "int8", "int4"]
 Compile = Literal["default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
 Layers = tuple[tuple[int, ...], tuple[int, ...]]  # whose keys, and whose values; ascending
 
@@ -143,7 +150,7 @@ class Wire:
     fuser reads; where it would read another it changes nothing, as if its gate were closed there.
     """
 
-    codec: Literal["none", "int8", "int4"] = "none"
+    codec: Codec = "none"
     keep: float = 1.0
     score: Literal["last", "norm", "similar", "random"] = "last"
     keep_layers: float = 1.0
@@ -292,6 +299,7 @@ class Plan:
     peers: tuple[Plan, ...] = ()  # answer_all: the plans of the other members, each a receiver too
     vote: bool = False  # answer_all: the majority's answer instead of the receiver's
     seed: int = 0
+    contexts: Mapping[str, int] = field(default_factory=dict)  # sender -> tokens that it holds at most
 
 
 @dataclass(frozen=True, slots=True)

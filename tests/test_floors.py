@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in (ROOT / top).rglob("*.py"))
 
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"rounds", "sharing"}),
+    frozenset({"rounds", "sharing", "prompts"}),
     frozenset({"types"}),
-    frozenset({"suggest", "background", "clock", "disk", "prompts"}),
+    frozenset({"suggest", "background", "border", "clock", "disk"}),
     frozenset({"schema"}),
     frozenset({"llm", "wire", "data"}),
     frozenset({"fusion", "privacy"}),

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fedray.evaluation.metrics import Comparison
 from fedray.evaluation.record import Outcome, Result
+from fedray.prompts import printable
 from fedray.report import Cost, Learned, Participant, Report
 from fedray.tracking import browse
 from fedray.types import Missing
@@ -65,22 +66,22 @@ class Screen:
             yield update
 
     def alone(self, receiver: str, text: str) -> None:
-        self.console.print(Text.assemble((f"{receiver} alone  ", "bold"), plain(text)))
+        self.console.print(Text.assemble((f"{receiver} alone  ", "bold"), printable(text)))
 
     def stream(self, pieces: Iterable[str]) -> None:
         """Show an answer as it is decoded."""
         self.console.print(Text("the federation  ", "bold green"), end="")
         for piece in pieces:
-            self.console.print(Text(plain(piece)), end="", soft_wrap=True)
+            self.console.print(Text(printable(piece)), end="", soft_wrap=True)
         self.console.print()
 
     def details(self, result: Result) -> None:
         """Of a single prompt: what senders read in its place, and what each member answered."""
         answered = result.answered()
         for sender, text in answered.read.items():
-            self.console.print(Text.assemble((f"{sender} read  ", "dim"), plain(text)), soft_wrap=True)
+            self.console.print(Text.assemble((f"{sender} read  ", "dim"), printable(text)), soft_wrap=True)
         for name, text in answered.by_member.items():
-            self.console.print(Text.assemble((f"{name} answered  ", "dim"), plain(text or "-")), soft_wrap=True)
+            self.console.print(Text.assemble((f"{name} answered  ", "dim"), printable(text or "-")), soft_wrap=True)
 
     def summary(self, report: Report, results: Sequence[Result], found: Mapping[str, Comparison]) -> None:
         """Everything a finished (or interrupted) run has to say."""
@@ -105,7 +106,7 @@ class Screen:
         for result in _some(results):
             a = result.answered()
             texts = (a.question, a.gold or "-", a.alone or "-", a.federated or "-", result.outcome)
-            rows.append([Text(plain(text), _STYLES[result.outcome]) for text in texts])
+            rows.append([Text(printable(text), _STYLES[result.outcome]) for text in texts])
         self._table("Some of the questions", ("question", "gold", "alone", "federated", ""), rows)
 
     def accuracy(self, found: Mapping[str, Comparison], scoring: str) -> None:
@@ -141,7 +142,7 @@ class Screen:
     def unrephrased(self, flaws: Mapping[int, str], n: int) -> None:
         """Questions that no rewrite stood for, and what was wrong with one of those."""
         if flaws:
-            flaw = plain(next(iter(flaws.values())))
+            flaw = printable(next(iter(flaws.values())))
             self._line(
                 f"{len(flaws)} of {n} questions kept no whole rewrite ({flaw}): the receiver answered them alone"
             )
@@ -171,14 +172,9 @@ class Screen:
         for heading in headings:
             table.add_column(heading, overflow="fold")
         for row in rows:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(plain(cell)) for cell in row))
+            table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
         self.console.print(Text(f"{title} (zoo={self.zoo})", "bold"))
         self.console.print(table)
-
-
-def plain(text: str) -> str:
-    """A model's or a user's text without control characters, which a terminal would obey."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")
 
 
 def _weight(weight: float | None, best: float) -> Text:
