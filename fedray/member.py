@@ -8,18 +8,20 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fedray.border import Border
 from fedray.clock import Clock
 from fedray.fedattn.participant import Participant
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, fixed_weights
+from fedray.fusion.norms import check_norms
 from fedray.fusion.registry import load_fuser, load_gate
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
@@ -37,6 +39,7 @@ from fedray.types import (
     Compile,
     FedrayError,
     Generation,
+    KVSpec,
     Layers,
     MemberInfo,
     Missing,
@@ -50,10 +53,13 @@ from fedray.types import (
     Usage,
     Wire,
 )
+from fedray.wire.header import Expected
 from fedray.wire.payload import Payload, Shipment, pack, ships, unpack
-from fedray.wire.selection import select
+from fedray.wire.selection import layers_sent, select
 
 AS_IT_IS = Wire()
+ANY_CONTEXT = 1 << 31  # tokens, of a sender whose plan was made by hand
+Asked = Mapping[str, tuple[int, ...]]  # sender -> rows of the request
 
 
 class Member(Reader, Participant, Server, Worker):
@@ -214,14 +220,21 @@ class Member(Reader, Participant, Server, Worker):
         return Opening(weights, self._usage(clock, held))
 
     def answer(
-        self, session: str, senders: tuple[str, ...], request: Request, plan: Plan, *payloads: Payload
+        self,
+        session: str,
+        senders: tuple[str, ...],
+        request: Request,
+        plan: Plan,
+        *payloads: Payload,
+        asked: Asked | None = None,
     ) -> Answer:
         """Fuse the senders' caches into one's own and answer: score the choices, or decode.
 
-        Payload i is senders[i]'s. A payload that does not hold together is left out and named in `missing`.
+        Payload i is senders[i]'s. One that is not what the plan lets it send is left out and named in `missing`.
+        asked: the rows of each sender's; None: any of them will do.
         """
         clock = Clock()
-        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, clock)
+        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
         rows = self._respond(session, held, context, request)
         clock.lap("decode")
@@ -231,11 +244,17 @@ class Member(Reader, Participant, Server, Worker):
         return Answer(rows, self.name, took_part, missing, usage)
 
     def stream(
-        self, session: str, senders: tuple[str, ...], request: Request, plan: Plan, *payloads: Payload
+        self,
+        session: str,
+        senders: tuple[str, ...],
+        request: Request,
+        plan: Plan,
+        *payloads: Payload,
+        asked: Asked | None = None,
     ) -> Iterator[str | Answer]:
         """Like `answer` for one prompt: pieces of its text as they are decoded, then the Answer."""
         clock = Clock()
-        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, clock)
+        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
         logits = self._read_last_token(held, context)
         ids: list[int] = []
@@ -257,7 +276,7 @@ class Member(Reader, Participant, Server, Worker):
 
     def first_logits(self, session: str, senders: tuple[str, ...], plan: Plan, *payloads: Payload) -> list[list[float]]:
         """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
-        context, _, _, _ = self._fuse(session, senders, plan, payloads, Clock())
+        context, _, _, _ = self._fuse(session, senders, plan, payloads, None, Clock())
         return self._read_last_token(self._sessions.get(session), context).tolist()
 
     def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
@@ -290,39 +309,54 @@ class Member(Reader, Participant, Server, Worker):
 
     @torch.no_grad()
     def _fuse(
-        self, session: str, senders: tuple[str, ...], plan: Plan, payloads: tuple[Payload, ...], clock: Clock
+        self,
+        session: str,
+        senders: tuple[str, ...],
+        plan: Plan,
+        payloads: tuple[Payload, ...],
+        asked: Asked | None,
+        clock: Clock,
     ) -> tuple[Context, tuple[str, ...], tuple[Missing, ...], int]:
         self._take(self._threads)
         held = self._sessions.get(session)
-        parts, missing = [], []
+        border, parts, size = Border(), [], 0
         for sender, payload in zip(senders, payloads, strict=True):
-            try:
-                shipment = unpack(payload, batch=held.cache.batch, device=self.llm.device, dtype=self.llm.model.dtype)
-                part = self._part(sender, shipment, held, plan)
-                part.check(held.cache)
-                parts.append(part)
-            except FedrayError as error:  # a payload or a fuser that does not hold: this sender's trouble alone
-                missing.append(Missing(sender, str(error)))
-        size = sum(p.nbytes for p in payloads)
+            with border.of(sender):
+                fuser = self.fuser(plan.fusers[sender], plan.compile)
+                expected = _expected(sender, fuser.config.sender, plan, range(held.cache.batch))
+                if asked is not None:
+                    expected = replace(expected, rows=asked[sender], exact=True)
+                shipment = unpack(payload, expected, device=self.llm.device, dtype=self.llm.model.dtype)
+                size += payload.nbytes
+                check_norms(shipment.sent, shipment.layers, shipment.spec, fuser.norms)
+                parts.append(self._part(sender, shipment, held, plan))
         self._received_bytes += size
         clock.lap("unpack")
-        context = combine.fuse(plan.fusion, held.own(), held.spans, parts, plan.fusion_order)
+        context = combine.fuse(plan.fusion, held.own(), held.spans, parts, plan.fusion_order, border)
         clock.lap("fuse")
-        return context, tuple(part.sender for part in parts), tuple(missing), size
+        took_part = tuple(part.sender for part in parts if part.sender not in border.refused)
+        return context, took_part, border.missing(), size
+
+    def _weight(self, sender: str, held: Session, plan: Plan) -> Tensor:
+        """(B,): the gate's weight of a sender."""
+        if held.weights_BS is None:
+            return torch.ones(held.cache.batch)
+        return held.weights_BS[:, plan.senders.index(sender)]
 
     def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
         batch = held.cache.batch
-        weights_BS = held.weights_BS if held.weights_BS is not None else torch.ones(batch, len(plan.senders))
+        lengths = dict(zip(shipment.rows, shipment.lengths, strict=True))
         spans = dict(zip(shipment.rows, shipment.spans, strict=False))
         whole = dict(zip(shipment.rows, shipment.whole, strict=True))
         return combine.Part(
             sender=sender,
             fuser=self.fuser(plan.fusers[sender], plan.compile),
-            cache=shipment.cache.scatter(shipment.rows, batch),
-            weight_B=weights_BS[:, plan.senders.index(sender)].to(self.llm.device),
+            cache=shipment.flat,
+            weight_B=self._weight(sender, held, plan).to(self.llm.device),
             spans=tuple(spans.get(row, ()) for row in range(batch)),
             whole=tuple(whole.get(row, 0) for row in range(batch)),
             layers=shipment.layers,
+            lengths=tuple(lengths.get(row, 0) for row in range(batch)),
         )
 
     def _read_last_token(self, held: Session, context: Context) -> Tensor:
@@ -366,3 +400,11 @@ class Member(Reader, Participant, Server, Worker):
                 if token is not None:
                     row.append(token)
         return tuple(Row(self.llm.decode(row), tuple(row)) for row in ids)
+
+
+def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Iterable[int]) -> Expected:
+    """What a plan lets a sender send into a fuser that reads caches of `spec`: of some of these rows."""
+    layers = layers_sent(spec, plan.fusers[sender].layers, plan.wire, plan.seed)
+    longest = plan.contexts.get(sender, ANY_CONTEXT)
+    spans = plan.fusion == "mix"
+    return Expected(sender, spec, tuple(rows), layers, longest, plan.wire, spans, exact=False)

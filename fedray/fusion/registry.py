@@ -29,6 +29,7 @@ from fedray import __version__
 from fedray.disk import whole_folder
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.norms import RECORD, Norms
 from fedray.fusion.reads import layers_read
 from fedray.fusion.untrained import build_random
 from fedray.llm.catalogue import EMBEDDED, slug
@@ -249,6 +250,7 @@ def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
     with torch.device("meta"):  # a fuser of real size takes gigabytes: only its own tensors are ever in memory
         fuser = build_fuser(FuserConfig.from_dict(manifest.config))
     _fill(fuser, tensors, artifact)
+    fuser.norms = norms_in(manifest)
     return fuser.to(device).eval()
 
 
@@ -258,6 +260,15 @@ def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
         gate = Gate(GateConfig.from_dict(manifest.config))
     _fill(gate, tensors, artifact)
     return gate.to(device).eval()
+
+
+def norms_in(manifest: Manifest) -> Norms | None:
+    """The range of the caches a fuser was trained on; None where its training has left none. Raises FedrayError."""
+    record = manifest.training.get(RECORD)
+    try:
+        return record and Norms.from_dict(record, manifest.config["sender"]["layers"])
+    except (ValueError, TypeError) as error:
+        raise FedrayError(f"the manifest of {manifest.name} {manifest.hash}: {error}; train it again") from error
 
 
 def _locate(artifact: Artifact) -> Path:
