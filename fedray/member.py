@@ -8,20 +8,18 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedray.border import Border
 from fedray.clock import Clock
 from fedray.fedattn.participant import Participant
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, fixed_weights
-from fedray.fusion.norms import check_norms
 from fedray.fusion.registry import load_fuser, load_gate
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
@@ -30,6 +28,7 @@ from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM
 from fedray.privacy import rephrase
 from fedray.reading import Reader
+from fedray.receiving import Asked, Receiver
 from fedray.sessions import Session, Sessions
 from fedray.speculation.server import Server
 from fedray.speculation.worker import Worker
@@ -39,10 +38,8 @@ from fedray.types import (
     Compile,
     FedrayError,
     Generation,
-    KVSpec,
     Layers,
     MemberInfo,
-    Missing,
     Opening,
     Plan,
     Receipt,
@@ -53,16 +50,13 @@ from fedray.types import (
     Usage,
     Wire,
 )
-from fedray.wire.header import Expected
-from fedray.wire.payload import Payload, Shipment, pack, ships, unpack
-from fedray.wire.selection import layers_sent, select
+from fedray.wire.payload import Payload, pack, ships
+from fedray.wire.selection import select
 
 AS_IT_IS = Wire()
-ANY_CONTEXT = 1 << 31  # tokens, of a sender whose plan was made by hand
-Asked = Mapping[str, tuple[int, ...]]  # sender -> rows of the request
 
 
-class Member(Reader, Participant, Server, Worker):
+class Member(Reader, Receiver, Participant, Server, Worker):
     """One LLM on one device."""
 
     def __init__(
@@ -307,58 +301,6 @@ class Member(Reader, Participant, Server, Worker):
         assert held.state_BTD is not None
         return gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
 
-    @torch.no_grad()
-    def _fuse(
-        self,
-        session: str,
-        senders: tuple[str, ...],
-        plan: Plan,
-        payloads: tuple[Payload, ...],
-        asked: Asked | None,
-        clock: Clock,
-    ) -> tuple[Context, tuple[str, ...], tuple[Missing, ...], int]:
-        self._take(self._threads)
-        held = self._sessions.get(session)
-        border, parts, size = Border(), [], 0
-        for sender, payload in zip(senders, payloads, strict=True):
-            with border.of(sender):
-                fuser = self.fuser(plan.fusers[sender], plan.compile)
-                expected = _expected(sender, fuser.config.sender, plan, range(held.cache.batch))
-                if asked is not None:
-                    expected = replace(expected, rows=asked[sender], exact=True)
-                shipment = unpack(payload, expected, device=self.llm.device, dtype=self.llm.model.dtype)
-                size += payload.nbytes
-                check_norms(shipment.sent, shipment.layers, shipment.spec, fuser.norms)
-                parts.append(self._part(sender, shipment, held, plan))
-        self._received_bytes += size
-        clock.lap("unpack")
-        context = combine.fuse(plan.fusion, held.own(), held.spans, parts, plan.fusion_order, border)
-        clock.lap("fuse")
-        took_part = tuple(part.sender for part in parts if part.sender not in border.refused)
-        return context, took_part, border.missing(), size
-
-    def _weight(self, sender: str, held: Session, plan: Plan) -> Tensor:
-        """(B,): the gate's weight of a sender."""
-        if held.weights_BS is None:
-            return torch.ones(held.cache.batch)
-        return held.weights_BS[:, plan.senders.index(sender)]
-
-    def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
-        batch = held.cache.batch
-        lengths = dict(zip(shipment.rows, shipment.lengths, strict=True))
-        spans = dict(zip(shipment.rows, shipment.spans, strict=False))
-        whole = dict(zip(shipment.rows, shipment.whole, strict=True))
-        return combine.Part(
-            sender=sender,
-            fuser=self.fuser(plan.fusers[sender], plan.compile),
-            cache=shipment.flat,
-            weight_B=self._weight(sender, held, plan).to(self.llm.device),
-            spans=tuple(spans.get(row, ()) for row in range(batch)),
-            whole=tuple(whole.get(row, 0) for row in range(batch)),
-            layers=shipment.layers,
-            lengths=tuple(lengths.get(row, 0) for row in range(batch)),
-        )
-
     def _read_last_token(self, held: Session, context: Context) -> Tensor:
         last = torch.tensor([[row[-1]] for row in held.ids], device=self.llm.device)
         logits, _ = decoding.step(self.llm.model, context, last)
@@ -400,11 +342,3 @@ class Member(Reader, Participant, Server, Worker):
                 if token is not None:
                     row.append(token)
         return tuple(Row(self.llm.decode(row), tuple(row)) for row in ids)
-
-
-def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Iterable[int]) -> Expected:
-    """What a plan lets a sender send into a fuser that reads caches of `spec`: of some of these rows."""
-    layers = layers_sent(spec, plan.fusers[sender].layers, plan.wire, plan.seed)
-    longest = plan.contexts.get(sender, ANY_CONTEXT)
-    spans = plan.fusion == "mix"
-    return Expected(sender, spec, tuple(rows), layers, longest, plan.wire, spans, exact=False)

@@ -25,7 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"llm", "wire", "data"}),
     frozenset({"fusion", "privacy"}),
     frozenset({"sessions"}),
-    frozenset({"reading", "fedattn", "speculation"}),
+    frozenset({"reading", "receiving", "fedattn", "speculation"}),
     frozenset({"member"}),
     frozenset({"group"}),
     frozenset({"protocols", "planner"}),
