@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedray.llm.cache import KVCache, side_by_side
 from fedray.prompts import printable
-from fedray.types import KVSpec, Layers
+from fedray.types import FedrayError, KVSpec, Layers
 from fedray.wire.codecs import SIDES, Block, decode, encode, sizes
 from fedray.wire.header import DTYPES, CorruptPayload, Expected, Header, read_header
 from fedray.wire.memory import Shelf, copy_finite
@@ -48,7 +48,10 @@ class Payload:
 
 
 def checked(payload: object, of: str) -> Payload:
-    """What a member called `of` sent, if it is a payload of bytes and flat arrays of bytes. Raises CorruptPayload."""
+    """What a member called `of` sent, if it is a payload of flat arrays of bytes. Raises CorruptPayload, or the error
+    that stands for what could not be opened."""
+    if isinstance(payload, FedrayError):
+        raise payload
     if type(payload) is not Payload:
         raise CorruptPayload(f"{of} sent no payload but {type(payload).__name__}; its program is at fault")
     sound = type(payload.header) is bytes and type(payload.buffers) is tuple
