@@ -55,6 +55,7 @@ BESIDES = {
     "training": {"fedray.zoo.world"},
     "zoo": {
         "fedray.training.conversations",
+        "fedray.training.data",
         "fedray.training.pair",
         "fedray.training.recipe",
         "fedray.training.fuser_trainer",
