@@ -5,8 +5,7 @@ Payloads are read inside a Border: whatever is wrong with one costs its sender a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from fedray.wire.payload import Payload, Shipment, unpack
 from fedray.wire.selection import layers_sent
 
 ANY_CONTEXT = 1 << 31  # tokens, of a sender whose plan was made by hand
-Asked = Mapping[str, tuple[int, ...]]  # sender -> the rows of the request that it was asked for
+Asked = Mapping[str, Mapping[int, int]]  # sender -> row of the request that it was asked for -> most tokens of it
 
 
 class Receiver:
@@ -54,9 +53,8 @@ class Receiver:
         for sender, payload in zip(senders, payloads, strict=True):
             with border.of(sender):
                 fuser = self.fuser(plan.fusers[sender], plan.compile)
-                expected = _expected(sender, fuser.config.sender, plan, range(held.cache.batch))
-                if asked is not None:
-                    expected = replace(expected, rows=asked[sender], exact=True)
+                rows = dict.fromkeys(range(held.cache.batch), ANY_CONTEXT) if asked is None else asked[sender]
+                expected = _expected(sender, fuser.config.sender, plan, rows, exact=asked is not None)
                 shipment = unpack(payload, expected, device=self.llm.device, dtype=self.llm.model.dtype)
                 size += payload.nbytes
                 check_norms(shipment.sent, shipment.layers, shipment.spec, fuser.norms)
@@ -91,9 +89,9 @@ class Receiver:
         )
 
 
-def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Iterable[int]) -> Expected:
-    """What a plan lets a sender send into a fuser that reads caches of `spec`: of some of these rows."""
+def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Mapping[int, int], *, exact: bool) -> Expected:
+    """What a plan lets a sender send of these rows, into a fuser that reads caches of `spec`."""
     layers = layers_sent(spec, plan.fusers[sender].layers, plan.wire, plan.seed)
-    longest = plan.contexts.get(sender, ANY_CONTEXT)
-    spans = plan.fusion == "mix"
-    return Expected(sender, spec, tuple(rows), layers, longest, plan.wire, spans, exact=False)
+    context = plan.contexts.get(sender, ANY_CONTEXT)
+    most = tuple(min(tokens, context) for tokens in rows.values())
+    return Expected(sender, spec, tuple(rows), most, layers, plan.wire, plan.fusion == "mix", exact)

@@ -231,7 +231,7 @@ class Participant:
         like = held.running.post.key_BNTH
         batch, heads, _, dim = like.shape
         spec, layer, wire = KVSpec(1, heads, dim), ((0,), (0,)), Wire(codec=held.codec)
-        expected = Expected("", spec, tuple(range(batch)), layer, max(held.starts), wire)
+        expected = Expected("", spec, tuple(range(batch)), held.starts, layer, wire)
         caches = []
         for sender, payload in zip(senders, payloads, strict=True):
             if sender in held.border.refused:  # its rows are left out from then on, and the publisher names it

@@ -47,7 +47,7 @@ class Exchange:
         self.order = (*plan.speakers, *plan.senders)
         self.border = Border()
         self.heard: dict[str, dict[int, str]] = {}  # what senders said of which row: the receiver's notes
-        self.fetched: dict[str, tuple[int, ...]] = {}  # rows whose caches senders were asked for
+        self.fetched: dict[str, dict[int, int]] = {}  # sender -> row whose cache it was asked for -> most tokens of it
         self._rewrites: tuple[tuple[str, ...], ...] | None = None  # per row one for each sender, or none
         self.unrephrased: dict[int, str] = {}  # row that no sender may read -> what was wrong with its last rewrite
         self._decoding = False
@@ -109,6 +109,15 @@ class Exchange:
         if talk and talk.before:
             read = replace(read, talk=replace(talk, before=tuple(row[:-1] for row in turns)))
         return read.select(rows)
+
+    def most_tokens(self, member: str, rows: Sequence[int]) -> dict[int, int]:
+        """Of each row the most tokens that a member can have read."""
+        request = self.request_of(member, rows)
+        if request.token_ids is not None:
+            return dict(zip(rows, map(len, request.token_ids), strict=True))
+        before = request.talk.before if request.talk and request.talk.before else ((),) * len(rows)
+        turns = zip(rows, before, request.prompts, strict=True)
+        return {row: replies.most_tokens(*told, prompt) for row, told, prompt in turns}
 
     def _notes(self, member: str, row: int) -> list[str]:
         """What a member reads above a question: its own document and, at the receiver, what was heard."""

@@ -15,7 +15,8 @@ from fedray.types import Answer, FedrayError, Opening, Receipt, Request, Row, Us
 
 CHARACTERS_PER_TOKEN = 64  # more than tokens have, on average
 PHASES = 32  # of one call
-TEMPLATE = 1024  # tokens that a chat template may add
+TEMPLATE, MARKS = 1024, 64  # tokens that a chat template may add, and for each turn
+TOKENS_PER_BYTE = 4
 _NAME = 200  # characters of a phase
 _LARGEST = 1 << 53  # bytes or tokens
 _REST = 64  # characters of a text that no token of the answer accounts for
@@ -40,7 +41,7 @@ def cost(member: str, reply: object) -> Usage:
 
 def lengths(member: str, reply: object, texts: Sequence[str | Sequence[int]], context: int) -> tuple[int, ...]:
     """The tokens of each row, as a receipt tells them: of token ids as many as there are; of a text at least one, no
-    more than its bytes and a chat template, and fewer than the context holds."""
+    more than it can have, and fewer than the context holds."""
     found = reply.lengths if isinstance(reply, Receipt) else ()
     if not _are(found, int) or len(found) != len(texts) or not all(map(_may_be, found, texts)) or max(found) >= context:
         raise FedrayError(f"{member} told other lengths than {len(texts)} prompts can have in its context of {context}")
@@ -48,7 +49,12 @@ def lengths(member: str, reply: object, texts: Sequence[str | Sequence[int]], co
 
 
 def _may_be(tokens: int, text: str | Sequence[int]) -> bool:
-    return 0 < tokens <= len(text.encode()) + TEMPLATE if isinstance(text, str) else tokens == len(text)
+    return 0 < tokens <= most_tokens(text) if isinstance(text, str) else tokens == len(text)
+
+
+def most_tokens(*turns: str) -> int:
+    """More than any tokenizer makes of a text, or of the turns of a conversation: some normalize before they cut."""
+    return TEMPLATE + sum(TOKENS_PER_BYTE * len(turn.encode()) + MARKS for turn in turns)
 
 
 def answer(member: str, reply: object, request: Request) -> Answer:

@@ -59,16 +59,16 @@ FIELDS = frozenset(entry.name for entry in fields(Header))
 class Expected:
     """What a plan lets a sender send.
 
-    member: by the name it was asked by; rows: of the request, ascending, each with a token at least; layers: whose keys
-    and values; max_tokens: that its context holds; wire: its codec, and whether tokens may be left out; spans: whether
-    each token's place in the text was asked for; exact: False where some of the rows, any layers and spans will do.
+    member: by the name it was asked by; rows: of the request, ascending; max_tokens: of each, which has at least one;
+    layers: whose keys and values; wire: its codec, and whether tokens may be left out; spans: whether each token's
+    place in the text was asked for; exact: False where some of the rows, any layers and spans will do.
     """
 
     member: str
     spec: KVSpec
     rows: tuple[int, ...]
+    max_tokens: tuple[int, ...]
     layers: Layers
-    max_tokens: int
     wire: Wire = field(default_factory=Wire)
     spans: bool = False
     exact: bool = True
@@ -93,11 +93,12 @@ class Expected:
         other = [what for what, want in asked if getattr(header, what) != want]
         if other if self.exact else not set(header.rows) <= set(self.rows):
             raise CorruptPayload(f"payload of {self.member}: it holds other {other[0]} than were asked for")
-        shortest, longest = min(header.lengths, default=1), max(header.whole, default=1)
-        if shortest < 1 or longest > self.max_tokens:
-            raise CorruptPayload(
-                f"payload of {self.member}: rows of {shortest} to {longest} tokens, where 1 to {self.max_tokens} can be"
-            )
+        most = dict(zip(self.rows, self.max_tokens, strict=True))
+        for row, sent, read in zip(header.rows, header.lengths, header.whole, strict=True):
+            if not 1 <= sent <= read <= most[row]:
+                raise CorruptPayload(
+                    f"payload of {self.member}: {sent} of {read} tokens in row {row}, where 1 to {most[row]} can be"
+                )
         if self.wire.keep >= 1 and header.lengths != header.whole:
             raise CorruptPayload(f"payload of {self.member}: it leaves out tokens, which nobody asked for")
 
