@@ -31,7 +31,7 @@ class CorruptPayload(FedrayError):
 @dataclass(frozen=True, slots=True)
 class Header:
     """member: who packed it; layers: whose keys, and whose values, are sent; joined: 1 where a side's layers share a
-    buffer; rows: of the request, ascending; lengths: tokens of each that are sent, whole: that were read; positions,
+    buffer; rows: of the request; lengths: tokens of each that are sent, whole: that were read; positions,
     spans: whether their buffers follow."""
 
     member: str
@@ -91,7 +91,7 @@ class Expected:
                 raise CorruptPayload(f"payload of {self.member}: {what.format(got)} where {want} was asked for")
         asked = (("rows", self.rows), ("layers", self.layers), ("spans", self.spans))
         other = [what for what, want in asked if getattr(header, what) != want]
-        if other if self.exact else not set(header.rows) <= set(self.rows):
+        if other if self.exact else header.rows != tuple(row for row in self.rows if row in header.rows):
             raise CorruptPayload(f"payload of {self.member}: it holds other {other[0]} than were asked for")
         most = dict(zip(self.rows, self.max_tokens, strict=True))
         for row, sent, read in zip(header.rows, header.lengths, header.whole, strict=True):
@@ -168,7 +168,7 @@ def _is_sound(h: Header) -> bool:
     sound = 0 < min(spec) <= max(spec) < _LARGEST_SPEC and h.dtype in DTYPES and h.codec in CODECS
     sound = sound and (h.codec != "int4" or h.spec.head_dim % 2 == 0)
     sound = sound and len(h.joined) == 2 and max(h.joined) <= 1
-    sound = sound and len(h.lengths) == len(h.rows) == len(h.whole) and h.rows == tuple(sorted(set(h.rows)))
+    sound = sound and len(h.lengths) == len(h.rows) == len(h.whole) == len(set(h.rows))
     sound = sound and all(kept <= read for kept, read in zip(h.lengths, h.whole, strict=True))
     sound = sound and (h.positions or any(h.layers))  # lengths without bytes to show for them
     return sound and all(side == tuple(sorted(set(side))) and max(side, default=0) < h.spec.layers for side in h.layers)
