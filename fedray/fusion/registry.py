@@ -264,10 +264,11 @@ def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
 
 def norms_in(manifest: Manifest) -> Norms | None:
     """The range of the caches a fuser was trained on; None where its training has left none. Raises FedrayError."""
-    record = manifest.training.get(RECORD)
+    if RECORD not in manifest.training:
+        return None
     try:
-        return record and Norms.from_dict(record, manifest.config["sender"]["layers"])
-    except (ValueError, TypeError) as error:
+        return Norms.from_dict(manifest.training[RECORD], manifest.config["sender"]["layers"])
+    except ValueError as error:
         raise FedrayError(f"the manifest of {manifest.name} {manifest.hash}: {error}; train it again") from error
 
 
