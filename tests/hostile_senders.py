@@ -88,8 +88,8 @@ def heading() -> str:
     return (
         f"# One hostile sender among four\n\n"
         f"`python tests/hostile_senders.py`, zoo=tiny, receiver {RECEIVER}, {QUESTIONS} held-out questions about\n"
-        f"{DOMAIN}s, one at a time. {BAD}, which knows them, sends what the row says in place of its cache.\n"
-        f"{machine}.\n\n"
+        f"{DOMAIN}s, one at a time. {BAD}, which knows them, sends what the row says in place of its cache; the last\n"
+        f"two rows are without it, and without all senders. What has an honest cache's norms passes. {machine}.\n\n"
         f"| {BAD} sends | answered | right | missing |\n|---|---|---|---|"
     )
 

@@ -16,7 +16,7 @@ from fedray.fusion.registry import Registry
 from fedray.group import LocalGroup
 from fedray.llm.loading import describe
 from fedray.prompts import printable
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import PROTOCOLS, STREAMS
 from fedray.report import Report
 from fedray.types import REASON, Answer, Generation, Missing, Plan, Request
 
@@ -65,6 +65,16 @@ def test_what_a_sender_sends_costs_nobody_else(group: LocalGroup, plan: Plan, wi
     (reason,) = (missing.reason for missing in answer.missing)
     assert reason and len(reason) <= REASON and reason.isprintable(), reason
     assert BAD in reason or how in ("all 1e38", "all 3e4", "ugly error"), "the call's sender is named, not the header's"
+
+
+def test_a_stream_goes_on_without_it(group: LocalGroup, plan: Plan, without: Answer) -> None:
+    async def pieces() -> list[str | Answer]:
+        return [piece async for piece in STREAMS["c2c"](REQUEST.select([0]), plan, group)]
+
+    group._members[BAD].how = "depth bomb header"  # pyright: ignore[reportAttributeAccessIssue]
+    *texts, answer = asyncio.run(pieces())
+    assert isinstance(answer, Answer) and "".join(map(str, texts)) == answer.text
+    assert [missing.member for missing in answer.missing] == [BAD] and tokens(answer) == tokens(without)[:1]
 
 
 def test_what_no_statistics_tell_apart_passes(group: LocalGroup, plan: Plan, without: Answer) -> None:

@@ -88,7 +88,8 @@ def check_norms(sent: tuple[Tensor, Tensor], layers: Layers, spec: KVSpec, norms
     for side, numbers_LNSH, chosen in zip(SIDES, sent, layers, strict=True):
         if not numbers_LNSH.numel():
             continue
-        low_L, high_L = token_norms(numbers_LNSH).aminmax(dim=1)
+        norms_LS = token_norms(numbers_LNSH)
+        low_L, high_L = norms_LS.amin(1), norms_LS.amax(1)  # aminmax wakes all threads for so few numbers
         largest = LARGEST * math.sqrt(spec.kv_heads * spec.head_dim)
         allowed = [(0.0, largest)] * spec.layers if norms is None else _with_margin(getattr(norms, side))
         for layer, low, high in zip(chosen, low_L.tolist(), high_L.tolist(), strict=True):
