@@ -32,7 +32,7 @@ class Border:
 
 
 def why(error: BaseException) -> str:
-    """What an error says, with its type where that says more."""
+    """Put an error into words, with its type where that says more."""
     kind = type(error).__name__
     try:
         text = str(error)

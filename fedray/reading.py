@@ -54,7 +54,7 @@ class Reader:
         return Receipt(self.name, Usage()), tuple(tuple(ids) for ids in self._encode(prompts, None, talk)[0])
 
     def overflow(self, request: Request, notes: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
-        """Whose notes must be left out, the longest first, so that this LLM's context holds every prompt under the
+        """Find whose notes must be left out, the longest first, so that this LLM's context holds every prompt under the
         others', and its answer. notes: sender -> row -> text."""
         gone: dict[str, int] = {}
         answer = min(request.generation.max_tokens, self.llm.context // 4)

@@ -90,7 +90,7 @@ class Receiver:
 
 
 def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Mapping[int, int], *, exact: bool) -> Expected:
-    """What a plan lets a sender send of these rows, into a fuser that reads caches of `spec`."""
+    """Say what a plan lets a sender send of these rows, into a fuser that reads caches of `spec`."""
     layers = layers_sent(spec, plan.fusers[sender].layers, plan.wire, plan.seed)
     context = plan.contexts.get(sender, ANY_CONTEXT)
     most = tuple(min(tokens, context) for tokens in rows.values())

@@ -34,6 +34,7 @@ from safetensors.torch import load as load_tensors
 from fedray.disk import whole_folder
 from fedray.fusion.fuser import FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.norms import RECORD
 from fedray.fusion.registry import (
     MANIFEST_VERSION,
     Manifest,
@@ -41,6 +42,7 @@ from fedray.fusion.registry import (
     digest_of,
     fuser_name,
     gate_name,
+    norms_in,
 )
 from fedray.types import FedrayError
 
@@ -142,7 +144,7 @@ Others are refused: a fuser or gate means nothing for weights that it was not tr
 ## Training
 
 ```json
-{json.dumps(manifest.training, indent=1, sort_keys=True)}
+{json.dumps({key: value for key, value in manifest.training.items() if key != RECORD}, indent=1, sort_keys=True)}
 ```
 """
 
@@ -163,6 +165,7 @@ def _check_meaning(manifest: Manifest) -> None:
     hashes = [text for of_llm in manifest.llms.values() for text in (of_llm["weights"], of_llm["tokenizer"])]
     if not all(isinstance(text, str) for text in (*hashes, manifest.code)) or not isinstance(manifest.training, dict):
         raise ValueError("a hash or the record of its training is none")
+    norms_in(manifest)
     if digest_of(manifest.role, manifest.config, manifest.llms, manifest.weights) != manifest.hash:
         raise ValueError("its hash is not that of its content")
 

@@ -43,7 +43,7 @@ class Norms:
 
     @classmethod
     def from_dict(cls, record: Any, layers: int) -> Norms:
-        """What `to_dict` made for a sender of so many layers. Raises ValueError where it is something else."""
+        """Read what `to_dict` made for a sender of so many layers. Raises ValueError where it is something else."""
         try:
             keys, values = ([(float(low), float(high)) for low, high in record[side]] for side in SIDES)
         except (KeyError, TypeError, ValueError) as error:
@@ -55,7 +55,7 @@ class Norms:
 
 
 def norms_of(caches: Iterable[KVCache]) -> Norms:
-    """The range over all valid tokens of some caches of one LLM."""
+    """Measure the range over all valid tokens of some caches of one LLM."""
     lowest: list[Tensor] = []
     highest: list[Tensor] = []
     for cache in caches:
@@ -73,7 +73,7 @@ def norms_of(caches: Iterable[KVCache]) -> Norms:
 
 
 def token_norms(numbers: Tensor) -> Tensor:
-    """Norms over heads and head dim: (..., N, tokens, H) -> (..., tokens), float32.
+    """Compute norms over heads and head dim: (..., N, tokens, H) -> (..., tokens), float32.
 
     Each head's in the precision of the numbers, a fast pass of torch's; a few bits are enough here.
     """

@@ -263,7 +263,7 @@ def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
 
 
 def norms_in(manifest: Manifest) -> Norms | None:
-    """The range of the caches a fuser was trained on; None where its training has left none. Raises FedrayError."""
+    """Read the range of the caches a fuser was trained on; None where training has left none. Raises FedrayError."""
     if RECORD not in manifest.training:
         return None
     try:

@@ -101,7 +101,7 @@ class KVCache:
 
 
 def side_by_side(flat_1NS: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(B, N, T, ...) of rows that lie one after another in (1, N, S, ...), padded with zeros to the longest.
+    """Pad rows that lie one after another in (1, N, S, ...) with zeros to the longest: (B, N, T, ...).
 
     A view where all rows are as long, and of zeros without memory of their own.
     """

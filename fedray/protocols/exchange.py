@@ -111,7 +111,7 @@ class Exchange:
         return read.select(rows)
 
     def most_tokens(self, member: str, rows: Sequence[int]) -> dict[int, int]:
-        """Of each row the most tokens that a member can have read."""
+        """Bound the tokens of each row that a member can have read."""
         request = self.request_of(member, rows)
         if request.token_ids is not None:
             return dict(zip(rows, map(len, request.token_ids), strict=True))
@@ -213,7 +213,7 @@ class Exchange:
         return self.lose(name, reason)
 
     def lengths(self, name: str, handle: Handle, texts: Sequence[str | Sequence[int]]) -> tuple[int, ...] | None:
-        """The tokens of the texts that a sender was asked to read, as it tells them; None: it is given up."""
+        """Read how many tokens a sender tells of the texts that it was asked to read; None: it is given up."""
         with self.border.of(name):
             return replies.lengths(name, self.group.result(handle), texts, self.group.members[name].context)
         self.lose(name, self.border.refused[name])

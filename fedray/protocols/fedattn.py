@@ -79,7 +79,7 @@ async def _everyone(
 def _lengths(
     exchange: Exchange, held: Mapping[str, Handle], parts: Mapping[str, tuple[Any, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """The tokens of everybody's segments, as they tell them.
+    """Read how many tokens everybody tells of its segments.
 
     Where these are more than the context holds, whoever tells the most tokens for its bytes is left out.
     """

@@ -23,7 +23,7 @@ _REST = 64  # characters of a text that no token of the answer accounts for
 
 
 def cost(member: str, reply: object) -> Usage:
-    """The usage of a receipt, an opening or an answer: seconds, bytes and tokens are numbers, and tokens its own."""
+    """Validate the usage of a receipt, an opening or an answer: all are numbers, and tokens the member's own."""
     if not isinstance(reply, (Receipt, Answer, Opening)) or type(reply.usage) is not Usage:
         raise FedrayError(f"{member} replied with {type(reply).__name__} that tells no usage; its program is at fault")
     found = reply.usage
@@ -40,8 +40,10 @@ def cost(member: str, reply: object) -> Usage:
 
 
 def lengths(member: str, reply: object, texts: Sequence[str | Sequence[int]], context: int) -> tuple[int, ...]:
-    """The tokens of each row, as a receipt tells them: of token ids as many as there are; of a text at least one, no
-    more than it can have, and fewer than the context holds."""
+    """Validate the tokens of each row, as a receipt tells them.
+
+    Of token ids there are as many; of a text at least one, no more than it can have, and fewer than the context holds.
+    """
     found = reply.lengths if isinstance(reply, Receipt) else ()
     if not _are(found, int) or len(found) != len(texts) or not all(map(_may_be, found, texts)) or max(found) >= context:
         raise FedrayError(f"{member} told other lengths than {len(texts)} prompts can have in its context of {context}")
@@ -53,17 +55,17 @@ def _may_be(tokens: int, text: str | Sequence[int]) -> bool:
 
 
 def most_tokens(*turns: str) -> int:
-    """More than any tokenizer makes of a text, or of the turns of a conversation: some normalize before they cut."""
-    return TEMPLATE + sum(TOKENS_PER_BYTE * len(turn.encode()) + MARKS for turn in turns)
+    """Bound the tokens of a text, or of a conversation's turns, in any tokenizer: some normalize before they cut."""
+    return TEMPLATE + sum(TOKENS_PER_BYTE * len(turn.encode(errors="replace")) + MARKS for turn in turns)
 
 
 def answer(member: str, reply: object, request: Request) -> Answer:
-    """A member's own answer to a request."""
+    """Validate a member's own answer to a request."""
     return Answer(rows(member, reply, request), member, (), usage=cost(member, reply))
 
 
 def rows(member: str, reply: object, request: Request) -> tuple[Row, ...]:
-    """A row per prompt, each with a choice or a text of printable characters."""
+    """Validate a row per prompt, each with a choice or a text of printable characters."""
     found = reply.rows if isinstance(reply, Answer) else ()
     if type(found) is not tuple or len(found) != request.rows() or not all(type(row) is Row for row in found):
         raise FedrayError(f"{member} answered something else than {request.rows()} rows; its program is at fault")

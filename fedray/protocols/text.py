@@ -41,10 +41,13 @@ async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> No
 
 
 async def _too_long(exchange: Exchange, notes: Mapping[str, Mapping[int, str]]) -> Sequence[str]:
-    """Whose notes do not fit: the receiver counts tokens, where there are more bytes than tokens in its context."""
+    """Find whose notes do not fit: the receiver counts their tokens, where there are more bytes than it has room."""
     receiver, request = exchange.plan.receiver, exchange.of_receiver_only()
     room = exchange.group.members[receiver].context - request.generation.max_tokens - TEMPLATE
     for b, prompt in enumerate(request.prompts):
-        if len(prompt.encode()) + sum(len(texts.get(b, "").encode()) for texts in notes.values()) > room:
+        if (
+            len(prompt.encode(errors="replace")) + sum(len(texts.get(b, "").encode()) for texts in notes.values())
+            > room
+        ):
             return await exchange.of_receiver(exchange.group.start(receiver, "overflow", request, notes))
     return ()

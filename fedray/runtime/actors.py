@@ -63,7 +63,7 @@ class Parcel:
 
 
 def _opening(cls: type) -> type:
-    """The class with methods that take payloads for parcels."""
+    """Make a class of the same methods, which get payloads for parcels."""
 
     def opening(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -77,7 +77,7 @@ def _opening(cls: type) -> type:
 
 
 def _opened(args: Sequence[Any]) -> list[Any]:
-    """Arguments with payloads for parcels; a FedrayError stands for what cannot be opened."""
+    """Replace parcels by their payloads; a FedrayError stands for what cannot be opened."""
     parcels = [arg.payload for arg in args if isinstance(arg, Parcel)]
     try:
         payloads = iter(ray.get(parcels))  # side by side, where they are on other nodes

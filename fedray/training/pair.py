@@ -137,7 +137,7 @@ class Pair:
         return combine.openness(own.own(), own.spans, self.part(fuser, batch))
 
     def norms(self) -> Norms:
-        """The range of the sender's caches: of all conversations where they are in memory, or else of NORMS_FROM."""
+        """Measure the range of the sender's caches: of all conversations that are in memory, or else of NORMS_FROM."""
         if self._kept is not None:
             return norms_of([self._kept[0].cache])
         rows = range(0, len(self), max(1, len(self) // NORMS_FROM))

@@ -7,7 +7,7 @@ int32 positions, where they are not 0, 1, 2, ..., and int32 (start, end) spans, 
 protocol 5 (and so Ray's object store) moves them out of band without a copy.
 
 What arrives stays as it came, all rows one after another: nothing is padded before it is fused, so that unpacking takes
-as many numbers as came, in one's own precision (at most 8 times the bytes, from int4), and 24 bytes per token.
+as many numbers as came, in one's own precision (at most 8 times the bytes, from int4), and 48 bytes per token.
 Shape legend: L layers that were sent, N kv heads, B rows, T tokens of the longest, S tokens of all rows, H head dim.
 """
 
@@ -48,8 +48,10 @@ class Payload:
 
 
 def checked(payload: object, of: str) -> Payload:
-    """What a member called `of` sent, if it is a payload of flat arrays of bytes. Raises CorruptPayload, or the error
-    that stands for what could not be opened."""
+    """Validate that what a member called `of` sent is a payload of flat arrays of bytes.
+
+    Raises CorruptPayload, or the error that stands for what could not be opened.
+    """
     if isinstance(payload, FedrayError):
         raise payload
     if type(payload) is not Payload:
@@ -225,7 +227,7 @@ def unpack(
 
 
 def _positions(header: Header, buffers: list[np.ndarray]) -> Tensor | None:
-    """(S,): where each token stands in its row, ascending; None where they do not."""
+    """Read where each token stands in its row, ascending: (S,). None where they do not."""
     if not buffers:
         return _counted(header.lengths)
     found = buffers[0].view(np.int32).astype(np.int64)
@@ -259,7 +261,7 @@ def _counted(lengths: Sequence[int]) -> Tensor:
 
 
 def _of_tokens(of_rows: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """(S,): of each token what its row has."""
+    """Repeat what each row has for its tokens: (S,)."""
     return torch.tensor(of_rows, dtype=torch.long).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
 
 
@@ -277,9 +279,9 @@ def _layers(sent_LNSH: Tensor, chosen: Sequence[int], spec: KVSpec) -> tuple[Ten
 
 
 def _rows_of(found: np.ndarray, lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...] | None:
-    """Per row the spans of its tokens; None where they are none: in a text each begins about where the last ended.
+    """Split spans into rows; None where they are none: in a text each begins about where the last ended.
 
-    (Comparing two texts' spans takes time in proportion to their lengths then, and not to the product.)
+    So comparing two texts' spans takes time in proportion to their lengths, and not to the product.
     """
     if not lengths:
         return ()

@@ -27,7 +27,7 @@ def select(cache: KVCache, layers: Layers | None, wire: Wire, seed: int = 0) -> 
 
 
 def layers_sent(spec: KVSpec, layers: Layers | None, wire: Wire, seed: int = 0) -> Layers:
-    """Which of the layers that are read (None: all) are sent: the same at the sender, and as its receiver expects."""
+    """Choose those of the layers that are read (None: all) which are sent, alike at a sender and at its receiver."""
     everything = tuple(range(spec.layers))
     return keep_layers(layers or (everything, everything), wire.keep_layers, wire.layer_score, seed)
 
