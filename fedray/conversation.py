@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import TracebackType
 
-from fedray.types import Answer, FedrayError, Request, SessionLost, Talk
+from fedray.errors import SessionLost
+from fedray.types import Answer, FedrayError, Request, Talk
 
 
 class Conversation:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fedray.border import why
 from fedray.types import FedrayError, MemberInfo
 
 if TYPE_CHECKING:
@@ -59,10 +60,12 @@ class Group(Protocol):
 
 @dataclass(slots=True)
 class _Done:
-    """The handle of LocalGroup: the value itself, or the error that took its place."""
+    """The handle of LocalGroup: the value itself, or the error that took its place. ships: a member gets `payload` for
+    the handle, and not the value."""
 
     value: Any = None
     payload: Any = None
+    ships: bool = False
     error: Exception | None = None
     done_at: float = 0.0
 
@@ -78,15 +81,15 @@ class LocalGroup:
         function = getattr(self._members[member], method)
         try:
             value = function(*map(_resolve, args), **kwargs)
-        except (FedrayError, RuntimeError, ValueError) as error:  # what a remote member would report as failed
+            ships = getattr(function, "ships", False)
+            value, payload = value if ships else (value, None)
+        except Exception as error:  # noqa: BLE001  # what a remote member would report as failed, whatever it is
             return _Done(error=error, done_at=time.monotonic())
-        if getattr(function, "ships", False):
-            return _Done(value=value[0], payload=value[1], done_at=time.monotonic())
-        return _Done(value=value, done_at=time.monotonic())
+        return _Done(value, payload, ships, done_at=time.monotonic())
 
     async def wait(self, handles: Sequence[_Done], deadline: float | None = None) -> Waited:
         late = {i for i, h in enumerate(handles) if deadline is not None and h.done_at > deadline}
-        failed = {i: str(h.error) for i, h in enumerate(handles) if h.error and i not in late}
+        failed = {i: why(h.error) for i, h in enumerate(handles) if h.error and i not in late}
         ready = tuple(i for i in range(len(handles)) if i not in late and i not in failed)
         return Waited(ready, failed, tuple(sorted(late)))
 
@@ -110,4 +113,4 @@ class LocalGroup:
 def _resolve(argument: Any) -> Any:
     if not isinstance(argument, _Done):
         return argument
-    return argument.payload if argument.payload is not None else argument.value
+    return argument.payload if argument.ships else argument.value

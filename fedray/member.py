@@ -25,15 +25,17 @@ from fedray.fusion.registry import load_fuser, load_gate
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
 from fedray.llm.catalogue import shown
-from fedray.llm.decoding import NO_NUMBERS, Context
+from fedray.llm.decoding import Context
 from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM
 from fedray.privacy import rephrase
 from fedray.reading import Reader
+from fedray.receiving import Asked, Receiver
 from fedray.sessions import Session, Sessions
 from fedray.speculation.server import Server
 from fedray.speculation.worker import Worker
 from fedray.types import (
+    NO_NUMBERS,
     Answer,
     Artifact,
     Compile,
@@ -41,7 +43,6 @@ from fedray.types import (
     Generation,
     Layers,
     MemberInfo,
-    Missing,
     Opening,
     Plan,
     Receipt,
@@ -51,14 +52,15 @@ from fedray.types import (
     Talk,
     Usage,
     Wire,
+    failed_rows,
 )
-from fedray.wire.payload import Payload, Shipment, pack, ships, unpack
+from fedray.wire.payload import Payload, pack, ships
 from fedray.wire.selection import select
 
 AS_IT_IS = Wire()
 
 
-class Member(Reader, Participant, Server, Worker):
+class Member(Reader, Receiver, Participant, Server, Worker):
     """One LLM on one device."""
 
     def __init__(
@@ -179,7 +181,7 @@ class Member(Reader, Participant, Server, Worker):
         held = self._sessions.get(session)
         rows = self._respond(session, held, combine.concat(held.own(), []), request)
         clock.lap(phase or "decode")
-        return Answer(rows, self.name, (), self._failed(rows), self._usage(clock, held, rows))
+        return Answer(rows, self.name, (), failed_rows(self.name, rows), self._usage(clock, held, rows))
 
     def rewrite(self, session: str, request: Request, count: int) -> Rewrites:
         """`count` rephrasings of every prompt that keep its rare words and choices (privacy/rephrase.py)."""
@@ -216,28 +218,41 @@ class Member(Reader, Participant, Server, Worker):
         return Opening(weights, self._usage(clock, held))
 
     def answer(
-        self, session: str, senders: tuple[str, ...], request: Request, plan: Plan, *payloads: Payload
+        self,
+        session: str,
+        senders: tuple[str, ...],
+        request: Request,
+        plan: Plan,
+        *payloads: Payload,
+        asked: Asked | None = None,
     ) -> Answer:
         """Fuse the senders' caches into one's own and answer: score the choices, or decode.
 
-        Payload i is senders[i]'s. A payload that does not hold together is left out and named in `missing`.
+        Payload i is senders[i]'s. One that is not what the plan lets it send is left out and named in `missing`.
+        asked: the rows of each sender's; None: any of them will do.
         """
         clock = Clock()
-        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, clock)
+        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
         rows = self._respond(session, held, context, request)
         clock.lap("decode")
         weights = held.weights_by_name(plan.senders)
         rows = tuple(replace(row, weights=w) for row, w in zip(rows, weights, strict=True))
         usage = Usage(clock.seconds, size, answer_tokens=sum(len(r.tokens) for r in rows))
-        return Answer(rows, self.name, took_part, (*missing, *self._failed(rows)), usage)
+        return Answer(rows, self.name, took_part, (*missing, *failed_rows(self.name, rows)), usage)
 
     def stream(
-        self, session: str, senders: tuple[str, ...], request: Request, plan: Plan, *payloads: Payload
+        self,
+        session: str,
+        senders: tuple[str, ...],
+        request: Request,
+        plan: Plan,
+        *payloads: Payload,
+        asked: Asked | None = None,
     ) -> Iterator[str | Answer]:
         """Like `answer` for one prompt: pieces of its text as they are decoded, then the Answer."""
         clock = Clock()
-        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, clock)
+        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
         logits = self._read_last_token(held, context)
         ids: list[int] = []
@@ -261,7 +276,7 @@ class Member(Reader, Participant, Server, Worker):
 
     def first_logits(self, session: str, senders: tuple[str, ...], plan: Plan, *payloads: Payload) -> list[list[float]]:
         """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
-        context, _, _, _ = self._fuse(session, senders, plan, payloads, Clock())
+        context, _, _, _ = self._fuse(session, senders, plan, payloads, None, Clock())
         return self._read_last_token(self._sessions.get(session), context).tolist()
 
     def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
@@ -295,43 +310,6 @@ class Member(Reader, Participant, Server, Worker):
             raise FedrayError(f"{shown(self.name)}: its gate weighs nobody by numbers (NaN), or {NO_NUMBERS}")
         return weights_BS
 
-    @torch.no_grad()
-    def _fuse(
-        self, session: str, senders: tuple[str, ...], plan: Plan, payloads: tuple[Payload, ...], clock: Clock
-    ) -> tuple[Context, tuple[str, ...], tuple[Missing, ...], int]:
-        self._take(self._threads)
-        held = self._sessions.get(session)
-        parts, missing = [], []
-        for sender, payload in zip(senders, payloads, strict=True):
-            try:
-                shipment = unpack(payload, batch=held.cache.batch, device=self.llm.device, dtype=self.llm.model.dtype)
-                part = self._part(sender, shipment, held, plan)
-                part.check(held.cache)
-                parts.append(part)
-            except FedrayError as error:  # a payload or a fuser that does not hold: this sender's trouble alone
-                missing.append(Missing(sender, str(error)))
-        size = sum(p.nbytes for p in payloads)
-        self._received_bytes += size
-        clock.lap("unpack")
-        context = combine.fuse(plan.fusion, held.own(), held.spans, parts, plan.fusion_order)
-        clock.lap("fuse")
-        return context, tuple(part.sender for part in parts), tuple(missing), size
-
-    def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
-        batch = held.cache.batch
-        weights_BS = held.weights_BS if held.weights_BS is not None else torch.ones(batch, len(plan.senders))
-        spans = dict(zip(shipment.rows, shipment.spans, strict=False))
-        whole = dict(zip(shipment.rows, shipment.whole, strict=True))
-        return combine.Part(
-            sender=sender,
-            fuser=self.fuser(plan.fusers[sender], plan.compile),
-            cache=shipment.cache.scatter(shipment.rows, batch),
-            weight_B=weights_BS[:, plan.senders.index(sender)].to(self.llm.device),
-            spans=tuple(spans.get(row, ()) for row in range(batch)),
-            whole=tuple(whole.get(row, 0) for row in range(batch)),
-            layers=shipment.layers,
-        )
-
     def _read_last_token(self, held: Session, context: Context) -> Tensor:
         last = torch.tensor([[row[-1]] for row in held.ids], device=self.llm.device)
         logits, _ = decoding.step(self.llm.model, context, last)
@@ -353,11 +331,6 @@ class Member(Reader, Participant, Server, Worker):
             _best(choices[b], ids[b], scores[b], greedy[b]) if said[b] else Row("", failed=True)
             for b in range(len(choices))
         )
-
-    def _failed(self, rows: Sequence[Row]) -> tuple[Missing, ...]:
-        """This member, where some of its answers failed."""
-        failed = sum(row.failed for row in rows)
-        return (Missing(self.name, f"in {failed} of {len(rows)} answers {NO_NUMBERS}"),) if failed else ()
 
     def _decode(
         self, session: str, context: Context, logits: Tensor, generation: Generation, failed: set[int]

@@ -102,6 +102,7 @@ class Planner:
             fusers={n: self._fuser(asked[n], receiver, fuser, fusion) for n in names if fusing},
             gate=gate if weighing else "none",
             gate_artifact=self._registry.find_gate(receiver, names, fusion) if learned else None,
+            contexts={n: asked[n].context for n in names if fusing},
             **choices,
         )
         if not answer_all:

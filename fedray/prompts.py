@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedray.text import one_line
+
 
 def hint_prompt(question: str) -> str:
     return f"give a hint: {question}"
@@ -21,8 +23,3 @@ def notes_prompt(notes: Sequence[str], question: str) -> str:
     """The question under its notes, a line each; without notes the question alone."""
     lines = [one_line(note) for note in notes if note.strip()]
     return "notes:\n" + "".join(f"- {line}\n" for line in lines) + question if lines else question
-
-
-def one_line(text: str) -> str:
-    """A note without line breaks, which would end it."""
-    return " ".join(text.split())

@@ -6,16 +6,19 @@ next turn crops that cache to what is the same from the beginning, and reads on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedray.clock import Clock
 from fedray.llm import decoding
-from fedray.llm.model import LLM, Span
+from fedray.llm.model import LLM, Span, encode
 from fedray.llm.prefix import Known, read_on
 from fedray.llm.turns import encode_turns
+from fedray.prompts import one_line
 from fedray.sessions import Session, Sessions
-from fedray.types import Receipt, Row, Talk, Usage
+from fedray.types import Receipt, Request, Row, Talk, Usage
 from fedray.wire.payload import ships
+
+_MARKS = 8  # tokens around a note, and of the word above them
 
 
 class Reader:
@@ -49,6 +52,23 @@ class Reader:
     ) -> tuple[Receipt, tuple[tuple[int, ...], ...]]:
         """The token ids of prompts in this LLM's template, for senders that read them as they are."""
         return Receipt(self.name, Usage()), tuple(tuple(ids) for ids in self._encode(prompts, None, talk)[0])
+
+    def overflow(self, request: Request, notes: Mapping[str, Mapping[int, str]]) -> tuple[str, ...]:
+        """Find whose notes must be left out, the longest first, so that this LLM's context holds every prompt under the
+        others', and its answer. notes: sender -> row -> text."""
+        gone: dict[str, int] = {}
+        answer = min(request.generation.max_tokens, self.llm.context // 4)
+        for b, prompt in enumerate(request.prompts):
+            room = self.llm.context - answer - len(encode(self.llm.words(), self.llm.template, prompt).ids) - _MARKS
+            sizes = {
+                name: len(self.llm.encode_answer(one_line(texts[b]))) + _MARKS
+                for name, texts in notes.items()
+                if b in texts and name not in gone
+            }
+            while sizes and sum(sizes.values()) >= room:
+                longest = max(sizes, key=sizes.__getitem__)
+                gone[longest] = sizes.pop(longest)
+        return tuple(gone)
 
     def _read(
         self,

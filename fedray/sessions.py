@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from fedray.errors import SessionLost
 from fedray.llm.cache import KVCache
 from fedray.llm.model import Span
 from fedray.llm.prefix import Known, shared
 from fedray.llm.track import Track
-from fedray.types import Round, SessionLost
+from fedray.types import Round
 
 K = TypeVar("K", bound="Kept")
 TTL_S = 600.0  # a session nobody released or used for so long is dropped

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from fedray.types import FedrayError
+from fedray.errors import FedrayError
 
+_KEPT = frozenset("\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}")
 MASKED = "://***@"
 _USERINFO = re.compile(r"://[^\s/\"'<>]*@")  # greedy: a password may hold an @ of its own
 
@@ -49,3 +50,19 @@ def decode_text(data: bytes, where: str, first: int = 1) -> str:
         raise FedrayError(
             f"{where}, line {line} has byte 0x{data[error.start]:02x}, which is not UTF-8: convert it to UTF-8"
         ) from error
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Remove from a text of others what a terminal or a file would obey or refuse, and cut it to `limit` characters.
+
+    Control characters, escape sequences, bidirectional marks and lone surrogates go; line breaks and tabs stay, other
+    white space becomes a space. The joiners of Indic and Persian scripts and of emoji stay.
+    """
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() or c in _KEPT else " " if c.isspace() else "" for c in text)
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a text, as of a note, which a line break would end."""
+    return " ".join(text.split())

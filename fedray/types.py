@@ -10,16 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedray.errors import FedrayError
 from fedray.rounds import SpecFed, Speculation
 from fedray.sharing import FedAttn
+from fedray.text import one_line, printable
 
-
-class FedrayError(ValueError):
-    """A mistake of the user's or of the outside world: one sentence that says what is wrong, where, and the remedy."""
-
-
-class SessionLost(FedrayError):
-    """A member does not hold the session a call refers to (released, timed out, or the member was restarted)."""
+REASON = 500  # characters of a reason that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +121,20 @@ def _sums(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A member that took no part, and why."""
+    """A member that took no part, and why: one printable line of bounded length, whoever wrote it."""
 
     member: str
     reason: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(printable(self.reason, REASON)))
 
+
+Codec = Literal["none", "int8", "int4"]
+NO_NUMBERS = (
+    "the logits of its LLM are no numbers (NaN or infinity): its weights are damaged, or its numbers too large for its "
+    "dtype"
+)
 Compile = Literal["default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
 Layers = tuple[tuple[int, ...], tuple[int, ...]]  # whose keys, and whose values; ascending
 
@@ -143,7 +147,7 @@ class Wire:
     fuser reads; where it would read another it changes nothing, as if its gate were closed there.
     """
 
-    codec: Literal["none", "int8", "int4"] = "none"
+    codec: Codec = "none"
     keep: float = 1.0
     score: Literal["last", "norm", "similar", "random"] = "last"
     keep_layers: float = 1.0
@@ -292,6 +296,7 @@ class Plan:
     peers: tuple[Plan, ...] = ()  # answer_all: the plans of the other members, each a receiver too
     vote: bool = False  # answer_all: the majority's answer instead of the receiver's
     seed: int = 0
+    contexts: Mapping[str, int] = field(default_factory=dict)  # sender -> tokens that it holds at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +312,12 @@ class Row:
     greedy: tuple[bool, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
     failed: bool = False
+
+
+def failed_rows(member: str, rows: Sequence[Row]) -> tuple[Missing, ...]:
+    """Name a member of whose answers some failed."""
+    failed = sum(row.failed for row in rows)
+    return (Missing(member, f"in {failed} of {len(rows)} answers {NO_NUMBERS}"),) if failed else ()
 
 
 @dataclass(frozen=True, slots=True)

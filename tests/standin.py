@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedray.types import FedrayError, KVSpec, MemberInfo, SessionLost
+from fedray.errors import SessionLost
+from fedray.types import FedrayError, KVSpec, MemberInfo
 
 Parcel = tuple[bytes, tuple[np.ndarray, ...]]
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
+from fedray.errors import SessionLost
 from fedray.fusion.gating import fixed_weights
 from fedray.fusion.registry import Registry
 from fedray.group import LocalGroup
 from fedray.llm.loading import describe
 from fedray.member import Member
 from fedray.protocols import PROTOCOLS
-from fedray.types import Answer, Generation, Plan, Request, SessionLost
+from fedray.types import Answer, Generation, Plan, Request
 from fedray.wire.payload import unpack
 
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")

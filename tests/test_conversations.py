@@ -16,6 +16,7 @@ from tiny import QUESTIONS, random_fuser, random_llm
 
 from fedray import Federation, sessions
 from fedray.conversation import Conversation
+from fedray.errors import SessionLost
 from fedray.fusion.gating import Gate, GateConfig
 from fedray.fusion.registry import Registry
 from fedray.llm.catalogue import slug
@@ -26,7 +27,7 @@ from fedray.protocols import PROTOCOLS
 from fedray.protocols.caches import collect
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.standalone import alone
-from fedray.types import Answer, FedrayError, Missing, Plan, Request, SessionLost, Talk
+from fedray.types import Answer, FedrayError, Missing, Plan, Request, Talk
 from fedray.wire.payload import unpack
 
 TURNS = (*QUESTIONS, "and what else?")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedray.llm.catalogue import CATALOGUE
+from fedray.rounds import SpecFed
 from fedray.wire.distributions import (
     count_of,
     pack_distributions,
@@ -143,3 +144,27 @@ def test_what_was_not_asked_for_is_refused():
     payload = pack_distributions(some(640), ROWS, 7)
     with pytest.raises(CorruptPayload, match="asked were"):
         unpack_distributions(payload, rows=((0, 3), (4, 3)))
+
+
+def test_entries_and_vocabulary_are_those_that_were_asked_for():
+    """More of either would take memory that no honest worker's payload takes."""
+    payload = pack_distributions(some(640), ROWS, 64)
+    for how in (SpecFed(top_k=64), SpecFed(top_k=0.1)):
+        assert unpack_distributions(payload, rows=ROWS, how=how, vocabulary=640).vocabulary == 640
+        assert unpack_distributions(payload, rows=ROWS, how=how, vocabulary=600).vocabulary == 640
+        with pytest.raises(CorruptPayload, match="over 640 tokens, where about 300 are right"):
+            unpack_distributions(payload, rows=ROWS, how=how, vocabulary=300)
+    for how in (SpecFed(top_k=63), SpecFed(top_k=1.0), SpecFed(top_k=64, measure=True)):
+        with pytest.raises(CorruptPayload, match="other entries than were asked for"):
+            unpack_distributions(payload, rows=ROWS, how=how, vocabulary=640)
+    whole = pack_distributions(some(640), ROWS, 64, whole=True)
+    with pytest.raises(CorruptPayload, match="other entries"):
+        unpack_distributions(whole, rows=ROWS, how=SpecFed(top_k=64), vocabulary=640)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 7, b"FRTK", ((b"", ()),), Payload(b"", ()), Payload(None, ()), Payload(b"", None)]
+)
+def test_what_is_no_payload_of_distributions_is_refused(wrong):
+    with pytest.raises(CorruptPayload):
+        unpack_distributions(wrong, rows=ROWS)

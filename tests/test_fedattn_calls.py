@@ -14,13 +14,14 @@ import pytest
 from participants import BOTH, ask, plan_of
 from tiny import random_llm
 
+from fedray.errors import SessionLost
 from fedray.fedattn.parked import Parked
 from fedray.fedattn.participant import Segment
 from fedray.group import LocalGroup
 from fedray.llm.model import LLM
 from fedray.member import Member
 from fedray.sharing import FedAttn
-from fedray.types import Generation, SessionLost
+from fedray.types import Generation
 
 HOW, TEXT = FedAttn(2, 2), ("notes:\n- a b c.\n",)
 

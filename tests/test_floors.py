@@ -18,14 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in (ROOT / top).rglob("*.py"))
 
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"rounds", "sharing"}),
+    frozenset({"errors"}),
+    frozenset({"rounds", "sharing", "text"}),
     frozenset({"types"}),
-    frozenset({"suggest", "background", "clock", "disk", "prompts", "text"}),
+    frozenset({"suggest", "background", "border", "clock", "disk", "prompts"}),
     frozenset({"schema"}),
     frozenset({"llm", "wire", "data"}),
     frozenset({"fusion", "privacy"}),
     frozenset({"sessions"}),
-    frozenset({"reading", "fedattn", "speculation"}),
+    frozenset({"reading", "receiving", "fedattn", "speculation"}),
     frozenset({"member"}),
     frozenset({"group"}),
     frozenset({"protocols", "planner"}),
@@ -41,7 +42,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Beside the stairs: they know the ground only, and only these rooms know them.
-GROUND = frozenset({"rounds", "sharing", "types", "suggest", "schema", "prompts", "disk", "text"})
+GROUND = frozenset({"errors", "rounds", "sharing", "types", "suggest", "schema", "prompts", "disk", "text"})
 ASIDE = frozenset({"tracking", "report", "reporting", "config", "arguments", "settings", "checks"})
 KNOW_ASIDE = frozenset(
     {"forecast", "provision", "federation", "training", "evaluation", "benchmark", "inventory", "importing", "jobs"}
@@ -57,6 +58,7 @@ BESIDES = {
     "zoo": {
         "fedray.reporting.screen",
         "fedray.training.conversations",
+        "fedray.training.data",
         "fedray.training.pair",
         "fedray.training.recipe",
         "fedray.training.fuser_trainer",

@@ -86,6 +86,8 @@ MALFORMED: dict[str, Callable[[str], bytes]] = {
     "other role": resealed(lambda v: v.update(role="gate")),
     "no role": resealed(lambda v: v.update(role="x" * 10**5)),
     "training a list": changed(lambda v: v.update(training=[])),
+    "norms of no layer": changed(lambda v: v["training"].update(norms=[1.0] * 100)),
+    "norms of other layers": changed(lambda v: v["training"].update(norms={"keys": [[1, 2]], "values": [[1, 2]]})),
     "config changed": changed(lambda v: v["config"].update(hidden=7)),
     "LLM changed": changed(lambda v: v["llms"]["llama-1b"].update(weights="0" * 16)),
     "weights changed": changed(lambda v: v.update(weights="0" * 64)),
@@ -94,7 +96,7 @@ MALFORMED: dict[str, Callable[[str], bytes]] = {
     "unknown kind": resealed(lambda v: v["config"].update(kind="linear")),
     "kind a list": resealed(lambda v: v["config"].update(kind=["mlp"])),
     "unknown operator": resealed(lambda v: v["config"].update(operator="add")),
-    "c2c that does not mix": resealed(lambda v: v["config"].update(kind="c2c")),
+    "c2c that does not mix": resealed(lambda v: v["config"].update(kind="c2c", operator="concat")),
     "unknown alignment": resealed(lambda v: v["config"].update(layer_alignment="top")),
     "no sender": resealed(lambda v: v["config"].pop("sender")),
     "sender a number": resealed(lambda v: v["config"].update(sender=6)),
@@ -190,7 +192,7 @@ def test_a_version_in_the_folder_of_another_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda v: v["training"].update(norms=[1.0] * 100, note="x\ud800\x1b", deep=[[[[[[[[1]]]]]]]]),
+        lambda v: v["training"].update(losses=[1.0] * 100, note="x\ud800\x1b", deep=[[[[[[[[1]]]]]]]]),
         lambda v: v.update(training={}, code="later than this"),
         lambda v: v["training"].update(steps="many", questions=None),
     ],

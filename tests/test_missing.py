@@ -16,6 +16,7 @@ from fedray.llm.loading import describe
 from fedray.member import Member
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
+from fedray.text import printable
 from fedray.types import Answer, FedrayError, Generation, Plan, Receipt, Request
 from fedray.wire.payload import Payload, ships
 
@@ -93,7 +94,8 @@ def test_a_sender_without_a_fuser_is_refused_or_speaks(registry, tmp_path):
     answer = ask(group(), spoken)
     hint = asyncio.run(_hint("llama-1b"))
     only = replace(spoken, speakers=())
-    notes = tuple(f"notes:\n- {h}\n{q}" for h, q in zip(hint, QUESTIONS, strict=True))
+    assert "" in hint, "one of them says nothing that can be printed"
+    notes = tuple(f"notes:\n- {h}\n{q}" if h else q for h, q in zip(hint, QUESTIONS, strict=True))
     quoted = replace(REQUEST, prompts=notes, asked=dict.fromkeys(SENDERS, QUESTIONS))
     wanted = asyncio.run(PROTOCOLS["c2c"](quoted, only, group()))
     assert [row.tokens for row in answer.rows] == [row.tokens for row in wanted.rows]
@@ -105,10 +107,10 @@ _said: list[str] = []
 
 
 async def _hint(sender: str) -> list[str]:
-    """What a sender answers, as notes quote it: on one line."""
+    """What a sender answers, as notes quote it: printable, on one line."""
     rows = random_member(sender).alone("hint", Request(QUESTIONS, generation=Generation(max_tokens=32))).rows
-    _said.extend(row.text for row in rows)
-    return [" ".join(row.text.split()) for row in rows]
+    _said.extend(printable(row.text) for row in rows)
+    return [" ".join(text.split()) for text in _said]
 
 
 def test_a_fuser_that_cannot_be_read_is_its_senders_trouble(registry):

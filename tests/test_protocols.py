@@ -16,6 +16,7 @@ from fedray.llm.loading import describe
 from fedray.planner import Planner
 from fedray.prompts import notes_prompt
 from fedray.protocols import PROTOCOLS
+from fedray.text import printable
 from fedray.types import T2T, Answer, FedrayError, Generation, Plan, Request
 
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
@@ -85,7 +86,7 @@ def test_text_is_read_as_notes(group, planner):
     """t2t as published equals the receiver alone on a prompt that quotes every sender, in the senders' order."""
     answer = ask(group, plan(planner, "t2t", t2t=T2T(max_tokens=5)))
     spoken = replace(REQUEST, generation=Generation(max_tokens=5))
-    said = [[row.text for row in alone(group, spoken, s).rows] for s in SENDERS]
+    said = [[printable(row.text) for row in alone(group, spoken, s).rows] for s in SENDERS]
     prompts = tuple(notes_prompt([words[b] for words in said], q) for b, q in enumerate(QUESTIONS))
     assert tokens(answer) == tokens(alone(group, replace(REQUEST, prompts=prompts)))
     assert answer.senders == SENDERS

@@ -25,7 +25,7 @@ from tiny import random_fuser, random_llm
 from fedray.disk import staged
 from fedray.fusion import store
 from fedray.fusion.manifest import Manifest
-from fedray.fusion.registry import Registry, load_fuser
+from fedray.fusion.registry import SHIPPED, Registry, load_fuser
 from fedray.fusion.store import read_manifest, read_weights, write_version
 from fedray.llm.loading import describe
 from fedray.types import FedrayError
@@ -309,3 +309,12 @@ def test_weights_that_are_not_the_manifests_are_not_stored(versions: Versions, t
         Registry(tmp_path / "other").adopt(replace(manifest, weights="0" * 64), blob)
     assert not (tmp_path / "other").exists()
     assert Manifest.from_json(manifest.to_json()) == manifest == read_manifest(folder)
+
+
+def test_the_age_of_a_packages_files_says_nothing(tmp_path):
+    """An installation, a clone and a copy each give them times of their own."""
+    shutil.copytree(SHIPPED, tmp_path / "package")
+    versions = sorted((tmp_path / "package" / "llama-1b--qwen3-0.6b").iterdir())
+    for age, folder in enumerate(versions):
+        os.utime(folder / "manifest.json", (age, age))
+    assert [path for _, path in Registry(None, tmp_path / "package").versions("llama-1b--qwen3-0.6b")] == versions

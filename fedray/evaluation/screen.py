@@ -11,7 +11,7 @@ from fedray.evaluation.metrics import Comparison
 from fedray.evaluation.record import Outcome, Result
 from fedray.report import Cost, Learned, Participant, Report
 from fedray.reporting import screen
-from fedray.reporting.screen import plain
+from fedray.text import printable
 from fedray.types import Missing
 
 _STYLES: dict[Outcome, str] = {"rescued": "green", "harmed": "red", "both right": "", "both wrong": "dim", "": ""}
@@ -56,22 +56,22 @@ class Screen(screen.Screen):
             yield update
 
     def alone(self, receiver: str, text: str) -> None:
-        self.line(Text.assemble((f"{receiver} alone  ", "bold"), plain(text)))
+        self.line(Text.assemble((f"{receiver} alone  ", "bold"), printable(text)))
 
     def stream(self, pieces: Iterable[str]) -> None:
         """Show an answer as it is decoded."""
         self.console.print(Text("the federation  ", "bold green"), end="")
         for piece in pieces:
-            self.console.print(Text(plain(piece)), end="", soft_wrap=True)
+            self.console.print(Text(printable(piece)), end="", soft_wrap=True)
         self.console.print()
 
     def details(self, result: Result) -> None:
         """Of a single prompt: what senders read in its place, and what each member answered."""
         answered = result.answered()
         for sender, text in answered.read.items():
-            self.line(Text.assemble((f"{sender} read  ", "dim"), plain(text)))
+            self.line(Text.assemble((f"{sender} read  ", "dim"), printable(text)))
         for name, text in answered.by_member.items():
-            self.line(Text.assemble((f"{name} answered  ", "dim"), plain(text or "-")))
+            self.line(Text.assemble((f"{name} answered  ", "dim"), printable(text or "-")))
 
     def summary(self, report: Report, results: Sequence[Result], found: Mapping[str, Comparison]) -> None:
         """Everything a finished (or interrupted) run has to say."""
@@ -96,7 +96,7 @@ class Screen(screen.Screen):
         for result in _some(results):
             a = result.answered()
             texts = (a.question, a.gold or "-", a.alone or "-", a.federated or "-", result.outcome)
-            rows.append([Text(plain(text), _STYLES[result.outcome]) for text in texts])
+            rows.append([Text(printable(text), _STYLES[result.outcome]) for text in texts])
         self.table("Some of the questions", ("question", "gold", "alone", "federated", ""), rows)
 
     def accuracy(self, found: Mapping[str, Comparison], scoring: str) -> None:
@@ -132,7 +132,7 @@ class Screen(screen.Screen):
     def unrephrased(self, flaws: Mapping[int, str], n: int) -> None:
         """Questions that no rewrite stood for, and what was wrong with one of those."""
         if flaws:
-            flaw = plain(next(iter(flaws.values())))
+            flaw = printable(next(iter(flaws.values())))
             self.line(f"{len(flaws)} of {n} questions kept no whole rewrite ({flaw}): the receiver answered them alone")
 
     def unparseable(self, report: Report) -> None:

@@ -9,22 +9,26 @@ that others may compute.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedray.border import Border
 from fedray.clock import Clock
+from fedray.errors import SessionLost
 from fedray.fedattn.others import Others, Own, Rows, joined, thinned, to_send
 from fedray.fedattn.parked import Parked
 from fedray.fedattn.schedule import sync_layers
+from fedray.fusion.norms import check_norms
 from fedray.llm.decoding import Context, empty_context, pad, step
 from fedray.llm.families import window_of
 from fedray.llm.model import LLM, check_length
 from fedray.sessions import Kept, Sessions
 from fedray.sharing import FedAttn
-from fedray.types import Answer, FedrayError, Generation, Missing, Receipt, Row, SessionLost, Usage
+from fedray.types import Answer, Codec, FedrayError, Generation, KVSpec, Receipt, Row, Usage, Wire, failed_rows
+from fedray.wire.header import Expected
 from fedray.wire.payload import Payload, pack, ships, unpack
 
 Choices = tuple[tuple[str, ...], ...]
@@ -37,18 +41,19 @@ class Segment(Kept):
     """One participant's part of a batch of prompts. ids: per row; number: of the participant, the publisher's the last.
 
     posted: the sync at which the pass is parked, and what the call that led there gave; None while the pass runs, and
-    once it has ended or failed. refused: others whose payload did not hold together -> why.
+    once it has ended or failed. starts: per row the tokens before the segment; border: whose payloads were refused.
     """
 
     ids: list[list[int]]
     how: FedAttn
     number: int
-    codec: str
+    codec: Codec
     seed: int
     running: Pass | None = None
     lengths: Tensor | None = None
     posted: tuple[int, Given] | None = None
-    refused: dict[str, str] = field(default_factory=dict)
+    starts: tuple[int, ...] = ()
+    border: Border = field(default_factory=Border)
 
     @property
     def publishes(self) -> bool:
@@ -78,7 +83,6 @@ class Participant:
     _received_bytes: int
     _take: Callable[[int | None], None]
     _score: Callable[[Context, Tensor, Choices], tuple[Row, ...]]
-    _failed: Callable[[Sequence[Row]], tuple[Missing, ...]]
     _generate: Callable[[str, Context, Tensor, Generation], tuple[Row, ...]]
 
     def hold(
@@ -87,7 +91,7 @@ class Participant:
         texts: tuple[str, ...] | tuple[tuple[int, ...], ...],
         how: FedAttn,
         number: int,
-        codec: str = "none",
+        codec: Codec = "none",
         seed: int = 0,
     ) -> Receipt:
         """Take one's segment of every row, as text or as token ids; the receipt's lengths are their tokens.
@@ -117,6 +121,7 @@ class Participant:
         held = self._segment(session)
         if held.running is None:
             self._take(self._reading)
+            held.starts = starts
             held.running = Parked(self._pass(held, starts))
             self._sessions.check(session)  # a release that came before there was a pass has ended none
             held.running.begin()
@@ -166,9 +171,12 @@ class Participant:
                 else self._score(context, logits, choices)
             )
         clock.lap("decode")
-        missing = (*(Missing(name, reason) for name, reason in held.refused.items()), *self._failed(rows))
         return Answer(
-            rows, self.name, (), missing, Usage(clock.seconds, answer_tokens=sum(len(row.tokens) for row in rows))
+            rows,
+            self.name,
+            (),
+            (*held.border.missing(), *failed_rows(self.name, rows)),
+            Usage(clock.seconds, answer_tokens=sum(len(row.tokens) for row in rows)),
         )
 
     def prompt_logits(self, session: str) -> list[list[float]]:
@@ -222,18 +230,18 @@ class Participant:
     def _rows(self, held: Segment, senders: tuple[str, ...], payloads: Sequence[Payload]) -> Rows | None:
         assert held.running is not None and held.running.post is not None
         like = held.running.post.key_BNTH
+        batch, heads, _, dim = like.shape
+        spec, layer, wire = KVSpec(1, heads, dim), ((0,), (0,)), Wire(codec=held.codec)
+        expected = Expected("", spec, tuple(range(batch)), held.starts, layer, wire)
         caches = []
         for sender, payload in zip(senders, payloads, strict=True):
-            if sender in held.refused:
+            if sender in held.border.refused:  # its rows are left out from then on, and the publisher names it
                 continue
-            try:
-                cache = unpack(payload, batch=len(held.ids), device=like.device, dtype=like.dtype).cache
-                if cache.keys[0].shape[:2] != like.shape[:2] or cache.spec.head_dim != like.shape[3]:
-                    raise FedrayError(f"{sender} sent a layer of another LLM, {cache.spec}")
-                caches.append(cache)
-            except FedrayError as error:  # its rows are left out from now on, and the publisher names it
-                held.refused[sender] = str(error)
-        self._received_bytes += sum(payload.nbytes for payload in payloads)
+            with held.border.of(sender):
+                shipment = unpack(payload, replace(expected, member=sender), device=like.device, dtype=like.dtype)
+                self._received_bytes += payload.nbytes
+                check_norms(shipment.sent, layer, spec, None)
+                caches.append(shipment.cache)
         return joined(caches)
 
     def _post(self, held: Segment, position: int, clock: Clock) -> Given:

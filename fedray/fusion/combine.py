@@ -10,18 +10,21 @@ A layer that a sender did not send is as if the fuser's gate were closed there: 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedray.border import Border
 from fedray.fusion.fuser import Fuser
 from fedray.llm.alignment import align_tokens
-from fedray.llm.cache import KVCache
+from fedray.llm.cache import KVCache, side_by_side
 from fedray.llm.decoding import Context
 from fedray.llm.model import HEAD, TAIL, Span
 from fedray.llm.slots import slots
 from fedray.types import FedrayError, Layers
+from fedray.wire.codecs import are_finite
 
 SILENCE = -1e30  # added to attention scores of slots that a layer must not see; finite, so that no sum is NaN
 
@@ -30,7 +33,9 @@ SILENCE = -1e30  # added to attention scores of slots that a layer must not see;
 class Part:
     """One sender's share in a fusion.
 
-    cache: B rows in the sender's space; rows it did not send have length 0. weight_B: gate weights in [0, 1].
+    cache: B rows in the sender's space; or, with `lengths`, their tokens one after another in one row, so that a ragged
+    batch is padded only once it is fused. lengths: per row of the batch its tokens, 0 of rows that were not sent.
+    weight_B: gate weights in [0, 1].
     spans: per row the place of each sender token in the text (mix only). whole: per row the tokens the sender has read,
     where it may have left some out; `cache.positions` says which it sent. layers: those it sent, None is all.
     """
@@ -42,6 +47,7 @@ class Part:
     spans: tuple[tuple[Span, ...], ...] = ()
     whole: tuple[int, ...] = ()
     layers: Layers | None = None
+    lengths: tuple[int, ...] | None = None
 
     def check(self, receiver: KVCache) -> None:
         config = self.fuser.config
@@ -54,17 +60,55 @@ class Part:
                     f"fuser of {self.sender}: expected a {side} cache of {want} (layers x heads x dim), got {got}"
                 )
 
+    def row(self, b: int) -> tuple[int, int]:
+        """Where row b begins among the tokens that `take` counts, and how many it has."""
+        if self.lengths is None:
+            return 0, int(self.cache.lengths[b])
+        return sum(self.lengths[:b]), self.lengths[b]
+
+    def positions(self, b: int) -> list[int]:
+        start, count = self.row(b)
+        return self.cache.positions[b if self.lengths is None else 0, start : start + count].tolist()
+
+    def valid_BT(self) -> Tensor:
+        if self.lengths is None:
+            return self.cache.valid_BT()
+        slots = torch.arange(max(self.lengths))[None]
+        return (slots < torch.tensor(self.lengths)[:, None]).to(self.cache.lengths.device)
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        """(B, N, T, ...) of what was made of `cache`, padded where its rows are not as long."""
+        return tensor if self.lengths is None else side_by_side(tensor, self.lengths)
+
+    def take(self, tensor_BNSH: Tensor, index_BT: Tensor) -> Tensor:
+        """(B, N, T, H): tokens of a layer of `cache`, which `row` counts."""
+        batch, heads, _, dim = tensor_BNSH.shape
+        if not any(tensor_BNSH.stride()):  # zeros without memory of their own: a layer that is not read
+            return tensor_BNSH[:, :, :1].expand(len(index_BT), -1, index_BT.shape[1], -1)
+        if self.lengths is not None:
+            return tensor_BNSH[0][:, index_BT].transpose(0, 1)
+        index = index_BT[:, None, :, None].expand(batch, heads, -1, dim)
+        return tensor_BNSH.gather(2, index)
+
 
 def fuse(
-    operator: str, own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str = "parallel"
+    operator: str,
+    own: KVCache,
+    own_spans: list[list[Span]],
+    parts: list[Part],
+    order: str = "parallel",
+    border: Border | None = None,
 ) -> Context:
-    """What stands before the last prompt token: `own` (the prompt without it) and the parts, by either operator."""
+    """What stands before the last prompt token: `own` (the prompt without it) and the parts, by either operator.
+
+    border: keeps whose part cannot be fused, or becomes NaN or infinite, and goes on without it; None raises.
+    """
     if operator == "mix":
-        return concat(mix(own, own_spans, parts, order), [])
-    return concat(own, parts)
+        return concat(mix(own, own_spans, parts, order, border), [])
+    return concat(own, parts, border)
 
 
-def concat(own: KVCache, parts: list[Part]) -> Context:
+def concat(own: KVCache, parts: list[Part], border: Border | None = None) -> Context:
     """Senders' projected caches, then the receiver's own: C(F_j1i, M_j1) ∘ ... ∘ C(M_i)  (Eq. 4).
 
     `own` holds the prompt without its last token. The receiver's own positions start at 0, as they do alone. All layers
@@ -73,15 +117,21 @@ def concat(own: KVCache, parts: list[Part]) -> Context:
     keys, values = [list(own.keys)], [list(own.values)]
     visible, biases = [], []
     for part in parts:
-        part.check(own)
-        projection = part.fuser.project(part.cache.keys, part.cache.values)
-        keys.append(list(projection.keys))
-        values.append(list(projection.values))
-        visible.append(part.cache.valid_BT() & (part.weight_B > 0)[:, None])
-        biases.append(_biases(part, projection.log_weights))
+        with _at(border, part):
+            part.check(own)
+            projection = part.fuser.project(part.cache.keys, part.cache.values)
+            _check_finite(border, (*projection.keys, *projection.values))
+            seen_BT = part.valid_BT() & (part.weight_B > 0)[:, None]
+            fused = [[part.spread(t) for t in side] for side in (projection.keys, projection.values)]
+            bias = _biases(part, [part.spread(w) for w in projection.log_weights])
+            # nothing fails from here on
+            keys.append(fused[0])
+            values.append(fused[1])
+            visible.append(seen_BT)
+            biases.append(bias)
     order = [*range(1, len(keys)), 0]
     layers = [([keys[i][t] for i in order], [values[i][t] for i in order]) for t in range(own.spec.layers)]
-    bias = tuple(torch.cat([b[t] for b in biases], dim=2) for t in range(own.spec.layers)) if parts else None
+    bias = tuple(torch.cat([b[t] for b in biases], dim=2) for t in range(own.spec.layers)) if biases else None
     seen = torch.cat([*visible, own.valid_BT()], dim=1)
     return Context(slots(layers), seen, own.lengths.clone(), bias)
 
@@ -94,7 +144,13 @@ def _biases(part: Part, log_weights: Sequence[Tensor]) -> list[Tensor]:
     return [w + log_w if came else torch.full_like(w, silence) for w, came in zip(log_weights, heard, strict=True)]
 
 
-def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str = "parallel") -> KVCache:
+def mix(
+    own: KVCache,
+    own_spans: list[list[Span]],
+    parts: list[Part],
+    order: str = "parallel",
+    border: Border | None = None,
+) -> KVCache:
     """The receiver's cache with every sender's change added, token by token of the same text.
 
     parallel: all changes are computed from the receiver's own cache and summed; sequential: sender 2 sees the cache
@@ -102,17 +158,29 @@ def mix(own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str
     """
     keys, values = own.keys, own.values
     for part in parts:
-        part.check(own)
-        index_BT, aligned_BT = alignment(part, own, own_spans)
-        sent = tuple(tuple(_take(t, index_BT) for t in side) for side in (part.cache.keys, part.cache.values))
-        base = (keys, values) if order == "sequential" else (own.keys, own.values)
-        change_keys, change_values = part.fuser.mix(base, sent, part.layers)  # pyright: ignore[reportArgumentType]
-        scale_B1T1 = (aligned_BT * part.weight_B[:, None]).to(own.keys[0].dtype)[:, None, :, None]
-        keys, values = (
-            tuple(x if c is None else x + scale_B1T1 * c for x, c in zip(side, changes, strict=True))
-            for side, changes in ((keys, change_keys), (values, change_values))
-        )
+        with _at(border, part):
+            part.check(own)
+            index_BT, aligned_BT = alignment(part, own, own_spans)
+            sent = tuple(tuple(part.take(t, index_BT) for t in side) for side in (part.cache.keys, part.cache.values))
+            base = (keys, values) if order == "sequential" else (own.keys, own.values)
+            change_keys, change_values = part.fuser.mix(base, sent, part.layers)  # pyright: ignore[reportArgumentType]
+            _check_finite(border, [c for c in (*change_keys, *change_values) if c is not None])
+            scale_B1T1 = (aligned_BT * part.weight_B[:, None]).to(own.keys[0].dtype)[:, None, :, None]
+            keys, values = [
+                tuple(x if c is None else x + scale_B1T1 * c for x, c in zip(side, changes, strict=True))
+                for side, changes in ((keys, change_keys), (values, change_values))
+            ]
     return KVCache(own.spec, keys, values, own.lengths, own.positions)
+
+
+def _at(border: Border | None, part: Part) -> AbstractContextManager[None]:
+    return nullcontext() if border is None else border.of(part.sender)
+
+
+def _check_finite(border: Border | None, fused: Sequence[Tensor]) -> None:
+    """Raises FedrayError where a sender's part would make the receiver's answer NaN."""
+    if border is not None and fused and not are_finite([extreme for tensor in fused for extreme in tensor.aminmax()]):
+        raise FedrayError("what its fuser makes of its cache is NaN or infinite")
 
 
 def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Tensor, Tensor]:
@@ -132,11 +200,13 @@ def _sources(part: Part, b: int, spans: Sequence[Span], own_length: int) -> list
 
     The prompts may differ in front (notes that only one of them reads): places are counted from the end.
     """
-    kept = int(part.cache.lengths[b])
+    start, kept = part.row(b)
     if not part.whole or part.whole[b] == kept:
-        return _read_tokens(part, b, spans, own_length, kept)
-    slots = {position: slot for slot, position in enumerate(part.cache.positions[b, :kept].tolist())}
-    return [slots.get(token, -1) for token in _read_tokens(part, b, spans, own_length, part.whole[b])]
+        tokens = _read_tokens(part, b, spans, own_length, kept)
+    else:
+        slots = {position: slot for slot, position in enumerate(part.positions(b))}
+        tokens = [slots.get(token, -1) for token in _read_tokens(part, b, spans, own_length, part.whole[b])]
+    return [token if token < 0 else start + token for token in tokens]
 
 
 def _read_tokens(part: Part, b: int, spans: Sequence[Span], own_length: int, sent: int) -> list[int]:
@@ -160,7 +230,7 @@ def openness(own: KVCache, own_spans: list[list[Span]], part: Part) -> Tensor:
     sent, read_BT = (part.cache.keys, part.cache.values), part.cache.valid_BT()
     if part.fuser.config.operator == "mix":
         index_BT, aligned_BT = alignment(part, own, own_spans)
-        sent, read_BT = tuple(tuple(_take(t, index_BT) for t in side) for side in sent), aligned_BT > 0
+        sent, read_BT = tuple(tuple(part.take(t, index_BT) for t in side) for side in sent), aligned_BT > 0
     weights_RLBNT = part.fuser.weights((own.keys, own.values), sent)  # pyright: ignore[reportArgumentType]
     return (weights_RLBNT * read_BT[:, None]).sum((2, 4)) / read_BT.sum().clamp(min=1)
 
@@ -168,11 +238,3 @@ def openness(own: KVCache, own_spans: list[list[Span]], part: Part) -> Tensor:
 def _end(spans: Sequence[Span]) -> int:
     """Where the user's text ends; template marks are negative."""
     return max((end for start, end in spans if start >= 0), default=0)
-
-
-def _take(tensor_BNSH: Tensor, index_BT: Tensor) -> Tensor:
-    batch, heads, _, dim = tensor_BNSH.shape
-    if not any(tensor_BNSH.stride()):  # zeros without memory of their own: a layer that is not read
-        return tensor_BNSH[:, :, :1].expand(-1, -1, index_BT.shape[1], -1)
-    index = index_BT[:, None, :, None].expand(batch, heads, -1, dim)
-    return tensor_BNSH.gather(2, index)

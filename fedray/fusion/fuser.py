@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.fusion.compiled import compiled
+from fedray.fusion.norms import Norms
 from fedray.llm.alignment import LAYER_ALIGNMENTS, TOKEN_ALIGNMENTS, align_layers
 from fedray.llm.products import LARGE, pack_matrices
 from fedray.schema import Schema
@@ -104,7 +105,12 @@ class Projection:
 
 
 class Fuser(nn.Module):
-    """A fuser of either kind. `concat` uses project(), `mix` uses mix()."""
+    """A fuser of either kind. `concat` uses project(), `mix` uses mix().
+
+    norms: the range of the caches it was trained on, where its training has left one.
+    """
+
+    norms: Norms | None = None
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__()

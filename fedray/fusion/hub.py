@@ -32,6 +32,7 @@ from safetensors.torch import load as load_tensors
 
 from fedray.disk import whole_folder
 from fedray.fusion.manifest import Manifest
+from fedray.fusion.norms import RECORD
 from fedray.fusion.store import read_weights
 from fedray.types import FedrayError
 
@@ -132,7 +133,7 @@ Others are refused: a fuser or gate means nothing for weights that it was not tr
 ## Training
 
 ```json
-{json.dumps(manifest.training, indent=1, sort_keys=True)}
+{json.dumps({key: value for key, value in manifest.training.items() if key != RECORD}, indent=1, sort_keys=True)}
 ```
 """
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
 from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.norms import RECORD, Norms
 from fedray.fusion.reads import layers_read
 from fedray.llm.catalogue import slug
 from fedray.schema import Schema
@@ -78,6 +79,16 @@ class Manifest:
         """What a fuser reads: the sender's cache alone, or both."""
         return FuserConfig.from_dict(self.config).reads if self.role == "fuser" else "receiver"
 
+    @property
+    def norms(self) -> Norms | None:
+        """The range of the caches a fuser was trained on; None where training has left none. Raises FedrayError."""
+        if self.role != "fuser" or RECORD not in self.training:
+            return None
+        try:
+            return Norms.from_dict(self.training[RECORD], self.config["sender"]["layers"])
+        except ValueError as error:
+            raise FedrayError(f"{error}; train it again") from error
+
     def artifact(self, folder: Path) -> Artifact:
         """What a plan needs to know of this version."""
         reads_ids = self.config.get("token_alignment") == "ids"
@@ -107,6 +118,7 @@ class Manifest:
             FuserConfig.from_dict(self.config)
             names = tuple(self.llms)
             fits = len(names) in (1, 2) and self.name in (f"{names[0]}--{names[-1]}", f"{names[-1]}--{names[0]}")
+        _ = self.norms
         if not fits or not _NAME.fullmatch(self.name):
             raise FedrayError(f"it is called {self.name} and is for {', '.join(self.llms)[:200]}")
         if self.hash != digest_of(self.role, self.config, self.llms, self.weights):

@@ -239,11 +239,15 @@ class Registry:
             found.pop(folder.absolute(), None)
 
     def _folders(self, name: str | None = None) -> list[Path]:
-        """Where the versions of a name lie, or all versions, the newest first within a name."""
+        """Where the versions of a name lie, or all versions, the user's newest first within a name."""
         if name is not None and not is_name(name):
             return []
-        homes = [home for root in self.roots for home in ([root / name] if name else self._inside(root))]
-        return [folder for home in homes for folder in sorted(filter(is_version, self._inside(home)), key=version_age)]
+        found = []
+        for root in self.roots:
+            age = version_age if root == self.path else None  # a package's files are as old as its installation
+            for home in [root / name] if name else self._inside(root):
+                found += sorted(filter(is_version, self._inside(home)), key=age)
+        return found
 
     def _inside(self, folder: Path) -> list[Path]:
         try:
@@ -309,6 +313,8 @@ def _load(artifact: Artifact, what: type[M]) -> M:
         module = manifest.build()
     if not isinstance(module, what):
         raise FedrayError(f"{folder} holds a {manifest.role}, which was not asked for; plan anew")
+    if isinstance(module, Fuser):
+        module.norms = manifest.norms
     try:
         module.load_state_dict({name: tensors.pop(name).float() for name in tuple(tensors)}, strict=True, assign=True)
     except RuntimeError as error:

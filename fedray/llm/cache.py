@@ -5,6 +5,7 @@ Shape legend: B batch, N kv heads, T tokens, H head dim, L layers. Keys are post
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,21 @@ class KVCache:
         keys, values = zip(*layers_of(cache), strict=True)
         _, kv_heads, _, head_dim = keys[0].shape
         return cls(KVSpec(len(keys), kv_heads, head_dim), keys, values, lengths, positions)
+
+
+def side_by_side(flat_1NS: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Pad rows that lie one after another in (1, N, S, ...) with zeros to the longest: (B, N, T, ...).
+
+    A view where all rows are as long, and of zeros without memory of their own.
+    """
+    batch, longest, flat_NS = len(lengths), max(lengths, default=0), flat_1NS[0]
+    if not any(flat_1NS.stride()):
+        return flat_1NS[:, :, :1].expand(batch, -1, longest, *flat_1NS.shape[3:])
+    if any(length < longest for length in lengths):
+        valid_BT = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+        padded_NS = flat_NS.new_zeros(flat_NS.shape[0], batch * longest, *flat_NS.shape[2:])
+        flat_NS = padded_NS.index_copy_(1, valid_BT.flatten().nonzero()[:, 0].to(flat_NS.device), flat_NS)
+    return flat_NS.unflatten(1, (batch, longest)).transpose(0, 1)
 
 
 def layers_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:

@@ -24,12 +24,8 @@ from fedray.llm.cache import KVCache, layers_of
 from fedray.llm.catalogue import shown
 from fedray.llm.families import window_of
 from fedray.llm.slots import block
-from fedray.types import FedrayError, Generation
+from fedray.types import NO_NUMBERS, FedrayError, Generation
 
-NO_NUMBERS = (
-    "the logits of its LLM are no numbers (NaN or infinity): its weights are damaged, or its numbers too large for its "
-    "dtype"
-)
 ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head
 
 

@@ -36,6 +36,7 @@ async def fetch(
 ) -> list[tuple[str, Handle]]:
     """Payload handles of the wanted rows; senders that are not yet reading them are asked to read them now."""
     # every sender goes its own way from here: one that is late keeps no other waiting
+    exchange.fetched |= {sender: exchange.most_tokens(sender, rows) for sender, rows in wanted.items()}
     chains = [_cache_of(exchange, sender, rows, reads.get(sender)) for sender, rows in wanted.items()]
     payloads = await asyncio.gather(*chains)
     exchange.settle()

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
-from fedray.group import Group, MemberFailed
+from fedray.border import why
+from fedray.group import Group
+from fedray.protocols import replies
 from fedray.protocols.caches import fetch
 from fedray.protocols.exchange import Exchange
 from fedray.types import Answer, FedrayError, Missing, Plan, Request, Row, Usage
@@ -37,7 +39,10 @@ async def _run(main: Exchange, others: Sequence[Exchange]) -> Answer:
 
     async def answer(exchange: Exchange) -> Answer:
         wanted = exchange.wanted(await exchange.finish_open(opened[exchange.plan.receiver]))
-        return await exchange.answer(await fetch(exchange, wanted, opened))
+        found = await exchange.answer(await fetch(exchange, wanted, opened))
+        if exchange is main:
+            return found
+        return replace(found, rows=replies.rows(exchange.plan.receiver, found, main.request))
 
     results = await asyncio.gather(*map(answer, (main, *others)), return_exceptions=True)
     answers: dict[str, Answer] = {}
@@ -46,8 +51,8 @@ async def _run(main: Exchange, others: Sequence[Exchange]) -> Answer:
         name = exchange.plan.receiver
         if isinstance(result, Answer):
             answers[name] = result
-        elif isinstance(result, MemberFailed) and exchange is not main:
-            missing.append(Missing(name, str(result)))
+        elif isinstance(result, Exception) and exchange is not main:  # whatever it replied costs itself alone
+            missing.append(Missing(name, why(result)))
         else:
             raise result
     own = answers[main.plan.receiver]

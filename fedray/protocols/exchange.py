@@ -13,18 +13,19 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from fedray.border import Border, why
+from fedray.errors import SessionLost
 from fedray.group import Group, Handle, MemberFailed
 from fedray.prompts import notes_prompt
+from fedray.protocols import replies
 from fedray.types import (
     Answer,
     FedrayError,
     Missing,
     Opening,
     Plan,
-    Receipt,
     Request,
     Rewrites,
-    SessionLost,
     Usage,
 )
 
@@ -44,7 +45,9 @@ class Exchange:
         self.usage = Usage()
         self.missing: list[Missing] = []
         self.order = (*plan.speakers, *plan.senders)
+        self.border = Border()
         self.heard: dict[str, dict[int, str]] = {}  # what senders said of which row: the receiver's notes
+        self.fetched: dict[str, dict[int, int]] = {}  # sender -> row whose cache it was asked for -> most tokens of it
         self._rewrites: tuple[tuple[str, ...], ...] | None = None  # per row one for each sender, or none
         self.unrephrased: dict[int, str] = {}  # row that no sender may read -> what was wrong with its last rewrite
         self._decoding = False
@@ -107,6 +110,15 @@ class Exchange:
             read = replace(read, talk=replace(talk, before=tuple(row[:-1] for row in turns)))
         return read.select(rows)
 
+    def most_tokens(self, member: str, rows: Sequence[int]) -> dict[int, int]:
+        """Bound the tokens of each row that a member can have read."""
+        request = self.request_of(member, rows)
+        if request.token_ids is not None:
+            return dict(zip(rows, map(len, request.token_ids), strict=True))
+        before = request.talk.before if request.talk and request.talk.before else ((),) * len(rows)
+        turns = zip(rows, before, request.prompts, strict=True)
+        return {row: replies.most_tokens(*told, prompt) for row, told, prompt in turns}
+
     def _notes(self, member: str, row: int) -> list[str]:
         """What a member reads above a question: its own document and, at the receiver, what was heard."""
         documents = self.request.evidence.get(member)
@@ -138,7 +150,7 @@ class Exchange:
 
     async def finish_open(self, handle: Handle) -> Opening:
         opening: Opening = await self.of_receiver(handle)
-        self.usage += opening.usage
+        self.usage += replies.cost(self.plan.receiver, opening)
         return opening
 
     def wanted(self, opening: Opening) -> dict[str, tuple[int, ...]]:
@@ -181,20 +193,34 @@ class Exchange:
         Raises SessionLost where it lost the conversation, which can be read again.
         """
         deadline = self.deadline if deadline is None else deadline
-        waited = await self.group.wait([handle], deadline)
+        waited, lost = await self.group.wait([handle], deadline), None
         if waited.ready:
-            done: Receipt | Answer = self.group.result(handle)
-            self.usage += replace(done.usage, prompt_tokens=0)  # bytes are counted per token of the receiver's prompt
-            return True
+            with self.border.of(name):
+                cost = replies.cost(name, self.group.result(handle))
+                self.usage += replace(cost, prompt_tokens=0)  # bytes are counted per token of the receiver's prompt
+                return True
+            return self.lose(name, self.border.refused[name])
         if waited.failed and self.request.talk and name in self.request.talk.held_by:
-            try:
-                self.group.result(handle)
-            except SessionLost:
-                raise
-            except (FedrayError, RuntimeError, ValueError):  # anything else is this sender's trouble alone
-                pass
+            with self.border.of(name):  # anything else is this sender's trouble alone
+                try:
+                    self.group.result(handle)
+                except SessionLost as error:
+                    lost = SessionLost(Missing(name, why(error)).reason)
+            if lost is not None:
+                raise lost
         limit = 0.0 if deadline is None else deadline - self.started
         reason = waited.failed[0] if waited.failed else f"late: no answer within {round(limit, 2):g} s"
+        return self.lose(name, reason)
+
+    def lengths(self, name: str, handle: Handle, texts: Sequence[str | Sequence[int]]) -> tuple[int, ...] | None:
+        """Read how many tokens a sender tells of the texts that it was asked to read; None: it is given up."""
+        with self.border.of(name):
+            return replies.lengths(name, self.group.result(handle), texts, self.group.members[name].context)
+        self.lose(name, self.border.refused[name])
+        return None
+
+    def lose(self, name: str, reason: str) -> bool:
+        """Name a sender in `missing` and give it up; False, since nothing of it is ready."""
         self.missing.append(Missing(name, reason))
         self.group.cancel(name, self.session)
         return False
@@ -210,18 +236,21 @@ class Exchange:
 
         phase: what their seconds go by, as in "hint[llama-1b]"; change: of what each would be asked.
         """
+        asked = {name: change(self.request_of(name, rows)) for name, rows in rows_of.items() if rows}
         handles: dict[str, Handle] = {
-            name: self.group.start(name, "alone", self.session, change(self.request_of(name, rows)), f"{phase}[{name}]")
-            for name, rows in rows_of.items()
-            if rows
+            name: self.group.start(name, "alone", self.session, request, f"{phase}[{name}]")
+            for name, request in asked.items()
         }
         ready = await asyncio.gather(*(self.of_sender(s, handle, deadline) for s, handle in handles.items()))
-        answers: dict[str, Answer] = {
-            s: self.group.result(h) for (s, h), ok in zip(handles.items(), ready, strict=True) if ok
-        }
+        answers: dict[str, Answer] = {}
+        for name in (name for name, ok in zip(handles, ready, strict=True) if ok):
+            with self.border.of(name):
+                answers[name] = replies.answer(name, self.group.result(handles[name]), asked[name])
+            if name not in answers:
+                self.lose(name, self.border.refused[name])
         self.missing += (missing for answer in answers.values() for missing in answer.missing)
         self.settle()
-        return {s: answer for s, answer in answers.items() if not all(row.failed for row in answer.rows)}
+        return {name: answer for name, answer in answers.items() if not all(row.failed for row in answer.rows)}
 
     def settle(self) -> None:
         """Raise MemberFailed if somebody is missing and the plan does not go on without."""
@@ -247,8 +276,10 @@ class Exchange:
         names, handles = tuple(n for n, _ in payloads), [h for _, h in payloads]
         asked = time.monotonic()
         request, receiver = self.of_receiver_only(), self.plan.receiver
-        handle = self.group.start(receiver, "answer", self.session, names, request, self.plan, *handles)
+        rows = {name: self.fetched[name] for name in names}
+        handle = self.group.start(receiver, "answer", self.session, names, request, self.plan, *handles, asked=rows)
         answer: Answer = await self.of_receiver(handle)
+        answer = replace(answer, usage=replies.cost(receiver, answer))
         moving = time.monotonic() - asked - sum(answer.usage.seconds.values())
         self.usage += Usage({"transfer": max(moving, 0.0)})  # the call and its payloads on their way
         return self.close(answer)
@@ -256,7 +287,8 @@ class Exchange:
     async def stream(self, payloads: list[tuple[str, Handle]]) -> AsyncIterator[str | Answer]:
         names, handles = tuple(n for n, _ in payloads), [h for _, h in payloads]
         request, receiver = self.of_receiver_only(), self.plan.receiver
-        pieces = self.group.stream(receiver, "stream", self.session, names, request, self.plan, *handles)
+        rows = {name: self.fetched[name] for name in names}
+        pieces = self.group.stream(receiver, "stream", self.session, names, request, self.plan, *handles, asked=rows)
         self._decoding = True
         while True:
             patience = self._patience()

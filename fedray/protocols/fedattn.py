@@ -17,6 +17,7 @@ from typing import Any
 from fedray.fedattn.schedule import sync_layers
 from fedray.fedattn.segments import id_segments, segments
 from fedray.group import Group, Handle
+from fedray.protocols import replies
 from fedray.protocols.exchange import Exchange
 from fedray.types import Answer, FedrayError, MemberInfo, Plan, Receipt, Request, Usage
 
@@ -39,9 +40,10 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
             },
             syncs + 1,
         )
-        lengths: dict[str, tuple[int, ...]] = {name: group.result(handle).lengths for name, handle in held.items()}
+        lengths = _lengths(exchange, held, parts)
         exchange.usage += Usage(prompt_tokens=sum(map(sum, lengths.values())))
-        posted = await _everyone(exchange, held, "begin", {name: (_before(lengths, name),) for name in held}, syncs)
+        starts = {name: (_before(lengths, name),) for name in lengths}
+        posted = await _everyone(exchange, lengths, "begin", starts, syncs)
         for position in range(syncs - 1):
             rows = {name: (position, *_rows_before(posted, name)) for name in posted}
             posted = await _everyone(exchange, posted, "advance", rows, syncs - 1 - position)
@@ -72,6 +74,30 @@ async def _everyone(
     exchange.usage += own.usage
     exchange.settle()
     return {n: handle for (n, handle), ok in zip(started.items(), (*ready, True), strict=True) if ok}
+
+
+def _lengths(
+    exchange: Exchange, held: Mapping[str, Handle], parts: Mapping[str, tuple[Any, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Read how many tokens everybody tells of its segments.
+
+    Where these are more than the context holds, whoever tells the most tokens for its bytes is left out.
+    """
+    publisher = exchange.plan.receiver
+    context = exchange.group.members[publisher].context
+    found = {name: exchange.lengths(name, handle, parts[name]) for name, handle in held.items() if name != publisher}
+    told = {name: lengths for name, lengths in found.items() if lengths is not None}
+    told[publisher] = replies.lengths(publisher, exchange.group.result(held[publisher]), parts[publisher], context)
+    while len(told) > 1 and max(map(sum, zip(*told.values(), strict=True))) >= context:
+        sizes = {name: sum(map(_size, parts[name])) for name in told if name != publisher}
+        most = max(sizes, key=lambda name: sum(told[name]) / sizes[name])
+        exchange.lose(most, f"told {sum(told.pop(most))} tokens, which the context of {context} does not hold")
+    exchange.settle()
+    return told
+
+
+def _size(segment: str | Sequence[int]) -> int:
+    return len(segment.encode()) if isinstance(segment, str) else len(segment)
 
 
 def _rows_before(posted: Mapping[str, Handle], name: str) -> tuple[Any, ...]:

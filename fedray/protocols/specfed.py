@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from fedray.group import Group, Handle, MemberFailed
 from fedray.llm.prefix import shared
+from fedray.protocols import replies
 from fedray.protocols.exchange import Exchange
 from fedray.rounds import Speculation
 from fedray.speculation.pace import next_gamma
@@ -37,8 +38,9 @@ async def _read(exchange: Exchange, worker: str) -> tuple[int, ...]:
     rows = tuple(range(exchange.request.rows()))
     request = exchange.request_of(worker, rows)
     handle = exchange.group.start(worker, "prefill", exchange.session, rows, request.prompts, request.token_ids)
-    ready = await exchange.of_sender(worker, handle)
-    return exchange.group.result(handle).lengths if ready else ()
+    if not await exchange.of_sender(worker, handle):
+        return ()
+    return exchange.lengths(worker, handle, request.token_ids or request.prompts) or ()
 
 
 class Talk:
@@ -126,7 +128,8 @@ class Talk:
         following: Round = await self.exchange.of_receiver(accepting)
         self.exchange.usage += following.usage
         self.found += following.speculation
-        if not any((*now.drafts, *following.tokens)) and following.ended == now.ended:
+        stands_still = not any((*now.drafts, *following.tokens)) and following.ended == now.ended
+        if stands_still and len(following.missing) < len(names):
             raise MemberFailed("no worker has a distribution behind the answer so far: name a worker of its vocabulary")
         for missing in following.missing:
             self._lose(missing)
@@ -185,10 +188,14 @@ class Talk:
             self._lose(Missing(names[index], reason))
         for index in (*waited.ready, *waited.failed):
             del calls[names[index]]
-        for index in waited.ready:
-            receipt: Receipt = self.group.result(handles[index])
-            self.exchange.usage += receipt.usage
-        return {names[index]: handles[index] for index in waited.ready}
+        ready: dict[str, Handle] = {}
+        for name, handle in ((names[index], handles[index]) for index in waited.ready):
+            with self.exchange.border.of(name):
+                self.exchange.usage += replies.cost(name, self.group.result(handle))
+                ready[name] = handle
+            if name not in ready:
+                self._lose(Missing(name, self.exchange.border.refused[name]))
+        return ready
 
     def _until(self) -> float | None:
         """When a round goes on without those who are late (a point of time.monotonic())."""

@@ -9,6 +9,8 @@ from fedray.prompts import hint_prompt
 from fedray.protocols.exchange import Exchange
 from fedray.types import Request, Usage
 
+TEMPLATE = 256  # tokens that a chat template and the marks of notes may take
+
 
 async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> None:
     """Let the receiver hear what each sender says about each of its rows, by the plan's T2T settings.
@@ -25,6 +27,27 @@ async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> No
         )
 
     answers = await exchange.ask(rows_of, "hint", spoken, exchange.halftime)
-    for name, answer in answers.items():
-        exchange.heard[name] = {b: row.text for b, row in zip(rows_of[name], answer.rows, strict=True)}
-        exchange.usage += Usage(payload_bytes=sum(len(row.text.encode()) for row in answer.rows))
+    notes = {
+        name: {b: row.text for b, row in zip(rows_of[name], answer.rows, strict=True)}
+        for name, answer in answers.items()
+    }
+    for texts in notes.values():
+        exchange.usage += Usage(payload_bytes=sum(len(text.encode()) for text in texts.values()))
+    for name in await _too_long(exchange, notes):
+        exchange.lose(name, "its hint does not fit the receiver's context beside the question and the other hints")
+        del notes[name]
+    exchange.settle()
+    exchange.heard |= notes
+
+
+async def _too_long(exchange: Exchange, notes: Mapping[str, Mapping[int, str]]) -> Sequence[str]:
+    """Find whose notes do not fit: the receiver counts their tokens, where there are more bytes than it has room."""
+    receiver, request = exchange.plan.receiver, exchange.of_receiver_only()
+    room = exchange.group.members[receiver].context - request.generation.max_tokens - TEMPLATE
+    for b, prompt in enumerate(request.prompts):
+        if (
+            len(prompt.encode(errors="replace")) + sum(len(texts.get(b, "").encode()) for texts in notes.values())
+            > room
+        ):
+            return await exchange.of_receiver(exchange.group.start(receiver, "overflow", request, notes))
+    return ()

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedray.text import printable
+
 WIDTH = 120  # of lines that no terminal receives
 
 
@@ -32,7 +34,7 @@ class Screen:
         for heading in headings:
             table.add_column(heading, overflow="fold")
         for row in rows:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(plain(cell)) for cell in row))
+            table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
         if table.row_count:
             self.console.print(Text(f"{title} (zoo={self.zoo})", "bold"))
             self.console.print(table)
@@ -47,8 +49,3 @@ class Screen:
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         more = [TimeRemainingColumn(), TextColumn("{task.fields[running]}")] if running else []
         return Progress(*columns, *more, console=self.console)
-
-
-def plain(text: str) -> str:
-    """Remove control characters, which a terminal would obey, from a model's or a user's text."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")

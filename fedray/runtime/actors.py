@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import wraps
+from inspect import getmembers, isfunction
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,49 @@ def as_actor(cls: type) -> Any:
         "max_restarts": 0,  # a session dies with its process: the request goes on without this member
         "max_task_retries": 0,
     }
-    return ray.remote(**options)(cls)
+    return ray.remote(**options)(_opening(cls))
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A payload on its way to the member that opens it.
+
+    Ray would open an argument itself before the call, and fail the receiver's call where a sender's payload is lost or
+    cannot be unpickled.
+    """
+
+    payload: ObjectRef
+
+
+def _opening(cls: type) -> type:
+    """Make a class of the same methods, which get payloads for parcels."""
+
+    def opening(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return method(self, *_opened(args), **kwargs)
+
+        return call
+
+    methods = {name: opening(m) for name, m in getmembers(cls, isfunction) if not name.startswith("_")}
+    return type(cls.__name__, (cls,), methods)
+
+
+def _opened(args: Sequence[Any]) -> list[Any]:
+    """Replace parcels by their payloads; a FedrayError stands for what cannot be opened."""
+    parcels = [arg.payload for arg in args if isinstance(arg, Parcel)]
+    try:
+        payloads = iter(ray.get(parcels))  # side by side, where they are on other nodes
+    except Exception:  # noqa: BLE001  # unpickling runs what a sender wrote
+        payloads = map(_payload, parcels)
+    return [next(payloads) if isinstance(arg, Parcel) else arg for arg in args]
+
+
+def _payload(ref: ObjectRef) -> Any:
+    try:
+        return ray.get(ref)
+    except Exception as error:  # noqa: BLE001  # as above; this sender's alone
+        return FedrayError(f"what it sent cannot be read: {reason(error)}")
 
 
 LLMActor = as_actor(Member)
@@ -245,7 +289,13 @@ class RayGroup:
     ) -> Any:
         group = "control" if method in CONTROL else "compute"
         remote = getattr(self._actors[member], method).options(concurrency_group=group, num_returns=num_returns)
-        return remote.remote(*(a.argument if isinstance(a, Call) else a for a in args), **kwargs)
+        return remote.remote(*map(_given, args), **kwargs)
+
+
+def _given(argument: Any) -> Any:
+    if not isinstance(argument, Call):
+        return argument
+    return argument.reply if argument.payload is None else Parcel(argument.payload)
 
 
 def _settle(calls: Sequence[Call], timeout: float, fetch_s: float) -> None:

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedray.border import Border
 from fedray.clock import Clock
 from fedray.llm.decoding import check_numbers
 from fedray.llm.model import LLM
 from fedray.llm.prefix import shared
 from fedray.llm.token_bytes import token_bytes
-from fedray.rounds import Speculation
+from fedray.rounds import SpecFed, Speculation
 from fedray.sessions import Drafts, Session, Sessions
 from fedray.speculation import acceptance, measuring
 from fedray.speculation.acceptance import distribution
 from fedray.speculation.draws import padded, uniform
 from fedray.speculation.reconstruction import average, reconstruct
-from fedray.types import FedrayError, Generation, Missing, Plan, Receipt, Request, Round, Row, Usage
+from fedray.types import FedrayError, Generation, Plan, Receipt, Request, Round, Row, Usage
 from fedray.wire.distributions import Entries, sent_bytes, unpack_distributions
 from fedray.wire.payload import Payload, ships
 from fedray.wire.vocabulary import pack_vocabulary
@@ -69,8 +70,8 @@ class Server:
         """Average the workers' distributions, accept what stands of the drafts, and draft `gamma` tokens more.
 
         number: of the round, from 0 on: the last one is said again to whoever asks again; position: tokens of every
-        row's answer so far; payload i is workers[i]'s. One that does not hold together is left out and named. Raises
-        FedrayError where none is left.
+        row's answer so far; payload i is workers[i]'s. One that does not hold together is left out and named; where
+        none is left, the answers stay as they are.
         """
         clock = Clock()
         self._sessions.check(session)
@@ -81,34 +82,34 @@ class Server:
         if state is None or (number, position) != (state.rounds, state.lengths()):
             raise FedrayError(f"{self.name} drafted nothing for round {number} of session {session!r}: ask in order")
         asked = [(b, len(state.drafts[b]) + 1) for b in state.active()]
-        entries, missing = self._unpack(workers, payloads, asked)
+        border = Border()
+        entries, rebuilt, size = self._unpack(workers, payloads, asked, plan.specfed, border)
+        self._received_bytes += size
         clock.lap("unpack")
-        self._take(self._threads)
-        p_NV, voted_N, figures = self._average(held, plan, entries, asked)
-        accepted, decided, tokens = self._decide(state, p_NV, voted_N, asked, generation)
-        emitted = self._emit(state, tokens, generation)
-        clock.lap("accept")
-        figures += Speculation(
+        figures = Speculation(
             drafted=(sum(n - 1 for _, n in asked),),
-            decided=(decided,),
-            accepted=(accepted,),
             turns=len(asked),
-            emitted=sum(map(len, emitted)),
             forwards=len(payloads),
             verified=sum(len(e.ids_NK) for e in entries.values()),
-            payload_bytes=sum(
-                sent_bytes(payload) if worker in entries else payload.nbytes
-                for worker, payload in zip(workers, payloads, strict=True)
-            ),
+            payload_bytes=size,
             translated=sum(len(e.ids_NK) for e in entries.values() if e.unmapped),
             unmapped=sum(e.unmapped for e in entries.values()),
         )
-        self._received_bytes += figures.payload_bytes
+        emitted, accepted, decided = tuple(() for _ in state.answers), 0, 0
+        if entries:  # or else answers and drafts stay as they are, for workers that were late
+            self._take(self._threads)
+            p_NV, voted_N, found = self._average(held, plan, entries, rebuilt, asked)
+            accepted, decided, tokens = self._decide(state, p_NV, voted_N, asked, generation)
+            emitted = self._emit(state, tokens, generation)
+            figures += found
+            clock.lap("accept")
+        figures += Speculation(decided=(decided,), accepted=(accepted,), emitted=sum(map(len, emitted)))
         state.rounds, state.reply = state.rounds + 1, None
-        self._draft(session, held, generation, gamma)
-        clock.lap("draft")
+        if entries:
+            self._draft(session, held, generation, gamma)
+            clock.lap("draft")
         drafts = tuple(map(tuple, state.drafts))
-        state.reply = Round(emitted, tuple(state.ended), drafts, Usage(clock.seconds), figures, missing)
+        state.reply = Round(emitted, tuple(state.ended), drafts, Usage(clock.seconds), figures, border.missing())
         return state.reply
 
     @ships
@@ -125,31 +126,41 @@ class Server:
         return tuple(Row(self.llm.decode(row), tuple(row)) for row in (state.answers if state else ()))
 
     def _unpack(
-        self, workers: Sequence[str], payloads: Sequence[Payload], asked: Sequence[tuple[int, int]]
-    ) -> tuple[dict[str, Entries], tuple[Missing, ...]]:
+        self,
+        workers: Sequence[str],
+        payloads: Sequence[Payload],
+        asked: Sequence[tuple[int, int]],
+        how: SpecFed,
+        border: Border,
+    ) -> tuple[dict[str, Entries], list[Tensor], int]:
+        """The workers' entries, their distributions (N, V) at all positions, and the bytes of both."""
+        vocabulary = self.llm.model.get_input_embeddings().num_embeddings
         found: dict[str, Entries] = {}
-        missing: list[Missing] = []
+        rebuilt: list[Tensor] = []
+        size = 0
         for worker, payload in zip(workers, payloads, strict=True):
-            try:
-                found[worker] = unpack_distributions(payload, rows=asked, device=self.llm.device)
-            except FedrayError as error:  # this worker's trouble alone
-                missing.append(Missing(worker, str(error)))
-        if not found:
-            raise FedrayError(f"no worker's distributions hold together: {'; '.join(m.reason for m in missing)}")
-        return found, tuple(missing)
+            with border.of(worker):
+                entries = unpack_distributions(
+                    payload, rows=asked, how=how, vocabulary=vocabulary, device=self.llm.device
+                )
+                whole_NV = reconstruct(entries.ids_NK, entries.probabilities_NK, vocabulary, how.reconstruct)
+                rebuilt.append(entries.at_all(whole_NV))
+                found[worker] = entries
+                size += sent_bytes(payload)
+        return found, rebuilt, size
 
     def _average(
-        self, held: Session, plan: Plan, entries: dict[str, Entries], asked: Sequence[tuple[int, int]]
+        self,
+        held: Session,
+        plan: Plan,
+        entries: dict[str, Entries],
+        rebuilt: list[Tensor],
+        asked: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, Tensor, Speculation]:
         """(N, V) of all active rows' positions one after another, for which of them somebody had a distribution, and
         what the reconstruction lost."""
-        vocabulary = self.llm.model.get_input_embeddings().num_embeddings
         has_WN = torch.stack([e.has_P for e in entries.values()])
         weights_WN = _weights(held, plan, tuple(entries), asked).to(has_WN.device) * has_WN
-        rebuilt = [
-            e.at_all(reconstruct(e.ids_NK, e.probabilities_NK, vocabulary, plan.specfed.reconstruct))
-            for e in entries.values()
-        ]
         p_NV = average(rebuilt, weights_WN)
         found = measuring.figures(list(entries.values()), weights_WN, p_NV, *_drawn_from(held.drafts, asked))
         return p_NV, weights_WN.sum(0) > 0, found

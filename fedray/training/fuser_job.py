@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from fedray.fusion.fuser import build_fuser
+from fedray.fusion.norms import RECORD
 from fedray.fusion.registry import Registry, fuser_name
 from fedray.llm.catalogue import NAMES
 from fedray.llm.loading import describe
@@ -144,6 +145,7 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     with torch.no_grad(), precision(order.recipe, receiver.device):
         weights_RLN = right.openness(fuser, right.rows(range(min(len(right), right.at_once)))).float().cpu()
         validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)
+        norms = training.pair.norms()
     members = (describe(receiver), *((describe(sender),) if sender is not receiver else ()))
     record = {
         **material.record,
@@ -154,6 +156,7 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
         "recipe": asdict(order.recipe),
         "validation": validation,
         "validation_alone": alone,
+        RECORD: norms.to_dict(),
     }
     sides = ("K", "V") if len(weights_RLN) == 2 else ("",)
     heatmap = Heatmap(

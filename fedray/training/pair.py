@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
+from fedray.fusion.norms import Norms, norms_of
 from fedray.llm.cache import KVCache
 from fedray.llm.decoding import Context
 from fedray.llm.model import LLM, Encoded
@@ -19,6 +20,8 @@ from fedray.training.conversations import Conversation
 from fedray.training.crew import Crew
 from fedray.training.data import BATCH, Prefilled, answers, prefill, read
 from fedray.training.recipe import Sampling
+
+NORMS_FROM = 1024  # conversations, evenly chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,14 @@ class Pair:
         """Mean weight (R, L, N) the fuser gives the sender's tokens."""
         own = self.own(batch)
         return combine.openness(own.own(), own.spans, self.part(fuser, batch))
+
+    def norms(self) -> Norms:
+        """Measure the range of the sender's caches: of all conversations that are in memory, or else of NORMS_FROM."""
+        if self._kept is not None:
+            return norms_of([self._kept[0].cache])
+        rows = range(0, len(self), max(1, len(self) // NORMS_FROM))
+        parts = (rows[i : i + self.at_once] for i in range(0, len(rows), self.at_once))
+        return norms_of(self.sent(self.rows(part)).cache for part in parts)
 
     def sample(self, rows: Sequence[int]) -> KVCache:
         """The sender's caches of some rows, for a fuser to take its input's scale from."""

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedray.rounds import SpecFed
 from fedray.wire.ids import pack_ids, row_bytes, unpack_ids
-from fedray.wire.payload import CorruptPayload, Payload
+from fedray.wire.payload import CorruptPayload, Payload, checked
 
 MAGIC, VERSION = b"FRTK", 1
 SOME, WHOLE = 1, 2
@@ -124,17 +125,28 @@ def sent_bytes(payload: Payload) -> int:
 
 
 def unpack_distributions(
-    payload: Payload, *, rows: Sequence[tuple[int, int]], device: str | torch.device = "cpu"
+    payload: Payload,
+    *,
+    rows: Sequence[tuple[int, int]],
+    how: SpecFed | None = None,
+    vocabulary: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> Entries:
     """Check a payload and rebuild its entries. Raises CorruptPayload.
 
-    rows: the numbers and positions that were asked for; nothing is allocated for a payload of others.
+    rows: the numbers and positions that were asked for; how: how many entries of each, and whether whole ones are sent
+    beside; vocabulary: of who asked, which the sender's is close to. Nothing is allocated for anything else. None,
+    where nobody asked (in measurements): whatever holds together.
     """
+    payload, asked = checked(payload, "a worker"), vocabulary
     flags, vocabulary, count, unmapped, found = _read_header(payload.header)
     if found != tuple(rows):
-        raise CorruptPayload(f"a payload of distributions has rows and positions {found}, asked were {tuple(rows)}")
-    positions = sum(n for _, n in rows)
-    buffers = [np.asarray(buffer).view(np.uint8).reshape(-1) for buffer in payload.buffers]
+        raise CorruptPayload(f"a payload of distributions has other rows and positions; asked were {tuple(rows)}")
+    if asked is not None and vocabulary > 2 * asked:
+        raise CorruptPayload(f"a payload of distributions over {vocabulary} tokens, where about {asked} are right")
+    if how is not None and (count, bool(flags & WHOLE)) != (count_of(how.top_k, vocabulary), how.measure):
+        raise CorruptPayload("a payload of distributions has other entries than were asked for")
+    positions, buffers = sum(n for _, n in rows), payload.buffers
     if len(buffers) != 2 + bool(flags & SOME) + bool(flags & WHOLE):
         raise CorruptPayload(f"a payload of distributions has {len(buffers)} buffers, not what its header promises")
     has = np.ones(positions, bool)
@@ -166,13 +178,13 @@ def unpack_distributions(
             raise CorruptPayload("a payload of distributions holds numbers that are no probabilities")
     whole_NV = whole_NV if whole_NV is None else whole_NV.to(device)
     has_P = torch.from_numpy(has).to(device)
-    return Entries(found, has_P, ids, kept_NK.to(device), vocabulary, whole_NV, unmapped)
+    return Entries(tuple(rows), has_P, ids, kept_NK.to(device), vocabulary, whole_NV, unmapped)
 
 
 def _read_header(header: bytes) -> tuple[int, int, int, float, tuple[tuple[int, int], ...]]:
     """(flags, vocabulary, K, unmapped mass, rows), every field checked."""
-    if len(header) < _PREFIX.size:
-        raise CorruptPayload(f"a header of {len(header)} bytes is shorter than {_PREFIX.size}")
+    if type(header) is not bytes or len(header) < _PREFIX.size:
+        raise CorruptPayload(f"a header of distributions is shorter than {_PREFIX.size} bytes, or no bytes")
     magic, version, flags, rows, vocabulary, count, unmapped = _PREFIX.unpack_from(header)
     if magic != MAGIC or version != VERSION:
         raise CorruptPayload(f"payload starts with {magic!r} version {version}, expected {MAGIC!r} version {VERSION}")

@@ -1,17 +1,18 @@
-"""What crosses a process border: a fixed header and byte views, never code.
+"""What crosses a process border: a header and byte views, never code.
 
-Layout of `Payload.header`: magic `FRKV`, version u16, body length u32 (little endian), then that many bytes of JSON.
-The buffers follow, each a flat uint8 array: the keys of the layers that are sent, their values, each as the codec
-writes (N, T, H), T the tokens of all rows one after another, so that a ragged batch travels without its padding
-("joined" is 1 where all layers of a side share a buffer, as a single prompt's lie in memory); then int32 positions,
-where they are not 0, 1, 2, ..., and int32 (start, end) spans, where they were asked for. Pickle protocol 5 (and so
-Ray's object store) moves them out of band without a copy.
+`Payload.header` (header.py) describes the buffers, each a flat uint8 array: the keys of the layers that are sent, their
+values, each as the codec writes (N, T, H), T the tokens of all rows one after another, so that a ragged batch travels
+without its padding ("joined" is 1 where all layers of a side share a buffer, as a single prompt's lie in memory); then
+int32 positions, where they are not 0, 1, 2, ..., and int32 (start, end) spans, where they were asked for. Pickle
+protocol 5 (and so Ray's object store) moves them out of band without a copy.
+
+What arrives stays as it came, all rows one after another: nothing is padded before it is fused, so that unpacking takes
+as many numbers as came, in one's own precision (at most 8 times the bytes, from int4), and 48 bytes per token.
+Shape legend: L layers that were sent, N kv heads, B rows, T tokens of the longest, S tokens of all rows, H head dim.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,22 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedray.llm.cache import KVCache
+from fedray.llm.cache import KVCache, side_by_side
+from fedray.text import printable
 from fedray.types import FedrayError, KVSpec, Layers
-from fedray.wire.codecs import CODECS, SIDES, Block, decode, encode, sizes
+from fedray.wire.codecs import SIDES, Block, decode, encode, sizes
+from fedray.wire.header import DTYPES, CorruptPayload, Expected, Header, read_header
 from fedray.wire.memory import Shelf, copy_finite
 
-MAGIC = b"FRKV"
-VERSION = 3
-_PREFIX = struct.Struct("<4sHI")
-_MAX_HEADER = 1 << 24
-_MAX_SPEC = 1 << 16  # layers, heads or dims: beyond it nobody means it
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OVERLAP = 16  # characters that tokens next to each other may share: some cut through one
+TEMPLATE = (-2, 0)  # the smallest span: of a template's token (llm/model.py)
 _SHELF = Shelf()
-
-
-class CorruptPayload(FedrayError):
-    """A payload whose header, lengths, shapes or numbers do not hold together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +47,59 @@ class Payload:
         return len(self.header) + sum(b.nbytes for b in self.buffers)
 
 
+def checked(payload: object, of: str) -> Payload:
+    """Validate that what a member called `of` sent is a payload of flat arrays of bytes.
+
+    Raises CorruptPayload, or the error that stands for what could not be opened.
+    """
+    if isinstance(payload, FedrayError):
+        raise payload
+    if type(payload) is not Payload:
+        raise CorruptPayload(f"{of} sent no payload but {type(payload).__name__}; its program is at fault")
+    sound = type(payload.header) is bytes and type(payload.buffers) is tuple
+    if not sound or not all(map(_is_flat, payload.buffers)):
+        raise CorruptPayload(
+            f"payload of {of}: its header or buffers are no flat arrays of bytes; ask the sender again"
+        )
+    return payload
+
+
+def _is_flat(buffer: object) -> bool:
+    return type(buffer) is np.ndarray and buffer.dtype == np.uint8 and buffer.ndim == 1 and buffer.flags.c_contiguous
+
+
 @dataclass(frozen=True, slots=True)
 class Shipment:
     """An unpacked payload: whose cache, which rows of the request it belongs to, and each token's place in the text.
 
-    spans: per row a (start, end) character span for every token that was read, or () where the sender gave none.
-    whole: per row the tokens that were read, of which the cache may hold but some.
-    layers: those that were sent; the others are zeros without memory of their own.
+    sent: keys and values (L, N, S, H) of the layers that came, `layers` says which; positions: (S,). spans: per row a
+    (start, end) character span for every token that was read, or () where the sender gave none. lengths, whole: per row
+    the tokens that came, and those that were read.
     """
 
     member: str
-    cache: KVCache
+    spec: KVSpec
     rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    sent: tuple[Tensor, Tensor]
+    positions: Tensor
     spans: tuple[tuple[tuple[int, int], ...], ...]
     whole: tuple[int, ...]
     layers: Layers
+
+    @property
+    def flat(self) -> KVCache:
+        """The tokens of all rows one after another, as one row; layers that did not come are zeros without memory."""
+        count = self.positions.new_tensor([sum(self.lengths)])
+        keys, values = (_layers(side, of, self.spec) for side, of in zip(self.sent, self.layers, strict=True))
+        return KVCache(self.spec, keys, values, count, self.positions[None])
+
+    @property
+    def cache(self) -> KVCache:
+        """The rows side by side, padded to the longest."""
+        flat, lengths_B = self.flat, self.positions.new_tensor(self.lengths)
+        keys, values = (tuple(side_by_side(t, self.lengths) for t in side) for side in (flat.keys, flat.values))
+        return KVCache(self.spec, keys, values, lengths_B, side_by_side(flat.positions[:, None], self.lengths)[:, 0])
 
 
 def ships(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,8 +126,8 @@ def pack(
     if len(rows) != cache.batch:
         raise ValueError(f"payload of {member}: {cache.batch} caches but {len(rows)} row numbers")
     dtype = str(cache.keys[0].dtype).removeprefix("torch.")
-    if dtype not in _DTYPES:
-        raise ValueError(f"payload of {member}: dtype {dtype} cannot travel; use one of {', '.join(_DTYPES)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"payload of {member}: dtype {dtype} cannot travel; use one of {', '.join(DTYPES)}")
     valid_BT, lengths = cache.valid_BT(), tuple(cache.lengths.tolist())
     padding = None if min(lengths, default=0) == cache.tokens else valid_BT
     everything = tuple(range(cache.spec.layers))
@@ -112,45 +145,44 @@ def pack(
     if spans is not None:
         flat = [span for row in spans for span in row]
         buffers.append(torch.tensor(flat, dtype=torch.int32).reshape(-1, 2))
-    body = {
-        "member": member,
-        "spec": [cache.spec.layers, cache.spec.kv_heads, cache.spec.head_dim],
-        "dtype": dtype,
-        "codec": codec,
-        "layers": layers,
-        "joined": joined,
-        "rows": rows,
-        "lengths": lengths,
-        "whole": lengths if whole is None else whole.tolist(),
-        "positions": not counted,
-        "spans": spans is not None,
-    }
-    text = json.dumps(body, separators=(",", ":")).encode()
-    return Payload(_PREFIX.pack(MAGIC, VERSION, len(text)) + text, tuple(map(_bytes, buffers)))
+    header = Header(
+        member=member,
+        spec=cache.spec,
+        dtype=dtype,
+        codec=codec,
+        layers=layers,
+        joined=tuple(joined),
+        rows=tuple(rows),
+        lengths=lengths,
+        whole=lengths if whole is None else tuple(whole.tolist()),
+        positions=not counted,
+        spans=spans is not None,
+    )
+    return Payload(header.to_bytes(), tuple(map(_bytes, buffers)))
 
 
 def unpack(
     payload: Payload,
+    expected: Expected | None = None,
     *,
-    batch: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Shipment:
     """Check a payload and rebuild its cache in memory of one's own (one copy). Raises CorruptPayload.
 
-    batch: rows of the request it belongs to; nothing is allocated for a payload that names others.
+    expected: what its sender was asked for; nothing is allocated for anything else. None, where nobody was asked (in
+    measurements): whatever holds together.
     """
-    body = _read_header(payload.header)
-    member, codec, wire_dtype = body["member"], body["codec"], _DTYPES[body["dtype"]]
-    spec, rows = KVSpec(*body["spec"]), tuple(body["rows"])
-    lengths, chosen = tuple(body["lengths"]), tuple(map(tuple, body["layers"]))
-    if batch is not None and any(row >= batch for row in rows):
-        raise CorruptPayload(f"payload of {member}: it names a row beyond the batch of {batch}; ask the sender again")
+    payload = checked(payload, "a member" if expected is None else expected.member)
+    header = read_header(payload.header, expected)
+    member, codec = printable(header.member, 60), header.codec
+    wire_dtype: torch.dtype = getattr(torch, header.dtype)
+    spec, lengths, chosen = header.spec, header.lengths, header.layers
     blocks = [
         Block(side, len(of), spec.kv_heads, lengths, spec.head_dim) for side, of in zip(SIDES, chosen, strict=True)
     ]
-    parts = [sizes(codec, block, wire_dtype.itemsize, one) for block, one in zip(blocks, body["joined"], strict=True)]
-    parts += [[4 * sum(lengths)] * body["positions"], [8 * sum(body["whole"])] * body["spans"]]
+    parts = [sizes(codec, block, wire_dtype.itemsize, one) for block, one in zip(blocks, header.joined, strict=True)]
+    parts += [[4 * sum(lengths)] * header.positions, [8 * sum(header.whole)] * header.spans]
     want, got = [size for part in parts for size in part], [b.nbytes for b in payload.buffers]
     if want != got:
         raise CorruptPayload(
@@ -159,6 +191,10 @@ def unpack(
         )
     buffers = iter(payload.buffers)
     keys_buffers, values_buffers, positions, spans = ([next(buffers) for _ in part] for part in parts)
+    positions_S = _positions(header, positions)
+    beyond = positions_S is None or bool((positions_S >= _of_tokens(header.whole, lengths)).any())
+    if positions_S is None or (beyond and expected is not None):
+        raise CorruptPayload(f"payload of {member}: its tokens stand where none were read; ask the sender again")
     device, dtype = torch.device(device), dtype or wire_dtype
     memory = _memory(sum(block.numbers for block in blocks), dtype, device)
     keys_out, values_out = (
@@ -174,48 +210,30 @@ def unpack(
         )
     if not finite:
         raise CorruptPayload(f"payload of {member}: it holds NaN or infinite numbers; the sender is at fault")
-    flat = _tensor(positions[0]).view(torch.int32).long() if positions else _counted(lengths)
-    valid_BT = torch.arange(max(lengths, default=0))[None] < torch.tensor(lengths, dtype=torch.long)[:, None]
-    padded = torch.zeros(valid_BT.shape, dtype=torch.long)
-    padded[valid_BT] = flat
-    keys, values = (_layers(side, of, spec, valid_BT) for side, of in zip((keys_out, values_out), chosen, strict=True))
-    lengths_B = torch.tensor(lengths, dtype=torch.long, device=device)
-    cache = KVCache(spec, keys, values, lengths_B, padded.to(device))
-    whole = tuple(body["whole"])
-    return Shipment(member, cache, rows, _rows_of(spans, whole), whole, (chosen[0], chosen[1]))
+    places = _rows_of(spans[0].view(np.int32).reshape(-1, 2), header.whole) if spans else ()
+    if places is None:
+        raise CorruptPayload(f"payload of {member}: its tokens' places are in no text; ask the sender again")
+    return Shipment(
+        member,
+        spec,
+        header.rows,
+        lengths,
+        (keys_out, values_out),
+        positions_S.to(device),
+        places,
+        header.whole,
+        chosen,
+    )
 
 
-def _read_header(header: bytes) -> dict[str, Any]:
-    if len(header) < _PREFIX.size:
-        raise CorruptPayload(f"payload header of {len(header)} bytes is shorter than {_PREFIX.size}")
-    magic, version, length = _PREFIX.unpack_from(header)
-    if magic != MAGIC or version != VERSION:
-        raise CorruptPayload(f"payload starts with {magic!r} version {version}, expected {MAGIC!r} version {VERSION}")
-    if length > _MAX_HEADER or length != len(header) - _PREFIX.size:
-        raise CorruptPayload(f"payload header promises {length} bytes and has {len(header) - _PREFIX.size}")
-    try:
-        body = json.loads(header[_PREFIX.size :])
-        layers, kv_heads, head_dim = body["spec"]
-        keys, values = body["layers"]
-        integers = [layers, kv_heads, head_dim, *body["lengths"], *body["rows"], *body["whole"], *keys, *values]
-        sound = (
-            all(type(n) is int and n >= 0 for n in integers) and 0 < min(body["spec"]) <= max(body["spec"]) < _MAX_SPEC
-        )
-        sound = sound and isinstance(body["member"], str) and body["dtype"] in _DTYPES and body["codec"] in CODECS
-        sound = sound and all(type(body[name]) is bool for name in ("positions", "spans"))
-        sound = sound and len(body["joined"]) == 2 and all(type(n) is int and n in (0, 1) for n in body["joined"])
-        sound = sound and (body["codec"] != "int4" or head_dim % 2 == 0)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptPayload(f"payload header cannot be read ({error}); ask the sender again") from error
-    if not sound:
-        raise CorruptPayload("payload header has fields of the wrong type; ask the sender again")
-    sound = len(body["lengths"]) == len(body["rows"]) == len(set(body["rows"]))
-    sound = sound and len(body["whole"]) == len(body["rows"])
-    sound = sound and all(kept <= read for kept, read in zip(body["lengths"], body["whole"], strict=True))
-    sound = sound and (body["positions"] or keys or values)  # lengths without bytes to show for them
-    if not sound or any(side != sorted(set(side)) or max(side, default=0) >= layers for side in (keys, values)):
-        raise CorruptPayload(f"payload of {body['member']}: its header does not hold together; ask the sender again")
-    return body
+def _positions(header: Header, buffers: list[np.ndarray]) -> Tensor | None:
+    """Read where each token stands in its row, ascending: (S,). None where they do not."""
+    if not buffers:
+        return _counted(header.lengths)
+    found = buffers[0].view(np.int32).astype(np.int64)
+    row_of = np.repeat(np.arange(len(header.lengths)), header.lengths)
+    sound = (found >= 0).all() and ((np.diff(found) > 0) | (np.diff(row_of) > 0)).all()
+    return torch.from_numpy(found) if sound else None
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
@@ -242,26 +260,36 @@ def _counted(lengths: Sequence[int]) -> Tensor:
     return torch.cat([torch.arange(n) for n in lengths]) if lengths else torch.zeros(0, dtype=torch.long)
 
 
+def _of_tokens(of_rows: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """Repeat what each row has for its tokens: (S,)."""
+    return torch.tensor(of_rows, dtype=torch.long).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+
+
 def _squeeze(tensor_BNTH: Tensor, valid_BT: Tensor | None) -> Tensor:
     """Only valid tokens, None is all: (N, sum of lengths, H); a view for a single row."""
     tensor_NBTH = tensor_BNTH.transpose(0, 1)
     return tensor_NBTH.flatten(1, 2) if valid_BT is None else tensor_NBTH[:, valid_BT]
 
 
-def _layers(received_LNTH: Tensor, chosen: Sequence[int], spec: KVSpec, valid_BT: Tensor) -> tuple[Tensor, ...]:
-    """(B, N, T, H) of every layer: views of what was received, copied only where padding must be put between."""
-    batch, tokens = valid_BT.shape
-    if not bool(valid_BT.all()):
-        padded = received_LNTH.new_zeros(len(chosen), spec.kv_heads, batch * tokens, spec.head_dim)
-        received_LNTH = padded.index_copy_(2, valid_BT.flatten().nonzero()[:, 0].to(padded.device), received_LNTH)
-    sent = received_LNTH.view(len(chosen), spec.kv_heads, batch, tokens, spec.head_dim).transpose(1, 2)
-    nothing = sent.new_zeros(()).expand(batch, spec.kv_heads, tokens, spec.head_dim)
-    found = dict(zip(chosen, sent, strict=True))
+def _layers(sent_LNSH: Tensor, chosen: Sequence[int], spec: KVSpec) -> tuple[Tensor, ...]:
+    """(1, N, S, H) of every layer: views of what was received."""
+    nothing = sent_LNSH.new_zeros(()).expand(1, *sent_LNSH.shape[1:])
+    found = dict(zip(chosen, sent_LNSH[:, None], strict=True))
     return tuple(found.get(layer, nothing) for layer in range(spec.layers))
 
 
-def _rows_of(spans: list[np.ndarray], lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...]:
-    if not spans:
+def _rows_of(found: np.ndarray, lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...] | None:
+    """Split spans into rows; None where they are none: in a text each begins about where the last ended.
+
+    So comparing two texts' spans takes time in proportion to their lengths, and not to the product.
+    """
+    if not lengths:
         return ()
-    rows = _tensor(spans[0]).view(torch.int32).view(-1, 2).split(list(lengths))
+    row_of = np.repeat(np.arange(len(lengths)), lengths)
+    in_text = found[:, 0] >= 0
+    starts, ends = found[in_text].astype(np.int64).T
+    follows = (starts[1:] >= ends[:-1] - OVERLAP) | (np.diff(row_of[in_text]) > 0)
+    if (found < TEMPLATE).any() or (starts > ends).any() or not follows.all():
+        return None
+    rows = np.split(found, np.cumsum(lengths)[:-1])
     return tuple(tuple((a, b) for a, b in row.tolist()) for row in rows)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedray.llm.cache import KVCache
-from fedray.types import Layers, Wire
+from fedray.types import KVSpec, Layers, Wire
 
 SCORES = ("last", "norm", "similar", "random")
 LAYER_SCORES = ("spread", "deep", "middle", "shallow", "random")
@@ -23,9 +23,13 @@ LAYER_SCORES = ("spread", "deep", "middle", "shallow", "random")
 
 def select(cache: KVCache, layers: Layers | None, wire: Wire, seed: int = 0) -> tuple[KVCache, Layers]:
     """What of a cache is sent: some tokens of it, and some of `layers`, which are those that are read (None: all)."""
-    everything = tuple(range(cache.spec.layers))
-    kept = keep_layers(layers or (everything, everything), wire.keep_layers, wire.layer_score, seed)
-    return keep_tokens(cache, wire.keep, wire.score, seed), kept
+    return keep_tokens(cache, wire.keep, wire.score, seed), layers_sent(cache.spec, layers, wire, seed)
+
+
+def layers_sent(spec: KVSpec, layers: Layers | None, wire: Wire, seed: int = 0) -> Layers:
+    """Choose those of the layers that are read (None: all) which are sent, alike at a sender and at its receiver."""
+    everything = tuple(range(spec.layers))
+    return keep_layers(layers or (everything, everything), wire.keep_layers, wire.layer_score, seed)
 
 
 def keep_layers(read: Layers, share: float, how: str = "spread", seed: int = 0) -> Layers:

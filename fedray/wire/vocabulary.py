@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedray.wire.payload import CorruptPayload, Payload
+from fedray.wire.payload import CorruptPayload, Payload, checked
 
 MAGIC, VERSION = b"FRVO", 1
 _PREFIX = struct.Struct("<4sHI")
@@ -37,10 +37,11 @@ def pack_vocabulary(tokens: Sequence[bytes], stops: Sequence[int]) -> Payload:
 
 def unpack_vocabulary(payload: Payload) -> Vocabulary:
     """Raises CorruptPayload."""
-    if len(payload.header) != _PREFIX.size or len(payload.buffers) != 3:
+    payload = checked(payload, "the server")
+    if type(payload.header) is not bytes or len(payload.header) != _PREFIX.size or len(payload.buffers) != 3:
         raise CorruptPayload("a payload of a vocabulary has the wrong header or number of buffers")
     magic, version, count = _PREFIX.unpack(payload.header)
-    lengths, text, stops = (np.asarray(buffer).view(np.uint8).reshape(-1) for buffer in payload.buffers)
+    lengths, text, stops = payload.buffers
     sound = magic == MAGIC and version == VERSION and count <= _MAX_TOKENS
     if not sound or lengths.nbytes != 2 * count or stops.nbytes % 4:
         raise CorruptPayload("a payload of a vocabulary does not hold together; ask the server again")

@@ -15,17 +15,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fedray.disk import write_whole
 from fedray.fusion.fuser import Fuser
-from fedray.fusion.registry import Registry, load_fuser
+from fedray.fusion.norms import RECORD, norms_of
+from fedray.fusion.registry import Registry, fuser_name, load_fuser, read_manifest
 from fedray.llm.catalogue import WORLD
 from fedray.llm.loading import HASHES, describe, hash_file, load
+from fedray.llm.model import LLM
 from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, believed, conversations
+from fedray.training.data import BATCH, prefill
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.pair import Pair
@@ -121,8 +125,12 @@ def _claim(folder: Path, seed: int, shorten: float) -> None:
 
 
 def is_done(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> bool:
-    """Whether a part is there and fits the LLMs that are there now (`members`, read from the folder if not given)."""
-    return hash_of(task, folder, members) is not None
+    """Whether a part is there, whole, and fits the LLMs that are there now (`members`, read from the folder if not
+    given). A fuser is whole with the range of the caches it was trained on."""
+    digest = hash_of(task, folder, members)
+    if digest is None or task.kind != "fuser":
+        return digest is not None
+    return RECORD in read_manifest(_version(task, folder, digest)).training
 
 
 def hash_of(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> str | None:
@@ -202,6 +210,9 @@ def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step
     steps = STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
     recipe = FuserRecipe(operator=task.operator, steps=_shortened(steps, shorten))
     talks = _shortened_list(conversations(world, "train", PHRASINGS_PER_FACT), shorten)
+    if digest := hash_of(task, folder):
+        _record_norms(_version(task, folder, digest), sender, talks)
+        return
     pair = Pair(sender, receiver, believed(sender, talks))
     fuser = FuserTraining(pair, recipe).run(on_step)
     check = Pair(sender, receiver, _shortened_list(conversations(world, "validation"), shorten))
@@ -211,8 +222,18 @@ def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step
         "steps": recipe.steps,
         "validation": accuracy_by_group(check, fuser),
         "validation_alone": accuracy_by_group(check, None),
+        RECORD: pair.norms().to_dict(),
     }
     _registry(folder).add_fuser(fuser, describe(sender), describe(receiver), training)
+
+
+def _record_norms(version: Path, sender: LLM, talks: list[Conversation]) -> None:
+    """Add to a fuser's manifest the range of the caches it was trained on; its weights and its hash stay."""
+    manifest = read_manifest(version)
+    prompts = [talk.prompt for talk in talks]
+    norms = norms_of(prefill(sender, prompts[i : i + BATCH]).cache for i in range(0, len(prompts), BATCH))
+    whole = replace(manifest, training={**manifest.training, RECORD: norms.to_dict()})
+    write_whole(version / "manifest.json", json.dumps(asdict(whole), indent=1, sort_keys=True) + "\n")
 
 
 def _build_gate(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
@@ -256,6 +277,11 @@ def _senders_of(receiver: str) -> tuple[str, ...]:
 
 def _registry(folder: Path) -> Registry:
     return Registry(folder / "registry", embedded=None)
+
+
+def _version(task: Task, folder: Path, digest: str) -> Path:
+    """The folder of a fuser."""
+    return folder / "registry" / fuser_name(*task.names) / digest
 
 
 def members_of(folder: Path) -> dict[str, MemberInfo]:

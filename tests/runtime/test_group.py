@@ -17,12 +17,13 @@ from ray.experimental import get_local_object_locations
 from ray.util import placement_group_table
 from standin import StandIn
 
+from fedray.errors import SessionLost
 from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
 from fedray.runtime import reservation
 from fedray.runtime.actors import RayGroup, as_actor, gather_infos, start
 from fedray.runtime.placement import Placement
 from fedray.runtime.reservation import reserve
-from fedray.types import FedrayError, SessionLost
+from fedray.types import FedrayError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 Spawn = Callable[..., RayGroup]

@@ -51,6 +51,7 @@ def test_from_nothing_to_a_fuser_that_a_federation_finds(tmp_path: Path, capsys:
 
     manifest = read_manifest(Path(part.path or ""))
     assert manifest.hash == part.hash and manifest.training["recipe"]["steps"] == 12
+    assert len(manifest.training["norms"]["keys"]) == manifest.config["sender"]["layers"]
     assert str(tmp_path) not in json.dumps(manifest.training), "no path in what is hashed or shared"
     assert not list((tmp_path / "registry" / FOLDER).iterdir()), "the checkpoint is gone once it is registered"
     planner = Planner(tmp_path / "registry")
