@@ -40,18 +40,22 @@ class PackedLinear(nn.Module):
         return linear
 
 
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies numbers of a type on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and _ONEDNN._is_mkldnn_bf16_supported())
+
+
 def pack_matrices(root: nn.Module) -> None:
     """Lay out the large matrices of a module on a CPU, each in place of the one it was made of. No gradient flows then.
 
     A matrix that is an embedding too stays: it would stand in memory twice.
     """
-    if not torch.backends.mkldnn.is_available():
-        return
-    kinds = {torch.float32, torch.bfloat16} if _ONEDNN._is_mkldnn_bf16_supported() else {torch.float32}
     shared = {id(module.weight) for module in root.modules() if isinstance(module, nn.Embedding)}
     for parent, name, module in _children(root, nn.Linear):
         weight = module.weight
-        fits = weight.device.type == "cpu" and weight.dtype in kinds and weight.numel() >= LARGE
+        fits = weight.device.type == "cpu" and weight.numel() >= LARGE and packs(weight.dtype)
         if fits and id(weight) not in shared:
             setattr(parent, name, PackedLinear(module))
 

@@ -13,12 +13,17 @@ from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import FuserConfig
 from fedray.llm import decoding
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.products import LARGE, PackedLinear, pack_matrices, unpack_matrices
+from fedray.llm.products import LARGE, PackedLinear, pack_matrices, packs, unpack_matrices
 from fedray.member import Member
 from fedray.types import KVSpec
 
 WIDE = 384  # hidden size whose square is a large matrix
 IDS = [[5, 9, 2, 7, 11, 3], [4, 8, 1]]
+
+
+def test_other_numbers_stay_with_torch():
+    assert not packs(torch.float16)
+    assert packs(torch.float32) == torch.backends.mkldnn.is_available()
 
 
 def _wide_model(dtype: torch.dtype = torch.float32):
@@ -37,9 +42,10 @@ def _wide_model(dtype: torch.dtype = torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_llm_says_the_same(dtype):
+    """Whether this processor multiplies such numbers by oneDNN or not."""
     plain, packed = _wide_model(dtype), _wide_model(dtype)
     pack_matrices(packed)
-    assert sum(isinstance(module, PackedLinear) for module in packed.modules())
+    assert any(isinstance(module, PackedLinear) for module in packed.modules()) == packs(dtype)
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     caches = [decoding.prefill(model, IDS, 0)[0] for model in (plain, packed)]
     for one, other in zip(*(cache.keys + cache.values for cache in caches), strict=True):
@@ -78,7 +84,7 @@ def test_a_published_fuser_fuses_the_same():
     with torch.no_grad():
         wanted = fuser.mix(own, sent)
         pack_matrices(fuser)
-        assert any(isinstance(module, PackedLinear) for module in fuser.modules())
+        assert any(isinstance(module, PackedLinear) for module in fuser.modules()) == packs(torch.float32)
         found = fuser.mix(own, sent)
     for one, other in zip(wanted[0] + wanted[1], found[0] + found[1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -89,4 +95,4 @@ def test_a_member_lays_out_what_it_loads(tmp_path):
     _wide_model().save_pretrained(folder)
     tokenizer("qwen3").save_pretrained(folder)
     member = Member("qwen3-0.6b", folder=tmp_path)
-    assert any(isinstance(module, PackedLinear) for module in member.llm.model.modules())
+    assert any(isinstance(module, PackedLinear) for module in member.llm.model.modules()) == packs(torch.float32)
