@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from commandline import Call
     from ray.cluster_utils import Cluster
 
+    from fedray import Federation
     from fedray.runtime.actors import RayGroup
     from fedray.runtime.cluster import Connection
 
@@ -37,6 +38,7 @@ Path(_FOLDER.name, "token").write_text("0123456789abcdef" * 4)
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 << 20}
 NOTICING = {"health_check_period_ms": 500}  # a lost node is noticed after five such checks
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
+ROOMS = {RECEIVER: "b", SENDERS[0]: "a", SENDERS[1]: "b"}
 
 # Files whose tests need a cluster, this one's or one of their own.
 ON_RAY = (
@@ -135,6 +137,41 @@ def random_federation(random_zoo: Path) -> dict[str, Any]:
         "zoo": {"path": random_zoo},
         "generation": {"max_tokens": 6},
     }
+
+
+@pytest.fixture(scope="session")
+def mixing(random_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry over the random zoo's: mix fusers, and gates of both operators that read an upper layer and let some
+    in on some turns."""
+    import torch
+    from tiny import random_fuser
+
+    from fedray.fusion.gating import Gate, GateConfig
+    from fedray.fusion.registry import Registry
+    from fedray.llm.catalogue import slug
+    from fedray.llm.loading import describe, load
+
+    registry = Registry(tmp_path_factory.mktemp("registry"), embedded=None)
+    receiver, *senders = (load(name, folder=random_zoo) for name in (RECEIVER, *SENDERS))
+    for sender in senders:
+        registry.add_fuser(random_fuser(sender, receiver, "mix"), describe(sender), describe(receiver), {})
+    hidden = receiver.model.config.hidden_size
+    for operator in ("concat", "mix"):
+        torch.manual_seed(5)
+        config = GateConfig(slug(RECEIVER), tuple(map(slug, SENDERS)), hidden, operator, layer=2, sharpness=12.0)
+        registry.add_gate(Gate(config).eval(), describe(receiver), {})
+    assert registry.path
+    return registry.path
+
+
+@pytest.fixture(scope="session")
+def spread(random_federation: dict[str, Any], mixing: Path, cluster: Connection) -> Iterator[Federation]:
+    """The random zoo's LLMs, each in an actor of its own, on two nodes. They stay till the end."""
+    from fedray import Federation
+
+    members = {name: {"label": f"room={room}", "num_cpus": 0.1} for name, room in ROOMS.items()}
+    with Federation(**random_federation, registry={"path": mixing}, members=members) as fed:
+        yield fed
 
 
 @pytest.fixture

@@ -12,15 +12,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import RECEIVER, SENDERS
-from tiny import QUESTIONS, random_fuser, random_llm
+from tiny import QUESTIONS, random_llm
 
 from fedray import Federation, sessions
 from fedray.conversation import Conversation
 from fedray.errors import SessionLost
-from fedray.fusion.gating import Gate, GateConfig
 from fedray.fusion.registry import Registry
-from fedray.llm.catalogue import slug
-from fedray.llm.loading import describe, load
+from fedray.llm.loading import describe
 from fedray.llm.prefix import shared
 from fedray.llm.turns import encode_turns
 from fedray.protocols import PROTOCOLS
@@ -42,31 +40,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def settings(random_federation: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Fusers and gates of both operators; the gates read an upper layer, and let some in on some turns."""
-    registry = Registry(tmp_path_factory.mktemp("registry"), embedded=None)
-    zoo: Path = random_federation["zoo"]["path"]
-    receiver, *senders = (load(name, folder=zoo) for name in EVERYONE)
-    hidden = receiver.model.config.hidden_size
-    for operator in ("concat", "mix"):
-        for sender in senders:
-            registry.add_fuser(random_fuser(sender, receiver, operator), describe(sender), describe(receiver), {})
-        torch.manual_seed(5)
-        config = GateConfig(slug(RECEIVER), tuple(map(slug, SENDERS)), hidden, operator, layer=2, sharpness=12.0)
-        registry.add_gate(Gate(config).eval(), describe(receiver), {})
-    assert registry.path
-    return {**random_federation, "registry": {"path": registry.path}}
-
-
-@pytest.fixture(scope="module")
-def here(settings: dict[str, Any]) -> Iterator[Federation]:
-    with Federation(**settings, ray=False) as fed:
-        yield fed
-
-
-@pytest.fixture(scope="module")
-def spread(settings: dict[str, Any], cluster: Any) -> Iterator[Federation]:
-    with Federation(**settings) as fed:
+def here(random_federation: dict[str, Any], mixing: Path) -> Iterator[Federation]:
+    with Federation(**random_federation, registry={"path": mixing}, ray=False) as fed:
         yield fed
 
 
@@ -315,10 +290,10 @@ def test_conversations_side_by_side_are_those_of_their_own(here: Federation, way
             together.say("one", "two")
 
 
-def test_private_documents_stand_above_the_first_question(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_private_documents_stand_above_the_first_question(random_federation: dict[str, Any], tmp_path: Path) -> None:
     """They are read once, and stay before all that is said."""
     (tmp_path / "note.txt").write_text("the color of the bird dika is gold.")
-    with Federation(**settings, ray=False, evidence={"llama-1b": str(tmp_path / "note.txt")}) as fed:
+    with Federation(**random_federation, ray=False, evidence={"llama-1b": str(tmp_path / "note.txt")}) as fed:
         with fed.conversation() as talk:
             answers = [talk.say(prompt) for prompt in TURNS]
             assert tokens(answers[2]) == tokens(whole(fed, (talk.turns[0][:4],), TURNS[2]))

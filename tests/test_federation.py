@@ -10,35 +10,28 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import pytest
-from conftest import RECEIVER, SENDERS
+from conftest import RECEIVER, ROOMS, SENDERS
 from probes import record_spans, spans
 from tiny import QUESTIONS
 
 from fedray import Federation, report
 from fedray.evaluation import federate
 from fedray.group import MemberFailed
-from fedray.settings import build
+from fedray.settings import Settings, build
 from fedray.types import Answer, FedrayError, Missing, Request, Wire
 
-ROOMS = {RECEIVER: {"label": "room=b"}, SENDERS[0]: {"label": "room=a"}, SENDERS[1]: {"label": "room=b"}}
 CHOICES = [("red", "green", "blue")] * len(QUESTIONS)
 
 
 @pytest.fixture(scope="module")
 def here(random_federation: dict[str, Any]) -> Iterator[Federation]:
     with Federation(**random_federation, ray=False) as fed:
-        yield fed
-
-
-@pytest.fixture(scope="module")
-def spread(random_federation: dict[str, Any], cluster: Any) -> Iterator[Federation]:
-    """Members in actors on two nodes."""
-    with Federation(**random_federation, members=ROOMS) as fed:
         yield fed
 
 
@@ -137,7 +130,11 @@ def open_sessions(member: Any) -> int:
 
 
 class Interrupted(Federation):
-    """Ctrl-C when the third of the federation's own batches is answered."""
+    """Ctrl-C when the third of the federation's own batches is answered, by members that outlive it."""
+
+    def __init__(self, settings: Settings, group: Any) -> None:
+        super().__init__(replace(settings, ray=replace(settings.ray, enabled=False)))
+        self.settings, self._group = settings, group
 
     def run_all(self, requests: Any, plan: Any = None, at_a_time: int | None = None) -> Iterator[Answer | MemberFailed]:
         for number, answer in enumerate(super().run_all(requests, plan, at_a_time)):
@@ -147,11 +144,11 @@ class Interrupted(Federation):
 
 
 def test_an_interrupted_run_keeps_what_was_answered(
-    random_federation: dict[str, Any], cluster: Any, tmp_path: Path
+    random_federation: dict[str, Any], spread: Federation, tmp_path: Path
 ) -> None:
     values = {"task": {"limit": 10, "batch_size": 3}, "tracking": {"enabled": False}, "output": tmp_path}
     settings = build({**random_federation, **values})
-    assert federate.run(settings, Interrupted) == 130
+    assert federate.run(settings, partial(Interrupted, group=spread._group)) == 130
     left = report.read(tmp_path)
     assert left.status == "interrupted" and left.n == 6 and left.usage.at_a_time == 2
     here = replace(settings, ray=replace(settings.ray, enabled=False))
@@ -169,7 +166,7 @@ def test_members_are_processes_on_the_nodes_of_their_labels(spread: Federation) 
     assert len({os.getpid(), *(info.pid for info in spread.members.values())}) == 4
     rooms = {node["NodeID"][:8]: node["Labels"].get("room") for node in ray.nodes()}
     where = [rooms[info.node.rpartition("/")[2]] for info in spread.members.values()]
-    assert where == ["b", "a", "b"]
+    assert where == list(ROOMS.values())
 
 
 @pytest.mark.parametrize("which", ["here", "spread"])
@@ -206,8 +203,7 @@ def test_a_sender_lost_in_mid_request_is_named_and_the_answer_comes(
 ) -> None:
     """Frozen, back again, and killed, by either route; then the other one, and the receiver answers alone."""
     (lost, rest), request = SENDERS, here.request(QUESTIONS[0])
-    with Federation(here.settings, senders=(rest,)) as without:
-        expected = tokens(without.run(request))
+    expected = tokens(here.run(request, here.plan_for(senders=(rest,))))
     with Federation(**random_federation, deadline_s=3.0) as doomed:
         plans = {route: replace(doomed.plan, route=route) for route in ("eager", "lazy")}
         asked = doomed.request(QUESTIONS[0])
@@ -244,16 +240,16 @@ def test_a_damaged_weight_file_is_named(
         (tmp_path / part).mkdir()
     for folder in (random_zoo / "registry").iterdir():
         (tmp_path / "registry" / folder.name).symlink_to(folder)
-    for name in (RECEIVER, SENDERS[0]):
-        (tmp_path / "llms" / name).symlink_to(random_zoo / "llms" / name)
-    damaged = tmp_path / "llms" / SENDERS[1]
+    sender = SENDERS[1]
+    (tmp_path / "llms" / RECEIVER).symlink_to(random_zoo / "llms" / RECEIVER)
+    damaged = tmp_path / "llms" / sender
     damaged.mkdir()
-    for file in (random_zoo / "llms" / SENDERS[1]).iterdir():
+    for file in (random_zoo / "llms" / sender).iterdir():
         (damaged / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".json" else 1000])
     for ray in (False, True):
         with pytest.raises(FedrayError) as caught:
-            Federation(**{**random_federation, "zoo": {"path": tmp_path}, "ray": ray})
-        assert str(caught.value).startswith(f"{SENDERS[1]}: ")
+            Federation(**{**random_federation, "senders": [sender], "zoo": {"path": tmp_path}, "ray": ray})
+        assert str(caught.value).startswith(f"{sender}: ")
         assert "\n" not in str(caught.value)
 
 

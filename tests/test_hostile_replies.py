@@ -218,7 +218,7 @@ def test_where_everybody_answers_a_false_answer_is_left_out(
 
 
 def test_a_conversation_that_a_sender_claims_to_have_lost_is_read_again(group: LocalGroup, planner: Planner) -> None:
-    from fedray.types import SessionLost
+    from fedray.errors import SessionLost
 
     def losing(reply: Any) -> Any:
         raise SessionLost(UGLY * 1000)

@@ -113,11 +113,16 @@ def test_without_a_record_a_wide_bound_stands() -> None:
         {"keys": [[2, 1]] * 7, "values": [[1, 2]] * 7},
     ],
 )
-def test_a_record_that_is_none_is_refused_by_its_fuser(record: object, tmp_path: Path) -> None:
+def test_a_record_that_is_none_is_refused(record: object, tmp_path: Path) -> None:
+    """Before it is kept, and by whoever loads a version that has it."""
     sender, receiver = random_llm("llama-1b"), random_llm("qwen3-0.6b")
     store, fuser = Registry(tmp_path, embedded=None), random_fuser(sender, receiver, "concat")
-    artifact = store.add_fuser(fuser, describe(sender), describe(receiver), {RECORD: record})
-    with pytest.raises(FedrayError, match=f"the manifest of llama-1b--qwen3-0.6b {artifact.hash}: {RECORD} "):
+    with pytest.raises(FedrayError, match=f"{RECORD} "):
+        store.add_fuser(fuser, describe(sender), describe(receiver), {RECORD: record})
+    artifact = store.add_fuser(fuser, describe(sender), describe(receiver), {})
+    path = Path(artifact.path) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "training": {RECORD: record}}))
+    with pytest.raises(FedrayError, match=f"{RECORD} "):
         load_fuser(artifact)
 
 

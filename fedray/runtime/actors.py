@@ -12,9 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from functools import wraps
-from inspect import getmembers, isfunction
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from ray.experimental import get_local_object_locations
 from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
 from fedray.member import Member
 from fedray.runtime.failures import as_error, reason
+from fedray.runtime.parcels import Parcel, info, opening
 from fedray.runtime.placement import Placement
 from fedray.runtime.reservation import Reservation, reserve
 from fedray.types import FedrayError, MemberInfo
@@ -49,49 +48,7 @@ def as_actor(cls: type) -> Any:
         "max_restarts": 0,  # a session dies with its process: the request goes on without this member
         "max_task_retries": 0,
     }
-    return ray.remote(**options)(_opening(cls))
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """A payload on its way to the member that opens it.
-
-    Ray would open an argument itself before the call, and fail the receiver's call where a sender's payload is lost or
-    cannot be unpickled.
-    """
-
-    payload: ObjectRef
-
-
-def _opening(cls: type) -> type:
-    """Make a class of the same methods, which get payloads for parcels."""
-
-    def opening(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return method(self, *_opened(args), **kwargs)
-
-        return call
-
-    methods = {name: opening(m) for name, m in getmembers(cls, isfunction) if not name.startswith("_")}
-    return type(cls.__name__, (cls,), methods)
-
-
-def _opened(args: Sequence[Any]) -> list[Any]:
-    """Replace parcels by their payloads; a FedrayError stands for what cannot be opened."""
-    parcels = [arg.payload for arg in args if isinstance(arg, Parcel)]
-    try:
-        payloads = iter(ray.get(parcels))  # side by side, where they are on other nodes
-    except Exception:  # noqa: BLE001  # unpickling runs what a sender wrote
-        payloads = map(_payload, parcels)
-    return [next(payloads) if isinstance(arg, Parcel) else arg for arg in args]
-
-
-def _payload(ref: ObjectRef) -> Any:
-    try:
-        return ray.get(ref)
-    except Exception as error:  # noqa: BLE001  # as above; this sender's alone
-        return FedrayError(f"what it sent cannot be read: {reason(error)}")
+    return ray.remote(**options)(opening(cls))
 
 
 LLMActor = as_actor(Member)
@@ -152,7 +109,7 @@ def gather_infos(
 
     Two nodes may share a machine, so that a node's name is the machine's and a piece of Ray's id.
     """
-    waiting: dict[Any, str] = {actor.__ray_call__.remote(_info): name for name, actor in actors.items()}
+    waiting: dict[Any, str] = {actor.__ray_call__.remote(info): name for name, actor in actors.items()}
     infos: dict[str, Any] = {}
     patience = time.monotonic() + SLOW_S
     while waiting:
@@ -170,12 +127,6 @@ def gather_infos(
                 raise FedrayError(said if said.startswith(name) else f"{name} cannot be loaded: {said}") from error
             loaded(infos[name])
     return {name: infos[name] for name in actors}
-
-
-def _info(member: Member) -> MemberInfo:
-    """Runs in the member's process."""
-    info = member.info()
-    return replace(info, node=f"{info.node}/{ray.get_runtime_context().get_node_id()[:8]}")
 
 
 def _options(p: Placement) -> dict[str, Any]:

@@ -16,22 +16,19 @@ from probes import process_id, start_counting, stop_counting
 from ray.experimental import get_local_object_locations
 from tiny import QUESTIONS
 
+from fedray import Federation
 from fedray.planner import Planner
 from fedray.protocols import c2c
 from fedray.runtime import coordinator
-from fedray.runtime.actors import Call, RayGroup, load_members
-from fedray.runtime.placement import Placement, place
+from fedray.runtime.actors import Call, RayGroup
 from fedray.types import FedrayError, Generation, Plan, Request
 
 CHOICES: dict[str, Any] = {"gate": "open", "fusion": "concat"}
 
 
-@pytest.fixture(scope="module")
-def group(random_zoo: Path, cluster: Any) -> Iterator[RayGroup]:
-    rooms = {RECEIVER: "room=b", SENDERS[0]: "room=a", SENDERS[1]: "room=b"}
-    group = load_members(place([Placement(name, label=room) for name, room in rooms.items()]), folder=random_zoo)
-    yield group
-    group.close()
+@pytest.fixture
+def group(spread: Federation) -> RayGroup:
+    return spread._group  # pyright: ignore[reportReturnType]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""RayGroup on stand-ins: what travels where, what is late, what is dead, and that nothing waits for ever."""
+"""RayGroup on stand-ins: what travels where, what is late, what is dead, and that nothing waits for ever.
+
+Every test has sessions of its own: the release of one may still be on its way when the next begins.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ def test_the_count_sees_a_payload_that_is_fetched(group: RayGroup, received: Cal
 def test_wait_tells_ready_failed_and_late(group: RayGroup) -> None:
     handles = [
         group.start("sender", "fail", "no such thing"),
-        group.start("receiver", "count_until_cancelled", "one"),
+        group.start("receiver", "count_until_cancelled", "told"),
         group.start("sender", "share", 1_000),
     ]
     wait(group, [handles[0], handles[2]])
@@ -108,9 +111,9 @@ def test_wait_tells_ready_failed_and_late(group: RayGroup) -> None:
     assert waited.ready == (2,)
     assert waited.failed == {0: "ValueError: no such thing"}
     assert waited.late == (1,)
-    group.cancel("receiver", "one")
+    group.cancel("receiver", "told")
     assert wait(group, handles).ready == (1, 2), "what was late may still become ready"
-    group.release("one", ("sender", "receiver"))
+    group.release("told", ("sender", "receiver"))
 
 
 def test_a_reason_is_one_short_line(group: RayGroup) -> None:
@@ -121,41 +124,41 @@ def test_a_reason_is_one_short_line(group: RayGroup) -> None:
 
 def test_wait_does_not_block_the_event_loop(group: RayGroup) -> None:
     async def waited() -> Waited:
-        counting = group.start("sender", "count_until_cancelled", "one")
+        counting = group.start("sender", "count_until_cancelled", "looped")
         waiting = asyncio.create_task(group.wait([counting]))
         await asyncio.sleep(0.1)  # for ever, if waiting blocks
-        group.cancel("sender", "one")
+        group.cancel("sender", "looped")
         return await waiting
 
     assert asyncio.run(waited()).ready == (0,)
-    group.release("one", ("sender", "receiver"))
+    group.release("looped", ("sender", "receiver"))
 
 
 def test_control_is_answered_while_a_member_computes(group: RayGroup) -> None:
-    busy = group.start("sender", "count_until_cancelled", "one")
+    busy = group.start("sender", "count_until_cancelled", "busy")
     call(group, "sender", "ping")  # for ever, if it waits for the other call
     assert wait(group, [busy], 0.0).late == (0,)
-    group.cancel("sender", "one")
+    group.cancel("sender", "busy")
     wait(group, [busy])
-    group.release("one", ("sender", "receiver"))
+    group.release("busy", ("sender", "receiver"))
 
 
 def test_cancel_reaches_a_running_call(group: RayGroup) -> None:
-    counting = group.start("sender", "count_until_cancelled", "one")
+    counting = group.start("sender", "count_until_cancelled", "streamed")
     assert wait(group, [counting], 0.3).late == (0,)
-    group.cancel("sender", "one")
+    group.cancel("sender", "streamed")
     assert wait(group, [counting]).ready == (0,)
-    group.release("one", ("sender", "receiver"))
+    group.release("streamed", ("sender", "receiver"))
 
 
 def test_an_unready_argument_does_not_block_other_calls(group: RayGroup) -> None:
-    slow = group.start("sender", "count_until_cancelled", "one")
+    slow = group.start("sender", "count_until_cancelled", "unready")
     blocked = group.start("receiver", "babble", slow)
     call(group, "receiver", "weigh")  # for ever, if the unready argument blocks it
     assert wait(group, [slow, blocked], 0.0).late == (0, 1)
-    group.cancel("sender", "one")
+    group.cancel("sender", "unready")
     assert wait(group, [slow, blocked]).ready == (0, 1)
-    group.release("one", ("sender", "receiver"))
+    group.release("unready", ("sender", "receiver"))
 
 
 def test_results_are_small(group: RayGroup, received: Callable[[], list[int]]) -> None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -14,6 +13,7 @@ from conftest import RECEIVER, SENDERS
 from hostile import Hostile, become
 from tiny import QUESTIONS
 
+from fedray import Federation
 from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
 from fedray.runtime import actors
@@ -26,12 +26,12 @@ REQUEST = Request(QUESTIONS, generation=Generation(max_tokens=4))
 
 
 @pytest.fixture(scope="module")
-def group(cluster: Any, random_zoo: Path) -> Iterator[RayGroup]:
-    names = (RECEIVER, *SENDERS)
-    placements = [Placement(name, num_cpus=0) for name in names]
-    group = actors.start(Hostile, placements, {name: {"folder": random_zoo} for name in names})
-    yield group
-    group.close()
+def group(spread: Federation, random_zoo: Path) -> Iterator[RayGroup]:
+    """Honest members, but for one."""
+    bad, honest = actors.start(Hostile, [Placement(BAD, num_cpus=0)], {BAD: {"folder": random_zoo}}), spread._group
+    assert isinstance(honest, RayGroup)
+    yield RayGroup({**honest._actors, **bad._actors}, {**honest.members, **bad.members})
+    bad.close()
 
 
 @pytest.fixture(scope="module")
