@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from hydra._internal.hydra import Hydra
 
-from fedray.config import EVALUATION, EvaluateSettings, Settings, launch
+from fedray.config import EVALUATION, FUSER_TRAINING, EvaluateSettings, Settings, launch
 
 
 class Call:
@@ -16,6 +17,8 @@ class Call:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
         self.ran: list[Settings] = []
+        # Hydra composes all of it once more beforehand, to see whether hydra.mode is set: half the time of a call
+        monkeypatch.setattr(Hydra, "get_mode", lambda *args, **kwargs: None)
 
     def __call__(self, *arguments: str, job: Callable[[Settings], int | None] | None = None) -> tuple[int, str]:
         self.monkeypatch.setattr(sys, "argv", ["federate.py", *arguments])
@@ -29,6 +32,15 @@ class Call:
         self.monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
         with pytest.raises(SystemExit) as stop:
             launch(job, "evaluate", "evaluate", EVALUATION)
+        return self._left(stop.value)
+
+    def train(self, *arguments: str) -> tuple[int, str]:
+        """The same for jobs/train_fuser.py, which does run."""
+        from fedray.training import fuser_job
+
+        self.monkeypatch.setattr(sys, "argv", ["train_fuser.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            launch(fuser_job.run, "train_fuser", "train_fuser", FUSER_TRAINING)
         return self._left(stop.value)
 
     def _left(self, stop: SystemExit) -> tuple[int, str]:

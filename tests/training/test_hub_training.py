@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commandline import Call
 from huggingface_hub import constants
 from reference import FUSERS, zoo
 from samples import hermes, message, write
 
 from fedray import importing, report
-from fedray.config import CONF
 from fedray.federation import Federation
 from fedray.fusion.registry import Registry, read_manifest
 from fedray.llm.catalogue import NAMES
@@ -207,14 +204,6 @@ def test_all_means_the_five(mirror: Mirror, saved: Path, talks: Path, tmp_path: 
     assert {member.name for member in everyone.members} == set(NAMES[:-1])
 
 
-def run(mirror: Mirror, home: Path, job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    own = {"PYTHONPATH": str(CONF.parent), "HF_ENDPOINT": mirror.url, "HF_HOME": str(home / "hf")}
-    command = [sys.executable, str(CONF.parent / "jobs" / job), "zoo=hub", "ray=none", *arguments]
-    return subprocess.run(
-        command, cwd=home, env=os.environ | own, capture_output=True, text=True, timeout=170, check=False
-    )
-
-
 @pytest.mark.parametrize(
     ("sender", "says"),
     [
@@ -222,10 +211,10 @@ def run(mirror: Mirror, home: Path, job: str, *arguments: str) -> subprocess.Com
         ("hf:acme/gated", "hf:acme/gated: acme/gated is gated: accept its terms at "),
     ],
 )
-def test_what_cannot_be_had_is_one_sentence(mirror: Mirror, tmp_path: Path, sender: str, says: str) -> None:
-    done = run(mirror, tmp_path, "train_fuser.py", f"sender={sender}", "tracking=none", "output=out")
-    assert (done.returncode, done.stdout.count("report:")) == (2, 0), done.stderr
-    assert done.stderr.startswith(says.format(mirror.url)) and done.stderr.count("\n") == 1
+def test_what_cannot_be_had_is_one_sentence(mirror: Mirror, call: Call, tmp_path: Path, sender: str, says: str) -> None:
+    code, said = call.train(f"sender={sender}", "zoo=hub", "ray=none", "tracking=none", "output=out")
+    assert (code, call.out.count("report:")) == (2, 0), said
+    assert said.startswith(says.format(mirror.url)) and said.count("\n") == 1
     assert not (tmp_path / "outputs" / "registry").exists()
 
 
