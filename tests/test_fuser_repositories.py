@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
-from mirror import TOKEN, Repo, environment, serving
+from huggingface_hub import ModelCard, close_session, constants
+from mirror import TOKEN, Repo, point_here, serving
 from reference import FUSERS, RECEIVER, SENDERS, zoo
 
+from fedray import importing, inventory
 from fedray.fusion import hub
 from fedray.fusion.manifest import digest_of
 from fedray.fusion.registry import Registry, load_fuser, load_gate
 from fedray.importing import find
 from fedray.inventory import Inventory
-from fedray.training.settings import REGISTRY_JOB, check_registry_job
+from fedray.training.settings import REGISTRY_JOB, build_import_job, check_registry_job
 from fedray.types import FedrayError
 
 PAIR, GATE = "llama-1b--qwen3-0.6b", "gate--qwen3-0.6b"
@@ -121,34 +120,28 @@ def test_what_cannot_be_meant_is_refused(values: dict[str, Any], says: str, tmp_
 
 # -- over HTTP -----------------------------------------------------------------------------------------------------
 
-CHILD = """
-import json, sys
-from fedray import importing, inventory
-from fedray.training.settings import REGISTRY_JOB, build_import_job
-from fedray.types import FedrayError
-
-jobs = {"registry": (inventory.run, REGISTRY_JOB.read), "import_c2c": (importing.run, build_import_job)}
-said = []
-for name, values in json.load(sys.stdin):
-    run, build = jobs[name]
-    try:
-        run(build(values))
-        said.append("")
-    except FedrayError as error:
-        said.append(str(error))
-print(json.dumps(said))
-"""
+JOBS: dict[str, tuple[Callable[[Any], int], Callable[[Any], Any]]] = {
+    "registry": (inventory.run, REGISTRY_JOB.read),
+    "import_c2c": (importing.run, build_import_job),
+}
 
 
-def do(url: str, home: Path, *jobs: tuple[str, dict[str, Any]], **env: str) -> Sequence[str]:
-    """What each job says where it is refused, and "" where it is done: in a process whose hub is `url`."""
-    env = environment(url, home / "hf", **env)
-    steps = json.dumps([(name, {"output": str(home / "out"), **values}) for name, values in jobs])
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD], input=steps, env=env, cwd=home, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def do(url: str, home: Path, *jobs: tuple[str, dict[str, Any]], token: str = "", offline: bool = False) -> list[str]:
+    """What each job says where it is refused, and "" where it is done, while the hub is `url`."""
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        point_here(patch, url, home / "hf")
+        patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        patch.setenv("HF_TOKEN", token)
+        for name, values in jobs:
+            run, build = JOBS[name]
+            try:
+                run(build({"output": home / "out", **values}))
+                said.append("")
+            except FedrayError as error:
+                said.append(str(error))
+    close_session()  # a connection that is kept alive would outlive its server
+    return said
 
 
 def load(repo: str, own: Path, **more: str) -> tuple[str, dict[str, Any]]:
@@ -164,7 +157,7 @@ def test_pushed_and_loaded(tmp_path: Path) -> None:
     own, again = tmp_path / "own", tmp_path / "again"
     with serving() as server:
         steps = (push("me/mine"), load("me/mine", own), push("me/mine"), push("me/open", private=False))
-        assert do(server.url, tmp_path, *steps, HF_TOKEN=TOKEN) == [""] * 4
+        assert do(server.url, tmp_path, *steps, token=TOKEN) == [""] * 4
         mine = server.repos["me/mine"]
         assert sorted(mine.files) == sorted(hub.FILES) and mine.private and not server.repos["me/open"].private
         commit = mine.commit() or ""
@@ -176,7 +169,6 @@ def test_pushed_and_loaded(tmp_path: Path) -> None:
         assert (folder / "model.safetensors").read_bytes() == (embedded / "model.safetensors").read_bytes()
 
 
-@pytest.mark.slow
 def test_a_hub_that_refuses_is_understood(tmp_path: Path) -> None:
     own = tmp_path / "own"
     with serving() as server:
@@ -195,8 +187,8 @@ def test_a_hub_that_refuses_is_understood(tmp_path: Path) -> None:
         assert words in sentence
     assert "me/llm has no revision 'v9': name a branch, a tag or a commit" in said[4]
     assert "cannot write to me/x: the hub answers 401; log in with `hf auth login`" in said[5]
-    gone = do(server.url, tmp_path, load("me/new", own), push("me/new"), HF_TOKEN=TOKEN)
-    offline = do(server.url, tmp_path, load("me/new", own), push("me/new"), HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")
+    gone = do(server.url, tmp_path, load("me/new", own), push("me/new"), token=TOKEN)
+    offline = do(server.url, tmp_path, load("me/new", own), push("me/new"), token=TOKEN, offline=True)
     assert "cannot read me/new: the hub is out of reach or HF_HUB_OFFLINE is set, and it is not in the cache" in gone[0]
     assert gone[0] == offline[0] and all(words[1].startswith("cannot write to me/new") for words in (gone, offline))
     assert not own.exists()

@@ -11,12 +11,14 @@ import pytest
 from fedray import forecast, report
 from fedray.evaluation.federate import run
 from fedray.federation import Federation
+from fedray.llm import shapes
 from fedray.llm.memory import MIB
 from fedray.report import Report
 from fedray.settings import build
 from fedray.types import FedrayError, Need
 
 PROMPT = "which planet is the largest?"
+MADE: dict[int, Any] = {}  # vocabulary size -> tokenizer
 CONFIG = {
     "model_type": "qwen3",
     "vocab_size": 600,
@@ -28,6 +30,19 @@ CONFIG = {
     "head_dim": 8,
     "max_position_embeddings": 400,
 }
+
+
+@pytest.fixture(autouse=True)
+def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer of real size takes a quarter of a second to make, and its LLM has it in every plan."""
+    make = shapes.build_tokenizer
+
+    def once(config: Any) -> Any:
+        if config.vocab_size not in MADE:
+            MADE[config.vocab_size] = make(config)
+        return MADE[config.vocab_size]
+
+    monkeypatch.setattr(shapes, "build_tokenizer", once)
 
 
 def foretell(output: Path, **values: Any) -> tuple[Report, dict[str, Need]]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from commandline import Call
 from mirror import Mirror, environment, point_here, repo_of, serving
 from published import save
 
 from fedray import report
 from fedray.config import CONF
+from fedray.evaluation.federate import run as federate_run
 from fedray.federation import Federation
 from fedray.fusion.fuser import FuserConfig, build_fuser
 from fedray.fusion.registry import Registry
@@ -58,10 +60,14 @@ def test_the_job_downloads_once_and_then_needs_no_network(mirror: Mirror, tmp_pa
     assert mirror.asked == [] and report.read(tmp_path / "second").answers == left.answers
 
 
-def test_a_gated_llm_ends_the_job_with_one_sentence(mirror: Mirror, tmp_path: Path) -> None:
-    done = federate(mirror, tmp_path, f"receiver={RECEIVER}", "senders=[llama-1b]", "plan=true", f"prompt={PROMPT}")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
-    assert done.stderr.startswith("llama-1b: meta-llama/Llama-3.2-1B-Instruct is gated: accept its terms at ")
+def test_a_gated_llm_ends_the_job_with_one_sentence(
+    mirror: Mirror, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_here(monkeypatch, mirror.url, tmp_path / "hf")
+    asked = ("zoo=hub", f"receiver={RECEIVER}", "senders=[llama-1b]", "plan=true", f"prompt={PROMPT}")
+    code, said = call(*asked, job=federate_run)
+    assert code == 2 and said.count("\n") == 1 and call.out == ""
+    assert said.startswith("llama-1b: meta-llama/Llama-3.2-1B-Instruct is gated: accept its terms at ")
 
 
 def test_members_on_a_cluster_download_for_themselves(

@@ -46,10 +46,8 @@ def short_folder() -> Iterator[str]:
 
 
 def refusal(address: str | None) -> str:
-    started = time.monotonic()
     with pytest.raises(FedrayError) as caught:
         connect(address)
-    assert time.monotonic() - started < 5.0
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
