@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from hydra._internal.hydra import Hydra
 
 from fedray.config import EVALUATION, FUSER_TRAINING, EvaluateSettings, Settings, launch
 
@@ -17,8 +16,6 @@ class Call:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
         self.ran: list[Settings] = []
-        # Hydra composes all of it once more beforehand, to see whether hydra.mode is set: half the time of a call
-        monkeypatch.setattr(Hydra, "get_mode", lambda *args, **kwargs: None)
 
     def __call__(self, *arguments: str, job: Callable[[Settings], int | None] | None = None) -> tuple[int, str]:
         self.monkeypatch.setattr(sys, "argv", ["federate.py", *arguments])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from commandline import Call
@@ -34,6 +35,9 @@ os.environ |= {
 }
 os.environ.pop("RAY_ADDRESS", None)
 Path(_FOLDER.name, "token").write_text("0123456789abcdef" * 4)
+
+settings.register_profile("brief", max_examples=40)
+settings.load_profile("brief")
 
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 << 20}
 NOTICING = {"health_check_period_ms": 500}  # a lost node is noticed after five such checks
@@ -76,6 +80,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if "nodes" in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(ON_RAY):
         pytest.fail("it needs a Ray cluster: name its file in ON_RAY of tests/conftest.py", pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Hydra composes all of a command line once more beforehand, to see whether hydra.mode is set: half of its time."""
+    try:
+        from hydra._internal.hydra import Hydra
+    except ModuleNotFoundError:  # an extra
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *args, **kwargs: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,33 @@
+"""Shared by the tests of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from fedray.training import memory
+
+_estimates: dict[tuple[str, ...], memory.Memory] = {}
+
+
+@pytest.fixture(autouse=True)
+def drawn_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels are not looked at here."""
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: save(self, path, dpi=dpi / 5))
+
+
+@pytest.fixture(autouse=True)
+def estimated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second each, and most tests train the same pair."""
+    estimate = memory._estimate
+
+    def once(sender: Any, receiver: Any, *more: Any) -> memory.Memory:
+        key = (sender.to_json_string(), receiver.to_json_string(), *map(repr, more))
+        if key not in _estimates:
+            _estimates[key] = estimate(sender, receiver, *more)
+        return _estimates[key]
+
+    monkeypatch.setattr(memory, "_estimate", once)
