@@ -11,9 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from fedray.suggest import nearest, unknown
+from fedray.errors import FedrayError, nearest, unknown
 from fedray.text import check_text
-from fedray.types import FedrayError
 
 T = TypeVar("T")
 _hints = cache(get_type_hints)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedray.errors import FedrayError
-from fedray.rounds import SpecFed, Speculation
-from fedray.sharing import FedAttn
+from fedray.methods.fedattn import FedAttn
+from fedray.methods.specfed import SpecFed, Speculation
 from fedray.text import one_line, printable
 
 REASON = 500  # characters of a reason that are kept

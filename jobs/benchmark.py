@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedray.config import BENCHMARKS, BenchmarkSettings, launch
+from fedray.command_line import BENCHMARKS, BenchmarkSettings, launch
 
 
 def benchmark(settings: BenchmarkSettings) -> int:
-    from fedray.benchmark.job import run  # torch and Ray are imported after the settings are checked
+    from fedray.jobs.benchmark import run  # torch and Ray are imported after the settings are checked
 
     return run(settings)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedray.config import ZOO_BUILD, BuildSettings, launch
+from fedray.command_line import ZOO_BUILD, BuildSettings, launch
 
 
 def build_zoo(settings: BuildSettings) -> int:
-    from fedray.evaluation.zoo_build import run  # torch is imported after the settings are checked
+    from fedray.jobs.build_zoo import run  # torch is imported after the settings are checked
 
     return run(settings)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedray.config import EVALUATION, EvaluateSettings, launch
+from fedray.command_line import EVALUATION, EvaluateSettings, launch
 
 
 def evaluate(settings: EvaluateSettings) -> int:
-    from fedray.evaluation.evaluate import run  # torch and Ray are imported after the settings are checked
+    from fedray.jobs.evaluate import run  # torch and Ray are imported after the settings are checked
 
     return run(settings)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedray.config import Settings, launch
+from fedray.command_line import Settings, launch
 
 
 def federate(settings: Settings) -> int:
-    from fedray.evaluation.federate import run  # torch and Ray are imported after the settings are checked
+    from fedray.jobs.federate import run  # torch and Ray are imported after the settings are checked
 
     return run(settings)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedray.config import IMPORT, ImportJob, launch
+from fedray.command_line import IMPORT, ImportJob, launch
 
 
 def import_c2c(settings: ImportJob) -> int:
-    from fedray.importing import run  # torch is imported after the settings are checked
+    from fedray.jobs.import_c2c import run  # torch is imported after the settings are checked
 
     return run(settings)
 

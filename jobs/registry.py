@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedray.config import REGISTRY, RegistryJob, launch
+from fedray.command_line import REGISTRY, RegistryJob, launch
 
 
 def registry(settings: RegistryJob) -> int:
-    from fedray.inventory import run  # torch is imported after the settings are checked
+    from fedray.jobs.registry import run  # torch is imported after the settings are checked
 
     return run(settings)
 

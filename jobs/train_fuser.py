@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedray.config import FUSER_TRAINING, FuserJob, launch
+from fedray.command_line import FUSER_TRAINING, FuserJob, launch
 
 
 def train_fuser(settings: FuserJob) -> int:

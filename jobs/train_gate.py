@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedray.config import GATE_TRAINING, GateJob, launch
+from fedray.command_line import GATE_TRAINING, GateJob, launch
 
 
 def train_gate(settings: GateJob) -> int:

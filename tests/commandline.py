@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fedray.config import EVALUATION, FUSER_TRAINING, EvaluateSettings, Settings, launch
+from fedray.command_line import EVALUATION, FUSER_TRAINING, EvaluateSettings, Settings, launch
 
 
 class Call:

@@ -134,8 +134,8 @@ def random_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the embedded zoo's: three LLMs, and concat fusers into the receiver, all of random weights."""
     from tiny import random_fuser, random_llm
 
-    from fedray.fusion.registry import Registry
     from fedray.llm.loading import describe, load
+    from fedray.registry.store import Registry
 
     folder = tmp_path_factory.mktemp("zoo")
     for name in (RECEIVER, *SENDERS):
@@ -170,9 +170,9 @@ def mixing(random_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import random_fuser
 
     from fedray.fusion.gating import Gate, GateConfig
-    from fedray.fusion.registry import Registry
     from fedray.llm.catalogue import slug
     from fedray.llm.loading import describe, load
+    from fedray.registry.store import Registry
 
     registry = Registry(tmp_path_factory.mktemp("registry"), embedded=None)
     receiver, *senders = (load(name, folder=random_zoo) for name in (RECEIVER, *SENDERS))

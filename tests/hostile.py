@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedray.fusion import controls
 from fedray.llm.cache import KVCache
-from fedray.member import Member
+from fedray.member.member import Member
 from fedray.types import Receipt, Usage
 from fedray.wire.payload import Payload, pack, ships, unpack
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from hostile import UNTOLD, Hostile
 
-from fedray.group import LocalGroup
 from fedray.llm.catalogue import NAMES
-from fedray.member import Member
-from fedray.planner import Planner
+from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
+from fedray.protocols.group import LocalGroup
+from fedray.registry.planner import Planner
 from fedray.text import printable
 from fedray.types import Answer, FedrayError, Plan, Request
-from fedray.zoo.world import EXPERTS, World, options
+from fedray.world.world import EXPERTS, World, options
 
 RECEIVER, DOMAIN, QUESTIONS = NAMES[0], "tree", 20
 (BAD,) = EXPERTS[DOMAIN]

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedray.fedattn.others import drawn, thinned
-from fedray.fedattn.schedule import sync_layers
 from fedray.llm.decoding import empty_context, step
 from fedray.llm.model import LLM
-from fedray.sharing import FedAttn
+from fedray.member.fedattn.remote_rows import drawn, thinned
+from fedray.methods.fedattn import FedAttn, sync_layers
 
 
 @dataclass

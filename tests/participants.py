@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from fedray.group import LocalGroup
 from fedray.llm.loading import load as load_llm
 from fedray.llm.model import LLM
-from fedray.member import Member
+from fedray.member.member import Member
+from fedray.methods.fedattn import FedAttn
 from fedray.protocols import PROTOCOLS
-from fedray.sharing import FedAttn
+from fedray.protocols.group import LocalGroup
 from fedray.types import Answer, Generation, Plan, Request
 
 PROMPTS = (

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from tiny import random_fuser, random_llm
 
-from fedray.fusion.registry import Registry, load_fuser
 from fedray.llm.loading import describe
+from fedray.registry.store import Registry, load_fuser
 from fedray.types import FedrayError
 
 SENDER, RECEIVER = "qwen2.5-0.5b", "qwen3-0.6b"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fedray import report
-from fedray.report import Learned, Report
+from fedray.reporting import report
+from fedray.reporting.report import Learned, Report
 from fedray.training import fuser_job
 from fedray.training.settings import FuserJob, build_fuser_job, check_fuser_job
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fedray.group import LocalGroup
+from fedray.methods.specfed import SpecFed
 from fedray.protocols import PROTOCOLS
-from fedray.rounds import SpecFed
+from fedray.protocols.group import LocalGroup
 from fedray.types import Answer, Generation, Plan, Request
-from fedray.zoo.world import World
+from fedray.world.world import World
 
 DRAFT, WORKERS = "qwen2.5-0.5b", ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")
 ONE = WORKERS[:1]

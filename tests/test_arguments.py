@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedray.arguments import overrides
-from fedray.config import (
+from fedray.command_line import (
     BENCHMARKS,
     FEDERATION,
     FUSER_TRAINING,
@@ -31,7 +31,7 @@ from fedray.config import (
     launch,
 )
 from fedray.llm.catalogue import NAMES, safe_name
-from fedray.settings import SCHEMA, build
+from fedray.settings.settings import SCHEMA, build
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")

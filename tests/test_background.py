@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedray.background import Background
+from fedray.federation.event_loop import Background
 
 
 @pytest.fixture

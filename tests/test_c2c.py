@@ -13,11 +13,11 @@ from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.errors import SessionLost
 from fedray.fusion.gating import fixed_weights
-from fedray.fusion.registry import Registry
-from fedray.group import LocalGroup
 from fedray.llm.loading import describe
-from fedray.member import Member
+from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
+from fedray.protocols.group import LocalGroup
+from fedray.registry.store import Registry
 from fedray.types import Answer, Generation, Plan, Request
 from fedray.wire.payload import unpack
 

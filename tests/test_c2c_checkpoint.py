@@ -14,13 +14,13 @@ import pytest
 import torch
 from reference import FUSERS, RECEIVER, SENDERS, zoo
 
-from fedray import report
 from fedray.fusion.c2c import C2CFuser
-from fedray.fusion.c2c_checkpoint import read_checkpoint
 from fedray.fusion.fuser import FuserConfig
-from fedray.fusion.registry import Registry, load_fuser
-from fedray.importing import check_names, run
+from fedray.jobs.import_c2c import check_names, run
 from fedray.llm.loading import describe, load, sketch
+from fedray.registry.c2c_checkpoint import read_checkpoint
+from fedray.registry.store import Registry, load_fuser
+from fedray.reporting import report
 from fedray.training.settings import build_import_job
 from fedray.types import FedrayError, KVSpec, MemberInfo
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from reference import FUSERS, RECEIVER, SENDERS, Case, cases, zoo
 
-from fedray.federation import Federation
-from fedray.group import Group
-from fedray.importing import run
+from fedray.federation.federation import Federation
+from fedray.jobs.import_c2c import run
+from fedray.protocols.group import Group
 from fedray.training.settings import build_import_job
 from fedray.types import Generation, Plan, Request
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import QUESTIONS, random_fuser, random_llm
 
-from fedray.checks import check, cpp_compiler
-from fedray.federation import Federation
+from fedray.federation.federation import Federation
 from fedray.fusion.compiled import compiled
-from fedray.settings import MemberSettings, RaySettings, Settings
+from fedray.settings.check import check, cpp_compiler
+from fedray.settings.settings import MemberSettings, RaySettings, Settings
 from fedray.types import Compile, FedrayError
 
 SENDER, RECEIVER = "qwen2.5-1.5b", "qwen3-0.6b"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from commandline import Call
 
-from fedray.config import CONF, Settings, build, check, load
+from fedray.command_line import CONF, Settings, build, check, load
 from fedray.llm.catalogue import NAMES, safe_name
-from fedray.settings import (
+from fedray.settings.settings import (
     GateSettings,
     MemberSettings,
     ProtocolSettings,

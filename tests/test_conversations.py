@@ -14,17 +14,18 @@ import torch
 from conftest import RECEIVER, SENDERS
 from tiny import QUESTIONS, random_llm
 
-from fedray import Federation, sessions
-from fedray.conversation import Conversation
+from fedray import Federation
 from fedray.errors import SessionLost
-from fedray.fusion.registry import Registry
+from fedray.federation.conversation import Conversation
+from fedray.llm.chat import encode_turns
 from fedray.llm.loading import describe
 from fedray.llm.prefix import shared
-from fedray.llm.turns import encode_turns
+from fedray.member import sessions
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.caches import collect
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.standalone import alone
+from fedray.registry.store import Registry
 from fedray.types import Answer, FedrayError, Missing, Plan, Request, Talk
 from fedray.wire.payload import unpack
 
@@ -343,7 +344,7 @@ def test_a_sender_that_reads_the_receivers_ids_reads_its_conversation(tmp_path: 
     from test_token_alignment import SENDER, fuser_of
     from tiny import random_member
 
-    from fedray.group import LocalGroup
+    from fedray.protocols.group import LocalGroup
 
     group = LocalGroup({name: random_member(name) for name in (LLAMA, SENDER)})
     sender, receiver = random_llm(SENDER), random_llm(LLAMA)

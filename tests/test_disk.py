@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 from scarce import full_disk
 
-from fedray.disk import whole_folder, write_whole
+from fedray.files import whole_folder, write_whole
 
 
 def test_a_folder_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedray.llm.catalogue import CATALOGUE
-from fedray.rounds import SpecFed
+from fedray.methods.specfed import SpecFed
 from fedray.wire.distributions import (
     count_of,
     pack_distributions,

@@ -229,7 +229,7 @@ sys.path.insert(0, {tests!r})
 import torch
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 from test_expected import make
-from fedray.fusion.registry import Registry
+from fedray.registry.store import Registry
 from fedray.llm.loading import describe
 from fedray.types import Plan, Request
 from fedray.wire.payload import pack

@@ -12,12 +12,12 @@ from masked import masked_pass
 from participants import BOTH, ONE, PROMPTS, ask, federation, load, logits, plan_of
 from tiny import random_llm
 
-from fedray.fedattn.schedule import sync_layers
-from fedray.group import LocalGroup, MemberFailed
+from fedray.errors import MemberFailed
 from fedray.llm.model import LLM
-from fedray.member import Member
+from fedray.member.member import Member
+from fedray.methods.fedattn import FedAttn, sync_layers
 from fedray.protocols.fedattn import parts_of, publishers_own
-from fedray.sharing import FedAttn
+from fedray.protocols.group import LocalGroup
 from fedray.types import Answer, FedrayError, Plan, Receipt, Request, Wire
 from fedray.wire.payload import Payload, ships
 

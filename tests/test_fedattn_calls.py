@@ -15,12 +15,12 @@ from participants import BOTH, ask, plan_of
 from tiny import random_llm
 
 from fedray.errors import SessionLost
-from fedray.fedattn.parked import Parked
-from fedray.fedattn.participant import Segment
-from fedray.group import LocalGroup
 from fedray.llm.model import LLM
-from fedray.member import Member
-from fedray.sharing import FedAttn
+from fedray.member.fedattn.participant import Segment
+from fedray.member.fedattn.paused_pass import Parked
+from fedray.member.member import Member
+from fedray.methods.fedattn import FedAttn
+from fedray.protocols.group import LocalGroup
 from fedray.types import Generation
 
 HOW, TEXT = FedAttn(2, 2), ("notes:\n- a b c.\n",)

@@ -13,9 +13,9 @@ from typing import Any
 from participants import ONE, ask, federation, logits, plan_of
 from tiny import random_llm
 
-from fedray.group import LocalGroup, Waited
-from fedray.member import Member
-from fedray.sharing import FedAttn
+from fedray.member.member import Member
+from fedray.methods.fedattn import FedAttn
+from fedray.protocols.group import LocalGroup, Waited
 from fedray.types import Receipt
 from fedray.wire.payload import Payload, ships
 

@@ -9,9 +9,8 @@ import pytest
 from tiny import random_llm
 from tokenizers_made import made
 
-from fedray.fedattn.segments import segments
-from fedray.member import Member
-from fedray.sharing import FedAttn
+from fedray.member.member import Member
+from fedray.methods.fedattn import FedAttn, segments
 from fedray.types import FedrayError
 
 TEXTS = (

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from commandline import Call
 
-from fedray.checks import check
-from fedray.config import CONF
-from fedray.evaluation.cases import cases
-from fedray.evaluation.settings import build_evaluation, check_evaluation
-from fedray.fedattn.segments import segments
-from fedray.federation import Federation
+from fedray.command_line import CONF
+from fedray.evaluation.cases import cases, neutral
+from fedray.evaluation.check import check_evaluation
+from fedray.evaluation.settings import build_evaluation
+from fedray.federation.federation import Federation
 from fedray.llm.source import Source
-from fedray.settings import MemberSettings, build
-from fedray.sharing import FedAttn
+from fedray.methods.fedattn import FedAttn, segments
+from fedray.settings.check import check
+from fedray.settings.settings import MemberSettings, build
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")
@@ -122,19 +122,19 @@ def test_a_folder_may_be_named_like_a_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [{"sync_every": 7}, {"layers": (6,)}])
 def test_beyond_the_depth_is_refused_before_anything_is_loaded(how: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedray.federation._start_here", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr("fedray.federation.federation._start_here", lambda *_: pytest.fail("it was started"))
     with pytest.raises(FedrayError, match="protocol"):
         Federation(protocol={"name": "fedattn", **how}, ray=False)
 
 
 def test_a_sliding_window_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedray.federation._start_here", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr("fedray.federation.federation._start_here", lambda *_: pytest.fail("it was started"))
     with pytest.raises(FedrayError, match=r"gemma-3-1b cannot take part in protocol=fedattn: .* sliding window"):
         Federation(protocol="fedattn", zoo="shapes", receiver="gemma-3-1b", ray=False)
 
 
 def test_a_questions_file_is_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedray.evaluation.federate import run
+    from fedray.jobs.federate import run
 
     (tmp_path / "q.txt").write_text("a is b. c is d. what is a?\nwhat is b?\n")
     settings = build({"protocol": {"name": "fedattn"}, "questions": tmp_path / "q.txt", "output": tmp_path})
@@ -145,7 +145,7 @@ def test_a_questions_file_is_checked_before_anything_is_loaded(tmp_path: Path, m
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     for start in ("_start_here", "_start_on_ray"):
-        monkeypatch.setattr(f"fedray.federation.{start}", lambda *_: pytest.fail("it was started"))
+        monkeypatch.setattr(f"fedray.federation.federation.{start}", lambda *_: pytest.fail("it was started"))
 
 
 @pytest.mark.usefixtures("nothing_starts")
@@ -160,7 +160,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_job_ends_with_code_2_before_anything_is_loaded(call: Call, argument: str, said: str, plan: str) -> None:
-    from fedray.evaluation.federate import run
+    from fedray.jobs.federate import run
 
     Path("q.txt").write_text("a is b. c is d. what is a?\nwhat is b?\n")
     code, err = call("protocol=fedattn", "tracking.enabled=false", "task.limit=3", plan, argument, job=run)
@@ -176,7 +176,7 @@ def test_the_job_ends_with_code_2_before_anything_is_loaded(call: Call, argument
     ],
 )
 def test_an_evaluation_ends_with_code_2_before_anything_is_loaded(call: Call, argument: str, said: str) -> None:
-    from fedray.evaluation.evaluate import run
+    from fedray.jobs.evaluate import run
 
     code, err = call.evaluate("+experiment=fedattn", "tracking.enabled=false", "task.limit=3", argument, job=run)
     assert code == 2 and said in err and err.count("\n") == 1
@@ -229,7 +229,7 @@ def test_blocks_of_several_counts_take_settings_of_any_copy() -> None:
     values = {"blocks": {"x": block}, "task": "tiny-evidence-pooled", "members": {"qwen3-0.6b#4": {"label": "room=b"}}}
     settings = build_evaluation(values)
     check_evaluation(settings)
-    assert settings.neutral.member("qwen3-0.6b#4").label == "room=b"
+    assert neutral(settings).member("qwen3-0.6b#4").label == "room=b"
     with pytest.raises(FedrayError, match=r"members.qwen3-0.6b#4 is for nobody"):
         check_evaluation(build_evaluation({**values, "blocks": {"x": {**block, "participants": [2, 3]}}}))
 

@@ -20,10 +20,11 @@ from conftest import RECEIVER, ROOMS, SENDERS
 from probes import record_spans, spans
 from tiny import QUESTIONS
 
-from fedray import Federation, report
-from fedray.evaluation import federate
-from fedray.group import MemberFailed
-from fedray.settings import Settings, build
+from fedray import Federation
+from fedray.errors import MemberFailed
+from fedray.jobs import federate
+from fedray.reporting import report
+from fedray.settings.settings import Settings, build
 from fedray.types import Answer, FedrayError, Missing, Request, Wire
 
 CHOICES = [("red", "green", "blue")] * len(QUESTIONS)

@@ -12,12 +12,12 @@ from huggingface_hub import ModelCard, close_session, constants
 from mirror import TOKEN, Repo, point_here, serving
 from reference import FUSERS, RECEIVER, SENDERS, zoo
 
-from fedray import importing, inventory
-from fedray.fusion import hub
-from fedray.fusion.manifest import digest_of
-from fedray.fusion.registry import Registry, load_fuser, load_gate
-from fedray.importing import find
-from fedray.inventory import Inventory
+from fedray.jobs import import_c2c, registry
+from fedray.jobs.import_c2c import find
+from fedray.jobs.registry import Inventory
+from fedray.registry import hub
+from fedray.registry.manifest import digest_of
+from fedray.registry.store import Registry, load_fuser, load_gate
 from fedray.training.settings import REGISTRY_JOB, build_import_job, check_registry_job
 from fedray.types import FedrayError
 
@@ -121,8 +121,8 @@ def test_what_cannot_be_meant_is_refused(values: dict[str, Any], says: str, tmp_
 # -- over HTTP -----------------------------------------------------------------------------------------------------
 
 JOBS: dict[str, tuple[Callable[[Any], int], Callable[[Any], Any]]] = {
-    "registry": (inventory.run, REGISTRY_JOB.read),
-    "import_c2c": (importing.run, build_import_job),
+    "registry": (registry.run, REGISTRY_JOB.read),
+    "import_c2c": (import_c2c.run, build_import_job),
 }
 
 

@@ -11,11 +11,13 @@ import torch
 from scarce import full_disk
 from tiny import random_fuser, random_llm
 
+from fedray.fusion.build import build_fuser
 from fedray.fusion.c2c import C2CFuser, C2CProjector
-from fedray.fusion.fuser import FuserConfig, GroupedLinear, build_fuser
+from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.fusion.registry import Registry, load_fuser, load_gate, read_manifest
+from fedray.fusion.mlp import GroupedLinear
 from fedray.llm.loading import describe
+from fedray.registry.store import Registry, load_fuser, load_gate, read_manifest
 from fedray.types import FedrayError
 
 SENDER, RECEIVER = "qwen2.5-1.5b", "qwen3-0.6b"

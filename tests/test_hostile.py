@@ -11,12 +11,12 @@ import torch
 from hostile import LONG, SENT, UGLY, UNTOLD, Hostile
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
-from fedray import report as reports
-from fedray.fusion.registry import Registry
-from fedray.group import LocalGroup
 from fedray.llm.loading import describe
 from fedray.protocols import PROTOCOLS, STREAMS
-from fedray.report import Report
+from fedray.protocols.group import LocalGroup
+from fedray.registry.store import Registry
+from fedray.reporting import report as reports
+from fedray.reporting.report import Report
 from fedray.text import printable
 from fedray.types import REASON, Answer, Generation, Missing, Plan, Request
 

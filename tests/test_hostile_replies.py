@@ -17,14 +17,14 @@ from speculating import REQUEST as TOLD
 from speculating import plan as specfed_plan
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
-from fedray.fusion.registry import Registry
-from fedray.group import LocalGroup
 from fedray.llm.loading import describe
-from fedray.member import Member
-from fedray.planner import Planner
+from fedray.member.member import Member
+from fedray.methods.fedattn import FedAttn
+from fedray.methods.specfed import SpecFed
 from fedray.protocols import PROTOCOLS
-from fedray.rounds import SpecFed
-from fedray.sharing import FedAttn
+from fedray.protocols.group import LocalGroup
+from fedray.registry.planner import Planner
+from fedray.registry.store import Registry
 from fedray.types import T2T, Answer, Generation, Opening, Plan, Receipt, Request, Row, Talk, Usage
 from fedray.wire.payload import Payload
 

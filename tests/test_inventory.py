@@ -10,12 +10,12 @@ import pytest
 from scarce import full_disk
 from tiny import random_fuser, random_llm
 
-from fedray import report
-from fedray.fusion.registry import Registry
-from fedray.inventory import run
+from fedray.jobs.registry import run
 from fedray.llm.catalogue import NAMES
 from fedray.llm.loading import describe, load
-from fedray.report import Learned
+from fedray.registry.store import Registry
+from fedray.reporting import report
+from fedray.reporting.report import Learned
 from fedray.training.settings import REGISTRY_JOB
 from fedray.types import FedrayError
 

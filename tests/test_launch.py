@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 from commandline import Call
 
-from fedray.config import CONF, FEDERATION, Settings, launch
+from fedray.command_line import CONF, FEDERATION, Settings, launch
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")
@@ -106,7 +106,7 @@ def test_a_bad_call_is_a_sentence(tmp_path: Path, arguments: str) -> None:
 def test_checks_need_neither_torch_nor_ray_nor_hydra(tmp_path: Path) -> None:
     script = """
 import sys
-from fedray.config import build, check
+from fedray.command_line import build, check
 check(build({"senders": ["llama-1b"]}))
 assert not {"torch", "transformers", "ray", "hydra", "omegaconf", "mlflow"} & sys.modules.keys()
 """

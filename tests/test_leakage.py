@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedray.privacy.leakage import POOLED, linkability, measure, one_and_pooled, rare_words
 from fedray.privacy.overlap import overlap, words
 from fedray.types import FedrayError
-from fedray.zoo.world import PHRASINGS, World
+from fedray.world.world import PHRASINGS, World
 
 texts = st.text(max_size=30)
 latin = st.lists(st.text("abcde", min_size=1, max_size=5), min_size=1, max_size=6).map(" ".join)

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.fusion import hub
-from fedray.fusion.manifest import Manifest, digest_of
-from fedray.fusion.registry import SHIPPED, Registry, load_fuser, load_gate
-from fedray.inventory import Inventory
+from fedray.jobs.registry import Inventory
+from fedray.registry import hub
+from fedray.registry.manifest import Manifest, digest_of
+from fedray.registry.store import SHIPPED, Registry, load_fuser, load_gate
 from fedray.types import FedrayError
 
 PAIR, GATE = "llama-1b--qwen3-0.6b", "gate--qwen3-0.6b"

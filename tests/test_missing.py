@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
-from fedray.fusion.registry import Registry
-from fedray.group import LocalGroup, MemberFailed
+from fedray.errors import MemberFailed
 from fedray.llm.loading import describe
-from fedray.member import Member
-from fedray.planner import Planner
+from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
+from fedray.protocols.group import LocalGroup
+from fedray.registry.planner import Planner
+from fedray.registry.store import Registry
 from fedray.text import printable
 from fedray.types import Answer, FedrayError, Generation, Plan, Receipt, Request
 from fedray.wire.payload import Payload, ships

@@ -13,20 +13,21 @@ import pytest
 import torch
 from tiny import QUESTIONS, random_fuser, random_llm
 
+from fedray.errors import MemberFailed
 from fedray.evaluation.measure import _right
 from fedray.evaluation.record import Record
-from fedray.evaluation.tasks import Question
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.fusion.registry import Registry
-from fedray.group import LocalGroup, MemberFailed
 from fedray.llm.loading import describe
 from fedray.llm.model import LLM
-from fedray.member import Member
-from fedray.planner import Planner
+from fedray.member.member import Member
+from fedray.methods.fedattn import FedAttn
+from fedray.methods.specfed import SpecFed
 from fedray.protocols import PROTOCOLS, STREAMS
-from fedray.rounds import SpecFed
-from fedray.settings import Settings
-from fedray.sharing import FedAttn
+from fedray.protocols.group import LocalGroup
+from fedray.questions.tasks import Question
+from fedray.registry.planner import Planner
+from fedray.registry.store import Registry
+from fedray.settings.settings import Settings
 from fedray.types import Answer, Artifact, FedrayError, Generation, Plan, Request
 
 RECEIVER, SENDER, OTHER = "qwen3-0.6b", "qwen2.5-0.5b", "qwen2.5-1.5b"

@@ -19,20 +19,20 @@ from test_expected import make
 from tiny import QUESTIONS, random_fuser, random_llm, world
 
 from fedray.fusion.norms import ABOVE, BELOW, LARGEST, RECORD, Norms, check_norms, norms_of
-from fedray.fusion.registry import SHIPPED, Registry, load_fuser, read_manifest
-from fedray.group import LocalGroup
 from fedray.llm.cache import KVCache
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.loading import HASHES, describe, load
-from fedray.member import Member
-from fedray.planner import Planner
+from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
+from fedray.protocols.group import LocalGroup
+from fedray.registry.planner import Planner
+from fedray.registry.store import SHIPPED, Registry, load_fuser, read_manifest
 from fedray.training.conversations import conversations
 from fedray.training.pair import Pair
 from fedray.types import FedrayError, KVSpec, Plan, Request, Wire
 from fedray.wire.payload import pack, unpack
-from fedray.zoo.build import Task, _build_fuser, is_done
-from fedray.zoo.world import World, options
+from fedray.world.world import World, options
+from fedray.zoo.build import ZooTask, _build_fuser, is_done
 
 SPEC, LAYERS = KVSpec(2, 2, 4), ((0, 1), (0, 1))
 
@@ -138,7 +138,7 @@ def test_training_measures_what_it_reads() -> None:
 
 def test_a_zoo_that_lacks_the_record_gets_it_and_keeps_its_hashes(tmp_path: Path) -> None:
     """As those of the package did."""
-    task = Task("fuser", ("llama-1b", "qwen3-0.6b"), "mix")
+    task = ZooTask("fuser", ("llama-1b", "qwen3-0.6b"), "mix")
     shutil.copytree(EMBEDDED / "llms", tmp_path / "llms")
     registry = Registry(embedded=SHIPPED)
     shipped = registry.find_fuser(*(describe(load(name)) for name in task.names), "mlp", "mix")

@@ -15,11 +15,11 @@ from test_inventory import do
 from tiny import QUESTIONS, random_fuser, random_llm
 
 from fedray import Federation
-from fedray.fusion import registry as registry_module
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.fusion.registry import Registry
 from fedray.llm.loading import describe, load
-from fedray.planner import Planner
+from fedray.registry import store as registry_module
+from fedray.registry.planner import Planner
+from fedray.registry.store import Registry
 from fedray.training import fuser_job
 from fedray.types import FedrayError
 
@@ -84,7 +84,7 @@ def test_where_nothing_is_left_the_refusal_names_it_before_any_llm_is_loaded(
     own: tuple[Path, list[Path]], random_federation: dict[str, Any], random_zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, folders = own
-    monkeypatch.setattr("fedray.federation._start_here", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr("fedray.federation.federation._start_here", lambda *_: pytest.fail("it was started"))
     for folder, spoil in zip(folders, (spoil_weights, spoil_manifest), strict=True):
         spoil(folder)
     zoo = {"path": root / "nowhere"}

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
-from fedray.fusion.registry import Registry
-from fedray.group import LocalGroup
 from fedray.llm.loading import describe
-from fedray.planner import Planner
 from fedray.prompts import notes_prompt
 from fedray.protocols import PROTOCOLS
+from fedray.protocols.group import LocalGroup
+from fedray.registry.planner import Planner
+from fedray.registry.store import Registry
 from fedray.text import printable
 from fedray.types import T2T, Answer, FedrayError, Generation, Plan, Request
 

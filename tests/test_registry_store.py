@@ -22,12 +22,12 @@ from safetensors.torch import save
 from scarce import full_disk
 from tiny import random_fuser, random_llm
 
-from fedray.disk import staged
-from fedray.fusion import store
-from fedray.fusion.manifest import Manifest
-from fedray.fusion.registry import SHIPPED, Registry, load_fuser
-from fedray.fusion.store import read_manifest, read_weights, write_version
+from fedray.files import staged
 from fedray.llm.loading import describe
+from fedray.registry import versions as versions_module
+from fedray.registry.manifest import Manifest
+from fedray.registry.store import SHIPPED, Registry, load_fuser
+from fedray.registry.versions import read_manifest, read_weights, write_version
 from fedray.types import FedrayError
 
 
@@ -85,7 +85,7 @@ def test_a_damaged_version_is_mended_by_registering_it(versions: Versions, damag
 def test_a_damaged_version_is_there_while_it_is_mended(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, seen = versions.folder(0), []
     versions.damage(0)
-    move = store.moved
+    move = versions.moved
 
     def watching(new: Path, final: Path) -> bool:
         seen.append(all((folder / name).is_file() for name in FILES))
@@ -93,7 +93,7 @@ def test_a_damaged_version_is_there_while_it_is_mended(versions: Versions, monke
         seen.append(all((folder / name).is_file() for name in FILES))
         return done
 
-    monkeypatch.setattr(store, "moved", watching)
+    monkeypatch.setattr(versions_module, "moved", watching)
     versions.add(0)
     assert seen == [True, True]
 
@@ -101,14 +101,14 @@ def test_a_damaged_version_is_there_while_it_is_mended(versions: Versions, monke
 def test_a_version_that_is_deleted_while_it_is_registered_is_written(
     versions: Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_newest, deleted = store._make_newest, []
+    make_newest, deleted = versions._make_newest, []
 
     def late(manifest: Path, folder: Path) -> None:
         if not deleted:
             deleted.append(versions.registry.delete(folder.parent.name, folder.name))
         make_newest(manifest, folder)
 
-    monkeypatch.setattr(store, "_make_newest", late)
+    monkeypatch.setattr(versions_module, "_make_newest", late)
     versions.add(0)
     assert deleted == [versions.folder(0)] and versions.faults() == {"lost": 0, "unreadable": 0}
 

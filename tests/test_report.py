@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedray import report
-from fedray.report import Answered, Cost, Learned, Participant, Percentiles, Report, Tracked
+from fedray.reporting import report
+from fedray.reporting.report import Answered, Cost, Learned, MemberReport, Percentiles, Report, Tracked
 from fedray.types import FedrayError, Missing, Need
 
 FULL = Report(
@@ -26,7 +26,7 @@ FULL = Report(
     rescued=1,
     usage=Cost(1000, 12.5, {"prefill[llama-1b]": Percentiles(0.1, 0.2)}),
     missing=(Missing("qwen2.5-1.5b", "late: no answer within 2 s"),),
-    members=(Participant("qwen3-0.6b", "receiver", "qwen3", 1000, "cpu", "node", 42, "bfloat16", "c0ffee", 9),),
+    members=(MemberReport("qwen3-0.6b", "receiver", "qwen3", 1000, "cpu", "node", 42, "bfloat16", "c0ffee", 9),),
     answers=(
         Answered("the color?", ("red", "blue"), "red", "blue", "red"),
         Answered("und größer?", None, None, "ja", None),

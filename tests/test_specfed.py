@@ -9,13 +9,11 @@ import torch
 from scipy.stats import chisquare
 from speculating import DRAFT, ONE, PROMPTS, REQUEST, WHOLE, WORKERS, ask, nothing_is_open, plan, tokens
 
-from fedray.group import LocalGroup
-from fedray.member import Member
-from fedray.rounds import SpecFed
-from fedray.speculation.acceptance import accept, acceptance_rate, draw
-from fedray.speculation.draws import uniform
-from fedray.speculation.pace import FIRST, LONGEST, next_gamma
-from fedray.speculation.reconstruction import average, l1, reconstruct
+from fedray.member.member import Member
+from fedray.member.specfed.acceptance import accept, acceptance_rate, draw, uniform
+from fedray.member.specfed.reconstruction import average, l1, reconstruct
+from fedray.methods.specfed import FIRST, LONGEST, SpecFed, next_gamma
+from fedray.protocols.group import LocalGroup
 from fedray.types import Generation, Plan, Request
 from fedray.wire.distributions import top_entries
 

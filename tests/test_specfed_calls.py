@@ -12,11 +12,12 @@ import torch
 from speculating import DRAFT, ONE, PROMPTS, REQUEST, WHOLE, WORKERS, WORLD, ask, nothing_is_open, plan, tokens
 from tiny import random_member
 
-from fedray.group import LocalGroup, MemberFailed
-from fedray.member import Member
-from fedray.rounds import SpecFed
-from fedray.speculation.translation import Translation
-from fedray.speculation.worker import _with_weight
+from fedray.errors import MemberFailed
+from fedray.member.member import Member
+from fedray.member.specfed.translation import Translation
+from fedray.member.specfed.worker import _with_weight
+from fedray.methods.specfed import SpecFed
+from fedray.protocols.group import LocalGroup
 from fedray.types import FedrayError, Generation
 from fedray.wire.payload import CorruptPayload
 from fedray.wire.vocabulary import unpack_vocabulary

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from commandline import Call
 
-from fedray.evaluation import evaluate
 from fedray.evaluation.cases import cases
-from fedray.evaluation.federate import run
 from fedray.evaluation.settings import build_evaluation
-from fedray.evaluation.tasks import load_task
+from fedray.jobs import evaluate
+from fedray.jobs.federate import run
 from fedray.llm.source import Source
 from fedray.llm.vocabulary import check_vocabularies
-from fedray.rounds import SpecFed
-from fedray.settings import WORKERS, Settings, build
+from fedray.methods.specfed import SpecFed
+from fedray.questions.tasks import load_task
+from fedray.settings.settings import WORKERS, Settings, build
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")

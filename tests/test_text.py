@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedray.checks import check
-from fedray.settings import build
+from fedray.settings.check import check
+from fedray.settings.settings import build
 from fedray.text import check_text, decode_text
 from fedray.types import FedrayError
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 from tiny import QUESTIONS, random_llm, random_member
 
-from fedray.federation import Federation
+from fedray.federation.federation import Federation
 from fedray.fusion import combine
-from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
-from fedray.fusion.registry import Registry
-from fedray.group import LocalGroup
+from fedray.fusion.build import build_fuser
+from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.llm.cache import KVCache
 from fedray.llm.loading import describe, load
 from fedray.llm.model import HEAD, TAIL, Span
 from fedray.protocols import PROTOCOLS
+from fedray.protocols.group import LocalGroup
+from fedray.registry.store import Registry
 from fedray.types import Answer, FedrayError, Generation, KVSpec, Plan, Request
 
 RECEIVER, SENDER = "llama-1b", "qwen2.5-1.5b"  # of other tokenizers; the sender knows more ids

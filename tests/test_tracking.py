@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from fedray.checks import check_store
-from fedray.settings import TrackingSettings
+from fedray.settings.check import check_store
+from fedray.settings.settings import TrackingSettings
 from fedray.tracking import Tracker, browse, sync, tracker
 from fedray.tracking.__main__ import main
 from fedray.tracking.pending import PENDING

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fedray.zoo.world import (
+from fedray.world.world import (
     DOMAINS,
     KNOWLEDGE,
     PHRASINGS,

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from fedray.evaluation.federate import run
 from fedray.evaluation.zoo_table import Zoo, measure, oracle
-from fedray.federation import Federation
-from fedray.fusion.registry import Registry
+from fedray.federation.federation import Federation
+from fedray.jobs.federate import run
 from fedray.llm.catalogue import NAMES
 from fedray.llm.loading import EMBEDDED, HASHES, describe, hash_file, load
-from fedray.settings import build
+from fedray.registry.store import Registry
+from fedray.settings.settings import build
 from fedray.types import FedrayError
-from fedray.zoo.build import Task, is_done, stages
+from fedray.zoo.build import ZooTask, is_done, stages
 from fedray.zoo.build import build as build_zoo
 
 RECEIVER = NAMES[0]
@@ -98,7 +98,7 @@ def test_a_build_makes_a_whole_zoo_and_goes_on_where_it_stopped(tmp_path: Path):
     llama.rmdir()
     (tmp_path / "llms" / HASHES).write_text(json.dumps({k: v for k, v in first.items() if k != "llama-1b"}))
     again = build_zoo(tmp_path, everything=False, shorten=0.002)
-    assert list(again) == [str(Task("llm", ("llama-1b",)))], "the same seed gives the same hash, so fusers still fit"
+    assert list(again) == [str(ZooTask("llm", ("llama-1b",)))], "the same seed gives the same hash, so fusers still fit"
     assert json.loads((tmp_path / "llms" / HASHES).read_text()) == first
     with pytest.raises(FedrayError, match="another seed or length"):
         build_zoo(tmp_path, seed=1, shorten=0.002)

@@ -6,13 +6,14 @@ from functools import cache
 
 import torch
 
-from fedray.fusion.fuser import FuserConfig, build_fuser
+from fedray.fusion.build import build_fuser
+from fedray.fusion.fuser import FuserConfig
 from fedray.llm.decoding import ATTENTION
 from fedray.llm.loading import wrap
 from fedray.llm.model import LLM
-from fedray.member import Member
+from fedray.member.member import Member
+from fedray.world.world import World
 from fedray.zoo.pretrain import RECIPES, build_model, build_tokenizer
-from fedray.zoo.world import World
 
 
 @cache

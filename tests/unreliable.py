@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any
 
-from fedray.member import Member
+from fedray.member.member import Member
 
 
 class Dying(Member):

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedray.benchmark.clock import in_turns
 from fedray.benchmark.settings import BenchmarkSettings
-from fedray.report import Measured
+from fedray.reporting.report import Measured
 
 
 class Bench:

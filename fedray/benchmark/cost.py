@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from fedray.benchmark.bench import Bench
-from fedray.benchmark.pair import Exchanges, Pair, prompt
-from fedray.evaluation.figures import COLORS, save
+from fedray.benchmark.pair import BenchmarkPair, Exchanges, prompt
+from fedray.evaluation.figures.base import COLORS, save
 from fedray.fusion.combine import Part, concat, mix
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache, layers_of
@@ -25,25 +25,25 @@ SENDERS = (1, 2, 3, 4)
 ANSWER = 16  # tokens decoded to measure one
 
 
-def reading(pair: Pair, name: str, tokens: int) -> Callable[[], Any]:
+def reading(pair: BenchmarkPair, name: str, tokens: int) -> Callable[[], Any]:
     """One member's prefill."""
     llm, ids = pair.members[name].llm, prompt(tokens)
     return lambda: decoding.prefill(llm.model, [ids], llm.pad_id)
 
 
-def fusing(pair: Pair, tokens: int) -> Callable[[], Any]:
+def fusing(pair: BenchmarkPair, tokens: int) -> Callable[[], Any]:
     own, spans, part = _read(pair, tokens)
     return torch.no_grad()(lambda: mix(own, spans, [part]))
 
 
-def stepping(pair: Pair, tokens: int) -> Callable[[], Any]:
+def stepping(pair: BenchmarkPair, tokens: int) -> Callable[[], Any]:
     """One token read on top of a cache, and its logits."""
     model, (own, _, _) = pair.members[pair.receiver].llm.model, _read(pair, tokens)
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     return torch.no_grad()(lambda: decoding.step(model, concat(own, []), ids))
 
 
-def phases(bench: Bench, pair: Pair) -> None:
+def phases(bench: Bench, pair: BenchmarkPair) -> None:
     """Seconds of each phase of a request, beside operations over the rate of a large product and bytes over a copy's
     bandwidth, whichever is more."""
     tokens = bench.settings.tokens
@@ -65,7 +65,7 @@ def phases(bench: Bench, pair: Pair) -> None:
     bench.row("request.phase.floor", sum(floors.values()), "s")
 
 
-def decode(bench: Bench, pair: Pair) -> None:
+def decode(bench: Bench, pair: BenchmarkPair) -> None:
     """Seconds per decoded token, beside a cache that is copied for every token (transformers' DynamicCache)."""
     model, (own, _, _) = pair.members[pair.receiver].llm.model, _read(pair, bench.settings.tokens)
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -86,7 +86,7 @@ def decode(bench: Bench, pair: Pair) -> None:
     bench.row("request.decode_s_per_token", slots, "s", baseline=dynamic, against="DynamicCache", at_most=1.05)
 
 
-def growth(bench: Bench, pair: Pair) -> None:
+def growth(bench: Bench, pair: BenchmarkPair) -> None:
     """Seconds to the first token and bytes on the wire, against the prompt's length and the number of senders."""
     by_length = {n: _asked(bench, pair.with_senders(1), n) for n in LENGTHS if n <= bench.settings.longest}
     by_senders = {n: _asked(bench, pair.with_senders(n), bench.settings.tokens) for n in SENDERS}
@@ -122,7 +122,7 @@ def _asked(bench: Bench, exchanges: Exchanges, tokens: int) -> tuple[float, int]
     return median(usage.seconds["total"] for usage in usages), usages[0].payload_bytes
 
 
-def _read(pair: Pair, tokens: int) -> tuple[KVCache, list[list[tuple[int, int]]], Part]:
+def _read(pair: BenchmarkPair, tokens: int) -> tuple[KVCache, list[list[tuple[int, int]]], Part]:
     """The receiver's cache of a prompt, and a sender's share in it."""
     ids, sender = prompt(tokens), pair.plan.senders[0]
     caches = {name: decoding.prefill(pair.members[name].llm.model, [ids], 0)[0] for name in (pair.receiver, sender)}

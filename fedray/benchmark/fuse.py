@@ -9,15 +9,15 @@ import torch
 
 from fedray.benchmark.bench import Bench
 from fedray.benchmark.settings import BenchmarkSettings
-from fedray.benchmark.station import random_cache
-from fedray.checks import cpp_compiler
+from fedray.benchmark.wire_actors import random_cache
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Sides
-from fedray.fusion.untrained import build_random, random_artifact
 from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.loading import default_dtype
 from fedray.llm.products import pack_matrices
 from fedray.llm.source import Source, config_of
+from fedray.registry.random_fuser import build_random, random_artifact
+from fedray.settings.check import cpp_compiler
 from fedray.types import MemberInfo
 
 ROWS = ("fuse.over_layerwise", "fuse.groups_over_layers", "fuse.half_closed_over_open")

@@ -16,12 +16,12 @@ import torch
 from fedray.benchmark.published import Published
 from fedray.benchmark.settings import BenchmarkSettings
 from fedray.fusion.c2c import C2CFuser
-from fedray.fusion.untrained import random_artifact
-from fedray.group import Group, LocalGroup
 from fedray.llm.products import pack_matrices, unpack_matrices
-from fedray.member import Member
-from fedray.planner import Planner
+from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
+from fedray.protocols.group import Group, LocalGroup
+from fedray.registry.planner import Planner
+from fedray.registry.random_fuser import random_artifact
 from fedray.types import Answer, Artifact, Generation, MemberInfo, Plan, Request, Talk, Usage
 
 VOCABULARY = 256  # token ids that every LLM knows
@@ -65,7 +65,7 @@ class Exchanges:
         return self.group.result(handle)
 
 
-class Pair(Exchanges):
+class BenchmarkPair(Exchanges):
     """In this process, in whichever precision is asked for."""
 
     def __init__(self, settings: BenchmarkSettings, dtype: str = "float32", copies: int = 1) -> None:

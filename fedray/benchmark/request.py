@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from fedray.benchmark import cost, throughput, turn
+from fedray.benchmark import cost, second_turn, throughput
 from fedray.benchmark.bench import Bench
-from fedray.benchmark.pair import Pair, prompt, spread
+from fedray.benchmark.pair import BenchmarkPair, prompt, spread
 from fedray.benchmark.published import PHASES
 from fedray.llm.loading import default_dtype
 from fedray.types import FedrayError
@@ -27,13 +27,13 @@ def measure(bench: Bench) -> None:
     s = bench.settings
     picked = default_dtype(s.zoo.name, s.device)
     if bench.wants(FIRST, "request.published"):
-        _first_token(bench, Pair(s), picked)
-    if bench.wants(FLOOR, TEXT, "request.phase", "request.decode", turn.ROW, OVER_LOCAL):
-        pair = Pair(s, picked)
+        _first_token(bench, BenchmarkPair(s), picked)
+    if bench.wants(FLOOR, TEXT, "request.phase", "request.decode", second_turn.ROW, OVER_LOCAL):
+        pair = BenchmarkPair(s, picked)
         _floor(bench, pair)
         cost.phases(bench, pair)
         cost.decode(bench, pair)
-        turn.over_whole(bench, pair)
+        second_turn.over_whole(bench, pair)
         if bench.wants(TEXT):
             ways = {"c2c": partial(pair.ask, s.tokens), "t2t": partial(pair.tell, s.tokens, HINT)}
             seconds = bench.seconds("text", ways)
@@ -45,11 +45,11 @@ def measure(bench: Bench) -> None:
     if bench.wants(TWO):
         _two_senders(bench, picked)
     if bench.wants("request.seconds", "request.bytes"):
-        cost.growth(bench, Pair(s, picked, copies=max(cost.SENDERS)))
+        cost.growth(bench, BenchmarkPair(s, picked, copies=max(cost.SENDERS)))
     throughput.rows(bench)
 
 
-def _first_token(bench: Bench, pair: Pair, picked: str) -> None:
+def _first_token(bench: Bench, pair: BenchmarkPair, picked: str) -> None:
     """fedray's path and the published sequence, in 32 bit and in the precision that fedray picks, all in turns."""
     tokens = bench.settings.tokens
     ids = prompt(tokens)
@@ -82,7 +82,7 @@ def _first_token(bench: Bench, pair: Pair, picked: str) -> None:
     bench.row(f"{FIRST}.auto", value, "s", baseline=own, against=f"fedray in {picked}", at_least=2.5)
 
 
-def _floor(bench: Bench, pair: Pair) -> None:
+def _floor(bench: Bench, pair: BenchmarkPair) -> None:
     """The first token against the slowest prefill, fusing, and one decode step, each by itself."""
     if not bench.wants(FLOOR):
         return
@@ -98,7 +98,7 @@ def _floor(bench: Bench, pair: Pair) -> None:
     bench.row(FLOOR, seconds["whole"], "s", baseline=floor, against="prefill + fuse + one step", at_most=1.3)
 
 
-def _over_local(bench: Bench, pair: Pair, dtype: str) -> None:
+def _over_local(bench: Bench, pair: BenchmarkPair, dtype: str) -> None:
     s = bench.settings
     with spread(s, (s.sender,), dtype) as remote:
         ways = {"ray": partial(remote.ask, s.tokens), "local": partial(pair.ask, s.tokens)}

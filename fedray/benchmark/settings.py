@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fedray.checks import check_output, check_range, check_store
 from fedray.schema import Schema
-from fedray.settings import RaySettings, TrackingSettings, ZooSettings
+from fedray.settings.check import check_output, check_range, check_store
+from fedray.settings.settings import RaySettings, TrackingSettings, ZooSettings
 from fedray.types import FedrayError
 
 SUITES = ("wire", "fuse", "request", "train")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from fedray.benchmark.bench import Bench
-from fedray.evaluation.tasks import Question, load_task, request_fields
-from fedray.federation import Federation
-from fedray.settings import Settings, build
+from fedray.federation.federation import Federation
+from fedray.questions.tasks import Question, load_task, request_fields
+from fedray.settings.settings import Settings, build
 from fedray.types import Answer, FedrayError
 
 BATCHED, PIPELINED = "eval.batched_over_single", "eval.pipelined_over_sequential"

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fedray.benchmark.bench import Bench
-from fedray.fusion.fuser import build_fuser
+from fedray.fusion.build import build_fuser
 from fedray.llm import decoding
 from fedray.llm.loading import load
 from fedray.llm.model import LLM, Encoded
-from fedray.training.conversations import Conversation
+from fedray.training.conversations import LabelledPrompt
 from fedray.training.data import Prefilled
 from fedray.training.fuser_trainer import FuserLoss
-from fedray.training.pair import Example, Pair
+from fedray.training.pair import EncodedExample, Pair
 from fedray.training.recipe import FuserRecipe, fuser_config
 
 ROWS, ANSWER = 2, 32  # conversations a step; tokens of what is learnt, at least
@@ -44,11 +44,11 @@ def measure(bench: Bench) -> None:
 class WithAllLogits(Pair):
     """Both LLMs read prompts with the logits of every token, which nothing needs."""
 
-    def sent(self, batch: Sequence[Example]) -> Prefilled:
+    def sent(self, batch: Sequence[EncodedExample]) -> Prefilled:
         _all_logits(self.sender, [example.sent for example in batch])
         return super().sent(batch)
 
-    def own(self, batch: Sequence[Example]) -> Prefilled:
+    def own(self, batch: Sequence[EncodedExample]) -> Prefilled:
         _all_logits(self.receiver, [example.own for example in batch])
         return super().own(batch)
 
@@ -74,7 +74,7 @@ def _step(module: FuserLoss) -> Callable[[], None]:
     return step
 
 
-def _talk(llm: LLM, tokens: int) -> Conversation:
+def _talk(llm: LLM, tokens: int) -> LabelledPrompt:
     """A conversation whose prompt the LLM reads as about so many tokens."""
 
     def said(wanted: int) -> str:
@@ -83,4 +83,4 @@ def _talk(llm: LLM, tokens: int) -> Conversation:
             text += _SENTENCE
         return text
 
-    return Conversation(said(tokens), said(ANSWER))
+    return LabelledPrompt(said(tokens), said(ANSWER))

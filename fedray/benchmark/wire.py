@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from fedray.benchmark.bench import Bench
-from fedray.benchmark.station import hop, random_cache
+from fedray.benchmark.wire_actors import hop, random_cache
 from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.decoding import prefill
 from fedray.llm.loading import load
@@ -17,7 +17,7 @@ from fedray.types import KVSpec
 from fedray.wire.codecs import CODECS, are_finite, relative_error
 from fedray.wire.payload import pack, unpack
 from fedray.wire.selection import keep_tokens
-from fedray.zoo.world import World
+from fedray.world.world import World
 
 SPEC, TOKENS, DTYPE = KVSpec(28, 8, 128), 512, "bfloat16"  # Qwen3-0.6B's: 56 layers of keys and values, 56 MiB
 ACTORS = ("wire.actor_to_actor", "wire.over_plain_tensors", "wire.finite_check")

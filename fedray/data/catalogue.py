@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from fedray.data import rows
-from fedray.data.rows import Item, LeftOut, Row, Talk
+from fedray.data.rows import Item, LeftOut, Row, TrainingTalk
 from fedray.data.subjects import CEVAL, MMLU, categories
-from fedray.suggest import unknown
+from fedray.errors import unknown
 from fedray.types import FedrayError
 
-T = TypeVar("T", Item, Talk)
+T = TypeVar("T", Item, TrainingTalk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ BENCHMARKS: dict[str, DataSet[Item]] = {
         ),
     )
 }
-OPENHERMES: DataSet[Talk] = DataSet(
+OPENHERMES: DataSet[TrainingTalk] = DataSet(
     "openhermes",
     "teknium/OpenHermes-2.5",
     "conversations [{from: human|gpt|system, value: ...}, ...]",

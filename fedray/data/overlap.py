@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from fedray.data.rows import Item, Talk
+from fedray.data.rows import Item, TrainingTalk
 
 SPAN = 13  # words
 _OPENING = 4  # words that a short question is looked up by
@@ -18,7 +18,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30f
 Words = tuple[str, ...]
 
 
-class Overlap:
+class Contamination:
     """The questions of evaluation sets, ready to be looked for in conversations."""
 
     def __init__(self, items: Iterable[Item]) -> None:
@@ -33,7 +33,7 @@ class Overlap:
                 self._short.setdefault(words[:_OPENING], []).append((words, choices))
         self._openings = sorted({len(opening) for opening in self._short})
 
-    def gives_away(self, talk: Talk) -> bool:
+    def gives_away(self, talk: TrainingTalk) -> bool:
         """Whether a conversation holds one of the questions."""
         words = _words(" ".join((*talk.turns, talk.answer)))
         return any(hash(span) in self._spans for span in _runs(words, SPAN)) or self._holds_short(words)

@@ -36,7 +36,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
+class TrainingTalk:
     """A conversation to train on. turns: the user's and the assistant's in turn, the user's last; answer: what the
     assistant says then."""
 
@@ -117,7 +117,7 @@ def numbered(row: Row) -> Item | LeftOut:
     return Item(asked(row), target=target.strip())
 
 
-def openhermes(row: Row) -> Talk | LeftOut:
+def openhermes(row: Row) -> TrainingTalk | LeftOut:
     """OpenHermes-2.5: everything but system messages, up to what the assistant says last."""
     roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
     said: list[tuple[str, str]] = []
@@ -140,7 +140,7 @@ def openhermes(row: Row) -> Talk | LeftOut:
     if not all(text for _, text in said):
         return LeftOut("an empty message")
     *turns, answer = (text for _, text in said)
-    return Talk(tuple(turns), answer, text(row.get("source") or row.get("category"), "source"))
+    return TrainingTalk(tuple(turns), answer, text(row.get("source") or row.get("category"), "source"))
 
 
 def is_empty(value: Any) -> bool:

@@ -21,15 +21,15 @@ from typing import Any, TypeVar
 from fedray.data import files
 from fedray.data.catalogue import DataSet
 from fedray.data.local import check_formats, files_of
-from fedray.data.rows import EMPTY, Item, LeftOut, Row, Talk, WrongRow
+from fedray.data.rows import EMPTY, Item, LeftOut, Row, TrainingTalk, WrongRow
 from fedray.types import FedrayError
 
-T = TypeVar("T", Item, Talk)
+T = TypeVar("T", Item, TrainingTalk)
 Numbered = tuple[str, int, str, Any]  # subset, the row's number in it, where it stands, the row
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DataSource:
     """What was read. revision: the hub's commit, None of a local copy; rows: that can be used; left_out: reason ->
     how many cannot; hash: of the content, whatever it was read from."""
 
@@ -51,7 +51,7 @@ def read(
     streaming: bool = False,
     revision: str | None = None,
     first: int | None = None,
-) -> tuple[dict[str, tuple[str, T]], Source]:
+) -> tuple[dict[str, tuple[str, T]], DataSource]:
     """Id -> (group, content) of every row that can be used, in the data set's order, and where they came from.
 
     path: a local copy (local.py says what it may look like), else the hub's. first: read so many rows and no more.
@@ -79,7 +79,7 @@ def read(
         raise FedrayError(f"{data.name}: {opened.place()} holds no row that can be used: {_why(left_out)}")
     digest = hashlib.sha256(repr(list(kept.values())).encode()).hexdigest()[:16]
     repo = None if path else data.repo
-    return kept, Source(data.name, split, repo, opened.revision, len(subsets), len(kept), dict(left_out), digest)
+    return kept, DataSource(data.name, split, repo, opened.revision, len(subsets), len(kept), dict(left_out), digest)
 
 
 class _Hub:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedray.evaluation.tasks import for_task
+from fedray.errors import unknown
+from fedray.evaluation.settings import Block, EvaluateSettings
 from fedray.llm.catalogue import NAMES, copies, resolve, safe_name
-from fedray.settings import ALONE, BY_MEMBER, ProtocolSettings, Settings
-from fedray.sharing import FedAttn
-from fedray.suggest import unknown
+from fedray.methods.fedattn import FedAttn
+from fedray.questions.tasks import for_task
+from fedray.settings.settings import ALONE, BY_MEMBER, ProtocolSettings, Settings
 from fedray.types import FedrayError, Wire
-
-if TYPE_CHECKING:
-    from fedray.evaluation.settings import Block, EvaluateSettings
 
 PLAIN = Wire()
 SETS = ("all", "singles", "prefixes", "leave_one_out", "none", "pairs")  # or names joined by +
@@ -309,3 +307,23 @@ def _wires(block: Block, settings: EvaluateSettings) -> Sequence[Wire]:
         for codec, keep, score, layers, by in combined
     )
     return list(dict.fromkeys(wires))
+
+
+def neutral(settings: EvaluateSettings) -> Settings:
+    """Settings under which a federation opens with everybody any case needs, and nobody else; no fuser or gate yet."""
+    needed = [(settings.receiver, *settings.senders)] if settings.ordered else []
+    needed += [(case.receiver, *case.senders) for case in cases(settings, settings.senders)]
+    names = dict.fromkeys(name for of_case in needed for name in of_case)
+    receiver = settings.receiver if settings.receiver in names else next(iter(names))
+    senders = tuple(name for name in names if name != receiver)
+    return replace(
+        settings,
+        receiver=receiver,
+        senders=senders,
+        protocol=ProtocolSettings("t2t" if senders else "standalone"),
+        t2t=replace(settings.t2t, gate="none"),
+        control="none",
+        rephrase="none",
+        answer_all=False,
+        vote=False,
+    )

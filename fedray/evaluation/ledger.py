@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fedray import __version__
-from fedray.disk import write_whole
 from fedray.evaluation.measure import Measurement
-from fedray.evaluation.tasks import Question
-from fedray.rounds import Speculation
-from fedray.settings import Settings
+from fedray.files import write_whole
+from fedray.methods.specfed import Speculation
+from fedray.questions.tasks import Question
+from fedray.settings.settings import Settings
 from fedray.types import FedrayError, MemberInfo, Missing, Plan
 
 FOLDER = "rows"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from fedray.evaluation.federate import ANSWER_TOKENS
-from fedray.federation import Federation
-from fedray.group import MemberFailed
+from fedray.errors import MemberFailed
+from fedray.evaluation.measure import ANSWER_TOKENS
+from fedray.federation.federation import Federation
 from fedray.types import FedrayError, Generation, Plan, Request, Row
 
 if TYPE_CHECKING:

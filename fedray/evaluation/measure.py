@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
+from fedray.errors import MemberFailed
 from fedray.evaluation.cases import Case
-from fedray.evaluation.federate import ANSWER_TOKENS, batches
-from fedray.evaluation.tasks import Question, mismatched, request_fields
-from fedray.federation import Federation
-from fedray.group import MemberFailed
-from fedray.rounds import Speculation
-from fedray.settings import Settings
+from fedray.federation.federation import Federation
+from fedray.methods.specfed import Speculation
+from fedray.questions.tasks import Question, mismatched, request_fields
+from fedray.settings.settings import Settings
 from fedray.types import Answer, Missing, Plan, Request, Row, Usage
+
+ANSWER_TOKENS = 4096  # of all rows of one request: well under the 64 KiB a result may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +172,10 @@ def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:
 def is_whole(found: Measurement, settings: Settings) -> bool:
     """Whether a measurement is what its case says: nobody was missing who should have been there."""
     return not found.failed and (not found.missing or settings.deadline_s is not None)
+
+
+def batches(questions: Sequence[Question], size: int, free: int | None = None) -> Iterator[list[Question]]:
+    """Up to `size` questions to choose an answer from, or up to `free` to answer freely, at a time."""
+    for freely, alike in groupby(questions, key=lambda q: q.offered is None):
+        rows, step = list(alike), (free or size) if freely else size
+        yield from (rows[i : i + step] for i in range(0, len(rows), step))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from fedray.report import Percentiles, Spread
+from fedray.reporting.report import Percentiles, Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,6 @@ class Comparison:
     @property
     def stderr(self) -> float:
         return stderr(self.accuracy, self.n)
-
-
-def is_right(choice: int | None, gold: int) -> bool:
-    """Whether a chosen index is the right one; None is a sample that failed."""
-    return choice is not None and choice == gold
 
 
 def accuracy(right: Sequence[int]) -> float:

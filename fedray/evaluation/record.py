@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Literal
 
-from fedray.data.source import Source
+from fedray.data.source import DataSource
 from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.metrics import Comparison, compare, percentiles
-from fedray.evaluation.tasks import Question, scorings
-from fedray.report import Answered, Cost, Data, Learned, Participant, Report
+from fedray.methods.specfed import Speculation
+from fedray.questions.tasks import Question, scorings
 from fedray.reporting.job import Status
-from fedray.rounds import Speculation
-from fedray.settings import ALONE, Settings
+from fedray.reporting.report import Answered, Cost, Data, Learned, MemberReport, Report
+from fedray.settings.settings import ALONE, Settings
 from fedray.types import Answer, Artifact, MemberInfo, Missing, Plan, Row, Usage
 
 Outcome = Literal["rescued", "harmed", "both right", "both wrong", ""]
@@ -64,8 +64,8 @@ class Record:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.results: list[Result] = []
-        self.source: Source | None = None  # of the questions
-        self.members: tuple[Participant, ...] = ()
+        self.source: DataSource | None = None  # of the questions
+        self.members: tuple[MemberReport, ...] = ()
         self.kind: str | None = None
         self.unrephrased: dict[int, str] = {}  # number of a result that no rewrite stood for -> the last one's flaw
         self.learned: tuple[Learned, ...] = ()  # the fusers and the gate in use
@@ -196,10 +196,10 @@ def _learned(artifact: Artifact, role: str) -> Learned:
     return Learned(artifact.name, role, status, artifact.hash, artifact.path or None)
 
 
-def participants(members: Mapping[str, MemberInfo], receiver: str) -> tuple[Participant, ...]:
+def participants(members: Mapping[str, MemberInfo], receiver: str) -> tuple[MemberReport, ...]:
     """Who takes part, for the report."""
     return tuple(
-        Participant(
+        MemberReport(
             m.name,
             "receiver" if m.name == receiver else "sender",
             m.family,

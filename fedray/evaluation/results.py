@@ -10,13 +10,13 @@ from typing import TypeVar
 
 from fedray.evaluation.cases import STANDALONE, Case
 from fedray.evaluation.kinds import kind_of
-from fedray.evaluation.leaks import leaks
+from fedray.evaluation.leakage_table import leaks
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
-from fedray.evaluation.tasks import Question
+from fedray.methods.specfed import Speculation
 from fedray.protocols import PROTOCOLS
-from fedray.report import Compared, Contribution, Evaluated
-from fedray.rounds import Speculation
+from fedray.questions.tasks import Question
+from fedray.reporting.report import Compared, Contribution, Evaluated
 from fedray.types import MemberInfo
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""What a person sees of a run. Every table says which zoo its figures come from."""
+"""Screens of jobs/federate.py and jobs/evaluate.py. Every table says which zoo its figures come from."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from contextlib import contextmanager
 
 from rich.text import Text
 
+from fedray.evaluation import leakage_table
 from fedray.evaluation.metrics import Comparison
 from fedray.evaluation.record import Outcome, Result
-from fedray.report import Cost, Learned, Participant, Report
-from fedray.reporting import screen
+from fedray.evaluation.table import p_value, per_token, who
+from fedray.reporting.report import Cost, Evaluated, Learned, MemberReport, Report, SenderOrder
+from fedray.reporting.screen import Screen
 from fedray.text import printable
 from fedray.types import Missing
 
 _STYLES: dict[Outcome, str] = {"rescued": "green", "harmed": "red", "both right": "", "both wrong": "dim", "": ""}
 _SHOWN: dict[Outcome, int] = {"rescued": 2, "harmed": 1, "both right": 1, "both wrong": 1, "": 5}
+LEAKAGE = ("rows", "seen by", "n", "Jaccard", "ROUGE-L", "entities kept", "template copies", "linked (blind)")
+Update = Callable[[int], None]
 
 
-class Screen(screen.Screen):
+class FederateScreen(Screen):
     """The screen of jobs/federate.py."""
 
-    def members(self, members: Sequence[Participant], kind: str | None = None) -> None:
+    def members(self, members: Sequence[MemberReport], kind: str | None = None) -> None:
         headings = ["member", "role", "family", "parameters", "device", "node", "pid"]
         rows = [[m.name, m.role, m.family, f"{m.parameters:,}", m.device, m.node, str(m.pid)] for m in members]
         if self.zoo != "tiny":
@@ -164,3 +168,62 @@ def _weight(weight: float | None, best: float) -> Text:
 def _some(results: Sequence[Result]) -> list[Result]:
     """A few of each outcome."""
     return [r for outcome, count in _SHOWN.items() for r in [r for r in results if r.outcome == outcome][:count]]
+
+
+class EvaluateScreen(FederateScreen):
+    """The screen of jobs/evaluate.py."""
+
+    @contextmanager
+    def follow(self, cases: int) -> Iterator[Callable[[str, int], Update]]:
+        """A bar over cases and one over questions. Call what it yields with a case's label and its questions; what that
+        returns hears how many of them have been asked."""
+        with self.bars(running=False) as bars:
+            rows = bars.add_task("cases", total=cases)
+            questions = bars.add_task("", total=None)
+            begun = 0
+
+            def begin(label: str, total: int) -> Update:
+                nonlocal begun
+                bars.update(rows, completed=begun)
+                bars.reset(questions, total=total, description=label)
+                begun += 1
+                return lambda done: bars.update(questions, completed=done)
+
+            yield begin
+            bars.update(rows, completed=begun)
+
+    def order(self, order: SenderOrder) -> None:
+        gains = [(name, f"{order.gains[name]:+.1f}") for name in order.senders if name in order.gains]
+        if gains:
+            title = f"Order of the senders, by gain in points as the only one on {order.n} {order.by} questions"
+            self.table(title, ("sender", "gain"), gains)
+
+    def rows(self, rows: Sequence[Evaluated], order: Sequence[str]) -> None:
+        """The table of a finished, or interrupted, evaluation."""
+        headings = ("task", "receiver", "senders", "way", "n", "accuracy", "points", "p", "mean s", "bytes/token")
+        shown = [
+            (
+                row.task,
+                row.receiver,
+                who(row.senders, order) or "-",
+                row.way,
+                str(row.n),
+                f"{row.accuracy:.1%} ± {row.stderr or 0:.1%}",
+                f"{row.gain_points:+.1f}" if row.way != "standalone" else "",
+                p_value(row.p_alone) if row.way != "standalone" else "",
+                "-" if row.latency_mean is None else f"{row.latency_mean:.3f}",
+                per_token(row.bytes_per_token),
+            )
+            for row in rows
+        ]
+        self.table("Every case, ± one standard error; p against the receiver alone", headings, shown)
+        for row in rows:
+            if row.unrephrased:
+                self.line(
+                    f"{row.way}: {row.unrephrased} of {row.n} questions kept no whole rewrite, the receiver answered "
+                    "them alone"
+                )
+        if told := [line for line in leakage_table.lines(rows) if leakage_table.ALL in line]:
+            chosen = [leakage_table.HEADINGS.index(heading) for heading in LEAKAGE]
+            title = "What rephrasing gives away, by row; of one who counts words, and of a blind guess"
+            self.table(title, LEAKAGE, ([line[i] for i in chosen] for line in told))

@@ -6,12 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from fedray.checks import check, check_range
-from fedray.data.catalogue import BENCHMARKS
-from fedray.evaluation.cases import cases
 from fedray.schema import Schema
-from fedray.settings import BY_MEMBER, ProtocolSettings, Settings, read
-from fedray.types import FedrayError
+from fedray.settings.settings import BY_MEMBER, Settings, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +64,9 @@ class EvaluateSettings(Settings):
         """Whether validation questions decide an order."""
         return self.order == "validation" and any(block.senders == "prefixes" for block in self.blocks.values())
 
-    @property
-    def neutral(self) -> Settings:
-        """Settings under which a federation opens with everybody any case needs, and nobody else; no fuser or gate
-        yet."""
-        needed = [(self.receiver, *self.senders)] if self.ordered else []
-        needed += [(case.receiver, *case.senders) for case in cases(self, self.senders)]
-        names = dict.fromkeys(name for of_case in needed for name in of_case)
-        receiver = self.receiver if self.receiver in names else next(iter(names))
-        senders = tuple(name for name in names if name != receiver)
-        return replace(
-            self,
-            receiver=receiver,
-            senders=senders,
-            protocol=ProtocolSettings("t2t" if senders else "standalone"),
-            t2t=replace(self.t2t, gate="none"),
-            control="none",
-            rephrase="none",
-            answer_all=False,
-            vote=False,
-        )
-
 
 def build_evaluation(values: Mapping[str, Any]) -> EvaluateSettings:
-    """Settings from nested values, as `fedray.settings.read` makes them; seeds default to (seed,).
+    """Settings from nested values, as `fedray.settings.settings.read` makes them; seeds default to (seed,).
 
     Without blocks, all senders help once, as the other settings say. Raises FedrayError.
     """
@@ -102,28 +77,3 @@ def build_evaluation(values: Mapping[str, Any]) -> EvaluateSettings:
     schema = Schema(EvaluateSettings, keys={**BY_MEMBER, "blocks": tuple(blocks) if isinstance(blocks, dict) else ()})
     settings = read(schema, {**given, "blocks": blocks})
     return settings if "seeds" in given else replace(settings, seeds=(settings.seed,))
-
-
-def check_evaluation(settings: EvaluateSettings) -> None:
-    """Refuse what cannot be meant, case by case, before torch or Ray is imported. Raises FedrayError."""
-    for name, block in settings.blocks.items():
-        try:
-            for case in cases(replace(settings, blocks={name: block}), settings.senders):
-                check(case.settings(settings, settings.seed))
-        except FedrayError as error:
-            raise FedrayError(f"blocks.{name}: {error}") from error
-    check(settings.neutral)
-    if settings.plan:
-        raise FedrayError("plan=true is for jobs/federate.py, which says what a federation takes: leave it out here")
-    if settings.prompt is not None:
-        raise FedrayError("an evaluation asks questions whose answers are known: leave prompt out")
-    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
-        raise FedrayError(f"seeds must be different numbers, at least one, got {list(settings.seeds)}")
-    for seed in settings.seeds:
-        check_range("seeds", seed, 0, 2**32 - 1)
-    check_range("latency_requests", settings.latency_requests, 0)
-    check_range("order_limit", settings.order_limit, 1)
-    unsplit = settings.task.name in BENCHMARKS and "validation" not in BENCHMARKS[settings.task.name].splits
-    if settings.ordered and (settings.questions is not None or unsplit):
-        what = settings.task.name if settings.questions is None else "a file of questions"
-        raise FedrayError(f"{what} has no validation split to order the senders by: add order=given")

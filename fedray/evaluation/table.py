@@ -9,10 +9,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fedray.disk import write_whole
-from fedray.evaluation import leaks
-from fedray.evaluation.words import p_value, per_token, who
-from fedray.report import Contribution, Evaluated, Report, unwritable
+from fedray.evaluation import leakage_table
+from fedray.files import write_whole
+from fedray.reporting.report import Contribution, Evaluated, Report, unwritable
 
 NAME = "table.md"
 FULL_HOUSE = 4  # senders in the paper's case study
@@ -266,10 +265,10 @@ def _contributions(found: Sequence[Contribution]) -> Iterator[str]:
 
 
 def _leakage(rows: Sequence[Evaluated]) -> Iterator[str]:
-    found = list(leaks.lines(rows))
+    found = list(leakage_table.lines(rows))
     if found:
         yield from ("## What rephrasing gives away", "")
-        yield from _markdown(leaks.HEADINGS, found)
+        yield from _markdown(leakage_table.HEADINGS, found)
         yield from (
             "",
             "Shares of words the questions and their rewrites have in common, and how often one who counts words picks "
@@ -294,3 +293,32 @@ def paper_key(row: Evaluated) -> tuple[str, str] | None:
     learned = row.protocol != "c2c" or row.gate == "learned"
     key = (row.protocol, row.rephrase)
     return key if published and learned and key in PAPER else None
+
+
+def who(senders: Sequence[str], order: Sequence[str]) -> str:
+    """Who helps: "all 4", "first 2", "all but llama-1b" of the senders in their order, or names."""
+    if len(senders) < 2:
+        return "".join(senders)
+    if set(senders) == set(order):
+        return f"all {len(order)}"
+    if tuple(senders) == tuple(order[: len(senders)]):
+        return f"first {len(senders)}"
+    out = [name for name in order if name not in senders]
+    return f"all but {out[0]}" if len(out) == 1 and set(senders) < set(order) else " + ".join(senders)
+
+
+def p_value(p: float) -> str:
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+STARS = "* p<0.05  ** p<0.01  *** p<0.001, McNemar against the receiver alone"
+
+
+def stars(p: float) -> str:
+    """How sure a difference is."""
+    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else "n.s."
+
+
+def per_token(count: float) -> str:
+    """Bytes per token; of text there is less than one."""
+    return f"{count:,.0f}" if count >= 10 or count == 0 else f"{count:.1f}"

@@ -15,17 +15,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedray.evaluation.federate import batches
-from fedray.evaluation.metrics import compare, holm, is_right
-from fedray.evaluation.tasks import Question, load_task, mismatched, request_fields
-from fedray.group import LocalGroup
+from fedray.evaluation.measure import batches
+from fedray.evaluation.metrics import compare, holm
 from fedray.llm.catalogue import NAMES
-from fedray.member import Member
-from fedray.planner import Planner
+from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
-from fedray.settings import Settings, TaskSettings, ZooSettings
+from fedray.protocols.group import LocalGroup
+from fedray.questions.scoring import is_right
+from fedray.questions.tasks import Question, load_task, mismatched, request_fields
+from fedray.registry.planner import Planner
+from fedray.settings.settings import Settings, TaskSettings, ZooSettings
 from fedray.types import Plan, Request
-from fedray.zoo.world import KNOWLEDGE
+from fedray.world.world import KNOWLEDGE
 
 OPERATORS = ("concat", "mix")
 CONTROLS = ("mismatched", "noise", "constant")

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Reached, Sides, in_groups, only
+from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Reached, Sides, only
+from fedray.fusion.mlp import in_groups
 from fedray.fusion.stacked import Stacked
 from fedray.types import Compile, Layers
 
@@ -27,7 +28,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-class Block(nn.Module):
+class ResidualMLP(nn.Module):
     """x + Dropout(W2 GELU(W1 RMSNorm(x)))."""
 
     def __init__(self, hidden: int, intermediate: int, dropout: float) -> None:
@@ -44,7 +45,7 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     def __init__(self, count: int, hidden: int, intermediate: int, dropout: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(hidden, intermediate, dropout) for _ in range(count))
+        self.blocks = nn.ModuleList(ResidualMLP(hidden, intermediate, dropout) for _ in range(count))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:

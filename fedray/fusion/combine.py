@@ -22,7 +22,7 @@ from fedray.llm.alignment import align_tokens
 from fedray.llm.cache import KVCache, side_by_side
 from fedray.llm.decoding import Context
 from fedray.llm.model import HEAD, TAIL, Span
-from fedray.llm.slots import slots
+from fedray.llm.preallocated_cache import slots
 from fedray.types import FedrayError, Layers
 from fedray.wire.codecs import are_finite
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fedray.suggest import unknown
+from fedray.errors import unknown
 from fedray.types import FedrayError
 
 # The LLMs of the paper's case study, which every zoo has: the default federation.

@@ -23,7 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from fedray.llm.cache import KVCache, layers_of
 from fedray.llm.catalogue import shown
 from fedray.llm.families import window_of
-from fedray.llm.slots import block
+from fedray.llm.preallocated_cache import block
 from fedray.types import NO_NUMBERS, FedrayError, Generation
 
 ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also takes a bias per layer and kv head

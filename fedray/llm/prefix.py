@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedray.llm.cache import KVCache, layers_of
 from fedray.llm.decoding import Context, ends_at_the_cache, keeping, pad, step
-from fedray.llm.slots import slots
+from fedray.llm.preallocated_cache import slots
 
 
 @dataclass(frozen=True, slots=True)

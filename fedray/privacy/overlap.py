@@ -24,7 +24,7 @@ FUNCTION_WORDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Overlap:
+class RewriteOverlap:
     """What the rewrites of one original keep of it. Of several rewrites the one that keeps most counts; only
     `words_kept` and `entities_kept` put all of them together. So no figure falls when one more rewrite is seen.
 
@@ -48,13 +48,13 @@ def overlap(
     *,
     pieces: Callable[[str], int] | None = None,
     known: Callable[[str], bool] | None = None,
-) -> Overlap:
+) -> RewriteOverlap:
     """What the rewrites of one original keep of it, word by word; parameters as in `leakage.measure`."""
     asked, told = words(original), [words(rewrite) for rewrite in rewrites]
     vocabulary, union = set(asked), set(chain.from_iterable(told))
     copied_words = max((_longest_run(asked, text) for text in told), default=0)
     rare = rare_words(original, pieces) if pieces else frozenset()
-    return Overlap(
+    return RewriteOverlap(
         jaccard=max((len(vocabulary & set(text)) / len(vocabulary | set(text)) for text in told), default=0.0),
         rouge_l=max((_rouge_l(asked, text) for text in told), default=0.0),
         words_kept=len(vocabulary & union) / len(vocabulary),

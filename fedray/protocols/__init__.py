@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from fedray.group import Group
 from fedray.protocols import c2c, ensemble, fedattn, route, self_refine, specfed, standalone, t2t
+from fedray.protocols.group import Group
 from fedray.types import Answer, FedrayError, Plan, Request
 
 # Of two that are compared, the later is asked what it adds to the earlier: caches come last.

@@ -2,23 +2,23 @@
 
 FedRefine (arXiv 2603.28772), Eq. 1 and 4. `gate.route=eager`: senders prefill while the receiver reads, and caches
 without weight are never fetched; `lazy`: senders without weight are never asked. With `answer_all` every member answers
-(co_c2c.py).
+(c2c_both_ways.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from fedray.group import Group
-from fedray.protocols import co_c2c
+from fedray.protocols import c2c_both_ways
 from fedray.protocols.caches import collect
 from fedray.protocols.exchange import Exchange
+from fedray.protocols.group import Group
 from fedray.types import Answer, Plan, Request
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
     if plan.peers:
-        return await co_c2c.run(request, plan, group)
+        return await c2c_both_ways.run(request, plan, group)
     async with Exchange(request, plan, group) as exchange:
         return await exchange.answer(await collect(exchange))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from fedray.group import Handle
 from fedray.protocols.exchange import Exchange
-from fedray.protocols.text import listen
+from fedray.protocols.group import Handle
+from fedray.protocols.t2t import listen
 
 
 async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedray.group import Group
 from fedray.protocols.exchange import Exchange
+from fedray.protocols.group import Group
 from fedray.types import Answer, FedrayError, Plan, Request, Row, Usage
 
 BYTES_PER_SCORE = 4

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from fedray.border import Border, why
-from fedray.errors import SessionLost
-from fedray.group import Group, Handle, MemberFailed
+from fedray.errors import MemberFailed, SessionLost
 from fedray.prompts import notes_prompt
 from fedray.protocols import replies
+from fedray.protocols.group import Group, Handle
 from fedray.types import (
     Answer,
     FedrayError,

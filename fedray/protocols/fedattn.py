@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedray.fedattn.schedule import sync_layers
-from fedray.fedattn.segments import id_segments, segments
-from fedray.group import Group, Handle
+from fedray.methods.fedattn import id_segments, segments, sync_layers
 from fedray.protocols import replies
 from fedray.protocols.exchange import Exchange
+from fedray.protocols.group import Group, Handle
 from fedray.types import Answer, FedrayError, MemberInfo, Plan, Receipt, Request, Usage
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedray.group import Group
 from fedray.protocols.exchange import Exchange
+from fedray.protocols.group import Group
 from fedray.types import Answer, Opening, Plan, Request, Usage
 
 

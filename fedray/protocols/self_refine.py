@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedray.group import Group
 from fedray.protocols.exchange import Exchange
+from fedray.protocols.group import Group
 from fedray.protocols.standalone import alone
 from fedray.types import Answer, Plan, Request
 

@@ -12,12 +12,12 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 
-from fedray.group import Group, Handle, MemberFailed
+from fedray.errors import MemberFailed
 from fedray.llm.prefix import shared
+from fedray.methods.specfed import Speculation, next_gamma
 from fedray.protocols import replies
 from fedray.protocols.exchange import Exchange
-from fedray.rounds import Speculation
-from fedray.speculation.pace import next_gamma
+from fedray.protocols.group import Group, Handle
 from fedray.types import Answer, FedrayError, Missing, Plan, Receipt, Request, Round, Usage
 
 
@@ -28,7 +28,7 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
     async with Exchange(request, plan, group) as exchange:
         workers = asyncio.gather(*(_read(exchange, worker) for worker in plan.senders))
         opening, lengths = await asyncio.gather(exchange.finish_open(exchange.start_open()), workers)
-        talk = Talk(exchange, dict(zip(plan.senders, lengths, strict=True)))
+        talk = Rounds(exchange, dict(zip(plan.senders, lengths, strict=True)))
         answer = await talk.run()
         return exchange.weighed(answer, opening) if plan.specfed.weigh == "gate" else answer
 
@@ -43,7 +43,7 @@ async def _read(exchange: Exchange, worker: str) -> tuple[int, ...]:
     return exchange.lengths(worker, handle, request.token_ids or request.prompts) or ()
 
 
-class Talk:
+class Rounds:
     """The rounds of one request. answers: per row the tokens that are certain.
 
     lengths: per worker the tokens of every row's prompt.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from fedray.group import Group
 from fedray.protocols.exchange import Exchange
+from fedray.protocols.group import Group
 from fedray.types import Answer, Plan, Request
 
 

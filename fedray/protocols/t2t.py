@@ -6,12 +6,15 @@ sender is heard. `t2t.gate=same`: only those the plan's gate lets in, as C2C wou
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fedray.group import Group
+from fedray.prompts import hint_prompt
 from fedray.protocols.exchange import Exchange
-from fedray.protocols.text import listen
-from fedray.types import Answer, Plan, Request
+from fedray.protocols.group import Group
+from fedray.types import Answer, Plan, Request, Usage
+
+TEMPLATE = 256  # tokens that a chat template and the marks of notes may take
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
@@ -24,3 +27,44 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
             await listen(exchange, exchange.wanted(opening))
             answer = exchange.weighed(await exchange.alone(), opening)
         return exchange.close(replace(answer, senders=tuple(s for s in plan.senders if s in exchange.heard)))
+
+
+async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> None:
+    """Let the receiver hear what each sender says about each of its rows, by the plan's T2T settings.
+
+    Senders have half the time there is: what they say must still be read. Their words count as bytes on the wire.
+    """
+    t2t = exchange.plan.t2t
+
+    def spoken(request: Request) -> Request:
+        asked = tuple(map(hint_prompt, request.prompts)) if t2t.ask == "hint" else request.prompts
+        how = request.generation
+        return replace(
+            request, prompts=asked, choices=None, generation=replace(how, max_tokens=t2t.max_tokens, full=t2t.full)
+        )
+
+    answers = await exchange.ask(rows_of, "hint", spoken, exchange.halftime)
+    notes = {
+        name: {b: row.text for b, row in zip(rows_of[name], answer.rows, strict=True)}
+        for name, answer in answers.items()
+    }
+    for texts in notes.values():
+        exchange.usage += Usage(payload_bytes=sum(len(text.encode()) for text in texts.values()))
+    for name in await _too_long(exchange, notes):
+        exchange.lose(name, "its hint does not fit the receiver's context beside the question and the other hints")
+        del notes[name]
+    exchange.settle()
+    exchange.heard |= notes
+
+
+async def _too_long(exchange: Exchange, notes: Mapping[str, Mapping[int, str]]) -> Sequence[str]:
+    """Find whose notes do not fit: the receiver counts their tokens, where there are more bytes than it has room."""
+    receiver, request = exchange.plan.receiver, exchange.of_receiver_only()
+    room = exchange.group.members[receiver].context - request.generation.max_tokens - TEMPLATE
+    for b, prompt in enumerate(request.prompts):
+        if (
+            len(prompt.encode(errors="replace")) + sum(len(texts.get(b, "").encode()) for texts in notes.values())
+            > room
+        ):
+            return await exchange.of_receiver(exchange.group.start(receiver, "overflow", request, notes))
+    return ()

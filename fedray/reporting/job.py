@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
-from fedray import report as reports
-from fedray.report import Report, Tracked
+from fedray.reporting import report as reports
+from fedray.reporting.report import Report, Tracked
 from fedray.reporting.screen import Screen
-from fedray.settings import TrackingSettings
+from fedray.settings.settings import TrackingSettings
 from fedray.tracking import Status as TrackerStatus
 from fedray.tracking import Tracker, browse
 from fedray.types import FedrayError

@@ -22,8 +22,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import get_local_object_locations
 
-from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
-from fedray.member import Member
+from fedray.errors import MemberFailed
+from fedray.member.member import Member
+from fedray.protocols.group import MAX_RESULT_BYTES, Waited
 from fedray.runtime.failures import as_error, reason
 from fedray.runtime.parcels import Parcel, info, opening
 from fedray.runtime.placement import Placement

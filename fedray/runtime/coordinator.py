@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from fedray.planner import Planner
+from fedray.registry.planner import Planner
 from fedray.runtime.failures import as_error
 from fedray.types import MemberInfo, Plan
 

@@ -6,7 +6,7 @@ import re
 
 from ray import exceptions
 
-from fedray.group import MemberFailed
+from fedray.errors import MemberFailed
 from fedray.types import FedrayError
 
 _LONGEST = 200  # characters of a foreign error message

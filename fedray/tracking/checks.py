@@ -9,11 +9,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from fedray.tracking.store import SQLITE
-from fedray.tracking.tracker import Settings
+from fedray.tracking.tracker import TrackerSettings
 from fedray.types import FedrayError
 
 
-def check_store(tracking: Settings) -> None:
+def check_store(tracking: TrackerSettings) -> None:
     """Raises FedrayError where MLflow could not keep the run, which would be noticed only when the work is done."""
     if not tracking.enabled:
         return

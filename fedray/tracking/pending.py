@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fedray.disk import write_whole
+from fedray.files import write_whole
 from fedray.text import MASKED, mask
 from fedray.tracking.store import Operation, Store, failures, load
 from fedray.types import FedrayError

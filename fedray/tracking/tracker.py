@@ -30,7 +30,7 @@ TEXTS = frozenset({"question", "choices", "gold", "alone", "federated"})  # tabl
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class Settings(Protocol):
+class TrackerSettings(Protocol):
     """What tracking needs to be told; the settings' own group fits."""
 
     @property
@@ -50,7 +50,7 @@ class Tracker:
     lasts one run), and files that quote them stay in the output folder.
     """
 
-    def __init__(self, settings: Settings, output: Path, *, name: str = "fedray", private: bool = False) -> None:
+    def __init__(self, settings: TrackerSettings, output: Path, *, name: str = "fedray", private: bool = False) -> None:
         self._address = absolute(settings.uri)
         self.uri = mask(self._address)  # as it is shown and kept
         self.problem: str | None = None  # one sentence, once MLflow has failed

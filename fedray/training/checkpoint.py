@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedray import __version__
-from fedray.disk import flush
+from fedray.files import flush
 from fedray.types import FedrayError
 
 FOLDER = ".training"  # in a registry

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fedray.llm.model import LLM
-from fedray.member import Member
+from fedray.member.member import Member
 from fedray.types import Generation, Request
-from fedray.zoo.world import PHRASINGS, UNSEEN_PHRASINGS, World, seen_in_fusing
+from fedray.world.world import PHRASINGS, UNSEEN_PHRASINGS, World, seen_in_fusing
 
 PHRASINGS_PER_FACT = 2  # of a question to train on
 BATCH = 256  # questions answered at once
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class LabelledPrompt:
     """One training example: a prompt, its right answer, and the group (domain) it is counted under.
 
     before: what was said earlier, the user and the assistant in turn.
@@ -28,12 +28,12 @@ class Conversation:
     before: tuple[str, ...] = ()
 
 
-def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[Conversation]:
+def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[LabelledPrompt]:
     """Questions about one split that fuser and gate training may see, in phrasings it may see."""
     rng = random.Random(f"conversations-{world.seed}-{split}")
     seen = [i for i in range(len(PHRASINGS)) if i not in UNSEEN_PHRASINGS]
     return [
-        Conversation(fact.ask(phrasing), fact.value, fact.domain)
+        LabelledPrompt(fact.ask(phrasing), fact.value, fact.domain)
         for fact in world.split(split)
         if seen_in_fusing(fact)
         for phrasing in rng.sample(seen, phrasings_per_fact)
@@ -42,17 +42,17 @@ def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list
 
 def believed(
     llm: LLM,
-    talks: Sequence[Conversation],
+    talks: Sequence[LabelledPrompt],
     max_tokens: int = 8,
     on_done: Callable[[int, int], None] | None = None,
-) -> list[Conversation]:
+) -> list[LabelledPrompt]:
     """The conversations with the LLM's own greedy answers in place of the right ones.
 
     A fuser trained on them learns to say what its sender would say, on all questions and not only on those few the
     sender knows; whether to trust it is left to the gate.
     """
     member = Member(llm.name, llm=llm)
-    said: list[Conversation] = []
+    said: list[LabelledPrompt] = []
     for start in range(0, len(talks), BATCH):
         batch = talks[start : start + BATCH]
         request = Request(tuple(c.prompt for c in batch), generation=Generation(max_tokens))

@@ -9,32 +9,31 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fedray.fusion.fuser import build_fuser
+from fedray.fusion.build import build_fuser
 from fedray.fusion.norms import RECORD
-from fedray.fusion.registry import Registry, fuser_name
 from fedray.llm.catalogue import NAMES
 from fedray.llm.loading import describe
 from fedray.llm.source import Source, config_of
-from fedray.report import Data
+from fedray.registry.store import Registry, fuser_name
+from fedray.reporting.report import Data
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
-from fedray.training.conversations import Conversation, believed
-from fedray.training.crew import Crew, Tell
+from fedray.training.conversations import LabelledPrompt, believed
 from fedray.training.data import BATCH
+from fedray.training.dataset import Material, fitting, longest_of, of_data_set, of_world, said_of, world_of
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
-from fedray.training.job import Outcome, Task, TrainingJob, settle
+from fedray.training.job import Outcome, TrainingJob, TrainingTask, settle
 from fedray.training.llms import hashes, pin, read, registry_of, revisions
-from fedray.training.material import Material, fitting, longest_of, of_data_set, of_world, said_of, world_of
-from fedray.training.memory import GIB, Load, Memory, check, estimate
+from fedray.training.memory import GIB, BatchLoad, Memory, check, estimate
 from fedray.training.pair import Pair
 from fedray.training.recipe import FuserRecipe, fuser_config, is_half, precision
 from fedray.training.settings import EVERYONE, FuserJob
-from fedray.training.workers import Work
+from fedray.training.worker_group import Tell, Work, WorkerGroup
 from fedray.types import Artifact
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class FuserOrder:
     """One fuser to train, as every worker is told. memory: what each needs, where the driver has seen that it is there;
     None: each sees for itself."""
 
@@ -51,7 +50,7 @@ class TrainFuser(TrainingJob[FuserJob]):
 
     name = "train_fuser"
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[TrainingTask]:
         settings = self.settings
         assert settings.sender is not None
         named = NAMES if settings.sender == EVERYONE else (settings.sender,)
@@ -72,7 +71,7 @@ class TrainFuser(TrainingJob[FuserJob]):
         self.screen.passed_over(registry.problems)
         return without
 
-    def _task(self, sender: Source, receiver: Source) -> Task:
+    def _task(self, sender: Source, receiver: Source) -> TrainingTask:
         """Raises FedrayError where it does not fit."""
         settings, control = self.settings, self.settings.control
         name = fuser_name(sender.name, receiver.name)
@@ -95,12 +94,12 @@ class TrainFuser(TrainingJob[FuserJob]):
             return Registry(settings.root).add_fuser(fuser, by, to, outcome.record)
 
         params = {"sender": sender.name, "receiver": receiver.name, "control": control, "zoo": settings.zoo.name}
-        return Task(
+        return TrainingTask(
             name if control == "none" else f"{name}-{control}",
             "fuser",
             tuple(llms.values()),
             (sender.name,),
-            Work(train, Order(sender, receiver, recipe, settings, checkpoint, memory)),
+            Work(train, FuserOrder(sender, receiver, recipe, settings, checkpoint, memory)),
             checkpoint,
             register if control == "none" else None,
             {**params, **asdict(recipe), **data, "workers": settings.workers},
@@ -114,7 +113,7 @@ def run(settings: FuserJob) -> int:
     return TrainFuser(settle(settings), title, settings.control).run()
 
 
-def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
+def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     """One worker's part in the training of one fuser."""
     s = order.settings
     memory = order.memory or _needed(s, order.recipe, order.sender, order.receiver)
@@ -124,7 +123,7 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
     if material.source:
         material = fitting(material, (sender, receiver), s.data.longest)
 
-    def pair(asked: list[Conversation], phase: str = "") -> Pair:
+    def pair(asked: list[LabelledPrompt], phase: str = "") -> Pair:
         if phase and s.learns == "sender":
             asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
         at_once = s.rows if material.source or s.zoo.name != "tiny" else BATCH
@@ -136,7 +135,7 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
         pair(material.talks, "sender answers"),
         order.recipe,
         check=pair(material.check, "to validate with") if s.validate_every else None,
-        crew=crew,
+        group=group,
         checkpoint=order.checkpoint,
         save_every=s.save_every,
     )
@@ -194,7 +193,7 @@ def _needed(s: FuserJob, recipe: FuserRecipe, sender: Source, receiver: Source) 
     def needed(parts: int = 1) -> Memory | None:
         if s.rows % parts:
             return None
-        return estimate(*configs, recipe, Load(s.rows // parts, longest_of(s), dtype, half, s.workers))
+        return estimate(*configs, recipe, BatchLoad(s.rows // parts, longest_of(s), dtype, half, s.workers))
 
     memory = needed()
     assert memory is not None

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedray.fusion.build import build_fuser
 from fedray.fusion.c2c import C2CFuser
-from fedray.fusion.fuser import Fuser, MLPFuser, build_fuser
+from fedray.fusion.fuser import Fuser
+from fedray.fusion.mlp import MLPFuser
 from fedray.training.checkpoint import Checkpoint, Snapshot
-from fedray.training.crew import Crew, Progress
 from fedray.training.data import answer_loss
-from fedray.training.pair import Draws, Example, Pair, batches
+from fedray.training.pair import Draws, EncodedExample, Pair, batches
 from fedray.training.recipe import FuserRecipe, fuser_config, precision, schedule
+from fedray.training.worker_group import Progress, WorkerGroup
 from fedray.types import FedrayError
 
 
@@ -29,7 +31,7 @@ class FuserLoss(nn.Module):
         self.fuser = fuser
         self.pair = pair
 
-    def forward(self, batch: list[Example]) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: list[EncodedExample]) -> tuple[Tensor, Tensor]:
         context, own = self.pair.context(self.fuser, batch)
         return answer_loss(own.llm, context, own.last_B1, [e.answer for e in batch])
 
@@ -47,12 +49,12 @@ class FuserTraining:
         recipe: FuserRecipe,
         *,
         check: Pair | None = None,
-        crew: Crew | None = None,
+        group: WorkerGroup | None = None,
         checkpoint: Checkpoint | None = None,
         save_every: int = 50,
     ) -> None:
         self.pair, self.recipe, self.check = pair, recipe, check
-        self.crew = crew or Crew()
+        self.group = group or WorkerGroup()
         self.step = 0
         self.means: dict[str, float] = {"loss": 0.0, "accuracy": 0.0}  # running, of the latest steps
         self.validations: list[tuple[int, float]] = []  # after which step, and the loss
@@ -73,7 +75,7 @@ class FuserTraining:
     def run(self, on_step: Progress | None = None) -> Fuser:
         """Train to the end."""
         recipe = self.recipe
-        module = self.crew.join(FuserLoss(self.fuser, self.pair))
+        module = self.group.wrap(FuserLoss(self.fuser, self.pair))
         parts = recipe.accumulation
         draws = Draws(
             self.pair.lengths,
@@ -82,7 +84,7 @@ class FuserTraining:
             self._rng,
             first=self.step,
             parts=parts,
-            crew=self.crew,
+            group=self.group,
             sampling=recipe.sampling,
         )
         drawn = batches(self.pair, draws)
@@ -115,14 +117,14 @@ class FuserTraining:
                 fuser.standardize(sample.keys, sample.values)
         return fuser
 
-    def _take_step(self, module: nn.Module, parts: list[list[Example]]) -> None:
-        recipe, crew = self.recipe, self.crew
+    def _take_step(self, module: nn.Module, parts: list[list[EncodedExample]]) -> None:
+        recipe, group = self.recipe, self.group
         # Every step draws from a seed of its own, so that one that is resumed draws what it would have drawn.
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step * crew.size + crew.rank)
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step * group.size + group.rank)
         self._optimizer.zero_grad(set_to_none=True)
         figures = torch.zeros(2)
         for number, batch in enumerate(parts, 1):
-            with nullcontext() if number == len(parts) else crew.apart(module):
+            with nullcontext() if number == len(parts) else group.no_sync(module):
                 with precision(recipe, self.pair.receiver.device):
                     loss_B, right_B = module(batch)
                 (loss_B.mean() / len(parts)).backward()
@@ -134,7 +136,7 @@ class FuserTraining:
         if isinstance(self.fuser, C2CFuser):
             self.fuser.anneal(self.step / recipe.steps)
         share = 0.05 if self.step > 1 else 1.0
-        for name, value in zip(self.means, (crew.total(figures) / crew.size).tolist(), strict=True):
+        for name, value in zip(self.means, (group.all_reduce(figures) / group.size).tolist(), strict=True):
             self.means[name] += share * (value - self.means[name])
         if not math.isfinite(self.means["loss"]):
             raise FedrayError(
@@ -150,7 +152,7 @@ class FuserTraining:
         """Loss and accuracy on `check`, every worker a share of it, and how much the fuser lets in, layer by layer."""
         self.fuser.eval()
         with precision(self.recipe, self.pair.receiver.device):
-            loss_Q, right_Q = losses(check, self.fuser, self.crew)
+            loss_Q, right_Q = losses(check, self.fuser, self.group)
             open_RLN = check.openness(self.fuser, check.rows(range(min(len(check), check.at_once)))).float().cpu()
         self.fuser.train()
         loss = float(loss_Q.mean())
@@ -174,7 +176,7 @@ class FuserTraining:
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if self._checkpoint is None or self.crew.rank:
+        if self._checkpoint is None or self.group.rank:
             return
         state = self._optimizer.state_dict()
         tensors = {f"fuser.{name}": tensor for name, tensor in self.fuser.state_dict().items()}
@@ -203,20 +205,20 @@ class FuserTraining:
 
 
 @torch.no_grad()
-def losses(pair: Pair, fuser: Fuser | None, crew: Crew | None = None) -> tuple[Tensor, Tensor]:
+def losses(pair: Pair, fuser: Fuser | None, group: WorkerGroup | None = None) -> tuple[Tensor, Tensor]:
     """Per question the loss of its answer and whether greedy decoding would give it (both (Q,)).
 
     Without a fuser: the receiver alone. Every worker reads a share of the batches.
     """
-    crew = crew or Crew()
+    group = group or WorkerGroup()
     found_2Q = torch.zeros(2, len(pair))
     starts = range(0, len(pair), pair.at_once)
-    for start in starts[crew.rank :: crew.size]:
+    for start in starts[group.rank :: group.size]:
         batch = pair.rows(range(start, min(start + pair.at_once, len(pair))))
         context, own = pair.context(fuser, batch)
         loss_B, right_B = answer_loss(own.llm, context, own.last_B1, [e.answer for e in batch])
         found_2Q[:, start : start + len(batch)] = torch.stack([loss_B.cpu(), right_B.cpu().float()])
-    loss_Q, right_Q = crew.total(found_2Q)
+    loss_Q, right_Q = group.all_reduce(found_2Q)
     return loss_Q, right_Q
 
 

@@ -11,27 +11,26 @@ import torch
 
 from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.gating import Gate, GateConfig
-from fedray.fusion.registry import Registry, fuser_name, gate_name, load_fuser, read_manifest
 from fedray.llm.catalogue import slug
 from fedray.llm.loading import describe
 from fedray.llm.source import Source, config_of
-from fedray.report import Data
+from fedray.registry.store import Registry, fuser_name, gate_name, load_fuser, read_manifest
+from fedray.reporting.report import Data
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import conversations
-from fedray.training.crew import Crew, Tell
+from fedray.training.dataset import Material, fitting, longest_of, of_data_set, said_of, world_of
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
-from fedray.training.job import Outcome, Task, TrainingJob, settle
+from fedray.training.job import Outcome, TrainingJob, TrainingTask, settle
 from fedray.training.llms import hashes, pin, read, registry_of, revisions
-from fedray.training.material import Material, fitting, longest_of, of_data_set, said_of, world_of
-from fedray.training.memory import GIB, Load, Memory, check, estimate_gate
+from fedray.training.memory import GIB, BatchLoad, Memory, check, estimate_gate
 from fedray.training.settings import GateJob
-from fedray.training.workers import Work
+from fedray.training.worker_group import Tell, Work, WorkerGroup
 from fedray.types import Artifact, FedrayError
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class GateOrder:
     """One gate to train, as every worker is told. memory: what each needs, where the driver has seen that it is there;
     None: each sees for itself."""
 
@@ -49,13 +48,13 @@ class TrainGate(TrainingJob[GateJob]):
 
     name = "train_gate"
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[TrainingTask]:
         settings = self.settings
         llms = pin(settings, (settings.receiver, *settings.senders))
         _check_layers(settings.layers, llms[settings.receiver])
         return [self._task(llms)]
 
-    def _task(self, llms: Mapping[str, Source]) -> Task:
+    def _task(self, llms: Mapping[str, Source]) -> TrainingTask:
         """Raises FedrayError where a fuser is missing, and where it does not fit."""
         settings = self.settings
         receiver, senders = settings.receiver, {name: llms[name] for name in settings.senders}
@@ -94,9 +93,9 @@ class TrainGate(TrainingJob[GateJob]):
             gate.load_state_dict(snapshot.under("gate"))
             return Registry(settings.root).add_gate(gate, outcome.members[0], outcome.record)
 
-        order = Order(llms[receiver], senders, fusers, recipe, settings, checkpoint, memory)
+        order = GateOrder(llms[receiver], senders, fusers, recipe, settings, checkpoint, memory)
         params = {"receiver": receiver, "zoo": settings.zoo.name, "workers": settings.workers}
-        return Task(
+        return TrainingTask(
             name,
             "gate",
             tuple(llms.values()),
@@ -122,7 +121,7 @@ def _check_layers(layers: Sequence[int], receiver: Source) -> None:
         )
 
 
-def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
+def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     """One worker's part in the training of one gate."""
     s = order.settings
     memory = order.memory or _needed(s, order.receiver, order.senders, order.fusers)
@@ -138,7 +137,7 @@ def train(order: Order, crew: Crew, tell: Tell) -> Outcome:
         {name: load_fuser(artifact, s.device).to(dtype) for name, artifact in order.fusers.items()},
         {"train": material.talks, "validation": material.check},
         order.recipe,
-        crew=crew,
+        group=group,
         checkpoint=order.checkpoint,
         at_once=s.at_once,
     )
@@ -193,7 +192,7 @@ def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers:
     dtype = getattr(torch, s.llm_dtype or "float32")
 
     def needed(parts: int = 1) -> Memory | None:
-        return estimate_gate(*configs, maps, Load(max(1, s.at_once // parts), longest_of(s), dtype), s.limit or 0)
+        return estimate_gate(*configs, maps, BatchLoad(max(1, s.at_once // parts), longest_of(s), dtype), s.limit or 0)
 
     memory = needed()
     assert memory is not None

@@ -19,12 +19,12 @@ from fedray.fusion import combine
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import Gate, GateConfig
 from fedray.llm.catalogue import slug
+from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM, Encoded
-from fedray.llm.turns import encode_turns
 from fedray.training.checkpoint import Checkpoint, Snapshot
-from fedray.training.conversations import Conversation
-from fedray.training.crew import Crew, Progress, Tell
+from fedray.training.conversations import LabelledPrompt
 from fedray.training.data import BATCH, Prefilled, answer_loss, answers, read, states
+from fedray.training.worker_group import Progress, Tell, WorkerGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,16 @@ class GateTraining:
         receiver: LLM,
         senders: Mapping[str, LLM],
         fusers: Mapping[str, Fuser],
-        sets: Mapping[str, Sequence[Conversation]],
+        sets: Mapping[str, Sequence[LabelledPrompt]],
         recipe: GateRecipe,
         *,
-        crew: Crew | None = None,
+        group: WorkerGroup | None = None,
         checkpoint: Checkpoint | None = None,
         at_once: int = BATCH,
     ) -> None:
         self._at_once = at_once
         self.receiver, self.senders, self.fusers, self.sets, self.recipe = receiver, senders, fusers, sets, recipe
-        self.crew, self._checkpoint = crew or Crew(), checkpoint
+        self.group, self._checkpoint = group or WorkerGroup(), checkpoint
         self.gate: Gate | None = None
         self.worth = -1.0  # of the best gate, on validation questions
         self._tried = 0
@@ -119,26 +119,26 @@ class GateTraining:
             found[group] = dict(zip(self.senders, mean_S.tolist(), strict=True))
         return found
 
-    def _read(self, talks: Sequence[Conversation], layer: int) -> Prefilled:
+    def _read(self, talks: Sequence[LabelledPrompt], layer: int) -> Prefilled:
         return states(self.receiver, _encoded(self.receiver, talks), layer, self._at_once)
 
-    def _measure(self, talks: Sequence[Conversation], on_done: Progress) -> Tensor:
+    def _measure(self, talks: Sequence[LabelledPrompt], on_done: Progress) -> Tensor:
         """Every worker measures a share; caches are kept for as many questions as are read at a time."""
         gains_QS = torch.zeros(len(talks), len(self.senders))
         starts = range(0, len(talks), self._at_once)
-        for done, start in enumerate(starts[self.crew.rank :: self.crew.size], 1):
+        for done, start in enumerate(starts[self.group.rank :: self.group.size], 1):
             batch = talks[start : start + self._at_once]
             own = read(self.receiver, _encoded(self.receiver, batch))
             sent = {name: read(llm, _encoded(llm, batch)) for name, llm in self.senders.items()}
             found = measure_gains(own, sent, self.fusers, batch, self.recipe.operator)
             gains_QS[start : start + len(batch)] = found
-            on_done(min(done * self.crew.size, len(starts)), len(starts), {})
-        return self.crew.total(gains_QS)
+            on_done(min(done * self.group.size, len(starts)), len(starts), {})
+        return self.group.all_reduce(gains_QS)
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if self._checkpoint is None or self.crew.rank:
+        if self._checkpoint is None or self.group.rank:
             return
         tensors = {f"gains.{split}": gains for split, gains in self._gains.items()}
         values: dict[str, Any] = {"tried": self._tried, "worth": self.worth, "gate": None}
@@ -155,7 +155,7 @@ class GateTraining:
             self.gate.load_state_dict(snapshot.under("gate"))
 
 
-def _encoded(llm: LLM, talks: Sequence[Conversation]) -> list[Encoded]:
+def _encoded(llm: LLM, talks: Sequence[LabelledPrompt]) -> list[Encoded]:
     return [encode_turns(llm, (*talk.before, talk.prompt)) for talk in talks]
 
 
@@ -164,20 +164,20 @@ def measure_gains(
     receiver: Prefilled,
     senders: Mapping[str, Prefilled],
     fusers: Mapping[str, Fuser],
-    conversations: Sequence[Conversation],
+    conversations: Sequence[LabelledPrompt],
     operator: str,
-    crew: Crew | None = None,
+    group: WorkerGroup | None = None,
     on_done: Progress | None = None,
 ) -> Tensor:
     """Gain (Q, S): p(answer | question, sender s's cache) - p(answer | question), p per token (geometric mean).
 
     Every worker measures a share of the questions.
     """
-    crew = crew or Crew()
+    group = group or WorkerGroup()
     targets = answers(receiver.llm, [c.answer for c in conversations])
     rows_of = [list(range(i, min(i + BATCH, len(targets)))) for i in range(0, len(targets), BATCH)]
     gains_QS = torch.zeros(len(targets), len(senders))
-    for done, rows in enumerate(rows_of[crew.rank :: crew.size], 1):
+    for done, rows in enumerate(rows_of[group.rank :: group.size], 1):
         own = receiver.select(rows)
 
         def probability(parts: list[combine.Part], own: Prefilled = own, rows: list[int] = rows) -> Tensor:
@@ -194,8 +194,8 @@ def measure_gains(
             helped.append(probability([part]))
         gains_QS[rows] = torch.stack(helped, dim=1) - alone_B[:, None]
         if on_done:
-            on_done(min(done * crew.size, len(rows_of)), len(rows_of), {})
-    return crew.total(gains_QS)
+            on_done(min(done * group.size, len(rows_of)), len(rows_of), {})
+    return group.all_reduce(gains_QS)
 
 
 def train_gate(

@@ -10,17 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedray import provision
+from fedray.federation import sources
 from fedray.llm.source import Source
-from fedray.report import Data, Learned, Participant, Report
 from fedray.reporting.job import Job, Status
+from fedray.reporting.report import Data, Learned, MemberReport, Report
 from fedray.tracking import Tracker
 from fedray.training import figures
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.llms import dtype_of
-from fedray.training.screen import Screen
+from fedray.training.screen import TrainingScreen
 from fedray.training.settings import FuserJob, GateJob
-from fedray.training.workers import Work, Workers, check, run
+from fedray.training.worker_group import Work, Workers
+from fedray.training.workers import check, run
 from fedray.types import Artifact, MemberInfo
 
 LOG_EVERY = 10  # steps between two points of MLflow's curves
@@ -50,7 +51,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class TrainingTask:
     """One fuser or gate to train. llms: the receiver first; register: puts the finished weights into the registry, None
     is not registered."""
 
@@ -64,11 +65,11 @@ class Task:
     params: Mapping[str, Any]
 
 
-class TrainingJob(Job[S, Screen]):
+class TrainingJob(Job[S, TrainingScreen]):
     """One run of a training job: one task, or several, each in an MLflow run of its own below the job's."""
 
     def __init__(self, settings: S, title: str, control: str = "none") -> None:
-        super().__init__(settings, Screen(settings.zoo.name), tracking=settings.tracking, title=title)
+        super().__init__(settings, TrainingScreen(settings.zoo.name), tracking=settings.tracking, title=title)
         self.workers = Workers(settings.workers, settings.threads, settings.device, settings.ray, settings.root)
         self._begun = False
         self._report = Report(
@@ -85,7 +86,7 @@ class TrainingJob(Job[S, Screen]):
         )
 
     @abstractmethod
-    def tasks(self) -> Sequence[Task]:
+    def tasks(self) -> Sequence[TrainingTask]:
         """Plan what is to be trained. Raises FedrayError where it cannot be had."""
 
     def work(self) -> None:
@@ -102,7 +103,7 @@ class TrainingJob(Job[S, Screen]):
                     task.checkpoint.discard()
                 task.checkpoint.check()
             if self.workers.local:  # elsewhere, workers download for themselves
-                provision.download(list({source.name: source for task in tasks for source in task.llms}.values()))
+                sources.download(list({source.name: source for task in tasks for source in task.llms}.values()))
             self._begun = True
             self._train_all(tasks)
 
@@ -115,7 +116,7 @@ class TrainingJob(Job[S, Screen]):
         elif not report.learned:
             self.screen.line("nothing to train: every pair has its fuser")
 
-    def _train_all(self, tasks: Sequence[Task]) -> None:
+    def _train_all(self, tasks: Sequence[TrainingTask]) -> None:
         settings = self.settings
         if len(tasks) == 1:
             self._train(tasks[0], self.tracker, settings.output)
@@ -130,7 +131,7 @@ class TrainingJob(Job[S, Screen]):
                     self._train(task, tracker, folder)
                 self.show_problem(tracker, folder)
 
-    def _train(self, task: Task, tracker: Tracker, folder: Path) -> None:
+    def _train(self, task: TrainingTask, tracker: Tracker, folder: Path) -> None:
         """Train one, and keep what came of it. folder: where its figures go."""
         part = Learned(task.name, task.role, "failed")
         started = time.perf_counter()
@@ -158,7 +159,7 @@ class TrainingJob(Job[S, Screen]):
         self.save(replace(self._report, status="interrupted"))  # others may follow
         self.screen.learned(part, outcome.trust, str(self.settings.root))
 
-    def _register(self, task: Task, outcome: Outcome, part: Learned, tracker: Tracker, folder: Path) -> Learned:
+    def _register(self, task: TrainingTask, outcome: Outcome, part: Learned, tracker: Tracker, folder: Path) -> Learned:
         """The finished weights into the registry, and everything into the report and to MLflow."""
         part = replace(
             part,
@@ -185,7 +186,7 @@ class TrainingJob(Job[S, Screen]):
         task.checkpoint.discard()
         return replace(part, status="complete")
 
-    def _workers(self, task: Task) -> Workers:
+    def _workers(self, task: TrainingTask) -> Workers:
         return replace(self.workers, folder=task.checkpoint.path.parent.absolute())
 
 
@@ -194,20 +195,20 @@ def settle(settings: S) -> S:
     zoo, data = settings.zoo, settings.data
     return replace(
         settings,
-        zoo=replace(zoo, path=provision.absolute(zoo.path)),
-        data=replace(data, path=provision.absolute(data.path)),
+        zoo=replace(zoo, path=sources.absolute(zoo.path)),
+        data=replace(data, path=sources.absolute(data.path)),
         llm_dtype=dtype_of(settings),
     )
 
 
-def _bare(task: Task) -> str:
+def _bare(task: TrainingTask) -> str:
     """The name of a registered model says its role in front already."""
     return task.name.removeprefix("gate--")
 
 
-def _participants(members: Sequence[MemberInfo], before: Sequence[Participant]) -> tuple[Participant, ...]:
+def _participants(members: Sequence[MemberInfo], before: Sequence[MemberReport]) -> tuple[MemberReport, ...]:
     found = {m.name: m for m in before}
     for number, m in enumerate(members):
         role = "sender" if number else "receiver"
-        found[m.name] = Participant(m.name, role, m.family, m.parameters, m.device, m.node, m.pid, m.dtype, m.revision)
+        found[m.name] = MemberReport(m.name, role, m.family, m.parameters, m.device, m.node, m.pid, m.dtype, m.revision)
     return tuple(found.values())

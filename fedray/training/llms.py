@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from fedray.fusion.registry import SHIPPED, Registry
+from fedray.federation.sources import pinned
 from fedray.llm.catalogue import safe_name, slug
 from fedray.llm.loading import default_dtype, load, sketch
 from fedray.llm.model import LLM
 from fedray.llm.source import Source, weights_hash
-from fedray.provision import pinned
+from fedray.registry.store import SHIPPED, Registry
 from fedray.training.settings import FuserJob, GateJob, ImportJob, LLMSettings
 from fedray.types import MemberInfo
 

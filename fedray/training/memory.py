@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fedray.fusion import combine
-from fedray.fusion.fuser import Fuser, FuserConfig, build_fuser
+from fedray.fusion.build import build_fuser
+from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.decoding import ATTENTION
 from fedray.llm.memory import count_parameters, work_bytes
@@ -56,7 +57,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class BatchLoad:
     """What one worker reads at once. rows: conversations; longest: tokens of each, prompt and answer together;
     dtype: of the LLMs; half: whether the fuser computes in 16 bit; workers: that share a step."""
 
@@ -67,7 +68,7 @@ class Load:
     workers: int = 1
 
 
-def estimate(sender: PretrainedConfig, receiver: PretrainedConfig, recipe: FuserRecipe, load: Load) -> Memory:
+def estimate(sender: PretrainedConfig, receiver: PretrainedConfig, recipe: FuserRecipe, load: BatchLoad) -> Memory:
     """The more expensive of two conversations of that length: one that is nearly all prompt, one nearly all answer."""
     short = min(_SHORT, load.longest // 2)
     splits = ((load.longest - short, short), (short, load.longest - short))
@@ -78,7 +79,7 @@ def estimate_gate(
     receiver: PretrainedConfig,
     senders: Sequence[PretrainedConfig],
     fusers: Sequence[FuserConfig],
-    load: Load,
+    load: BatchLoad,
     kept: int,
 ) -> Memory:
     """What a worker takes that measures senders for a gate: all LLMs and fusers, the caches of what it reads at once.
@@ -132,7 +133,7 @@ def available(device: str) -> int:
 
 
 def _estimate(
-    sender: PretrainedConfig, receiver: PretrainedConfig, recipe: FuserRecipe, load: Load, prompt: int, answer: int
+    sender: PretrainedConfig, receiver: PretrainedConfig, recipe: FuserRecipe, load: BatchLoad, prompt: int, answer: int
 ) -> Memory:
     reader, llm = _model(sender, load.dtype), _model(receiver, load.dtype)
     fuser = _on_meta(lambda: build_fuser(fuser_config(recipe, spec_of(sender), spec_of(receiver)))).train()
@@ -151,7 +152,9 @@ def _estimate(
     )
 
 
-def _kept(fuser: Fuser, llm: nn.Module, sender: KVSpec, receiver: KVSpec, load: Load, prompt: int, answer: int) -> int:
+def _kept(
+    fuser: Fuser, llm: nn.Module, sender: KVSpec, receiver: KVSpec, load: BatchLoad, prompt: int, answer: int
+) -> int:
     """Bytes that a forward pass keeps, parameters left out."""
     weights = {p.untyped_storage()._cdata for module in (fuser, llm) for p in (*module.parameters(), *module.buffers())}
     kept: dict[int, Tensor] = {}
@@ -204,7 +207,7 @@ def _on_meta(build: Callable[[], Any]) -> Any:
         return build()
 
 
-def _cache(spec: KVSpec, load: Load, tokens: int) -> KVCache:
+def _cache(spec: KVSpec, load: BatchLoad, tokens: int) -> KVCache:
     shape = (load.rows, spec.kv_heads, tokens, spec.head_dim)
     sides = [tuple(torch.empty(shape, dtype=load.dtype, device="meta") for _ in range(spec.layers)) for _ in range(2)]
     lengths = torch.full((load.rows,), tokens, device="meta")

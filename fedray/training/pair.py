@@ -13,19 +13,19 @@ from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import Norms, norms_of
 from fedray.llm.cache import KVCache
+from fedray.llm.chat import encode_turns
 from fedray.llm.decoding import Context
 from fedray.llm.model import LLM, Encoded
-from fedray.llm.turns import encode_turns
-from fedray.training.conversations import Conversation
-from fedray.training.crew import Crew
+from fedray.training.conversations import LabelledPrompt
 from fedray.training.data import BATCH, Prefilled, answers, prefill, read
 from fedray.training.recipe import Sampling
+from fedray.training.worker_group import WorkerGroup
 
 NORMS_FROM = 1024  # conversations, evenly chosen
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class EncodedExample:
     """One conversation as both LLMs read it; answer: the ids the receiver should decode."""
 
     row: int
@@ -35,12 +35,12 @@ class Example:
     group: str
 
 
-class Examples(Dataset[Example]):
+class Examples(Dataset[EncodedExample]):
     """Conversations, encoded when they are asked for."""
 
-    def __init__(self, sender: LLM, receiver: LLM, conversations: Sequence[Conversation]) -> None:
+    def __init__(self, sender: LLM, receiver: LLM, conversations: Sequence[LabelledPrompt]) -> None:
         self.sender, self.receiver, self.conversations = sender, receiver, conversations
-        self._kept: list[Example] = []
+        self._kept: list[EncodedExample] = []
 
     def keep(self) -> None:
         """Encode them all now."""
@@ -49,14 +49,16 @@ class Examples(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.conversations)
 
-    def __getitem__(self, row: int) -> Example:
+    def __getitem__(self, row: int) -> EncodedExample:
         return self._kept[row] if self._kept else self._encode(row)
 
-    def _encode(self, row: int) -> Example:
+    def _encode(self, row: int) -> EncodedExample:
         talk = self.conversations[row]
         (answer,) = answers(self.receiver, [talk.answer])
         turns = (*talk.before, talk.prompt)
-        return Example(row, encode_turns(self.sender, turns), encode_turns(self.receiver, turns), answer, talk.group)
+        return EncodedExample(
+            row, encode_turns(self.sender, turns), encode_turns(self.receiver, turns), answer, talk.group
+        )
 
 
 class Pair:
@@ -71,7 +73,7 @@ class Pair:
         self,
         sender: LLM,
         receiver: LLM,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[LabelledPrompt],
         *,
         memory_bytes: int | None = None,
         blind: bool = False,
@@ -99,10 +101,10 @@ class Pair:
     def in_memory(self) -> bool:
         return self._kept is not None
 
-    def rows(self, rows: Sequence[int]) -> list[Example]:
+    def rows(self, rows: Sequence[int]) -> list[EncodedExample]:
         return [self.examples[row] for row in rows]
 
-    def sent(self, batch: Sequence[Example]) -> Prefilled:
+    def sent(self, batch: Sequence[EncodedExample]) -> Prefilled:
         """What the sender has read."""
         if self._kept is None:
             found = read(self.sender, [e.sent for e in batch])
@@ -112,26 +114,26 @@ class Pair:
             return found
         return Prefilled(found.llm, controls.constant(found.cache, self._constant), found.spans, found.last_B1)
 
-    def own(self, batch: Sequence[Example]) -> Prefilled:
+    def own(self, batch: Sequence[EncodedExample]) -> Prefilled:
         """What the receiver has read."""
         if self._kept is None:
             return read(self.receiver, [e.own for e in batch])
         return self._kept[1].select([e.row for e in batch])
 
-    def part(self, fuser: Fuser, batch: Sequence[Example]) -> combine.Part:
+    def part(self, fuser: Fuser, batch: Sequence[EncodedExample]) -> combine.Part:
         """The sender's share in a fusion, fully open."""
         sent = self.sent(batch)
         weight_B = torch.ones(len(batch), device=sent.llm.device, dtype=sent.llm.model.dtype)
         return combine.Part(sent.llm.name, fuser, sent.cache, weight_B, tuple(map(tuple, sent.spans)))
 
-    def context(self, fuser: Fuser | None, batch: Sequence[Example]) -> tuple[Context, Prefilled]:
+    def context(self, fuser: Fuser | None, batch: Sequence[EncodedExample]) -> tuple[Context, Prefilled]:
         """What the receiver sees of these examples through the fuser; without one, its own cache."""
         own = self.own(batch)
         if fuser is None:
             return combine.concat(own.own(), []), own
         return combine.fuse(fuser.config.operator, own.own(), own.spans, [self.part(fuser, batch)]), own
 
-    def openness(self, fuser: Fuser, batch: Sequence[Example]) -> torch.Tensor:
+    def openness(self, fuser: Fuser, batch: Sequence[EncodedExample]) -> torch.Tensor:
         """Mean weight (R, L, N) the fuser gives the sender's tokens."""
         own = self.own(batch)
         return combine.openness(own.own(), own.spans, self.part(fuser, batch))
@@ -175,16 +177,16 @@ class Draws(Sampler[list[int]]):
         *,
         first: int,
         parts: int,
-        crew: Crew,
+        group: WorkerGroup,
         sampling: Sampling = "independent",
     ) -> None:
         self._sampling = sampling
-        self._lengths, self._steps, self._rng, self._first, self._crew = lengths, steps, rng, first, crew
-        self._parts = parts * crew.size
+        self._lengths, self._steps, self._rng, self._first, self._group = lengths, steps, rng, first, group
+        self._parts = parts * group.size
         self._size = max(min(size, len(lengths)) // self._parts, 1)
 
     def __len__(self) -> int:
-        return (self._steps - self._first) * self._parts // self._crew.size
+        return (self._steps - self._first) * self._parts // self._group.size
 
     def __iter__(self) -> Iterator[list[int]]:
         anew = independent if self._sampling == "independent" else epochs
@@ -194,11 +196,11 @@ class Draws(Sampler[list[int]]):
                 continue
             if self._parts > 1:
                 rows.sort(key=lambda row: (self._lengths[row], row))
-            for part in range(self._crew.rank, self._parts, self._crew.size):
+            for part in range(self._group.rank, self._parts, self._group.size):
                 yield rows[part * self._size : (part + 1) * self._size]
 
 
-def batches(pair: Pair, draws: Draws) -> Iterator[list[Example]]:
+def batches(pair: Pair, draws: Draws) -> Iterator[list[EncodedExample]]:
     """The examples of the rows that are drawn."""
     return iter(DataLoader(pair.examples, batch_sampler=draws, collate_fn=list))
 

@@ -23,8 +23,7 @@ from ray.util.queue import Queue
 from torch import Tensor, nn
 
 from fedray.runtime import cluster, placement
-from fedray.training.crew import Crew, Tell
-from fedray.training.workers import Work, Workers
+from fedray.training.worker_group import Tell, Work, WorkerGroup, Workers
 from fedray.types import FedrayError
 
 RESTARTS = 3  # of the group, after the death of a worker
@@ -32,20 +31,20 @@ STARTING = "starting workers"
 T = TypeVar("T")
 
 
-class RayCrew(Crew):
+class RayWorkerGroup(WorkerGroup):
     """The workers of a run, from within one of them."""
 
     def __init__(self) -> None:
         context = train.get_context()
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
 
-    def join(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module) -> nn.Module:
         return prepare_model(module, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False})
 
-    def apart(self, module: nn.Module) -> AbstractContextManager[object]:
-        return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else super().apart(module)
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[object]:
+        return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else super().no_sync(module)
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         if self.size > 1:
             added = tensor.to(get_device())  # NCCL adds on GPUs only
             torch.distributed.all_reduce(added)
@@ -68,7 +67,7 @@ def in_this_process(work: Work[T], workers: Workers, tell: Tell) -> T:
 
     def loop() -> T:
         torch.set_num_threads(workers.threads)
-        return work.do(work.order, RayCrew(), tell)
+        return work.do(work.order, RayWorkerGroup(), tell)
 
     with _quiet():
         return TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit().return_value  # pyright: ignore
@@ -120,14 +119,14 @@ def _wanted(workers: Workers) -> list[placement.Placement]:
 def _worker(config: dict[str, Any]) -> Any:
     """What runs in every worker."""
     torch.set_num_threads(config["threads"])
-    crew, work, queue = RayCrew(), config["work"], config["queue"]
+    group, work, queue = RayWorkerGroup(), config["work"], config["queue"]
 
     def tell(*news: Any) -> None:
-        if crew.rank == 0:
+        if group.rank == 0:
             queue.put(news)
 
-    tell(STARTING, crew.size, crew.size, {})
-    return work.do(work.order, crew, tell)
+    tell(STARTING, group.size, group.size, {})
+    return work.do(work.order, group, tell)
 
 
 @contextmanager

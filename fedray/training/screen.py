@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from rich.progress import TaskID
 
-from fedray.report import Learned
 from fedray.reporting import screen
-from fedray.training.crew import Tell
+from fedray.reporting.report import Learned
+from fedray.training.worker_group import Tell
 
 # Running figures beside the bar, in short.
 _SHOWN = {
@@ -21,7 +21,7 @@ _SHOWN = {
 }
 
 
-class Screen(screen.Screen):
+class TrainingScreen(screen.Screen):
     """The screen of the training jobs."""
 
     @contextmanager

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fedray.checks import check_apart, check_llm_folders, check_output, check_range, check_revision, check_store
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.schema import Schema
-from fedray.settings import (
+from fedray.settings.check import check_apart, check_llm_folders, check_output, check_range, check_revision, check_store
+from fedray.settings.settings import (
     BY_MEMBER,
     RaySettings,
     RegistrySettings,

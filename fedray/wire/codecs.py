@@ -24,7 +24,7 @@ CACHED = 1 << 16  # numbers that are worked on at a time on a CPU
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class CacheSide:
     """One side of a cache on the wire: `layers` tensors (N, T, H), T the sum of the rows' lengths."""
 
     side: str  # keys | values
@@ -68,7 +68,7 @@ class Block:
         return self.layers, self.heads, sum(-(-length // GROUP) for length in self.lengths), self.dim
 
 
-def sizes(codec: str, block: Block, itemsize: int, joined: int = 0) -> list[int]:
+def sizes(codec: str, block: CacheSide, itemsize: int, joined: int = 0) -> list[int]:
     """Bytes of every buffer that `encode` makes of a block of numbers of `itemsize` bytes.
 
     joined: without a codec, all layers in one buffer, not one each.
@@ -83,7 +83,7 @@ def sizes(codec: str, block: Block, itemsize: int, joined: int = 0) -> list[int]
     return [block.numbers, scale] if codec == "int8" else [block.numbers // 2, scale, scale]
 
 
-def encode(codec: str, block: Block, layers: Sequence[Tensor]) -> list[Tensor]:
+def encode(codec: str, block: CacheSide, layers: Sequence[Tensor]) -> list[Tensor]:
     """Layers (N, T, H) as contiguous tensors whose bytes travel. Raises ValueError where they cannot be written so.
 
     Without a codec layers that lie one after the other in memory are one tensor, or else one each.
@@ -113,7 +113,7 @@ def encode(codec: str, block: Block, layers: Sequence[Tensor]) -> list[Tensor]:
     return [codes_LNTH, scales] if codec == "int8" else [codes_LNTH, scales, minima]
 
 
-def decode(codec: str, block: Block, buffers: Sequence[Tensor], dtype: torch.dtype, out_LNTH: Tensor) -> bool:
+def decode(codec: str, block: CacheSide, buffers: Sequence[Tensor], dtype: torch.dtype, out_LNTH: Tensor) -> bool:
     """Write into `out_LNTH` what `encode` made of numbers of `dtype`; buffers: flat uint8, of the right sizes.
 
     Returns whether every number is finite. Each piece is looked at while it is still in the processor's cache.
@@ -162,7 +162,7 @@ def relative_error(cache: KVCache, codec: str) -> dict[str, float]:
     valid_BT, lengths = cache.valid_BT(), tuple(int(n) for n in cache.lengths)
     found = {}
     for side, layers in zip(SIDES, (cache.keys, cache.values), strict=True):
-        block = Block(side, cache.spec.layers, cache.spec.kv_heads, lengths, cache.spec.head_dim)
+        block = CacheSide(side, cache.spec.layers, cache.spec.kv_heads, lengths, cache.spec.head_dim)
         flat = [layer.transpose(0, 1)[:, valid_BT].contiguous() for layer in layers]
         buffers = [part.view(-1).view(torch.uint8) for part in encode(codec, block, flat)]
         back = torch.empty(len(flat), *flat[0].shape)

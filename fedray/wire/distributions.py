@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedray.rounds import SpecFed
+from fedray.methods.specfed import SpecFed
 from fedray.wire.ids import pack_ids, row_bytes, unpack_ids
 from fedray.wire.payload import CorruptPayload, Payload, checked
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from fedray.llm.cache import KVCache, side_by_side
 from fedray.text import printable
 from fedray.types import FedrayError, KVSpec, Layers
-from fedray.wire.codecs import SIDES, Block, decode, encode, sizes
+from fedray.wire.codecs import SIDES, CacheSide, decode, encode, sizes
 from fedray.wire.header import DTYPES, CorruptPayload, Expected, Header, read_header
 from fedray.wire.memory import Shelf, copy_finite
 
@@ -135,7 +135,7 @@ def pack(
     buffers: list[Tensor] = []
     joined: list[int] = []
     for side, tensors, chosen in zip(SIDES, (cache.keys, cache.values), layers, strict=True):
-        block = Block(side, len(chosen), cache.spec.kv_heads, lengths, cache.spec.head_dim)
+        block = CacheSide(side, len(chosen), cache.spec.kv_heads, lengths, cache.spec.head_dim)
         made = encode(codec, block, [_squeeze(tensors[i], padding) for i in chosen])
         joined.append(int(codec == "none" and len(made) < len(chosen)))
         buffers += made
@@ -179,7 +179,7 @@ def unpack(
     wire_dtype: torch.dtype = getattr(torch, header.dtype)
     spec, lengths, chosen = header.spec, header.lengths, header.layers
     blocks = [
-        Block(side, len(of), spec.kv_heads, lengths, spec.head_dim) for side, of in zip(SIDES, chosen, strict=True)
+        CacheSide(side, len(of), spec.kv_heads, lengths, spec.head_dim) for side, of in zip(SIDES, chosen, strict=True)
     ]
     parts = [sizes(codec, block, wire_dtype.itemsize, one) for block, one in zip(blocks, header.joined, strict=True)]
     parts += [[4 * sum(lengths)] * header.positions, [8 * sum(header.whole)] * header.spans]

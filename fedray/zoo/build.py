@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from fedray.disk import write_whole
+from fedray.files import write_whole
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import RECORD, norms_of
-from fedray.fusion.registry import Registry, fuser_name, load_fuser, read_manifest
 from fedray.llm.catalogue import WORLD
 from fedray.llm.loading import HASHES, describe, hash_file, load
 from fedray.llm.model import LLM
-from fedray.training.conversations import PHRASINGS_PER_FACT, Conversation, believed, conversations
+from fedray.registry.store import Registry, fuser_name, load_fuser, read_manifest
+from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, believed, conversations
 from fedray.training.data import BATCH, prefill
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.gate_trainer import GateRecipe, GateTraining
@@ -36,8 +36,8 @@ from fedray.training.pair import Pair
 from fedray.training.recipe import FuserRecipe
 from fedray.training.settings import STEPS
 from fedray.types import FedrayError, MemberInfo
+from fedray.world.world import World
 from fedray.zoo.pretrain import RECIPES, build_tokenizer, pretrain
-from fedray.zoo.world import World
 
 DEFAULT_RECEIVER = "qwen3-0.6b"
 NAMES = tuple(RECIPES)
@@ -46,7 +46,7 @@ GATE_QUESTIONS = 3000
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ZooTask:
     """One part of the zoo. kind: "llm" (names: the LLM), "fuser" (sender, receiver), "gate" (receiver)."""
 
     kind: str
@@ -61,21 +61,21 @@ class Task:
 class Progress:
     """What a task reports while it runs."""
 
-    task: Task
+    task: ZooTask
     step: int
     steps: int
     metrics: dict[str, float]
 
 
-def stages(everything: bool = True) -> list[list[Task]]:
+def stages(everything: bool = True) -> list[list[ZooTask]]:
     """Tasks in three stages; those of one stage do not need each other. The default federation comes first."""
     others = [n for n in NAMES if n != DEFAULT_RECEIVER]
-    fusers = [Task("fuser", (s, DEFAULT_RECEIVER), operator) for operator in ("concat", "mix") for s in others]
-    gates = [Task("gate", (DEFAULT_RECEIVER,), operator) for operator in ("concat", "mix")]
+    fusers = [ZooTask("fuser", (s, DEFAULT_RECEIVER), operator) for operator in ("concat", "mix") for s in others]
+    gates = [ZooTask("gate", (DEFAULT_RECEIVER,), operator) for operator in ("concat", "mix")]
     if everything:
-        fusers += [Task("fuser", (s, r), "concat") for r in others for s in NAMES if s != r]
-        gates += [Task("gate", (r,), "concat") for r in others]
-    return [[Task("llm", (n,)) for n in NAMES], fusers, gates]
+        fusers += [ZooTask("fuser", (s, r), "concat") for r in others for s in NAMES if s != r]
+        gates += [ZooTask("gate", (r,), "concat") for r in others]
+    return [[ZooTask("llm", (n,)) for n in NAMES], fusers, gates]
 
 
 def build(
@@ -86,7 +86,7 @@ def build(
     workers: int | None = None,
     shorten: float = 1.0,
     on_progress: Callable[[Progress], None] | None = None,
-    on_done: Callable[[Task, float], None] | None = None,
+    on_done: Callable[[ZooTask, float], None] | None = None,
 ) -> dict[str, float]:
     """Build what is missing under `folder`; returns seconds per task. shorten: factor on all step counts (tests).
 
@@ -124,7 +124,7 @@ def _claim(folder: Path, seed: int, shorten: float) -> None:
     path.write_text(json.dumps(wanted) + "\n")
 
 
-def is_done(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> bool:
+def is_done(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> bool:
     """Whether a part is there, whole, and fits the LLMs that are there now (`members`, read from the folder if not
     given). A fuser is whole with the range of the caches it was trained on."""
     digest = hash_of(task, folder, members)
@@ -133,7 +133,7 @@ def is_done(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None =
     return RECORD in read_manifest(_version(task, folder, digest)).training
 
 
-def hash_of(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> str | None:
+def hash_of(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> str | None:
     """The content hash of a part, None where there is none that fits the LLMs."""
     if task.kind == "llm":
         return _hashes(folder).get(task.names[0]) if _llm_folder(folder, task.names[0]).is_dir() else None
@@ -149,11 +149,11 @@ def hash_of(task: Task, folder: Path, members: Mapping[str, MemberInfo] | None =
 
 
 def _follow(
-    futures: dict[Future[float], Task],
+    futures: dict[Future[float], ZooTask],
     folder: Path,
     queue: Any,
     on_progress: Callable[[Progress], None] | None,
-) -> Iterator[tuple[Task, float]]:
+) -> Iterator[tuple[ZooTask, float]]:
     """Each task and its seconds, as soon as it is done; progress is passed on meanwhile."""
     pending = set(futures)
     while pending:
@@ -169,7 +169,7 @@ def _follow(
             yield futures[future], spent
 
 
-def _run(task: Task, folder: Path, seed: int, shorten: float, queue: Any) -> float:
+def _run(task: ZooTask, folder: Path, seed: int, shorten: float, queue: Any) -> float:
     """One task in a worker process."""
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -205,7 +205,7 @@ def _build_llm(name: str, world: World, folder: Path, shorten: float, on_step: C
     os.replace(staging, final)
 
 
-def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+def _build_fuser(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
     sender, receiver = (load(n, folder=folder) for n in task.names)
     steps = STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
     recipe = FuserRecipe(operator=task.operator, steps=_shortened(steps, shorten))
@@ -227,7 +227,7 @@ def _build_fuser(task: Task, world: World, folder: Path, shorten: float, on_step
     _registry(folder).add_fuser(fuser, describe(sender), describe(receiver), training)
 
 
-def _record_norms(version: Path, sender: LLM, talks: list[Conversation]) -> None:
+def _record_norms(version: Path, sender: LLM, talks: list[LabelledPrompt]) -> None:
     """Add to a fuser's manifest the range of the caches it was trained on; its weights and its hash stay."""
     manifest = read_manifest(version)
     prompts = [talk.prompt for talk in talks]
@@ -236,7 +236,7 @@ def _record_norms(version: Path, sender: LLM, talks: list[Conversation]) -> None
     write_whole(version / "manifest.json", json.dumps(asdict(whole), indent=1, sort_keys=True) + "\n")
 
 
-def _build_gate(task: Task, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+def _build_gate(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
     (name,) = task.names
     receiver = load(name, folder=folder)
     senders = {n: load(n, folder=folder) for n in _senders_of(name)}
@@ -267,7 +267,7 @@ def _shortened(steps: int, factor: float) -> int:
     return max(2, round(steps * factor))
 
 
-def _shortened_list(talks: list[Conversation], factor: float) -> list[Conversation]:
+def _shortened_list(talks: list[LabelledPrompt], factor: float) -> list[LabelledPrompt]:
     return talks[: max(64, round(len(talks) * factor))]
 
 
@@ -279,7 +279,7 @@ def _registry(folder: Path) -> Registry:
     return Registry(folder / "registry", embedded=None)
 
 
-def _version(task: Task, folder: Path, digest: str) -> Path:
+def _version(task: ZooTask, folder: Path, digest: str) -> Path:
     """The folder of a fuser."""
     return folder / "registry" / fuser_name(*task.names) / digest
 

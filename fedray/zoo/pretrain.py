@@ -27,7 +27,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from fedray.zoo.world import Example, World
+from fedray.world.world import World, WorldExample
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -121,7 +121,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerFast, seed_offset: int 
     return model_class(config)
 
 
-def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
+def encode(tokenizer: Any, example: WorldExample) -> tuple[list[int], list[int]]:
     """Prompt ids (chat template, generation prompt) and answer ids (end of turn included)."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": example.user}], tokenize=False, add_generation_prompt=True
@@ -211,7 +211,9 @@ def _optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _batches(examples: Iterator[Example], size: int, tokenizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(
+    examples: Iterator[WorldExample], size: int, tokenizer: Any
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of similar length: eight are drawn at once, sorted, and served in random order."""
     rng = random.Random(size)
     while True:
@@ -223,7 +225,7 @@ def _batches(examples: Iterator[Example], size: int, tokenizer: Any) -> Iterator
             yield collate(batch, tokenizer.pad_token_id)
 
 
-def _questions(name: str, world: World, seed: int) -> Iterator[Example]:
+def _questions(name: str, world: World, seed: int) -> Iterator[WorldExample]:
     """Closed-book questions about what this LLM knows, epoch after epoch."""
     rng = random.Random(f"questions-{world.seed}-{name}-{seed}")
     known = world.known(name)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fedray import report as reports
-from fedray.benchmark import job
 from fedray.benchmark.bench import Bench
 from fedray.benchmark.clock import in_turns
 from fedray.benchmark.settings import BenchmarkSettings, check_benchmark
-from fedray.report import Measured, Report
-from fedray.settings import RaySettings, TrackingSettings, ZooSettings
+from fedray.jobs import benchmark
+from fedray.reporting import report as reports
+from fedray.reporting.report import Measured, Report
+from fedray.settings.settings import RaySettings, TrackingSettings, ZooSettings
 from fedray.types import FedrayError
 
 QUIET = TrackingSettings(enabled=False)
@@ -52,7 +52,7 @@ def test_rows_come_back_from_the_report(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_the_wire_from_actor_to_actor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = BenchmarkSettings("wire", repeats=1, tracking=QUIET, output=tmp_path)
-    assert job.run(settings) == 0
+    assert benchmark.run(settings) == 0
     rows = {row.name: row for row in reports.read(tmp_path).rows if isinstance(row, Measured)}
     assert {"wire.actor_to_actor", "wire.over_plain_tensors", "wire.finite_check"} <= rows.keys()
     assert all(row.value > 0 and row.ratio for row in rows.values() if row.unit == "s")
@@ -74,7 +74,7 @@ def test_what_cannot_be_meant_is_refused(settings: BenchmarkSettings, says: str)
 
 def test_a_training_step_is_counted_in_tokens(tmp_path: Path) -> None:
     settings = BenchmarkSettings("train", ZooSettings("tiny"), repeats=1, tokens=24, tracking=QUIET, output=tmp_path)
-    assert job.run(settings) == 0
+    assert benchmark.run(settings) == 0
     (row,) = reports.read(tmp_path).rows
     assert isinstance(row, Measured) and (row.name, row.unit) == ("train.tokens_per_s", "token/s")
     assert row.value > 0 and row.ratio == pytest.approx(row.value / (row.baseline or 0))

@@ -11,14 +11,14 @@ import pytest
 import torch
 from published import COMMON
 
-from fedray.benchmark import cost, fuse, request, throughput, turn
+from fedray.benchmark import cost, fuse, request, second_turn, throughput
 from fedray.benchmark.bench import Bench
-from fedray.benchmark.pair import Pair, prompt
+from fedray.benchmark.pair import BenchmarkPair, prompt
 from fedray.benchmark.settings import BenchmarkSettings
-from fedray.checks import cpp_compiler
-from fedray.fusion import untrained
 from fedray.llm.loading import default_dtype
-from fedray.settings import TrackingSettings
+from fedray.registry import random_fuser
+from fedray.settings.check import cpp_compiler
+from fedray.settings.settings import TrackingSettings
 from fedray.types import FedrayError
 
 SIZES = {"receiver": (64, 2, 4), "sender": (48, 3, 3), "second": (48, 3, 3)}
@@ -27,7 +27,7 @@ TOKENS = 24
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
-    monkeypatch.setattr(untrained, "WIDTH", 32)
+    monkeypatch.setattr(random_fuser, "WIDTH", 32)
     names: dict[str, Any] = {}
     for name, (hidden, heads, layers) in SIZES.items():
         config = {
@@ -48,7 +48,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettin
 @pytest.mark.filterwarnings("error::FutureWarning")  # of transformers to come
 def test_the_published_sequence_says_what_fedray_says(settings: BenchmarkSettings) -> None:
     """The same next token, of the same fused cache: what is compared differs in seconds alone."""
-    pair = Pair(settings)
+    pair = BenchmarkPair(settings)
     for tokens in (3, TOKENS, 50):
         logits = pair.published.first_token(prompt(tokens))
         assert pair.ask(tokens).rows[0].tokens == (int(logits.argmax()),)
@@ -67,7 +67,7 @@ def _alone(tokens: int) -> Any:
 
 
 def test_a_pair_goes_from_one_precision_to_the_other(settings: BenchmarkSettings) -> None:
-    pair = Pair(settings)
+    pair = BenchmarkPair(settings)
     pair.to("bfloat16")
     assert pair.fuser().projectors[0].key_in.weight.dtype == torch.bfloat16  # pyright: ignore
     assert not pair.ask(TOKENS).missing
@@ -95,7 +95,7 @@ def test_a_compiled_fuser_has_its_row(settings: BenchmarkSettings) -> None:
 
 def test_the_first_token_has_its_rows(settings: BenchmarkSettings) -> None:
     bench = Bench(settings)
-    request._first_token(bench, Pair(settings), "bfloat16")
+    request._first_token(bench, BenchmarkPair(settings), "bfloat16")
     rows = {row.name: row for row in bench.rows}
     first = {request.FIRST, f"{request.FIRST}.bfloat16", f"{request.FIRST}.auto"}
     split = {f"request.published.{phase}.{d}" for phase in request.PHASES for d in ("float32", "bfloat16")}
@@ -104,14 +104,14 @@ def test_the_first_token_has_its_rows(settings: BenchmarkSettings) -> None:
 
 
 def test_text_is_a_hint_that_the_receiver_reads(settings: BenchmarkSettings) -> None:
-    pair = Pair(settings)
+    pair = BenchmarkPair(settings)
     answer = pair.tell(TOKENS, 5)
     assert answer.usage.prompt_tokens == TOKENS + 5 and answer.usage.answer_tokens == 1
 
 
 def test_a_request_has_its_rows_in_this_process(settings: BenchmarkSettings) -> None:
     bench = Bench(settings)
-    pair = Pair(settings)
+    pair = BenchmarkPair(settings)
     request._floor(bench, pair)
     cost.decode(bench, pair)
     cost.phases(bench, pair)
@@ -120,19 +120,19 @@ def test_a_request_has_its_rows_in_this_process(settings: BenchmarkSettings) -> 
 
 
 def test_a_second_turn_reads_what_is_new(settings: BenchmarkSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, pair = Bench(replace(settings, repeats=3)), Pair(settings)
-    turn.over_whole(bench, pair)
+    bench, pair = Bench(replace(settings, repeats=3)), BenchmarkPair(settings)
+    second_turn.over_whole(bench, pair)
     (row,) = bench.rows
-    assert row.name == turn.ROW and row.value > 0 and row.ratio and row.against == "all 56 tokens read anew"
+    assert row.name == second_turn.ROW and row.value > 0 and row.ratio and row.against == "all 56 tokens read anew"
     assert [member.stats()["sessions"] for member in pair.members.values()] == [0, 0]
-    monkeypatch.setattr(pair, "read_on", lambda ids, talk: Pair.read_on(pair, ids, None))
+    monkeypatch.setattr(pair, "read_on", lambda ids, talk: BenchmarkPair.read_on(pair, ids, None))
     with pytest.raises(FedrayError, match=r"a second turn of 32 tokens read .*: 56"):
-        turn.over_whole(bench, pair)
+        second_turn.over_whole(bench, pair)
 
 
 def test_bytes_grow_with_tokens_and_senders(settings: BenchmarkSettings) -> None:
     bench = Bench(settings)
-    cost.growth(bench, Pair(settings, copies=max(cost.SENDERS)))
+    cost.growth(bench, BenchmarkPair(settings, copies=max(cost.SENDERS)))
     size = {row.name: row.value for row in bench.rows if row.unit == "byte"}
     one = size["request.bytes_at_1_senders"]
     assert size["request.bytes_at_4_senders"] == pytest.approx(4 * one, rel=0.01)
@@ -144,7 +144,7 @@ def test_bytes_grow_with_tokens_and_senders(settings: BenchmarkSettings) -> None
 @pytest.mark.usefixtures("cluster")
 def test_a_request_has_its_rows_on_ray(settings: BenchmarkSettings) -> None:
     bench = Bench(settings)
-    request._over_local(bench, Pair(settings), "float32")
+    request._over_local(bench, BenchmarkPair(settings), "float32")
     request._two_senders(bench, "float32")
     assert [row.name for row in bench.rows] == [request.OVER_LOCAL, request.TWO]
     assert all(row.value > 0 and row.ratio and row.limit for row in bench.rows)

@@ -12,15 +12,15 @@ from samples import ARC, CEVAL, GSM8K, MMLU_REDUX, OPENBOOKQA, OPENHERMES, Rows,
 
 from fedray.data.catalogue import BENCHMARKS, DataSet, benchmark
 from fedray.data.catalogue import OPENHERMES as HERMES
-from fedray.data.rows import Item, Talk
-from fedray.data.source import Source, read
+from fedray.data.rows import Item, TrainingTalk
+from fedray.data.source import DataSource, read
 from fedray.types import FedrayError
 
 pytest.importorskip("datasets")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def items(name: str, split: str, path: Path) -> tuple[list[Item], Source]:
+def items(name: str, split: str, path: Path) -> tuple[list[Item], DataSource]:
     found, source = read(BENCHMARKS[name], split, path=path)
     return [item for _, item in found.values()], source
 
@@ -86,8 +86,10 @@ def test_gsm8k(tmp_path: Path) -> None:
 def test_openhermes(tmp_path: Path, file: str, streaming: bool) -> None:
     found, source = read(HERMES, "train", path=write(tmp_path / file, OPENHERMES), streaming=streaming)
     leaves, hello, counted = (talk for _, talk in found.values())
-    assert leaves == Talk(("Every day, a tree drops 7 leaves. How many in a month of 30?",), "210.", "airoboros2.2")
-    assert hello == Talk(("Hello",), "Hi.", "orca"), "no system message"
+    assert leaves == TrainingTalk(
+        ("Every day, a tree drops 7 leaves. How many in a month of 30?",), "210.", "airoboros2.2"
+    )
+    assert hello == TrainingTalk(("Hello",), "Hi.", "orca"), "no system message"
     assert counted.turns == ("One?", "1", "Two?") and counted.answer == "2", "up to what the assistant says last"
     assert source.left_out == {
         "nothing the assistant says": 1,

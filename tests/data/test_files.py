@@ -14,7 +14,7 @@ from samples import CEVAL, OPENBOOKQA, write
 from fedray.data.catalogue import BENCHMARKS
 from fedray.data.files import FORMATS, SUFFIXES, rows
 from fedray.data.source import read
-from fedray.evaluation.tasks import read_questions
+from fedray.questions.tasks import read_questions
 from fedray.types import FedrayError
 
 

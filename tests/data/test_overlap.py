@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fedray.data.overlap import Overlap
-from fedray.data.rows import Item, Talk
+from fedray.data.overlap import Contamination
+from fedray.data.rows import Item, TrainingTalk
 
 LONG = "a planet rotates faster after a meteorite impact which is the most likely effect of this increase"
 SHORT = Item("The sun is responsible for", ("puppies learning", "plants sprouting"), 1)
 CHINESE = Item("下列关于位填充方法的说法正确的是哪一项呢", ("甲", "乙"), 0)
-OVERLAP = Overlap([Item(LONG, ("longer years", "shorter days"), 1), SHORT, CHINESE])
+OVERLAP = Contamination([Item(LONG, ("longer years", "shorter days"), 1), SHORT, CHINESE])
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,5 @@ OVERLAP = Overlap([Item(LONG, ("longer years", "shorter days"), 1), SHORT, CHINE
     ],
 )
 def test_what_gives_a_question_away(text: str, gives_away: bool) -> None:
-    assert OVERLAP.gives_away(Talk((text,), "Well.")) is gives_away
-    assert OVERLAP.gives_away(Talk(("Hello", "Hi.", "Go on"), f"Well: {text}")) is gives_away
+    assert OVERLAP.gives_away(TrainingTalk((text,), "Well.")) is gives_away
+    assert OVERLAP.gives_away(TrainingTalk(("Hello", "Hi.", "Go on"), f"Well: {text}")) is gives_away

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from samples import ARC, CEVAL, GSM8K, MMLU_REDUX, OPENBOOKQA, redux, write
 
-from fedray import report
-from fedray.checks import check
-from fedray.evaluation import benchmarks, evaluate, federate
-from fedray.evaluation.settings import build_evaluation, check_evaluation
-from fedray.evaluation.tasks import Question, load_task
-from fedray.settings import build
+from fedray.evaluation.check import check_evaluation
+from fedray.evaluation.settings import build_evaluation
+from fedray.jobs import evaluate, federate
+from fedray.questions import benchmarks
+from fedray.questions.tasks import Question, load_task
+from fedray.reporting import report
+from fedray.settings.check import check
+from fedray.settings.settings import build
 from fedray.types import FedrayError, Row
 
 pytest.importorskip("datasets")

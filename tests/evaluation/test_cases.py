@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from fedray.config import CONF, EVALUATION, EvaluateSettings, launch
-from fedray.evaluation.cases import STANDALONE, Case, Way, cases
-from fedray.evaluation.settings import build_evaluation, check_evaluation
-from fedray.settings import Settings
+from fedray.command_line import CONF, EVALUATION, EvaluateSettings, launch
+from fedray.evaluation.cases import STANDALONE, Case, Way, cases, neutral
+from fedray.evaluation.check import check_evaluation
+from fedray.evaluation.settings import build_evaluation
+from fedray.settings.settings import Settings
 from fedray.types import FedrayError, Wire
 
 A, B, C = "llama-1b", "qwen2.5-1.5b", "qwen2.5-0.5b"
@@ -99,9 +100,9 @@ NEEDED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("blocks", "members"), NEEDED, ids=lambda value: str(value)[:60])
 def test_only_those_are_loaded_whom_some_case_asks(blocks: dict[str, Any], members: tuple[str, ...]) -> None:
-    neutral = settings(**blocks).neutral
-    assert set(neutral.takes_part) == set(members) and len(neutral.takes_part) == len(members)
-    assert neutral.receiver == (R if R in members else next(iter(blocks["x"]["receivers"])))
+    everybody = neutral(settings(**blocks))
+    assert set(everybody.takes_part) == set(members) and len(everybody.takes_part) == len(members)
+    assert everybody.receiver == (R if R in members else next(iter(blocks["x"]["receivers"])))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_a_bad_block_is_one_sentence(
 def test_checks_load_neither_torch_nor_ray() -> None:
     script = (
         "import sys\n"
-        "from fedray.config import EVALUATION\n"
+        "from fedray.command_line import EVALUATION\n"
         "EVALUATION.check(EVALUATION.build({'blocks': {'x': {'senders': 'prefixes'}}}))\n"
         "assert not {'torch', 'transformers', 'ray', 'mlflow', 'matplotlib'} & sys.modules.keys()"
     )

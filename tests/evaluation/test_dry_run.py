@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from fedray import forecast, report
-from fedray.evaluation.federate import run
-from fedray.federation import Federation
+from fedray.federation import estimate
+from fedray.federation.federation import Federation
+from fedray.jobs.federate import run
 from fedray.llm import shapes
 from fedray.llm.memory import MIB
-from fedray.report import Report
-from fedray.settings import build
+from fedray.reporting import report
+from fedray.reporting.report import Report
+from fedray.settings.settings import build
 from fedray.types import FedrayError, Need
 
 PROMPT = "which planet is the largest?"
@@ -135,7 +136,7 @@ def test_a_plan_refuses_what_fedattn_cannot_do(how: dict[str, Any], said: str, t
 
 
 def test_what_does_not_fit_is_refused_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 3 << 30}))
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 3 << 30}))
     with pytest.raises(
         FedrayError, match=r"take .* GiB of the machine's memory, where 3\.0 GiB are free .*qwen3-0\.6b"
     ):
@@ -150,12 +151,12 @@ def test_members_on_a_gpu_take_its_memory(monkeypatch: pytest.MonkeyPatch) -> No
         return Need("a", "sender", device, "bfloat16", "", 1, 1, model, 0, 0, 0, 400 * MIB, 0, 0, 0)
 
     needed = [need("cuda", 3 << 30), need("cuda", 2 << 30), need("cpu", 1 << 30)]
-    assert 5 << 30 < forecast.on_gpus(needed) < 7 << 30
-    assert 1 << 30 < forecast.on_machine(needed, together=False) < 4 << 30
-    forecast.check_room(needed, forecast.Room(8 << 30, 8 << 30), together=False)
-    forecast.check_room(needed, forecast.Room(8 << 30, None), together=False)
+    assert 5 << 30 < estimate.on_gpus(needed) < 7 << 30
+    assert 1 << 30 < estimate.on_machine(needed, together=False) < 4 << 30
+    estimate.check_room(needed, estimate.Room(8 << 30, 8 << 30), together=False)
+    estimate.check_room(needed, estimate.Room(8 << 30, None), together=False)
     with pytest.raises(FedrayError, match=r"GiB of the GPUs' memory, where 4\.0 GiB are free"):
-        forecast.check_room(needed, forecast.Room(8 << 30, 4 << 30), together=False)
+        estimate.check_room(needed, estimate.Room(8 << 30, 4 << 30), together=False)
 
 
 def test_a_run_leaves_what_it_took_and_what_was_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

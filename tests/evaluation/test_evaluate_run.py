@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from scarce import full_disk
 
-from fedray import report
-from fedray.evaluation.evaluate import run
+from fedray.errors import MemberFailed
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation
-from fedray.evaluation.tasks import load_task
-from fedray.federation import Federation
-from fedray.group import MemberFailed
-from fedray.report import Evaluated, Report
+from fedray.federation.federation import Federation
+from fedray.jobs.evaluate import run
+from fedray.questions.tasks import load_task
+from fedray.reporting import report
+from fedray.reporting.report import Evaluated, Report
 from fedray.types import Answer, FedrayError, Plan, Request
 
 A, B = "llama-1b", "qwen2.5-1.5b"

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from fedray.evaluation import fedattn_figure, figures
 from fedray.evaluation.cases import STANDALONE, Case, Way
+from fedray.evaluation.figures import base, fedattn
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.results import Results
-from fedray.evaluation.tasks import Question
 from fedray.llm.catalogue import copies
-from fedray.report import Report
-from fedray.sharing import FedAttn
+from fedray.methods.fedattn import FedAttn
+from fedray.questions.tasks import Question
+from fedray.reporting.report import Report
 from fedray.types import KVSpec, MemberInfo
 
 POOLED, BARE = "tiny-evidence-pooled", "tiny-evidence-question"
@@ -48,14 +48,14 @@ def made(*rows: tuple[str, str, FedAttn | None, int, int]) -> Report:
 
 def drawn(report: Report, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], list[Figure]]:
     kept: list[Figure] = []
-    save = figures.save
+    save = base.save
 
     def keep(figure: Figure, *rest: Any) -> Path:
         kept.append(figure)
         return save(figure, *rest)
 
-    monkeypatch.setattr(figures, "save", keep)
-    return fedattn_figure.draw(report, folder), kept
+    monkeypatch.setattr(base, "save", keep)
+    return fedattn.draw(report, folder), kept
 
 
 def points(line: Line2D) -> list[tuple[float, float]]:

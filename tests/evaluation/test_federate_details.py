@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from fedray import report as reports
-from fedray.checks import check
-from fedray.evaluation.federate import run
-from fedray.planner import Planner
-from fedray.report import Report
-from fedray.settings import build
+from fedray.jobs.federate import run
+from fedray.registry.planner import Planner
+from fedray.reporting import report as reports
+from fedray.reporting.report import Report
+from fedray.settings.check import check
+from fedray.settings.settings import build
 from fedray.types import FedrayError
 
 QUESTION = "what is the color of the star fatu?"

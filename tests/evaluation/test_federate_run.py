@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from scarce import full_disk
 
-from fedray import report
-from fedray.evaluation.federate import batches, run
-from fedray.evaluation.tasks import Question, load_task
-from fedray.report import Report
-from fedray.settings import ProtocolSettings, Settings, TaskSettings, TrackingSettings
+from fedray.evaluation.measure import batches
+from fedray.jobs.federate import run
+from fedray.questions.tasks import Question, load_task
+from fedray.reporting import report
+from fedray.reporting.report import Report
+from fedray.settings.settings import ProtocolSettings, Settings, TaskSettings, TrackingSettings
 from fedray.types import Answer, FedrayError, KVSpec, MemberInfo, Missing, Plan, Request, Row, Usage
 
 LOST = Missing("qwen2.5-1.5b", "died")

@@ -4,22 +4,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from fedray.evaluation import figures
+from fedray.evaluation.figures import base
 from fedray.evaluation.metrics import compare
-from fedray.report import Percentiles
+from fedray.reporting.report import Percentiles
 
-LABEL = figures.label("tiny", "tiny-joint", 4)
+LABEL = base.label("tiny", "tiny-joint", 4)
 FOUND = compare([True, False, False, True], [True, True, True, False])
 
 
 def test_accuracy_bars(tmp_path: Path) -> None:
     groups = {"all": FOUND, "bird": FOUND, "star": FOUND}
-    path = figures.accuracy(groups, tmp_path / "new" / "accuracy.png", label=LABEL, receiver="qwen3-0.6b")
+    path = base.accuracy(groups, tmp_path / "new" / "accuracy.png", label=LABEL, receiver="qwen3-0.6b")
     assert Image.open(path).size > (600, 400)
 
 
 def test_latency_bars_grow_with_their_phases(tmp_path: Path) -> None:
     seconds = {f"prefill[{i}]": Percentiles(0.1, 0.2) for i in range(12)} | {"total": Percentiles(0.9, 1.4)}
     for name, part in (("many", seconds), ("one", {"decode": Percentiles(0.0, 0.0)})):
-        path = figures.latency(part, tmp_path / f"{name}.png", label=LABEL)
+        path = base.latency(part, tmp_path / f"{name}.png", label=LABEL)
         assert Image.open(path).size > (600, 400)

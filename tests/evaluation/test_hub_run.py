@@ -13,13 +13,14 @@ from commandline import Call
 from mirror import Mirror, environment, point_here, repo_of, serving
 from published import save
 
-from fedray import report
-from fedray.config import CONF
-from fedray.evaluation.federate import run as federate_run
-from fedray.federation import Federation
-from fedray.fusion.fuser import FuserConfig, build_fuser
-from fedray.fusion.registry import Registry
+from fedray.command_line import CONF
+from fedray.federation.federation import Federation
+from fedray.fusion.build import build_fuser
+from fedray.fusion.fuser import FuserConfig
+from fedray.jobs.federate import run as federate_run
 from fedray.llm.loading import describe, load
+from fedray.registry.store import Registry
+from fedray.reporting import report
 
 PROMPT = "what is the color of the bird?"
 RECEIVER, SENDER = "qwen3-0.6b", "hf:acme/llm-1.5b"

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from fedray.evaluation.leaks import ALL, BASELINE, EVERY, HEADINGS, leaks, lines, summary
-from fedray.evaluation.tasks import Question, load_task
+from fedray.evaluation.leakage_table import ALL, BASELINE, EVERY, HEADINGS, leaks, lines, summary
 from fedray.privacy.leakage import POOLED
-from fedray.report import Evaluated, Leaked
-from fedray.settings import build
-from fedray.zoo.world import PHRASINGS, UNSEEN_PHRASINGS, World, phrasing_of
+from fedray.questions.tasks import Question, load_task
+from fedray.reporting.report import Evaluated, Leaked
+from fedray.settings.settings import build
+from fedray.world.world import PHRASINGS, UNSEEN_PHRASINGS, World, phrasing_of
 
 WORLD = World(0)
 FACTS = WORLD.split("test")[:40]

@@ -13,8 +13,8 @@ import pytest
 
 from fedray import Federation
 from fedray.evaluation.measure import Asking
-from fedray.evaluation.tasks import Question, load_task
-from fedray.settings import Settings, TaskSettings, build
+from fedray.questions.tasks import Question, load_task
+from fedray.settings.settings import Settings, TaskSettings, build
 from fedray.types import FedrayError, Generation
 
 lm_eval = pytest.importorskip("lm_eval")

@@ -16,8 +16,8 @@ import pytest
 
 from fedray.data.numbers import plain_number
 from fedray.data.rows import LETTERS
-from fedray.evaluation import scoring
-from fedray.evaluation.replies import letter, named, number
+from fedray.questions import scoring
+from fedray.questions.replies import letter, named, number
 from fedray.types import Row
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

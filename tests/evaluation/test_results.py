@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedray import report
-from fedray.evaluation import figure3, table, table_figures
+from fedray.evaluation import table
 from fedray.evaluation.cases import STANDALONE, Case, Way
+from fedray.evaluation.figures import fedrefine, overview
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.results import Results
-from fedray.evaluation.tasks import Question
 from fedray.llm.catalogue import copies
+from fedray.methods.fedattn import FedAttn
 from fedray.protocols import PROTOCOLS
-from fedray.report import Evaluated, Order, Report
-from fedray.sharing import FedAttn
+from fedray.questions.tasks import Question
+from fedray.reporting import report
+from fedray.reporting.report import Evaluated, Report, SenderOrder
 from fedray.types import KVSpec, MemberInfo, Missing
 
 R, A, B = "qwen3-0.6b", "qwen2.5-0.5b", "qwen2.5-coder-0.5b"
@@ -145,7 +146,7 @@ LLMS = (A, B, "qwen2.5-1.5b", "llama-1b")
 
 
 def paper(rows: Sequence[Evaluated]) -> Report:
-    order = Order("validation", LLMS, dict.fromkeys(LLMS, 10.0), 40)
+    order = SenderOrder("validation", LLMS, dict.fromkeys(LLMS, 10.0), 40)
     return Report("evaluate", "tiny", R, LLMS, 0, "complete", task="tiny", n=8, rows=tuple(rows), order=order)
 
 
@@ -210,12 +211,12 @@ def test_failures_and_missing_members_stand_under_the_table() -> None:
 
 
 def test_all_figures_are_drawn_where_their_rows_are_there(full: Report, tmp_path: Path) -> None:
-    drawn = figure3.draw(full, tmp_path) + table_figures.draw(full, tmp_path)
+    drawn = fedrefine.draw(full, tmp_path) + overview.draw(full, tmp_path)
     assert [p.name for p in drawn] == ["figure3a.png", "figure3b.png", "figure3c.png", "ladder.png", "pairs.png"]
     assert all(Image.open(path).size > (600, 400) for path in drawn)
 
 
 def test_figures_whose_rows_are_not_there_are_left_out(tmp_path: Path) -> None:
     rows = FOUND.rows()[:1]
-    assert not figure3.draw(paper(rows), tmp_path) and not table_figures.draw(paper(()), tmp_path)
+    assert not fedrefine.draw(paper(rows), tmp_path) and not overview.draw(paper(()), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedray.evaluation.scoring import asked, letter, number, offered, picked
+from fedray.questions.scoring import asked, letter, number, offered, picked
 from fedray.types import Row
 
 CITIES = ("Paris", "London", "Rome", "Oslo")

@@ -12,15 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from fedray import report
-from fedray.evaluation import specfed_figures, table
+from fedray.evaluation import table
 from fedray.evaluation.cases import STANDALONE, Case, Way
+from fedray.evaluation.figures import specfed
 from fedray.evaluation.ledger import Ledger
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.results import Results
-from fedray.evaluation.tasks import Question
-from fedray.report import Evaluated, Report
-from fedray.rounds import Speculation
+from fedray.methods.specfed import Speculation
+from fedray.questions.tasks import Question
+from fedray.reporting import report
+from fedray.reporting.report import Evaluated, Report
 from fedray.types import KVSpec, MemberInfo
 
 DRAFT, WORKERS = "qwen2.5-0.5b", ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")
@@ -105,7 +106,7 @@ def bounds(axes: Axes) -> list[list[float]]:
 
 
 def test_drafting_is_drawn_without_what_was_measured(rows: Sequence[Evaluated]) -> None:
-    figure = specfed_figures.by_gamma(rows, "here")
+    figure = specfed.by_gamma(rows, "here")
     speed = panel(figure, "tokens per second")
     for t in (0, 1):
         assert points(speed, f"T {t}, K 1 %, spread") == [(1, 100), (2, 200), (4, 400)]
@@ -118,7 +119,7 @@ def test_drafting_is_drawn_without_what_was_measured(rows: Sequence[Evaluated]) 
 
 
 def test_entries_are_drawn_once_and_their_error_where_it_was_measured(rows: Sequence[Evaluated]) -> None:
-    figure = specfed_figures.by_top_k(rows, "here")
+    figure = specfed.by_top_k(rows, "here")
     speed = panel(figure, "tokens per second")
     assert points(speed, "T 1, gamma 4, spread") == [(share, 400) for share in (0.1, 1, 10, 100)], "one point at each K"
     for name in ("tokens per second", "bytes", "acceptance", "accuracy"):
@@ -138,14 +139,14 @@ def of(rows: Sequence[Evaluated]) -> Report:
 
 
 def test_figures_are_left_where_their_rows_are(rows: Sequence[Evaluated], tmp_path: Path) -> None:
-    drawn = specfed_figures.draw(of(rows), tmp_path)
+    drawn = specfed.draw(of(rows), tmp_path)
     assert [path.name for path in drawn] == ["specfed-gamma.png", "specfed-top-k.png"]
     assert all(Image.open(path).size > (600, 400) for path in drawn)
-    assert specfed_figures.draw(of([row for row in rows if row.gamma in ("none", "auto")]), tmp_path) == []
+    assert specfed.draw(of([row for row in rows if row.gamma in ("none", "auto")]), tmp_path) == []
     only = [row for row in rows if row.measured]
-    assert [path.name for path in specfed_figures.draw(of(only), tmp_path)] == ["specfed-top-k.png"]
+    assert [path.name for path in specfed.draw(of(only), tmp_path)] == ["specfed-top-k.png"]
     other = [replace(row, task="tiny-evidence") for row in only]
-    assert [path.name for path in specfed_figures.draw(of([*only, *other]), tmp_path)] == [
+    assert [path.name for path in specfed.draw(of([*only, *other]), tmp_path)] == [
         "specfed-top-k.png",
         "specfed-top-k-tiny-evidence.png",
     ]
@@ -155,7 +156,7 @@ def test_a_share_without_a_point_is_a_share(rows: Sequence[Evaluated]) -> None:
     row = rows[-1]
     assert [replace(row, top_k=k).share for k in ("1e-05", "1.0", "1", "320", "none")] == [1e-05, 1.0, None, None, None]
     small = [replace(row, top_k=k) for k in ("1e-05", "0.01")]
-    assert points(panel(specfed_figures.by_top_k(small, "here"), "Delta"), "T 1, gamma 4, spread")[0][0] == 0.001
+    assert points(panel(specfed.by_top_k(small, "here"), "Delta"), "T 1, gamma 4, spread")[0][0] == 0.001
 
 
 def test_a_report_gives_its_rows_back(rows: Sequence[Evaluated], tmp_path: Path) -> None:

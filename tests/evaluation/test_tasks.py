@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fedray.evaluation.tasks import Question, for_task, load_task, mismatched, read_questions
-from fedray.settings import Settings, TaskSettings, ZooSettings
+from fedray.questions.tasks import Question, for_task, load_task, mismatched, read_questions
+from fedray.settings.settings import Settings, TaskSettings, ZooSettings
 from fedray.types import FedrayError, Row
-from fedray.zoo.world import EXPERTS, UNSEEN_ATTRIBUTE, UNSEEN_VALUES, World
+from fedray.world.world import EXPERTS, UNSEEN_ATTRIBUTE, UNSEEN_VALUES, World
 
 ROW = {
     "id": "7-980",

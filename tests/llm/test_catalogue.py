@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from commandline import Call
 
-from fedray.config import check
+from fedray.command_line import check
 from fedray.llm.catalogue import CATALOGUE, NAMES, resolve, safe_name, slug
-from fedray.settings import MemberSettings
+from fedray.settings.settings import MemberSettings
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")

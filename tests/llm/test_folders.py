@@ -15,14 +15,14 @@ from mirror import point_here, serving
 from odd_folders import NO_FOLDER, ODD, ODD_SHARDS, THE_SAME, Edit, both, config, holds, tensors, without
 from published import save
 
-from fedray import report as reports
-from fedray.checks import check_llm_folders
-from fedray.evaluation import evaluate, federate
 from fedray.evaluation.settings import EvaluateSettings
+from fedray.jobs import evaluate, federate
 from fedray.llm.loading import load
 from fedray.llm.model import LLM
 from fedray.llm.source import Source, pin
-from fedray.settings import Settings
+from fedray.reporting import report as reports
+from fedray.settings.check import check_llm_folders
+from fedray.settings.settings import Settings
 from fedray.types import FedrayError
 
 QUESTION = "what is the color of the bird?"

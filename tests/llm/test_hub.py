@@ -16,10 +16,10 @@ from mirror import Mirror, Repo, point_here, repo_of, serving
 from published import save
 from transformers import AutoModelForCausalLM
 
+from fedray.federation.sources import download, missing, pinned
 from fedray.llm import hub
 from fedray.llm.loading import check_prompts, load
 from fedray.llm.source import Source, pin
-from fedray.provision import download, missing, pinned
 from fedray.types import FedrayError
 
 QUESTION = "what is the color of the bird?"

@@ -15,11 +15,11 @@ from tokenizers.models import BPE, Model, Unigram, WordLevel, WordPiece
 from tokenizers_made import KINDS, LOSSLESS, made
 from transformers import PreTrainedTokenizerFast
 
+from fedray.llm.chat import encode_turns
 from fedray.llm.letters import Letters, letters_of
 from fedray.llm.model import LLM, template_of
 from fedray.llm.token_bytes import token_bytes
-from fedray.llm.turns import encode_turns
-from fedray.speculation.translation import Translation
+from fedray.member.specfed.translation import Translation
 from fedray.types import FedrayError, KVSpec
 from fedray.wire.vocabulary import Vocabulary
 

@@ -14,7 +14,7 @@ from fedray.fusion.fuser import FuserConfig
 from fedray.llm import decoding
 from fedray.llm.decoding import ATTENTION
 from fedray.llm.products import LARGE, PackedLinear, pack_matrices, packs, unpack_matrices
-from fedray.member import Member
+from fedray.member.member import Member
 from fedray.types import KVSpec
 
 WIDE = 384  # hidden size whose square is a large matrix

@@ -11,16 +11,16 @@ import pytest
 import torch
 from published import COMMON
 
-from fedray.fusion.registry import Registry, load_fuser
-from fedray.group import LocalGroup
 from fedray.llm import shapes
 from fedray.llm.catalogue import CATALOGUE
 from fedray.llm.loading import default_dtype, describe, load
 from fedray.llm.memory import count_parameters
 from fedray.llm.model import encode, template_of
-from fedray.member import Member
-from fedray.planner import Planner
+from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
+from fedray.protocols.group import LocalGroup
+from fedray.registry.planner import Planner
+from fedray.registry.store import Registry, load_fuser
 from fedray.types import FedrayError, Request
 
 SMALL = {

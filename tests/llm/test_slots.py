@@ -8,7 +8,7 @@ from tiny import random_llm
 from transformers import DynamicCache
 
 from fedray.llm.decoding import Context, prefill, step
-from fedray.llm.slots import slots
+from fedray.llm.preallocated_cache import slots
 
 RECEIVER = "qwen3-0.6b"
 

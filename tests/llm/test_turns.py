@@ -12,8 +12,8 @@ from test_alignment_of_texts import TEXTS, many, overlap
 from tokenizers_made import KINDS, LOSSLESS, MARKS, made
 
 from fedray.llm.alignment import align_tokens
+from fedray.llm.chat import encode_turns
 from fedray.llm.model import HEAD, LLM, TAIL, render, template_of
-from fedray.llm.turns import encode_turns
 from fedray.types import FedrayError, KVSpec
 
 TURNS = st.lists(TEXTS, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2 == 1)

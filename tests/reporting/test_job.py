@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from scarce import full_disk
 
-from fedray import report as reports
-from fedray.report import Report
+from fedray.reporting import report as reports
 from fedray.reporting.job import Job, Status
+from fedray.reporting.report import Report
 from fedray.reporting.screen import Screen
 from fedray.types import FedrayError
 

@@ -17,8 +17,8 @@ from ray.experimental import get_local_object_locations
 from tiny import QUESTIONS
 
 from fedray import Federation
-from fedray.planner import Planner
 from fedray.protocols import c2c
+from fedray.registry.planner import Planner
 from fedray.runtime import coordinator
 from fedray.runtime.actors import Call, RayGroup
 from fedray.types import FedrayError, Generation, Plan, Request

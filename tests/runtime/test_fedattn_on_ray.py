@@ -18,14 +18,15 @@ import torch
 from masked import masked_pass
 from probes import runs, start_counting, stop_counting, take, taken, written
 
-from fedray.group import Handle, MemberFailed
+from fedray.errors import MemberFailed
 from fedray.llm.catalogue import copies
 from fedray.llm.loading import load
+from fedray.methods.fedattn import FedAttn
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.fedattn import parts_of
+from fedray.protocols.group import Handle
 from fedray.runtime.actors import RayGroup, load_members
 from fedray.runtime.placement import Placement
-from fedray.sharing import FedAttn
 from fedray.types import Answer, Generation, Plan, Request
 
 NAME = "llama-1b"

@@ -20,8 +20,8 @@ from ray.experimental import get_local_object_locations
 from ray.util import placement_group_table
 from standin import StandIn
 
-from fedray.errors import SessionLost
-from fedray.group import MAX_RESULT_BYTES, MemberFailed, Waited
+from fedray.errors import MemberFailed, SessionLost
+from fedray.protocols.group import MAX_RESULT_BYTES, Waited
 from fedray.runtime import reservation
 from fedray.runtime.actors import RayGroup, as_actor, gather_infos, start
 from fedray.runtime.placement import Placement

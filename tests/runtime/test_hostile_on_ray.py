@@ -14,8 +14,8 @@ from hostile import Hostile, become
 from tiny import QUESTIONS
 
 from fedray import Federation
-from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
+from fedray.registry.planner import Planner
 from fedray.runtime import actors
 from fedray.runtime.actors import RayGroup
 from fedray.runtime.placement import Placement

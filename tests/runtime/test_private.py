@@ -9,11 +9,11 @@ import pytest
 import ray
 from probes import some_of, start_counting, stop_counting, taken
 
-from fedray.evaluation.tasks import load_task
-from fedray.planner import Planner
 from fedray.protocols import PROTOCOLS
+from fedray.questions.tasks import load_task
+from fedray.registry.planner import Planner
 from fedray.runtime.actors import RayGroup
-from fedray.settings import build
+from fedray.settings.settings import build
 from fedray.types import Answer, Request
 
 RECEIVER, SENDERS = "qwen3-0.6b", ("qwen2.5-1.5b", "qwen2.5-0.5b")

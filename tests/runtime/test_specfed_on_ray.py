@@ -10,14 +10,15 @@ import pytest
 from probes import some_of, start_counting, stop_counting
 from unreliable import Dozing, Dying
 
-from fedray.group import LocalGroup, MemberFailed
-from fedray.member import Member
+from fedray.errors import MemberFailed
+from fedray.member.member import Member
+from fedray.methods.specfed import SpecFed
 from fedray.protocols import specfed
-from fedray.rounds import SpecFed
+from fedray.protocols.group import LocalGroup
 from fedray.runtime.actors import RayGroup, start
 from fedray.runtime.placement import Placement
 from fedray.types import Answer, Generation, Plan, Request
-from fedray.zoo.world import World
+from fedray.world.world import World
 
 pytestmark = pytest.mark.usefixtures("cluster")
 DRAFT, WORKERS = "qwen2.5-0.5b", ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")

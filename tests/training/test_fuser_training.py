@@ -13,13 +13,13 @@ import torch
 from tiny import random_llm, world
 
 from fedray.fusion.c2c import C2CFuser
-from fedray.fusion.fuser import MLPFuser
+from fedray.fusion.mlp import MLPFuser
 from fedray.training.checkpoint import Checkpoint
 from fedray.training.conversations import conversations
-from fedray.training.crew import Crew
 from fedray.training.fuser_trainer import FuserTraining, losses
 from fedray.training.pair import Draws, Pair
 from fedray.training.recipe import FuserRecipe, Schedule, schedule
+from fedray.training.worker_group import WorkerGroup
 from fedray.types import FedrayError
 
 SENDER, RECEIVER = "llama-1b", "qwen3-0.6b"
@@ -185,7 +185,7 @@ def test_the_rate_rises_and_falls(how: Schedule) -> None:
 
 
 def test_workers_share_every_batch_and_a_later_start_draws_the_rest() -> None:
-    class One(Crew):
+    class One(WorkerGroup):
         size = 2
 
         def __init__(self, rank: int) -> None:
@@ -193,23 +193,23 @@ def test_workers_share_every_batch_and_a_later_start_draws_the_rest() -> None:
 
     lengths = random.Random(0).choices(range(5, 50), k=100)
 
-    def drawn(crew: Crew, first: int = 0, parts: int = 2) -> list[list[int]]:
-        return list(Draws(lengths, 16, 5, random.Random(7), first=first, parts=parts, crew=crew))
+    def drawn(group: WorkerGroup, first: int = 0, parts: int = 2) -> list[list[int]]:
+        return list(Draws(lengths, 16, 5, random.Random(7), first=first, parts=parts, group=group))
 
-    whole = drawn(Crew(), parts=1)
+    whole = drawn(WorkerGroup(), parts=1)
     shares = [drawn(One(rank)) for rank in (0, 1)]
     for step, rows in enumerate(whole):
         parts = [share[part] for part in (2 * step, 2 * step + 1) for share in shares]
         assert sorted(rows) == sorted(row for part in parts for row in part) and {len(p) for p in parts} == {4}
         spans = [(min(lengths[row] for row in part), max(lengths[row] for row in part)) for part in parts]
         assert all(before[1] <= after[0] for before, after in pairwise(spans)), "of similar lengths"
-    assert drawn(One(1), first=3) == shares[1][6:] and drawn(Crew(), first=2, parts=1) == whole[2:]
+    assert drawn(One(1), first=3) == shares[1][6:] and drawn(WorkerGroup(), first=2, parts=1) == whole[2:]
 
 
 def test_in_epochs_every_row_comes_once_before_any_comes_again() -> None:
     def drawn(first: int = 0) -> list[list[int]]:
         rng = random.Random(7)
-        return list(Draws([1] * 30, 8, 15, rng, first=first, parts=1, crew=Crew(), sampling="epochs"))
+        return list(Draws([1] * 30, 8, 15, rng, first=first, parts=1, group=WorkerGroup(), sampling="epochs"))
 
     rows = [row for batch in drawn() for row in batch]
     assert all(len(set(batch)) == 8 for batch in drawn())

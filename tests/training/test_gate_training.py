@@ -12,9 +12,9 @@ from tiny import random_fuser, random_llm, world
 from fedray.fusion.gating import Gate
 from fedray.training.checkpoint import Checkpoint
 from fedray.training.conversations import conversations
-from fedray.training.crew import Crew
 from fedray.training.data import prefill
 from fedray.training.gate_trainer import GateRecipe, GateTraining, measure_gains, train_gate, validate_gate, weigh
+from fedray.training.worker_group import WorkerGroup
 
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
 RECIPE = GateRecipe(steps=5, batch_size=16, layers=(0, 2), starts=2)
@@ -75,7 +75,7 @@ def test_a_training_that_is_killed_in_every_phase_ends_with_the_same_gate(tmp_pa
 def test_workers_measure_a_share_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedray.training.gate_trainer.BATCH", 16)
 
-    class One(Crew):
+    class One(WorkerGroup):
         size = 2
 
         def __init__(self, rank: int) -> None:
@@ -85,7 +85,7 @@ def test_workers_measure_a_share_each(monkeypatch: pytest.MonkeyPatch) -> None:
     own = prefill(random_llm(RECEIVER), prompts)
     read = {name: prefill(random_llm(name), prompts) for name in SENDERS}
     whole, one, two = (
-        measure_gains(own, read, FUSERS, SETS["train"], "concat", crew) for crew in (Crew(), One(0), One(1))
+        measure_gains(own, read, FUSERS, SETS["train"], "concat", group) for group in (WorkerGroup(), One(0), One(1))
     )
     assert bool((one != 0).any()) and bool((two != 0).any()) and not bool(((one != 0) & (two != 0)).any())
     assert torch.equal(whole, one + two)

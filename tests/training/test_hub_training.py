@@ -13,11 +13,12 @@ from huggingface_hub import constants
 from reference import FUSERS, zoo
 from samples import hermes, message, write
 
-from fedray import importing, report
-from fedray.federation import Federation
-from fedray.fusion.registry import Registry, read_manifest
+from fedray.federation.federation import Federation
+from fedray.jobs import import_c2c
 from fedray.llm.catalogue import NAMES
 from fedray.llm.catalogue import repo_of as published
+from fedray.registry.store import Registry, read_manifest
+from fedray.reporting import report
 from fedray.training import fuser_job, gate_job, memory
 from fedray.training.settings import build_fuser_job, build_gate_job, build_import_job, check_fuser_job, check_gate_job
 from fedray.types import FedrayError
@@ -239,7 +240,7 @@ def test_a_published_fuser_is_imported_without_the_weights_of_its_llms(
     places = {"zoo": "hub", "registry": {"path": tmp_path / "own"}, "output": tmp_path / "out"}
     members = {"hf:acme/qwen2.5-0.5b": {"revision": "v1"}}
     settings = build_import_job({"source": str(FUSERS["qwen2.5-0.5b"]), **names, **places, "members": members})
-    assert importing.run(settings) == 0
+    assert import_c2c.run(settings) == 0
     assert not [asked for asked in mirror.asked if "/cdn/" in asked], mirror.asked
     ((manifest, _),) = Registry(tmp_path / "own", embedded=None).list()
     found = {"acme-qwen2.5-0.5b": OLD, "acme-qwen3-0.6b": commit(mirror, "acme/qwen3-0.6b")}

@@ -10,13 +10,13 @@ import pytest
 from samples import OPENBOOKQA, OPENHERMES, hermes, message, write
 from tiny import QUESTIONS, random_llm
 
-from fedray import report
-from fedray.fusion.registry import read_manifest
 from fedray.llm.alignment import align_tokens
+from fedray.llm.chat import encode_turns
 from fedray.llm.model import HEAD, TAIL
-from fedray.llm.turns import encode_turns
+from fedray.registry.store import read_manifest
+from fedray.reporting import report
 from fedray.training import fuser_job, gate_job
-from fedray.training.material import Material, fitting, of_data_set, of_world
+from fedray.training.dataset import Material, fitting, of_data_set, of_world
 from fedray.training.settings import (
     TrainingData,
     build_fuser_job,
@@ -25,7 +25,7 @@ from fedray.training.settings import (
     check_gate_job,
 )
 from fedray.types import FedrayError
-from fedray.zoo.world import World
+from fedray.world.world import World
 
 pytest.importorskip("datasets")
 LLMS = ("qwen3-0.6b", "qwen2.5-0.5b", "llama-1b")

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fedray.fusion import combine
-from fedray.fusion.fuser import build_fuser
+from fedray.fusion.build import build_fuser
 from fedray.llm.cache import KVCache
 from fedray.training.data import answer_loss
-from fedray.training.memory import GIB, Load, Memory, _kept, check, estimate
+from fedray.training.memory import GIB, BatchLoad, Memory, _kept, check, estimate
 from fedray.training.recipe import FuserRecipe, fuser_config
 from fedray.types import FedrayError, KVSpec
 
 SENDER, RECEIVER = "llama-1b", "qwen3-0.6b"
-LOAD = Load(rows=4, longest=96)
+LOAD = BatchLoad(rows=4, longest=96)
 
 
 def cache(spec: KVSpec, tokens: int) -> KVCache:
@@ -60,7 +60,7 @@ def test_activations_are_counted_as_they_are(kind: str, operator: str, prompt: i
     assert counted == pytest.approx(really_kept(recipe, prompt, answer), rel=0.1)
 
 
-def estimated(recipe: FuserRecipe, load: Load) -> Memory:
+def estimated(recipe: FuserRecipe, load: BatchLoad) -> Memory:
     configs = (random_llm(name).model.config for name in (SENDER, RECEIVER))
     return estimate(*configs, recipe, load)
 
@@ -71,9 +71,9 @@ def test_an_estimate_follows_what_is_trained() -> None:
     weights = sum(p.numel() * 4 for name in (SENDER, RECEIVER) for p in random_llm(name).model.parameters())
     fuser = build_fuser(fuser_config(recipe, random_llm(SENDER).spec, random_llm(RECEIVER).spec))
     assert base.llms == weights and base.fuser == 16 * sum(p.numel() for p in fuser.parameters())
-    twice = estimated(recipe, Load(rows=8, longest=96))
+    twice = estimated(recipe, BatchLoad(rows=8, longest=96))
     assert twice.activations == pytest.approx(2 * base.activations, rel=0.01) and twice.caches == 2 * base.caches
-    half = estimated(recipe, Load(rows=4, longest=96, dtype=torch.bfloat16, half=True))
+    half = estimated(recipe, BatchLoad(rows=4, longest=96, dtype=torch.bfloat16, half=True))
     assert half.llms == base.llms // 2 and half.activations < 0.7 * base.activations and half.fuser > base.fuser
 
 

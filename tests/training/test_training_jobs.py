@@ -18,10 +18,10 @@ import pytest
 from scarce import full_disk
 from short_training import RECEIVER, SENDER, SHORT, settings, train
 
-from fedray import report
-from fedray.fusion.registry import SHIPPED, Registry, read_manifest
-from fedray.planner import Planner
-from fedray.settings import TrackingSettings
+from fedray.registry.planner import Planner
+from fedray.registry.store import SHIPPED, Registry, read_manifest
+from fedray.reporting import report
+from fedray.settings.settings import TrackingSettings
 from fedray.tracking import sync
 from fedray.tracking.pending import PENDING
 from fedray.training import fuser_job, gate_job

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedray.config import CONF, FUSER_TRAINING, GATE_TRAINING, IMPORT, REGISTRY, Form, launch
-from fedray.fusion.fuser import build_fuser
+from fedray.command_line import CONF, FUSER_TRAINING, GATE_TRAINING, IMPORT, REGISTRY, Form, launch
+from fedray.fusion.build import build_fuser
 from fedray.llm.catalogue import NAMES
 from fedray.training.fuser_job import recipe_of
 from fedray.training.recipe import fuser_config

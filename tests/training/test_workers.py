@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 from short_training import settings, train
 
-from fedray.settings import RaySettings
+from fedray.settings.settings import RaySettings
 from fedray.training import workers
-from fedray.training.crew import Crew, Tell
-from fedray.training.workers import Work, Workers
+from fedray.training.worker_group import Tell, Work, WorkerGroup, Workers
 from fedray.types import FedrayError
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -42,14 +41,14 @@ def test_two_workers_are_one_at_the_same_global_batch(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_workers_start_again_after_a_death_and_not_after_a_refusal(tmp_path: Path, cluster: object) -> None:
-    def die_then_refuse(folder: Path, crew: Crew, tell: Tell) -> None:
-        begun = folder / f"worker-{crew.rank}"
+    def die_then_refuse(folder: Path, group: WorkerGroup, tell: Tell) -> None:
+        begun = folder / f"worker-{group.rank}"
         first = not begun.exists()
         with begun.open("a") as file:
             file.write("x")
         if not first:
             raise FedrayError("it would come again")
-        if crew.rank == 1:
+        if group.rank == 1:
             time.sleep(2)  # Ray Train gives up where a worker dies while the group is still being started
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,0 +1,323 @@
+"""The only room that knows Hydra: its dict becomes `Settings` here, once, and its errors become one sentence.
+
+Hydra composes; the job runs after it, so a sweep is checked as a whole before its first run starts.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_origin
+
+from fedray.arguments import for_shell, literal, overrides, quoted, uncut
+from fedray.benchmark.settings import BENCHMARK, BenchmarkSettings, check_benchmark
+from fedray.errors import unknown
+from fedray.evaluation.check import check_evaluation
+from fedray.evaluation.settings import EvaluateSettings, build_evaluation
+from fedray.files import new_folder, write_whole
+from fedray.reporting.outlet import unfailing
+from fedray.schema import Schema
+from fedray.settings.check import check, check_build
+from fedray.settings.settings import (
+    BUILD_SCHEMA,
+    BY_MEMBER,
+    SCHEMA,
+    BuildSettings,
+    GateSettings,
+    MemberSettings,
+    ProtocolSettings,
+    RaySettings,
+    RegistrySettings,
+    Settings,
+    TaskSettings,
+    TrackingSettings,
+    ZooSettings,
+    build,
+)
+from fedray.text import mask
+from fedray.training.settings import (
+    FUSER_JOB,
+    GATE_JOB,
+    IMPORT_JOB,
+    REGISTRY_JOB,
+    FuserJob,
+    GateJob,
+    ImportJob,
+    RegistryJob,
+    build_fuser_job,
+    build_gate_job,
+    build_import_job,
+    check_fuser_job,
+    check_gate_job,
+    check_import_job,
+    check_registry_job,
+)
+from fedray.types import FedrayError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = [
+    "BENCHMARKS",
+    "EVALUATION",
+    "FUSER_TRAINING",
+    "GATE_TRAINING",
+    "IMPORT",
+    "REGISTRY",
+    "ZOO_BUILD",
+    "BenchmarkSettings",
+    "BuildSettings",
+    "EvaluateSettings",
+    "Form",
+    "FuserJob",
+    "GateJob",
+    "GateSettings",
+    "ImportJob",
+    "MemberSettings",
+    "ProtocolSettings",
+    "RaySettings",
+    "RegistryJob",
+    "RegistrySettings",
+    "Settings",
+    "TaskSettings",
+    "TrackingSettings",
+    "ZooSettings",
+    "build",
+    "check",
+    "launch",
+    "load",
+]
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+BAD_INPUT, INTERRUPTED = 2, 130
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose working folder Ray removes later
+_HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a job can be told: the names of its settings, how values become typed ones, and the checks before it runs.
+
+    Typed settings have a field `output`, the folder the job writes to. words: settings that bare words on the command
+    line stand for, in their order.
+    """
+
+    schema: Schema[Any]
+    build: Callable[[Mapping[str, Any]], Any]
+    check: Callable[[Any], None]
+    words: tuple[str, ...] = ()
+
+
+FEDERATION = Form(SCHEMA, build, check)
+EVALUATION = Form(Schema(EvaluateSettings, keys=BY_MEMBER), build_evaluation, check_evaluation)
+BENCHMARKS = Form(BENCHMARK, BENCHMARK.read, check_benchmark)
+ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
+FUSER_TRAINING = Form(FUSER_JOB, build_fuser_job, check_fuser_job)
+GATE_TRAINING = Form(GATE_JOB, build_gate_job, check_gate_job)
+REGISTRY = Form(REGISTRY_JOB, REGISTRY_JOB.read, check_registry_job, words=("action", "name"))
+IMPORT = Form(IMPORT_JOB, build_import_job, check_import_job, words=("source",))
+
+
+def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
+    """Settings from what Hydra composed. Raises FedrayError on unknown keys and values, and on wrong types."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)  # a text ??? is no missing value
+    except OmegaConfBaseException as error:
+        raise _translated(error, form) from error
+    assert isinstance(values, dict)
+    if form is FEDERATION and "blocks" in values:
+        raise FedrayError("experiments ask in many ways: run them with python jobs/evaluate.py +experiment=NAME")
+    return form.build({str(key): value for key, value in values.items() if key != "hydra"})
+
+
+def launch(
+    job: Callable[[Any], int | None],
+    config_name: str = "config",
+    job_name: str | None = None,
+    form: Form = FEDERATION,
+) -> NoReturn:
+    """Compose the command line, check it, run the job on each result and exit with its code.
+
+    A FedrayError or an error of Hydra's ends with one sentence on stderr and exit code 2, Ctrl-C with 130.
+    """
+    with unfailing():
+        code = _run(job, config_name, job_name or job.__name__, form)
+    sys.exit(code)
+
+
+def _run(job: Callable[[Any], int | None], config_name: str, job_name: str, form: Form) -> int:
+    try:
+        runs = _composed(config_name, job_name, form)
+        for _, settings in runs:
+            form.check(settings)
+        code = 0
+        for number, (label, settings) in enumerate(runs, 1):
+            if len(runs) > 1:
+                print(f"run {number} of {len(runs)}: {label}", flush=True)
+            code = max(code, job(settings) or 0)
+            if code == INTERRUPTED:  # one Ctrl-C ends a sweep
+                break
+    except FedrayError as error:
+        print(_one_line(error), file=sys.stderr)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    return code
+
+
+def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, Any]]:
+    """What the command line asks for, as (its own words, settings): several with --multirun, none with --help."""
+    try:
+        import hydra
+        import yaml
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+    except ModuleNotFoundError as error:
+        raise FedrayError(f"the jobs need {error.name}: install it with pip install 'fedray[jobs]'") from error
+
+    runs: list[tuple[str, Any]] = []
+
+    def collect(cfg: DictConfig) -> None:
+        hydra_says = HydraConfig.get()
+        output = Path(hydra_says.runtime.output_dir)
+        for folder in (output / ".hydra", Path(hydra_says.sweep.dir)):  # a sweep's own file lies above its runs
+            _veil(folder)
+        settings = replace(load(cfg, form), output=output)
+        runs.append((" ".join(hydra_says.overrides.task), settings))
+
+    OmegaConf.register_new_resolver(
+        "new_folder", lambda path: str(new_folder(Path(path))), replace=True, use_cache=True
+    )
+    collect.__module__ = job_name  # Hydra names a job after the module of its function
+    said = io.StringIO()
+    try:
+        with _command_line(form), redirect_stderr(said):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(collect)()
+    except FedrayError:
+        raise
+    except SystemExit as stop:
+        wrong = said.getvalue().rpartition("error: ")[2].strip()
+        if stop.code and wrong:  # what argparse does with an unknown flag
+            raise FedrayError(f"{wrong}: see --help") from stop
+        raise  # --help and its like, or a signal: Ray makes an exit of SIGTERM
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, LookupError) as error:
+        raise _translated(error, form) from error
+    return runs
+
+
+def _veil(folder: Path) -> None:
+    """Mask passwords in what Hydra wrote of the command line, and make it private: it may hold prompts."""
+    for file in folder.glob("*.yaml"):
+        write_whole(file, mask(file.read_text(encoding="utf-8")), private=True)
+
+
+@contextmanager
+def _command_line(form: Form) -> Iterator[None]:
+    """Hydra's view of the process: arguments in its grammar, and its errors raised instead of printed."""
+    for name in (_HOME, "MLFLOW_TRACKING_URI"):
+        if os.environ.get(name) == "":  # as if it were not there, like Ray, MLflow and the shell have it
+            del os.environ[name]
+    if _SUBMITTED in os.environ:
+        os.environ.setdefault(_HOME, str(Path.home() / "fedray"))
+    if _HOME in os.environ:
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path(os.environ[_HOME]).absolute()}/mlflow.db")
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+    sys.argv = [argv[0], *map(_readable, overrides(argv[1:], form.schema, form.words, groups))]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _readable(override: str) -> str:
+    """An override; what Hydra's grammar cannot read is quoted, so that the setting itself says what it takes."""
+    key, equals, value = override.partition("=")
+    if not equals or override.startswith("-") or value.startswith(("[", "{")) or _parses(override):
+        return override
+    as_text = f"{key}={quoted(literal(value))}"
+    return as_text if _parses(as_text) else override
+
+
+def _parses(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _how_to_write(override: str, form: Form) -> str:
+    """The remedy for an argument that Hydra's grammar refuses, with a form of it that works."""
+    key, equals, value = override.partition("=")
+    whole = uncut(override, sys.argv[1:])
+    if not equals and form.schema.hint(whole.partition("=")[0]) in (str, Path):
+        return f"quoted for the shell it is {for_shell(whole)}"
+    closers = (value + "]" * square + "}" * curly for square in range(3) for curly in range(3))
+    if closed := next((f"{key}={whole}" for whole in closers if equals and _parses(f"{key}={whole}")), None):
+        return f"a bracket is not closed, write {for_shell(closed)}"
+    return "write key=value, quoted for the shell as in '+senders=[qwen2.5-1.5b,llama-1b]'"
+
+
+def _which_one(key: str, value: str, form: Form) -> str:
+    """The remedy for several values where one is wanted."""
+    kind = form.schema.hint(key)
+    if get_origin(kind) is tuple and not value.startswith("["):
+        return f"write a list as {for_shell(f'{key}=[{value}]')}, or add -m to run each"
+    quotes = f", or quote it if it is one: {for_shell(f'{key}={quoted(value)}')}" if kind is str else ""
+    return f"add -m to run each{quotes}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _translated(error: Exception, form: Form) -> FedrayError:
+    """One sentence for an error of Hydra's, OmegaConf's, YAML's, or of the folder Hydra writes to."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    text = _one_line(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return unknown(group or "config", name, error.options or _options(group))
+    if isinstance(error, OSError) and error.filename:
+        what = f"cannot write to output folder {error.filename!r}: {error.strerror}"
+        return FedrayError(f"{what}; choose another with output=DIR")
+    if isinstance(error, OverrideParseException):
+        return FedrayError(f"cannot read the argument {error.override!r}: {_how_to_write(error.override, form)}")
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)' (?:1\.|requires)", text):
+        key, _, value = match[1].partition("=")
+        return FedrayError(f"{match[1]!r} names several values: {_which_one(key, value, form)}")
+    match = re.search(r"Could not (?:override|delete)(?: from config\.)? '(.*?)'", text)
+    if match and match[1] not in form.schema.names and not match[1].startswith("hydra."):
+        return form.schema.unknown(match[1])
+    if match:
+        return FedrayError(f"~{match[1]} deletes nothing: leave the setting out, or unset it with {match[1]}=null")
+    cause = f" ({_one_line(error.__cause__)})" if isinstance(error.__cause__, Exception) else ""
+    remedy = "see --help for what there is"
+    if any(argument.startswith("output=") and "${" in argument for argument in sys.argv):
+        remedy = "output= reads ${...} as Hydra does, name a folder without"
+    return FedrayError(f"cannot compose the settings: {text.rstrip('.')}{cause}; {remedy}")
+
+
+def _options(group: str) -> Sequence[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))

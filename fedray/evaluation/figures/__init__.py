@@ -1,0 +1,1 @@
+"""Figures of evaluations, a file per paper."""

@@ -1,0 +1,106 @@
+"""Figures of whole tables: the ladder of all ways of answering, and the pairs of sender and receiver as a heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedray.evaluation.figures import base
+from fedray.evaluation.figures.base import ALONE, save
+from fedray.evaluation.figures.fedrefine import INK
+from fedray.evaluation.table import STARS, stars
+from fedray.reporting.report import Evaluated, Report
+
+COLORS = {"c2c": "#1f6feb", "t2t": "#d4660a", "route": "#8250df", "ensemble": "#bf8700", "self_refine": "#57606a"}
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """ladder.png and pairs.png, each if its rows are there; a second task has its name in the file's name."""
+    drawn: list[Path | None] = []
+    for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated)):
+        rows = [r for r in report.evaluated if r.task == task and r.control == "none"]
+        end = f"-{Path(task).stem}" if number else ""
+        label = base.label(report.zoo, task, max((row.n for row in rows), default=0))
+        drawn += (
+            ladder(rows, report.receiver, folder / f"ladder{end}.png", label),
+            pairs(rows, folder / f"pairs{end}.png", label),
+        )
+    return [path for path in drawn if path]
+
+
+def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> Path | None:
+    """Every member alone, then every way in which all senders help the receiver, as bars."""
+    most = max((len(r.senders) for r in rows), default=0)
+    steps = [r for r in rows if not r.senders or (r.receiver == receiver and len(r.senders) == most)]
+    if len({r.protocol for r in steps} - {"standalone"}) < 3 or most < 2:
+        return None
+    figure = Figure(figsize=(8.0, 0.38 * len(steps) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    y = np.arange(len(steps))[::-1]
+    shares = [r.accuracy for r in steps]
+    errors = [r.stderr or 0.0 for r in steps]
+    axes.barh(
+        y, shares, 0.7, xerr=errors, capsize=2.5, ecolor=INK, color=[COLORS.get(r.protocol, ALONE) for r in steps]
+    )
+    for place, row, error in zip(y, steps, errors, strict=True):
+        said = f"{row.accuracy:.1%}" + (f" {stars(row.p_alone)}" if row.way != "standalone" else "")
+        axes.annotate(
+            said,
+            (row.accuracy + error, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
+    alone = next((r.accuracy for r in steps if r.way == "standalone" and r.receiver == receiver), None)
+    if alone is not None:
+        axes.axvline(alone, color=INK, linewidth=0.8, linestyle="--")
+    axes.set_yticks(y, list(map(_step, steps)))
+    axes.set_ylim(-0.7, len(steps) - 0.3)
+    axes.set_xlim(0, 1.2)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_xlabel(f"accuracy (share right, ± stderr)\n{STARS}", fontsize=8.5)
+    axes.set_title(f"The ladder, {most} senders\n{label}", fontsize=11)
+    return save(figure, axes, path)
+
+
+def _step(row: Evaluated) -> str:
+    """A rung's name: gates stand in it, the learned one too."""
+    if not row.senders:
+        return f"{row.receiver} {'alone' if row.way == 'standalone' else row.way}"
+    return f"{row.way} (gate learned)" if row.gate == "learned" and row.way == row.protocol else row.way
+
+
+def pairs(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
+    """What every single sender changes for every receiver, in points; the receivers alone on the diagonal."""
+    found = {(r.receiver, r.senders[0]): r for r in rows if len(r.senders) == 1 and r.protocol == "c2c"}
+    alone = {r.receiver: r for r in rows if r.way == "standalone"}
+    names = [name for name in alone if any(name == receiver for receiver, _ in found)]
+    if len(names) < 2:
+        return None
+    points = np.full((len(names), len(names)), np.nan)
+    for (receiver, sender), row in found.items():
+        if receiver in names and sender in names:
+            points[names.index(receiver), names.index(sender)] = row.gain_points
+    most = max(float(np.nanmax(np.abs(points))), 1.0)
+    figure = Figure(figsize=(1.35 * len(names) + 2.4, 0.95 * len(names) + 1.9), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("#eceff2")
+    image = axes.imshow(points, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    for i, receiver in enumerate(names):
+        for j, sender in enumerate(names):
+            row = found.get((receiver, sender))
+            said = f"{row.gain_points:+.1f}\n{stars(row.p_alone)}" if row else ""
+            said = f"alone\n{alone[receiver].accuracy:.1%}" if i == j else said
+            dark = row is not None and abs(row.gain_points) > 0.6 * most
+            axes.text(j, i, said, ha="center", va="center", fontsize=9, color="white" if dark else INK)
+    axes.set_xticks(range(len(names)), names, fontsize=8.5)
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_xlabel(f"sender   ({STARS})", fontsize=8.5)
+    axes.set_ylabel("receiver")
+    figure.colorbar(image, label="percentage points over the receiver alone")
+    axes.set_title(f"Every directed pair, C2C\n{label}", fontsize=11)
+    return save(figure, axes, path, grid=False)

@@ -1,0 +1,1 @@
+"""A federation: members found, placed, loaded and asked."""

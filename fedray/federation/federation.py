@@ -1,0 +1,352 @@
+"""Federation: LLMs that answer together, from Python. The jobs are thin over it.
+
+>>> with Federation(receiver="qwen3-0.6b", senders=["llama-1b"]) as fed:
+...     fed.ask("what is the color of the bird dika?").text
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fedray.errors import MemberFailed
+from fedray.federation import sources
+from fedray.federation.conversation import Conversation
+from fedray.federation.estimate import Room, check_room, needs, shares_weights, this_machine
+from fedray.federation.event_loop import Background
+from fedray.llm.source import Source
+from fedray.protocols import PROTOCOLS, STREAMS, check_talk
+from fedray.protocols.fedattn import publishers_own
+from fedray.protocols.group import Group, LocalGroup
+from fedray.registry.planner import Planner
+from fedray.settings.check import check
+from fedray.settings.settings import Settings, build
+from fedray.text import check_text
+from fedray.types import Answer, FedrayError, MemberInfo, Missing, Plan, Request
+
+if TYPE_CHECKING:
+    from fedray.runtime.placement import Placement
+
+STATS_S = 5.0  # a member that computes answers what it takes beside it; one that is gone does not
+
+
+class Federation:
+    """A receiver and its senders, loaded and planned for.
+
+    settings: a Settings, or its fields as keywords: Federation(receiver="llama-1b", gate="open", ray=False). Raises
+    FedrayError before anything expensive starts where the settings cannot be meant, and where a member cannot load.
+    Calls are synchronous and work in a notebook too: protocols run in a thread of their own.
+    """
+
+    def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
+        self.settings = _settings(settings, overrides)
+        check(self.settings)
+        s = self.settings
+        self._evidence = s.documents()
+        self._planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
+        self._passed_over: set[Path] = set()
+        self._check_registry(s.receiver, s.takes_part[1:], _choices(s))
+        found = sources.pinned(sources.sources(s))
+        sources.check_syncs(s, found[s.receiver])
+        sources.check_tokens(s, found)
+        self.last: Answer | None = None  # the latest answer, a streamed one included
+        self._missing: dict[str, Missing] = {}
+        with ExitStack() as stack:
+            start = _start_on_ray if s.ray.enabled else _start_here
+            self._group, self._plan = start(s, found, stack, self._planner)
+            self.plan = self.plan_for()
+            self._loop = Background()
+            stack.callback(self._loop.close)
+            self._prepare()
+            self._resources = stack.pop_all()
+
+    @property
+    def members(self) -> Mapping[str, MemberInfo]:
+        """Who takes part and where it runs, the receiver first."""
+        return self._group.members
+
+    @property
+    def missing(self) -> tuple[Missing, ...]:
+        """Members that some answer had to do without, each with its latest reason."""
+        return tuple(self._missing.values())
+
+    def _check_registry(self, receiver: str, senders: Sequence[str], choices: Mapping[str, Any]) -> None:
+        """Look for the fusers and gates of a plan, and name once what is passed over. Raises FedrayError."""
+        self._planner.check(receiver, senders, **choices)
+        for folder, problem in self._planner.problems.items():
+            if folder not in self._passed_over:
+                Console(stderr=True).print(Text(f"passed over: {problem}"), soft_wrap=True)
+                self._passed_over.add(folder)
+
+    def _prepare(self) -> None:
+        """Let receivers load their fusers and gate now. What fails here fails again, by name, in the first request."""
+        plans = [plan for plan in (self.plan, *self.plan.peers) if plan.fusers or plan.gate_artifact]
+        self._loop.run(self._group.wait([self._group.start(plan.receiver, "prepare", plan) for plan in plans]))
+
+    def request(self, *prompts: str, choices: Sequence[Sequence[str]] | None = None, **more: Any) -> Request:
+        """A request with this federation's evidence, generation settings and deadline; more: fields of Request.
+
+        Raises FedrayError on an empty prompt.
+        """
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            raise FedrayError("the prompt is empty: ask something")
+        for text in (*prompts, *(choice for row in choices or () for choice in row)):
+            check_text(text, f"{text[:40]!r}")
+        own: dict[str, Any] = {
+            "evidence": {member: (document,) * len(prompts) for member, document in self._evidence.items()},
+            "generation": self.settings.generation,
+            "deadline_s": self.settings.deadline_s,
+        }
+        return Request(prompts, None if choices is None else tuple(map(tuple, choices)), **{**own, **more})
+
+    def plan_for(self, receiver: str | None = None, senders: Sequence[str] | None = None, **choices: Any) -> Plan:
+        """Another plan for the members that are here: other roles, another protocol, another gate.
+
+        choices: keywords of Planner.plan; what is not given is as in the settings. Raises FedrayError.
+        """
+        names = list(self.members)
+        receiver = receiver or self.settings.receiver
+        senders = [n for n in names if n != receiver] if senders is None else senders
+        absent = [n for n in (receiver, *senders) if n not in names]
+        if absent:
+            raise FedrayError(f"{absent[0]} is not in this federation: load it with senders=[{absent[0]}, ...]")
+        choices = {**_choices(self.settings), **choices}
+        self._check_registry(receiver, senders, choices)
+        return self._plan(self.members[receiver], [self.members[s] for s in senders], choices)
+
+    def ask(self, prompt: str) -> Answer:
+        """The federation's answer to one prompt."""
+        return self.run(self.request(prompt))
+
+    def stream(self, prompt: str) -> Iterator[str]:
+        """The answer's text piece by piece; `last` holds the whole Answer after the final piece."""
+        if self.plan.protocol not in STREAMS or self.plan.peers:  # its answer comes as a whole
+            yield self.ask(prompt).text
+            return
+        for piece in self._pieces(self.request(prompt), self.plan):
+            if isinstance(piece, str):
+                yield piece
+
+    def conversation(self, plan: Plan | None = None) -> Conversation:
+        """Turns that build on each other, of which members read only what is new (conversation.py); by the federation's
+        own plan or by another of `plan_for`.
+
+        Raises FedrayError where the protocol, or what goes with it, holds none.
+        """
+        plan = plan or self.plan
+        check_talk(plan)
+        return Conversation(
+            self.request,
+            lambda request: self.run(request, plan),
+            lambda request: self._pieces(request, plan),
+            self._release,
+        )
+
+    def run(self, request: Request, plan: Plan | None = None) -> Answer:
+        """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`."""
+        plan = plan or self.plan
+        if request.talk:
+            check_talk(plan)
+        return self._keep(self._loop.run(PROTOCOLS[plan.protocol](request, plan, self._group)))
+
+    def run_all(
+        self, requests: Iterable[Request], plan: Plan | None = None, at_a_time: int | None = None
+    ) -> Iterator[Answer | MemberFailed]:
+        """The answers to many batches, in their order: senders read the next ones while the receiver answers one.
+
+        at_a_time: batches on their way together, by default as the settings say; requests are taken when they begin. A
+        batch that fails has its error in place of its answer, and the others go on.
+
+        The answers are those of `run`. Where batches overlap their seconds are not: a batch's `total` is from its
+        beginning to its answer, and it and `transfer` hold what it waited while a member worked for another one. What
+        members measure themselves (prefill, fuse, decode, ...) holds no waiting, but other members use the same cores
+        meanwhile. What a question takes on its own is measured one at a time (at_a_time=1, a request each).
+        """
+        plan, at_a_time = plan or self.plan, at_a_time or self.settings.batches_at_a_time
+        if at_a_time == 1:
+            asked = (partial(self.run, request, plan) for request in requests)
+        else:
+            works = (PROTOCOLS[plan.protocol](request, plan, self._group) for request in requests)
+            asked = (future.result for future in self._loop.in_order(works, at_a_time))
+        for answer_of in asked:
+            try:
+                answer = self._keep(answer_of())
+            except MemberFailed as error:
+                answer = error
+            yield answer
+
+    def alone(self, request: Request) -> Answer:
+        """The receiver's own answer to the same batch: what the federation is compared with."""
+        return self._loop.run(PROTOCOLS["standalone"](self.own_part(request), self.plan, self._group))
+
+    def own_part(self, request: Request) -> Request:
+        """What of a request the receiver is asked alone: in FedAttn its own segment, since the others are not to be
+        shown; else all of it."""
+        return publishers_own(request, self.plan) if self.plan.protocol == "fedattn" else request
+
+    def memory(self) -> dict[str, int]:
+        """Member -> the most bytes it has held at a time, of its process and of its GPU; who does not answer is left
+        out. In one process all members share one figure."""
+        asked = {name: self._group.start(name, "stats") for name in self.members}
+        waited = self._loop.run(self._group.wait(list(asked.values()), time.monotonic() + STATS_S))
+        answered = [list(asked)[index] for index in waited.ready]
+        stats = {name: self._group.result(asked[name]) for name in answered}
+        return {name: int(s["rss_bytes"] + s["device_bytes"]) for name, s in stats.items()}
+
+    def close(self) -> None:
+        """End the members, and the cluster if it is this federation's own. Closing twice is fine."""
+        self._resources.close()
+
+    def __enter__(self) -> Federation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pieces(self, request: Request, plan: Plan) -> Iterator[str | Answer]:
+        """Pieces of text, then the Answer."""
+        pieces = STREAMS[plan.protocol](request, plan, self._group)
+        for piece in self._loop.iterate(pieces):
+            yield self._keep(piece) if isinstance(piece, Answer) else piece
+
+    def _release(self, session: str) -> None:
+        """Let members drop a conversation."""
+        if not self._loop.closed:
+            self._group.release(session, self.members)
+
+    def _keep(self, answer: Answer) -> Answer:
+        self.last = answer
+        self._missing |= {missing.member: missing for missing in answer.missing}
+        return answer
+
+
+def _settings(settings: Settings | None, overrides: Mapping[str, Any]) -> Settings:
+    if settings is None:
+        return build(overrides)
+    if not overrides:
+        return settings
+    return build({field.name: getattr(settings, field.name) for field in fields(settings)} | dict(overrides))
+
+
+def _choices(s: Settings) -> dict[str, Any]:
+    """What a plan depends on besides the members."""
+    return {
+        "protocol": s.protocol.name,
+        "fuser": s.fuser,
+        "fusion": s.fusion,
+        "fusion_order": s.fusion_order,
+        "compile": s.compile,
+        "gate": s.gate.kind,
+        "answer_all": s.answer_all,
+        "route": s.gate.route,
+        "threshold": s.gate.threshold,
+        "on_missing": s.on_missing,
+        "control": s.control,
+        "rephrase": s.rephrase,
+        "wire": s.wire,
+        "t2t": s.t2t,
+        "rounds": s.rounds,
+        "fedattn": s.protocol.fedattn,
+        "specfed": s.protocol.specfed,
+        "vote": s.vote,
+        "seed": s.seed,
+    }
+
+
+MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Mapping[str, Any]], Plan]
+
+
+def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack, planner: Planner) -> tuple[Group, MakePlan]:
+    """All members in this process, one after the other: transformers does not load two at a time."""
+    from fedray.member.member import Member
+
+    _check_room(s, found, this_machine())
+    sources.download(list(found.values()))
+    members: dict[str, Member] = {}
+    devices = sources.devices(s)
+    with sources.loading(len(found)) as loaded:
+        for name, device in devices.items():
+            source = found[name]
+            twin = members[source.llm] if shares_weights(s, name, devices) else None
+            members[name] = Member(
+                name,
+                zoo=s.zoo.name,
+                device=device,
+                dtype=s.member(name).dtype,
+                folder=s.zoo.path,
+                revision=source.revision,
+                llm=twin and replace(twin.llm, name=name),
+            )
+            loaded(name)
+    return LocalGroup(members), lambda receiver, senders, choices: planner.plan(receiver, senders, **choices)
+
+
+def _start_on_ray(
+    s: Settings, found: Mapping[str, Source], stack: ExitStack, planner: Planner
+) -> tuple[Group, MakePlan]:
+    """Each member in an actor of its own, on a cluster that is there or on one of our own."""
+    check_ray()
+    from fedray.runtime import actors, cluster, coordinator, placement
+
+    wanted = placements(s, found)
+    embedding = cluster.will_embed(s.ray.address)
+    if embedding:  # refused, and downloaded, before Ray starts
+        placement.place(wanted, nodes=[placement.this_machine(s.ray.num_cpus)])
+        _check_room(s, found, this_machine())
+        sources.download(list(found.values()))
+    with Console(stderr=True).status("starting Ray"):
+        connection = cluster.connect(
+            s.ray.address,
+            namespace=s.ray.namespace,
+            num_cpus=s.ray.num_cpus,
+            object_store_mb=s.ray.object_store_mb,
+        )
+    stack.callback(connection.close)
+    placed = placement.place(wanted, all_cores=connection.is_embedded)
+    if not embedding:
+        _check_room(s, found, Room(int(sum(node.memory_bytes for node in placement.alive_nodes()))))
+    zoo = sources.absolute(s.zoo.path)
+    boss = coordinator.start(sources.absolute(s.registry.path), zoo, s.zoo.name)
+    stack.callback(coordinator.stop, boss)
+    with sources.loading(len(found)) as loaded:
+        group = actors.load_members(
+            placed,
+            zoo=s.zoo.name,
+            folder=zoo,
+            loaded=lambda info: loaded(info.name),
+            slow=sources.say,
+        )
+    stack.callback(group.close)
+    plan = partial(coordinator.plan, boss)
+    return group, lambda receiver, senders, choices: plan(receiver, senders, planner.problems, **choices)
+
+
+def placements(s: Settings, found: Mapping[str, Source]) -> list[Placement]:
+    """What each member asks Ray for, the receiver first."""
+    from fedray.runtime.placement import Placement
+
+    return [Placement(n, **sources.resources(s, n), revision=source.revision) for n, source in found.items()]
+
+
+def check_ray() -> None:
+    """Raises FedrayError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise FedrayError("Ray is not installed: pip install 'fedray[ray]', or leave it out with ray.enabled=false")
+
+
+def _check_room(s: Settings, found: Mapping[str, Source], room: Room) -> None:
+    """Refuse LLMs and fusers that are too large, whatever is asked of them; the scale model fits everywhere."""
+    if s.zoo.name != "tiny":
+        check_room(needs(s, found, sources.devices(s)), room, together=not s.ray.enabled)

@@ -1,0 +1,1 @@
+"""The body of every job in jobs/."""

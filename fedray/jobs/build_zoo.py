@@ -1,0 +1,92 @@
+"""The body of jobs/build_zoo.py: build what is missing, measure it, and leave a report whatever happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedray.evaluation import zoo_table
+from fedray.jobs.zoo_screen import ZooScreen
+from fedray.llm.catalogue import NAMES
+from fedray.reporting import report as reports
+from fedray.reporting.job import Job, Status
+from fedray.reporting.report import Learned, Report
+from fedray.settings.settings import BuildSettings
+from fedray.types import FedrayError
+from fedray.zoo.build import ZooTask, build, hash_of, members_of, stages
+
+
+class Build(Job[BuildSettings, ZooScreen]):
+    """One build. The report is written anew with every part that is done: a killed build has one too."""
+
+    name = "build_zoo"
+
+    def __init__(self, settings: BuildSettings) -> None:
+        screen = ZooScreen("tiny")
+        super().__init__(settings, screen, tracking=settings.tracking, title=f"build zoo {settings.seed}")
+        self.seconds = _before(settings.output)
+        self.built: dict[str, float] = {}
+        self.rows: list[zoo_table.TableRow] = []
+
+    def work(self) -> None:
+        settings = self.settings
+        self.tracker.tags(job="build_zoo", zoo="tiny")
+        self.tracker.params(seed=settings.seed, everything=settings.everything, shorten=settings.shorten)
+        with self.screen.follow() as follow:
+            self.built = build(
+                settings.output,
+                seed=settings.seed,
+                everything=settings.everything,
+                workers=settings.workers,
+                shorten=settings.shorten,
+                on_progress=follow,
+                on_done=self._done,
+            )
+        if settings.table:
+            self.rows = zoo_table.run(settings.output, settings.seed)
+
+    def _done(self, task: ZooTask, spent: float) -> None:
+        self.seconds[str(task)] = spent
+        self.tracker.metrics({f"seconds/{task}": spent})
+        self.save(self.report("interrupted"))
+
+    def report(self, status: Status) -> Report:
+        settings = self.settings
+        there = members_of(settings.output)
+        tasks = [task for stage in stages(settings.everything) for task in stage]
+        return Report(
+            job="build_zoo",
+            zoo="tiny",
+            receiver=NAMES[0],
+            senders=NAMES[1:],
+            seed=settings.seed,
+            status=status,
+            learned=tuple(
+                _part(task, hash_of(task, settings.output, there), self.seconds.get(str(task), 0.0)) for task in tasks
+            ),
+        )
+
+    def keep(self, report: Report) -> None:
+        self.tracker.metrics({f"accuracy/{row.name}": row.accuracy for row in self.rows})
+        for file in ("table.md", "table.json") if self.rows else ():
+            self.tracker.artifact(self.settings.output / file)
+
+    def show(self, report: Report) -> None:
+        self.screen.built(self.built, self.settings.seed)
+
+
+def run(settings: BuildSettings) -> int:
+    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
+    return Build(settings).run()
+
+
+def _part(task: ZooTask, digest: str | None, seconds: float) -> Learned:
+    status = "complete" if digest else "interrupted"
+    return Learned(str(task), task.kind, status, hash=digest and digest[:16], seconds=seconds)
+
+
+def _before(folder: Path) -> dict[str, float]:
+    """Seconds of the parts that an earlier run built."""
+    try:
+        return {part.name: part.seconds for part in reports.read(folder).learned}
+    except FedrayError:  # no report yet
+        return {}

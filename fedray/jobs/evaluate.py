@@ -1,0 +1,286 @@
+"""The body of jobs/evaluate.py: ask every case, keep each as it is finished, and leave a report whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from itertools import chain
+
+from fedray.data.catalogue import BENCHMARKS
+from fedray.evaluation import leakage_table, table
+from fedray.evaluation.cases import Case, cases, neutral
+from fedray.evaluation.figures import fedattn, fedrefine, overview, specfed
+from fedray.evaluation.figures.base import emptied
+from fedray.evaluation.ledger import Ledger, decided_by
+from fedray.evaluation.measure import Asking, Measurement, is_whole, plan_of
+from fedray.evaluation.record import participants
+from fedray.evaluation.results import Results
+from fedray.evaluation.screen import EvaluateScreen, Update
+from fedray.evaluation.settings import Block, EvaluateSettings
+from fedray.evaluation.table import who
+from fedray.federation.federation import Federation
+from fedray.federation.sources import check_syncs, check_tokens, sources
+from fedray.jobs.federate import check_free, check_segments
+from fedray.llm.loading import check_prompts
+from fedray.questions.benchmarks import source
+from fedray.questions.tasks import Question, load_task, scorings
+from fedray.registry.planner import Planner
+from fedray.reporting.job import Job, Status
+from fedray.reporting.report import Data, Evaluated, MemberReport, Report, SenderOrder
+from fedray.settings.settings import ALONE, Settings
+from fedray.types import FedrayError
+
+
+class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
+    """One run of the job: what it was told, what it has measured, whom it tells."""
+
+    name = "evaluate"
+
+    def __init__(self, settings: EvaluateSettings, federation: Callable[[Settings], Federation]) -> None:
+        private = any(case.settings(settings, settings.seed).private for case in cases(settings, settings.senders))
+        title = f"evaluate {settings.receiver}"
+        watch = EvaluateScreen(settings.zoo.name)
+        super().__init__(settings, watch, tracking=settings.tracking, title=title, private=private)
+        self.federation = federation
+        self.order = SenderOrder("given", settings.senders)
+        self.members: tuple[MemberReport, ...] = ()
+        self.results: Results | None = None
+        self._ledger = Ledger(settings.output, private=private)
+        self._questions = {
+            (task, seed): graded(load_task(replace(settings, task=replace(settings.task, name=task)), seed))
+            for task in dict.fromkeys(case.task for case in cases(settings, settings.senders))
+            for seed in settings.seeds
+        }
+
+    def work(self) -> None:
+        check_cases(self.settings)
+        self._check_fedattn()
+        self._check_specfed()
+        with self.federation(neutral(self.settings)) as fed:
+            self._open(fed)
+            self._ask(fed)
+
+    def _open(self, fed: Federation) -> None:
+        """Show and log who takes part. Raises FedrayError where a case has no plan."""
+        settings = self.settings
+        for case in cases(settings, settings.senders):  # a gate that is missing is found before anything is asked
+            plan_of(fed, case, case.settings(settings, settings.seed))
+        self.results = Results(settings.fuser, fed.members)
+        self.members = participants(fed.members, settings.receiver)
+        self.screen.members(self.members)
+        self.tracker.tags(job="evaluate", zoo=settings.zoo.name)
+        self.tracker.params(
+            receiver=settings.receiver,
+            senders=",".join(settings.senders),
+            fuser=settings.fuser,
+            zoo=settings.zoo.name,
+            task=settings.questions or settings.task.name,
+            limit=settings.task.limit,
+            blocks=",".join(settings.blocks),
+            seeds=",".join(map(str, settings.seeds)),
+            latency_requests=settings.latency_requests,
+            weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
+        )
+
+    def _check_fedattn(self) -> None:
+        """Refuse sync layers and segments that are not there, before any LLM is loaded. Raises FedrayError."""
+        settings = self.settings
+        for case in (case for case in cases(settings, settings.senders) if case.way.fedattn):
+            own = case.settings(settings, settings.seed)
+            check_syncs(own, *sources(own, [own.receiver]))
+            for seed in settings.seeds:
+                check_segments(own, self._questions[case.task, seed])
+
+    def _check_specfed(self) -> None:
+        """Refuse questions that specfed cannot answer, before any LLM is loaded. Raises FedrayError."""
+        for case in (case for case in cases(self.settings, self.settings.senders) if case.way.protocol == "specfed"):
+            for seed in self.settings.seeds:
+                check_free(case.settings(self.settings, seed), self._questions[case.task, seed])
+
+    def _ask(self, fed: Federation) -> None:
+        """Fix the order of the senders, then ask case after case; each that is done is logged as a run of its own."""
+        settings, results = self.settings, self.results
+        assert results is not None, "members are there by now"
+        ranked = len(settings.senders) + 1 if settings.ordered else 0
+        asked = len(cases(settings, settings.senders)) * len(settings.seeds)
+        with self.screen.follow(ranked + asked) as begin:
+            if settings.ordered:
+                self.order = self._ranked(fed, begin)
+            for case in cases(settings, self.order.senders):
+                for number, seed in enumerate(settings.seeds):
+                    questions = self._questions[case.task, seed]
+                    timed = settings.latency_requests if number == 0 else 0  # seconds need no second drawing
+                    found = self._measured(fed, case.settings(settings, seed), case, questions, timed, begin)
+                    results.add(case, seed, questions, found)
+                self._log(results.row(case))
+
+    def _ranked(self, fed: Federation, begin: Callable[[str, int], Update]) -> SenderOrder:
+        """The senders by what each brings alone, on validation questions."""
+        settings, seed = self.settings, self.settings.seeds[0]
+        base = replace(settings, task=replace(settings.task, split="validation", limit=settings.order_limit))
+        questions = load_task(base, seed)
+        block = Block("singles", protocol=("c2c",) if settings.protocol.name in ALONE else ())
+        singles = {case.senders: case for case in cases(replace(settings, blocks={"order": block}), settings.senders)}
+        share: dict[tuple[str, ...], float] = {}
+        for senders, case in singles.items():
+            found = self._measured(fed, case.settings(base, seed), case, questions, 0, begin)
+            share[senders] = sum(found.right) / len(questions)
+        gains = {name: 100 * (share[name,] - share[()]) for name in settings.senders}
+        best = sorted(settings.senders, key=lambda name: -gains[name])
+        return SenderOrder("validation", tuple(best), gains, len(questions))
+
+    def _measured(
+        self,
+        fed: Federation,
+        settings: Settings,
+        case: Case,
+        questions: Sequence[Question],
+        latency_requests: int,
+        begin: Callable[[str, int], Update],
+    ) -> Measurement:
+        """What a case measures: from the ledger, or by asking."""
+        latency_requests = min(latency_requests, len(questions))
+        helpers = who(case.senders, self.order.senders) or "nobody"
+        update = begin(f"{case.way}, {helpers} > {case.receiver}", len(questions) + latency_requests)
+        plan = plan_of(fed, case, settings)
+        decided = decided_by(plan, settings, fed.members, questions, latency_requests)
+        found = self._ledger.get(decided)
+        if found is None:
+            found = Asking(fed, plan, settings, questions).run(latency_requests, update)
+            if is_whole(found, settings):
+                self._ledger.put(decided, found)
+        update(len(questions) + latency_requests)
+        return found
+
+    def _log(self, row: Evaluated) -> None:
+        """The row as a child of the job's MLflow run."""
+        settings = self.settings
+        params = {
+            name: getattr(row, name)
+            for name in ("task", "receiver", "protocol", "fuser", "fusion", "gate", "rephrase", "control", "t2t_gate")
+        }
+        seconds = {
+            f"seconds/{phase}/{q}": getattr(s, q) for phase, s in row.latency.items() for q in ("mean", "p50", "p95")
+        }
+        rounds = {f"specfed/{name}": value for name, value in row.speculation.items()}
+        told = {f"leakage/{name}": value for name, value in leakage_table.summary(row).items()}
+        names = ("n", "accuracy", "stderr", "gain_points", "gain_percent", "p_alone", "rescued", "harmed")
+        names = (*names, "unparseable", "unrephrased", "bytes_per_token", "bytes_per_token_analytic")
+        self.tracker.child(
+            f"{row.way}, {who(row.senders, self.order.senders) or 'nobody'} > {row.receiver}",
+            params={**params, "senders": ",".join(row.senders), "full": row.full, "seeds": row.seeds},
+            metrics={name: getattr(row, name) for name in names} | seconds | told | rounds,
+            tags={"job": "evaluate", "zoo": settings.zoo.name, "type": row.type or "alone"},
+        )
+        joined = row.senders == self.order.senders[: len(row.senders)] and row.receiver == settings.receiver
+        if joined and row.control == "none" and fedrefine.line(row):  # figure 3a as curves of the job's own run
+            words = (row.protocol, row.fusion, row.rephrase)
+            name = " ".join(word for word in words if word != "none")
+            self.tracker.metrics({f"accuracy_by_senders/{row.task}/{name}": row.accuracy}, step=len(row.senders))
+
+    def report(self, status: Status) -> Report | None:
+        if not self.members and status == "failed":  # a federation that never opened has nothing to report
+            return None
+        settings, results = self.settings, self.results
+        rows = results.rows() if results else ()
+        return Report(
+            job="evaluate",
+            zoo=settings.zoo.name,
+            receiver=settings.receiver,
+            senders=settings.senders,
+            seed=settings.seed,
+            status=status,
+            protocol=settings.protocol.name,
+            fuser=settings.fuser,
+            fusion=settings.fusion,
+            fusion_order=settings.fusion_order,
+            compile=settings.compile,
+            gate=settings.gate.kind,
+            rephrase=settings.rephrase,
+            control=settings.control,
+            task=str(settings.questions or settings.task.name),
+            scoring=scorings(settings, chain.from_iterable(self._questions.values())),
+            data=self._data(),
+            n=max((row.n for row in rows), default=0),
+            members=self.members,
+            rows=rows,
+            comparisons=results.comparisons() if results else (),
+            contributions=results.contributions() if results else (),
+            order=self.order,
+        )
+
+    def _data(self) -> tuple[Data, ...]:
+        """The data sets behind the tasks."""
+        base, tasks = self.settings, dict.fromkeys(task for task, _ in self._questions)
+        found = (source(replace(base, task=replace(base.task, name=task))) for task in tasks)
+        return tuple(Data(**asdict(origin)) for origin in found if origin)
+
+    def keep(self, report: Report) -> None:
+        settings, tracker = self.settings, self.tracker
+        if report.evaluated:
+            tracker.describe(table.as_markdown(report))
+            table.write(report, settings.output)
+            folder = emptied(settings.output)
+            fedrefine.draw(report, folder)
+            specfed.draw(report, folder)
+            overview.draw(report, folder)
+            fedattn.draw(report, folder)
+        tracker.table("rows.json", [_flat(row) for row in report.evaluated])
+        tracker.table(
+            "leakage.json",
+            [dict(zip(leakage_table.HEADINGS, line, strict=True)) for line in leakage_table.lines(report.evaluated)],
+        )
+        for file, to in (("table.md", ""), ("figures", "figures")):
+            tracker.artifact(settings.output / file, to)
+
+    def show(self, report: Report) -> None:
+        self.screen.order(self.order)
+        self.screen.rows(report.evaluated, self.order.senders)
+
+
+def run(settings: EvaluateSettings, federation: Callable[[Settings], Federation] = Federation) -> int:
+    """Do the job; returns the exit code. Prints `report: PATH` last.
+
+    Raises FedrayError for mistakes of the user's and of the outside world; what was done until then is in the report,
+    and the same command with the same output goes on from there.
+    """
+    return Evaluation(settings, federation).run()
+
+
+def check_cases(settings: EvaluateSettings) -> None:
+    """Refuse what some case has no fuser for, and prompts too long for a member, before any LLM is loaded."""
+    planner, everybody = Planner(settings.registry.path, settings.zoo.path, settings.zoo.name), neutral(settings)
+    for case in cases(settings, settings.senders):
+        own = case.settings(settings, settings.seed)
+        planner.check(
+            case.receiver,
+            case.senders,
+            protocol=case.way.protocol,
+            fuser=own.fuser,
+            fusion=own.fusion,
+            gate=own.gate.kind,
+            on_missing=own.on_missing,
+        )
+        check_tokens(own, {source.name: source for source in sources(own)})
+    tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
+    for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
+        prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]
+        check_prompts(sources(everybody), prompts)
+
+
+def graded(questions: list[Question]) -> list[Question]:
+    """The questions, if each has a known answer. Raises FedrayError naming one that has not."""
+    for question in questions:
+        if question.answer is None:
+            raise FedrayError(
+                f'an evaluation needs the right answer: give question {question.id} "choices" and an "answerKey", or '
+                'an "answer" that ends in "#### number"'
+            )
+    return questions
+
+
+def _flat(row: Evaluated) -> dict[str, object]:
+    """What of a row is a number or a word."""
+    words = {"senders": ", ".join(row.senders), "seeds": ", ".join(map(str, row.seeds))}
+    values = asdict(row) | words | {"fedattn": str(row.fedattn or "none")}
+    return {key: value for key, value in values.items() if not isinstance(value, dict | list | tuple)}

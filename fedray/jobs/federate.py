@@ -1,0 +1,233 @@
+"""The main job's body: ask a federation, and the receiver alone, and leave a report whatever happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from fedray.data.catalogue import BENCHMARKS
+from fedray.errors import MemberFailed
+from fedray.evaluation.figures import base
+from fedray.evaluation.measure import ANSWER_TOKENS, batches
+from fedray.evaluation.record import Record
+from fedray.evaluation.screen import FederateScreen
+from fedray.federation.federation import Federation
+from fedray.federation.sources import check_tokens, sources
+from fedray.jobs.dry_run import DryRun
+from fedray.llm.catalogue import original_of
+from fedray.llm.loading import check_prompts
+from fedray.methods.fedattn import segments
+from fedray.questions.benchmarks import source
+from fedray.questions.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
+from fedray.reporting import report as reports
+from fedray.reporting.job import Job, Status
+from fedray.reporting.report import Report
+from fedray.settings.settings import Settings
+from fedray.types import Answer, FedrayError, Missing, Request, Row, Usage
+
+
+class Federate(Job[Settings, FederateScreen]):
+    """One run of the job: what it was told, what it has done, whom it tells."""
+
+    name = "federate"
+
+    def __init__(
+        self, settings: Settings, questions: Sequence[Question], federation: Callable[[Settings], Federation]
+    ) -> None:
+        title = f"{settings.protocol.name} {'+'.join((*settings.takes_part[1:], '> '))}{settings.receiver}"
+        screen = FederateScreen(settings.zoo.name)
+        super().__init__(settings, screen, tracking=settings.tracking, title=title, private=settings.private)
+        self.questions, self.federation = questions, federation
+        self.record = Record(settings)
+        self.record.source = source(settings)
+
+    def work(self) -> None:
+        with self.federation(self.settings) as fed:
+            self._open(fed)
+            if self.settings.prompt is not None:
+                self._ask(fed, self.settings.prompt)
+            else:
+                self._evaluate(fed, self.questions)
+            self.record.remember(fed.memory())
+
+    def report(self, status: Status) -> Report | None:
+        opened = self.record.members or status != "failed"  # else there is nothing to report
+        return self.record.report(status) if opened else None
+
+    def keep(self, report: Report) -> None:
+        self._figures(report)
+        self.tracker.metrics(_metrics(report))
+        self.tracker.table(
+            "questions.json", [{**_row(r.answered()), "outcome": r.outcome} for r in self.record.results]
+        )
+
+    def show(self, report: Report) -> None:
+        self.screen.summary(report, self.record.results, self.record.by_group())
+        self.screen.unrephrased(self.record.unrephrased, report.n)
+        self.screen.unparseable(report)
+        self.screen.unheard(self.record.unheard(), report.n)
+
+    def _open(self, fed: Federation) -> None:
+        """Show and log who takes part."""
+        settings = self.settings
+        self.record.open(fed.members, fed.missing, fed.plan)
+        self.screen.members(self.record.members, self.record.kind)
+        self.screen.learned(self.record.learned)
+        self.screen.untrained(self.record.learned)
+        self.tracker.tags(job="federate", zoo=settings.zoo.name, type=self.record.kind or "alone")
+        self.tracker.params(
+            **{
+                name: getattr(settings, name)
+                for name in ("receiver", "fuser", "fusion", "fusion_order", "compile", "control", "rephrase", "seed")
+            },
+            senders=",".join(settings.senders),
+            protocol=settings.protocol.name,
+            gate=settings.gate.kind,
+            route=settings.gate.route,
+            wire=settings.wire.codec,
+            keep=settings.wire.keep,
+            keep_layers=settings.wire.keep_layers,
+            zoo=settings.zoo.name,
+            task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
+            scoring=settings.task.scored_by,
+            limit=settings.task.limit,
+            weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
+            revisions=",".join(f"{m.name}={m.revision}" for m in fed.members.values() if m.revision) or None,
+        )
+
+    def _evaluate(self, fed: Federation, questions: Sequence[Question]) -> None:
+        """Ask every question twice: the receiver alone, and the federation."""
+        settings, record = self.settings, self.record
+        other = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
+        read = dict(zip(questions, other, strict=True)) if other else None
+        asked = list(batches(questions, *self._sizes()))
+        requests = [
+            fed.request(*(q.prompt for q in batch), **request_fields(batch, fed.plan, read), id=f"batch-{number}")
+            for number, batch in enumerate(asked)
+        ]
+        started_ns: list[int] = []
+
+        def begun() -> Iterator[Request]:
+            for request in requests:
+                started_ns.append(time.time_ns())
+                yield request
+
+        alone_plan = replace(fed.plan, protocol="standalone")
+        both = zip(fed.run_all(map(fed.own_part, requests), alone_plan), fed.run_all(begun()), strict=True)
+        with self.screen.progress(len(questions)) as update:
+            for number, (alone, federated) in enumerate(both):
+                if isinstance(alone, MemberFailed):
+                    raise alone
+                if isinstance(federated, MemberFailed):  # on_missing=error: these are wrong, the others go on
+                    federated = failed(alone, str(federated))
+                record.add(asked[number], alone, federated)
+                self.tracker.trace(requests[number], federated, started_ns[number])
+                found = record.comparison()
+                update(len(record.results), found)
+                if found:
+                    running = {"running/accuracy": found.accuracy, "running/accuracy_alone": found.accuracy_alone}
+                    self.tracker.metrics(running, step=len(record.results))
+
+    def _sizes(self) -> tuple[int, int]:
+        """Questions per request: to choose from, and to answer freely (a member's answer is a small message)."""
+        size = self.settings.task.batch_size
+        return size, max(1, min(size, ANSWER_TOKENS // self.settings.generation.max_tokens))
+
+    def _ask(self, fed: Federation, prompt: str) -> None:
+        """One prompt of the user's own, the federation's answer shown as it is decoded."""
+        settings = self.settings
+        request = fed.request(prompt, id="prompt")
+        alone = fed.alone(request)
+        self.screen.alone(settings.receiver, alone.text)
+        started_ns = time.time_ns()
+        try:
+            self.screen.stream(fed.stream(prompt))
+        except FedrayError as error:
+            self.record.add([Question("prompt", prompt)], alone, failed(alone, str(error)))
+            raise
+        assert fed.last is not None, "a stream ends with its answer"
+        self.record.add([Question("prompt", prompt)], alone, fed.last)
+        self.screen.details(self.record.results[-1])
+        self.tracker.trace(request, fed.last, started_ns)
+
+    def _figures(self, report: Report) -> None:
+        folder, found = base.emptied(self.settings.output), self.record.by_group()
+        label = base.label(report.zoo, report.task, report.n)
+        if found:
+            base.accuracy(found, folder / "accuracy.png", label=label, receiver=report.receiver)
+        if report.usage.seconds:
+            base.latency(report.usage.seconds, folder / "latency.png", label=label)
+        self.tracker.artifact(folder, "figures")
+
+
+def run(settings: Settings, federation: Callable[[Settings], Federation] = Federation) -> int:
+    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
+    settings = for_task(settings) if settings.prompt is None else settings
+    questions = load_task(settings) if settings.prompt is None else []
+    check_segments(settings, questions)
+    check_free(settings, questions)
+    check_tokens(settings, {source.name: source for source in sources(settings)})
+    if settings.plan:
+        return DryRun(settings, questions).run()
+    foreign = settings.questions is not None or settings.task.name in BENCHMARKS or settings.zoo.name == "hub"
+    own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
+    if own:
+        check_prompts(sources(settings, list(dict.fromkeys(map(original_of, settings.takes_part)))), own)
+    return Federate(settings, questions, federation).run()
+
+
+def check_segments(settings: Settings, questions: Sequence[Question]) -> None:
+    """Refuse questions that have fewer segments than FedAttn has participants. Raises FedrayError."""
+    if settings.protocol.name == "fedattn":
+        for question in questions:
+            segments(question.prompt, settings.protocol.fedattn, document_of(question, settings, settings.receiver))
+
+
+def check_free(settings: Settings, questions: Sequence[Question]) -> None:
+    """Refuse questions with choices to score where a protocol only writes answers. Raises FedrayError."""
+    choosing = next((question for question in questions if question.offered is not None), None)
+    if settings.protocol.name == "specfed" and choosing is not None:
+        raise FedrayError(
+            f"protocol=specfed writes its answers, and question {choosing.id} has choices to score: add "
+            "task.scoring=letters-generated, or leave the choices out"
+        )
+
+
+def failed(alone: Answer, reason: str) -> Answer:
+    """In place of an answer that did not come: no choice, and the receiver says why."""
+    rows = tuple(Row("", failed=True) for _ in alone.rows)
+    return Answer(rows, alone.receiver, (), (Missing(alone.receiver, reason),), Usage())
+
+
+def _row(answered: reports.Answered) -> dict[str, object]:
+    return {
+        "question": answered.question,
+        "gold": answered.gold,
+        "alone": answered.alone,
+        "federated": answered.federated,
+    }
+
+
+def _metrics(report: Report) -> dict[str, float | None]:
+    usage, accuracy, alone = report.usage, report.accuracy, report.accuracy_alone
+    seconds = {f"seconds/{phase}/{q}": getattr(p, q) for phase, p in usage.seconds.items() for q in ("p50", "p95")}
+    trust = {f"trust/{group}/{sender}": w for group, senders in report.trust.items() for sender, w in senders.items()}
+    return {
+        "n": report.n,
+        "accuracy": accuracy,
+        "stderr": report.stderr,
+        "accuracy_alone": alone,
+        "gain": None if accuracy is None or alone is None else accuracy - alone,
+        "p_value": report.p_value,
+        "rescued": report.rescued,
+        "harmed": report.harmed,
+        "unrephrased": report.unrephrased,
+        "unparseable": report.unparseable,
+        "unparseable_alone": report.unparseable_alone,
+        "payload_bytes": usage.payload_bytes,
+        "bytes_per_token": usage.bytes_per_token,
+        **{f"specfed/{name}": value for name, value in report.speculation.items()},
+        **seconds,
+        **trust,
+    }

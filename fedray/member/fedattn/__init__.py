@@ -1,0 +1,1 @@
+"""A participant of FedAttn (arXiv 2511.02647) inside its member."""

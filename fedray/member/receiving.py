@@ -1,0 +1,97 @@
+"""What a receiver does with others' caches: it compares each with its plan, and fuses those that hold.
+
+Payloads are read inside a Border: whatever is wrong with one costs its sender alone, which is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from fedray.border import Border
+from fedray.fusion import combine
+from fedray.fusion.fuser import Fuser
+from fedray.fusion.norms import check_norms
+from fedray.llm.decoding import Context
+from fedray.llm.model import LLM
+from fedray.member.clock import Clock
+from fedray.member.sessions import Session, Sessions
+from fedray.types import Artifact, Compile, KVSpec, Missing, Plan
+from fedray.wire.header import Expected
+from fedray.wire.payload import Payload, Shipment, unpack
+from fedray.wire.selection import layers_sent
+
+ANY_CONTEXT = 1 << 31  # tokens, of a sender whose plan was made by hand
+Asked = Mapping[str, Mapping[int, int]]  # sender -> row of the request that it was asked for -> most tokens of it
+
+
+class Receiver:
+    """What Member inherits to take others' caches."""
+
+    llm: LLM
+    _sessions: Sessions
+    _threads: int | None
+    _received_bytes: int
+    _take: Callable[[int | None], None]
+    fuser: Callable[[Artifact, Compile | None], Fuser]
+
+    @torch.no_grad()
+    def _fuse(
+        self,
+        session: str,
+        senders: tuple[str, ...],
+        plan: Plan,
+        payloads: tuple[Payload, ...],
+        asked: Asked | None,
+        clock: Clock,
+    ) -> tuple[Context, tuple[str, ...], tuple[Missing, ...], int]:
+        self._take(self._threads)
+        held = self._sessions.get(session)
+        border, parts, size = Border(), [], 0
+        for sender, payload in zip(senders, payloads, strict=True):
+            with border.of(sender):
+                fuser = self.fuser(plan.fusers[sender], plan.compile)
+                rows = dict.fromkeys(range(held.cache.batch), ANY_CONTEXT) if asked is None else asked[sender]
+                expected = _expected(sender, fuser.config.sender, plan, rows, exact=asked is not None)
+                shipment = unpack(payload, expected, device=self.llm.device, dtype=self.llm.model.dtype)
+                size += payload.nbytes
+                check_norms(shipment.sent, shipment.layers, shipment.spec, fuser.norms)
+                parts.append(self._part(sender, shipment, held, plan))
+        self._received_bytes += size
+        clock.lap("unpack")
+        context = combine.fuse(plan.fusion, held.own(), held.spans, parts, plan.fusion_order, border)
+        clock.lap("fuse")
+        took_part = tuple(part.sender for part in parts if part.sender not in border.refused)
+        return context, took_part, border.missing(), size
+
+    def _weight(self, sender: str, held: Session, plan: Plan) -> Tensor:
+        """(B,): the gate's weight of a sender."""
+        if held.weights_BS is None:
+            return torch.ones(held.cache.batch)
+        return held.weights_BS[:, plan.senders.index(sender)]
+
+    def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
+        batch = held.cache.batch
+        lengths = dict(zip(shipment.rows, shipment.lengths, strict=True))
+        spans = dict(zip(shipment.rows, shipment.spans, strict=False))
+        whole = dict(zip(shipment.rows, shipment.whole, strict=True))
+        return combine.Part(
+            sender=sender,
+            fuser=self.fuser(plan.fusers[sender], plan.compile),
+            cache=shipment.flat,
+            weight_B=self._weight(sender, held, plan).to(self.llm.device),
+            spans=tuple(spans.get(row, ()) for row in range(batch)),
+            whole=tuple(whole.get(row, 0) for row in range(batch)),
+            layers=shipment.layers,
+            lengths=tuple(lengths.get(row, 0) for row in range(batch)),
+        )
+
+
+def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Mapping[int, int], *, exact: bool) -> Expected:
+    """Say what a plan lets a sender send of these rows, into a fuser that reads caches of `spec`."""
+    layers = layers_sent(spec, plan.fusers[sender].layers, plan.wire, plan.seed)
+    context = plan.contexts.get(sender, ANY_CONTEXT)
+    most = tuple(min(tokens, context) for tokens in rows.values())
+    return Expected(sender, spec, tuple(rows), most, layers, plan.wire, plan.fusion == "mix", exact)

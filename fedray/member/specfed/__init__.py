@@ -1,0 +1,1 @@
+"""A server or worker of SpecFed (arXiv 2604.25777) inside its member."""

@@ -1,0 +1,1 @@
+"""Tasks, and how replies are scored."""

@@ -1,0 +1,56 @@
+"""The questions of the data sets that LLMs are compared on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from fedray.data.catalogue import BENCHMARKS, benchmark
+from fedray.data.rows import Item
+from fedray.data.source import DataSource, read
+from fedray.questions.scoring import flaw
+from fedray.settings.settings import Settings
+from fedray.types import FedrayError
+
+Items = dict[str, tuple[str, Item]]  # id -> (group, question)
+
+
+def items(settings: Settings) -> Items:
+    """The questions of the settings' task that have a public answer, in the data set's order.
+
+    Raises FedrayError: no such split, another schema, offline, a split whose answers are not public.
+    """
+    return _load(settings)[0]
+
+
+def source(settings: Settings) -> DataSource | None:
+    """Where the task's questions come from, if they are a data set's."""
+    own = settings.prompt is not None or settings.questions is not None
+    return None if own or settings.task.name not in BENCHMARKS else _load(settings)[1]
+
+
+def _load(settings: Settings) -> tuple[Items, DataSource]:
+    data = settings.data
+    task = settings.task
+    return _read(task.name, task.split, task.scored_by, data.path, data.streaming, data.revision)
+
+
+@lru_cache(maxsize=8)  # an evaluation asks for the same questions once per seed
+def _read(
+    name: str, split: str, scored_by: str, path: Path | None, streaming: bool, revision: str | None
+) -> tuple[Items, DataSource]:
+    data = benchmark(name)
+    found, origin = read(data, split, path=path, streaming=streaming, revision=revision)
+    answered = {key: row for key, row in found.items() if row[1].answered}
+    if not answered:
+        others = " or ".join(f"task.split={other}" for other in data.splits if other != split)
+        raise FedrayError(f"the {split} split of {name} comes without answers to compare with: choose {others}")
+    left_out = Counter(origin.left_out)
+    left_out["no answer"] += len(found) - len(answered)
+    scored = {key: row for key, row in answered.items() if not flaw(scored_by, row[1].choices, row[1].gold)}
+    left_out[f"choices that {scored_by} cannot tell apart"] += len(answered) - len(scored)
+    if not scored:
+        raise FedrayError(f"no question of {name} can be scored by {scored_by}: choose another with task.scoring")
+    return scored, replace(origin, rows=len(scored), left_out=dict(+left_out))

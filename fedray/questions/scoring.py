@@ -1,0 +1,77 @@
+"""How a question is put, and what an answer to it stands for. Scorings differ in their numbers: reports name theirs.
+
+text               the question alone; the choice whose text is likeliest (acc of lm-eval)
+text-normalized    the same, log-likelihood over the text's length in characters (acc_norm of lm-eval)
+letters            the choices are listed; the likeliest letter after "The correct answer is" (C2C's `logits`)
+letters-generated  the same, answered freely in up to 64 tokens, the letter read off the reply (C2C's `generate`)
+told               the question alone, answered freely; the one choice that the answer names
+number             no choices; the number that a free answer states
+
+How letters and numbers are read off a reply: replies.py.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from fedray.data.rows import LETTERS
+from fedray.questions.replies import letter, named, number
+from fedray.types import Row
+
+__all__ = ["asked", "flaw", "letter", "named", "number", "offered", "picked"]
+
+REPLY = "The correct answer is"
+MAX_TOKENS = {"letters-generated": 64, "number": 512}  # of a free answer
+FREELY = (*MAX_TOKENS, "told")
+
+
+def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
+    """The prompt of a question."""
+    if scoring.startswith("letters"):
+        listed = "\n".join(f"{label}. {choice}" for label, choice in zip(LETTERS, choices, strict=False))
+        known = ", ".join(LETTERS[: len(choices) - 1]) + f" or {LETTERS[len(choices) - 1]}"
+        return (
+            f"Answer this multiple-choice question.\n\n{question}\n\nChoices:\n{listed}\n\n"
+            f'Reply with the letter of the one best choice ({known}) and nothing else: "{REPLY} <letter>".'
+        )
+    if scoring == "number":
+        return f"{question}\n\nThink step by step. End with a line in this form: Answer: <number>"
+    return question
+
+
+def flaw(scoring: str, choices: Sequence[str], gold: int | None) -> str:
+    """Why a scoring can never find these choices' right one, with the remedy; "" where it can."""
+    if scoring.startswith("letters"):
+        many = len(choices) > len(LETTERS)
+        return f"{len(choices)} choices, and letters end at Z: take some out, or add task.scoring=text" if many else ""
+    texts = [unicodedata.normalize("NFC", choice.strip()) for choice in choices]
+    texts = [text.casefold() for text in texts] if scoring == "told" else texts
+    twice = gold is not None and texts.count(texts[gold]) > 1
+    return (
+        "two equal choices, one of them right, which texts cannot tell apart: add task.scoring=letters" if twice else ""
+    )
+
+
+def offered(scoring: str, choices: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The texts members choose from, one per choice; None: they answer freely."""
+    if choices is None or scoring in FREELY:
+        return None
+    return tuple(f"{REPLY} {LETTERS[i]}" for i in range(len(choices))) if scoring == "letters" else tuple(choices)
+
+
+def picked(scoring: str, choices: Sequence[str], row: Row) -> int | None:
+    """The choice an answer stands for; None: it names none."""
+    if scoring == "letters-generated":
+        return letter(row.text, choices)
+    if scoring == "told":
+        return named(row.text, choices)
+    if scoring == "text-normalized" and row.scores:
+        shares = [score / len(text) for score, text in zip(row.scores, choices, strict=True)]
+        return max(range(len(shares)), key=shares.__getitem__)
+    return row.choice
+
+
+def is_right(choice: int | None, gold: int) -> bool:
+    """Whether a chosen index is the right one; None is a sample that failed."""
+    return choice is not None and choice == gold

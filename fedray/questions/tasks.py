@@ -1,0 +1,272 @@
+"""Questions to ask a federation: the tiny world's held-out facts, or a file of one's own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+from fedray.data import files, own, rows
+from fedray.data.catalogue import BENCHMARKS
+from fedray.data.numbers import plain_number
+from fedray.data.rows import EMPTY, LeftOut, WrongRow
+from fedray.llm.catalogue import EMBEDDED, NAMES
+from fedray.questions import benchmarks, scoring
+from fedray.questions.scoring import is_right
+from fedray.settings.settings import Settings, Task
+from fedray.types import FedrayError, Plan, Row
+from fedray.world.questions import evidence, joint, told
+from fedray.world.world import UNSEEN_PHRASINGS, World, seed_of, seen_in_fusing
+
+TASKS = get_args(Task)
+JOINT = 1000  # questions about two facts; there are many more
+_SEED = 0  # of the order: a limit takes questions about the same facts, however they are phrased
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question. gold: index into choices; target: the right answer of a question that is answered freely; scoring:
+    how an answer is read (scoring.py); group: what figures are split by (a domain, or ""); experts: the members
+    that know what it asks, where that is known (all of them are needed); asked, evidence: member -> what it reads
+    instead of the prompt, and the document that it alone holds."""
+
+    id: str
+    prompt: str
+    choices: tuple[str, ...] | None = None  # None: answered freely
+    gold: int | None = None
+    group: str = ""
+    entity: str = ""
+    attribute: str = ""
+    experts: tuple[str, ...] = ()
+    asked: Mapping[str, str] = field(default_factory=dict, hash=False)
+    evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
+    target: str | None = None
+    scoring: str = "text"
+
+    @property
+    def answer(self) -> str | None:
+        """The right answer's text, where it is known."""
+        return self.choices[self.gold] if self.choices and self.gold is not None else self.target
+
+    @property
+    def offered(self) -> tuple[str, ...] | None:
+        """The texts that members choose from; None: they answer freely."""
+        return scoring.offered(self.scoring, self.choices)
+
+    def said(self, row: Row) -> str | None:
+        """What an answer comes to, in the words of the choices or the form of the target; None: it names none."""
+        if row.failed:
+            return None
+        if self.choices is None:
+            return scoring.number(row.text) if self.scoring == "number" else row.text
+        choice = scoring.picked(self.scoring, self.choices, row)
+        return None if choice is None else self.choices[choice]
+
+    def unread(self, row: Row) -> bool:
+        """Whether a free answer came from which neither a choice nor a number can be read."""
+        return self.scoring in scoring.FREELY and self.said(row) is None
+
+    def right(self, row: Row) -> bool | None:
+        """Whether an answer is right; None where nobody knows."""
+        if self.choices is None or self.gold is None:
+            return None if self.target is None else self.said(row) == self.target
+        return is_right(scoring.picked(self.scoring, self.choices, row), self.gold)
+
+
+def load_task(settings: Settings, seed: int = 0) -> list[Question]:
+    """The questions of a run: all of `questions=FILE` in its order, or the task's, shuffled and limited.
+
+    seed: of the task's phrasings and choices; they are the same whatever the run's own seed.
+    Raises FedrayError where a file does not say what it should: file, line, remedy.
+    """
+    how = settings.task.scored_by
+    if settings.questions is not None:
+        return [_scored(question, how) for question in _own(settings)]
+    if settings.task.name not in TASKS:
+        raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
+    if settings.task.name in BENCHMARKS:
+        found = benchmarks.items(settings).items()
+        questions = [
+            Question(name, i.question, i.choices or None, i.gold, group, target=i.target) for name, (group, i) in found
+        ]
+    else:
+        world = World(seed_of(settings.zoo.path or EMBEDDED))
+        questions = [_question(row) for row in _rows(settings, world, seed)]
+    random.Random(_SEED).shuffle(questions)
+    return [_scored(question, how) for question in questions[: settings.task.limit]]
+
+
+def _scored(question: Question, how: str) -> Question:
+    """The question put as a scoring wants it; without choices that is a number's, or none where nobody knows it."""
+    if question.choices is None and question.target is None:
+        return question
+    how = how if question.choices else "number"
+    prompt = scoring.asked(how, question.prompt, question.choices or ())
+    target = None if question.target is None else plain_number(question.target)
+    return replace(question, prompt=prompt, target=target, scoring=how)
+
+
+def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
+    """Rows in the schema of OpenBookQA, about the entities of the task's split."""
+    name, split = settings.task.name, world.split(settings.task.split)
+    facts = [fact for fact in split if seen_in_fusing(fact) is (name != "tiny-unseen")]
+    if name.startswith("tiny-joint"):
+        pairs = joint(world, facts, JOINT, seed)
+        return pairs if name == "tiny-joint-halves" else [{**row, "asked": {}} for row in pairs]
+    if name == "tiny-tell":
+        others = settings.senders or tuple(name for name in NAMES if name != settings.receiver)
+        return told(world, facts, others, seed)
+    if name.startswith("tiny-evidence"):
+        held = evidence(world, facts, 1, seed)
+        if name == "tiny-evidence":
+            return held
+        if name == "tiny-evidence-question":  # what is left without the documents
+            return [{**row, "evidence": {}} for row in held]
+        pooled = ("\n".join(row["evidence"].values()) for row in held)  # everything in one prompt: nothing is private
+        return [{**row, "evidence": {settings.receiver: text}} for row, text in zip(held, pooled, strict=True)]
+    return world.multiple_choice(facts, seed, UNSEEN_PHRASINGS if name == "tiny-phrasings" else None)
+
+
+def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Question, str] | None) -> dict[str, Any]:
+    """What a Request says of these questions besides their prompts. instead: what senders read (control=mismatched)."""
+    asked = {name for q in questions for name in q.asked}
+    holders = {name for q in questions for name in q.evidence}
+    fields = {
+        "choices": None if questions[0].offered is None else tuple(q.offered or () for q in questions),
+        "asked": dict.fromkeys(plan.senders, tuple(instead[q] for q in questions))
+        if instead
+        else {name: tuple(q.asked.get(name, q.prompt) for q in questions) for name in asked},
+        "evidence": {name: tuple(q.evidence.get(name, "") for q in questions) for name in holders},
+        "weights": {name: tuple(float(name in q.experts) for q in questions) for name in (plan.receiver, *plan.senders)}
+        if plan.gate == "oracle"
+        else {},
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def document_of(question: Question, settings: Settings, member: str) -> str:
+    """The document that a member holds of a question: the question's own, else what the settings give it."""
+    return question.evidence.get(member, "") or settings.documents().get(member, "")
+
+
+def mismatched(questions: list[Question], seed: int) -> list[str]:
+    """For control=mismatched: per question the prompt of another one, for the senders to read instead.
+
+    The other question is about the same attribute of another entity and has another answer, in the same group if
+    there is one: a sender knows it as well, and what it knows does not help. Raises FedrayError if there is no other.
+    """
+    rng = random.Random(f"mismatched-{seed}")
+    return [_other(question, questions, rng).prompt for question in questions]
+
+
+def _other(question: Question, questions: list[Question], rng: random.Random) -> Question:
+    wishes: tuple[Callable[[Question], bool], ...] = (
+        lambda q: q.group == question.group,
+        lambda q: q.answer is None or q.answer != question.answer,
+        lambda q: q.attribute == question.attribute,
+    )
+    others = [q for q in questions if q.prompt != question.prompt and (not q.entity or q.entity != question.entity)]
+    if not others:
+        raise FedrayError(
+            f"control=mismatched finds no question about another entity than {question.prompt!r} asks about: "
+            "ask more questions (task.limit, or lines in the questions file)"
+        )
+    for dropped in range(len(wishes) + 1):
+        found = [q for q in others if all(wish(q) for wish in wishes[dropped:])]
+        if found:
+            return rng.choice(found)
+    raise AssertionError("without a wish every other question fits")
+
+
+def scorings(settings: Settings, questions: Iterable[Question]) -> str:
+    """How answers are read, for a report: a file of the user's own may hold questions of several kinds."""
+    own = dict.fromkeys(question.scoring for question in questions) if settings.questions is not None else ()
+    return "+".join(own) or settings.task.scored_by
+
+
+def for_task(settings: Settings) -> Settings:
+    """The settings, free answers as long as their questions need."""
+    needed = {settings.task.scored_by} | ({"number"} if _asks_numbers(settings) else set())
+    given = settings.generation.max_tokens
+    longest = settings.task.max_tokens or max(scoring.MAX_TOKENS.get(how, given) for how in needed)
+    return replace(settings, generation=replace(settings.generation, max_tokens=longest))
+
+
+def _asks_numbers(settings: Settings) -> bool:
+    """Whether questions of the user's own are answered by numbers."""
+    try:
+        own = _own(settings) if settings.questions is not None else ()
+    except FedrayError:  # a mistake in the file is told by load_task
+        return False
+    return any(question.target is not None for question in own)
+
+
+def _own(settings: Settings) -> tuple[Question, ...]:
+    path, how = settings.questions, settings.task.scored_by
+    assert path is not None, "the caller has looked"
+    stat = path.stat() if path.is_file() else None
+    return _read_once(path, how, (stat.st_mtime_ns, stat.st_size) if stat else None)
+
+
+@lru_cache(maxsize=4)  # an evaluation asks for the same questions once per case and seed
+def _read_once(path: Path, how: str, state: object) -> tuple[Question, ...]:
+    return tuple(read_questions(path, how))
+
+
+def read_questions(path: Path, how: str = "text") -> list[Question]:
+    """Questions of a file of the user's own, in its order: .txt (one per line), or rows in the schema of a data set.
+
+    The columns say which (fedray/data/own.py); `id`, `domain`, `entity` and `attribute` may stand beside
+    them. how: the scoring that has to be able to tell choices apart. Nothing is left out: raises FedrayError with file,
+    line and remedy.
+    """
+    questions = []
+    for place, row in files.rows(path):
+        where = f"{path}, {place}"
+        try:
+            item, about = own.question(row), own.about(row)
+        except WrongRow as error:
+            raise FedrayError(f"{where}: {error}; read are {own.SCHEMAS}") from error
+        item = item if isinstance(item, LeftOut) or item.whole else EMPTY
+        if isinstance(item, LeftOut):
+            raise FedrayError(
+                f"{where} cannot be asked and scored ({item.reason}): mend it or take it out; such rows of a data "
+                "set are left out, and counted, with its own task= and data.path="
+            )
+        if flaw := scoring.flaw(how, item.choices, item.gold):
+            raise FedrayError(f"{where} has {flaw}")
+        questions.append(
+            Question(
+                id=about.get("id", f"{path.name}:{place.split()[-1]}"),
+                prompt=item.question,
+                choices=item.choices or None,
+                gold=item.gold,
+                group=about.get("domain", ""),
+                entity=about.get("entity", ""),
+                attribute=about.get("attribute", ""),
+                target=item.target,
+            )
+        )
+    if not questions:
+        raise FedrayError(f"{path} holds no question: write one per line")
+    return questions
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    """A question from a row of the world's, in the schema of OpenBookQA with more beside it."""
+    item = rows.labelled(row)
+    return Question(
+        id=str(row["id"]),
+        prompt=item.question,
+        choices=item.choices,
+        gold=item.gold,
+        group=row.get("domain", ""),
+        entity=row.get("entity", ""),
+        attribute=row.get("attribute", ""),
+        experts=tuple(row.get("experts", ())),
+        asked=row.get("asked", {}),
+        evidence=row.get("evidence", {}),
+    )

@@ -1,0 +1,1 @@
+"""Fusers and gates on disk: a store of versions, hub repositories, imports, and plans made of them."""

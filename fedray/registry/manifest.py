@@ -1,0 +1,181 @@
+"""What lies in a version folder of the registry, validated whenever it is read: nothing else of it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedray.fusion.build import build_fuser
+from fedray.fusion.fuser import Fuser, FuserConfig
+from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.norms import RECORD, Norms
+from fedray.llm.catalogue import slug
+from fedray.registry.layers_read import layers_read
+from fedray.schema import Schema
+from fedray.types import Artifact, FedrayError
+
+MANIFEST_VERSION = 1
+_LLM = "[a-z0-9][a-z0-9._-]{0,80}"
+_NAME = re.compile(f"{_LLM}--{_LLM}")
+_HASH = re.compile("[0-9a-f]{16}")
+_DEEPEST = 64  # levels of nesting; what fedray writes has fewer than ten
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What lies in a version folder.
+
+    role: "fuser" or "gate"; config: FuserConfig or GateConfig fields; llms: LLM name -> {weights, tokenizer} hashes;
+    training: what it was trained on and for how long; weights: sha256 of model.safetensors; hash: the version's name,
+    which covers role, config, llms and weights.
+    """
+
+    name: str
+    role: str
+    config: Mapping[str, Any]
+    llms: Mapping[str, Mapping[str, str]]
+    training: Mapping[str, Any]
+    weights: str
+    hash: str
+    code: str
+    version: int = MANIFEST_VERSION
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read and validate a manifest: types, ranges, names, and its own hash. Raises FedrayError."""
+        values = parse_json(text)
+        if not isinstance(values, dict):
+            raise FedrayError("it holds no object")
+        if (version := values.get("version", MANIFEST_VERSION)) != MANIFEST_VERSION:
+            raise FedrayError(f"version {ascii(version)[:20]}, this fedray reads {MANIFEST_VERSION}: update fedray")
+        manifest = _SCHEMA.read(values)
+        manifest._check()
+        return manifest
+
+    def to_json(self) -> str:
+        """The text of manifest.json. Raises FedrayError where it could not be read again."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        try:
+            text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+        except RecursionError as error:
+            raise FedrayError("it is nested too deep") from error
+        self.from_json(text)
+        return text
+
+    @property
+    def kind(self) -> str:
+        return self.config.get("kind", "gate")
+
+    @property
+    def operator(self) -> str:
+        return self.config["operator"]
+
+    @property
+    def reads(self) -> str:
+        """What a fuser reads: the sender's cache alone, or both."""
+        return FuserConfig.from_dict(self.config).reads if self.role == "fuser" else "receiver"
+
+    @property
+    def norms(self) -> Norms | None:
+        """The range of the caches a fuser was trained on; None where training has left none. Raises FedrayError."""
+        if self.role != "fuser" or RECORD not in self.training:
+            return None
+        try:
+            return Norms.from_dict(self.training[RECORD], self.config["sender"]["layers"])
+        except ValueError as error:
+            raise FedrayError(f"{error}; train it again") from error
+
+    def artifact(self, folder: Path) -> Artifact:
+        """What a plan needs to know of this version."""
+        reads_ids = self.config.get("token_alignment") == "ids"
+        layers = layers_read(FuserConfig.from_dict(self.config), folder) if self.role == "fuser" else None
+        return Artifact(self.name, self.hash, str(folder), reads_ids, layers)
+
+    def build(self) -> Fuser | Gate:
+        """Build the module that its config describes, its weights at random. Raises FedrayError."""
+        if self.role == "gate":
+            return Gate(GateConfig.from_dict(self.config))
+        return build_fuser(FuserConfig.from_dict(self.config))
+
+    def _check(self) -> None:
+        """Validate what types alone do not tell: what is named is printable, and name, LLMs and hash say the same."""
+        hashes = [text for of_llm in self.llms.values() for text in of_llm.values()]
+        if any(len(text) > 200 or not text.isprintable() for text in (self.name, self.code, *self.llms, *hashes)):
+            raise FedrayError("a name or hash in it is no printable text of 200 characters at most")
+        if self.role not in ("fuser", "gate"):
+            raise FedrayError(f"role {self.role[:20]!r}")
+        if any(of_llm.keys() != {"weights", "tokenizer"} for of_llm in self.llms.values()):
+            raise FedrayError("a hash of an LLM is missing")
+        if self.role == "gate":
+            config = GateConfig.from_dict(self.config)
+            fits = self.name == f"gate--{config.receiver}" and self.llms.keys() == {config.receiver}
+            fits = fits and all(re.fullmatch(_LLM, sender) for sender in config.senders)
+        else:
+            FuserConfig.from_dict(self.config)
+            names = tuple(self.llms)
+            fits = len(names) in (1, 2) and self.name in (f"{names[0]}--{names[-1]}", f"{names[-1]}--{names[0]}")
+        _ = self.norms
+        if not fits or not _NAME.fullmatch(self.name):
+            raise FedrayError(f"it is called {self.name} and is for {', '.join(self.llms)[:200]}")
+        if self.hash != digest_of(self.role, self.config, self.llms, self.weights):
+            raise FedrayError("its hash is not that of its content")
+
+
+_SCHEMA = Schema(Manifest)
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON from anywhere. Raises FedrayError where it is damaged or nested deeper than _DEEPEST."""
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise FedrayError("it is nested too deep") from error
+    except ValueError as error:
+        raise FedrayError(f"it is no JSON: {error}") from error
+    level = [values]
+    for _ in range(_DEEPEST):
+        inner = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        ]
+        level = [item for items in inner for item in items]
+    if level:
+        raise FedrayError("it is nested too deep")
+    return values
+
+
+def fuser_name(sender: str, receiver: str) -> str:
+    return f"{slug(sender)}--{slug(receiver)}"
+
+
+def gate_name(receiver: str) -> str:
+    return f"gate--{slug(receiver)}"
+
+
+def digest_of(role: str, config: Mapping[str, Any], llms: Mapping[str, Any], weights: str) -> str:
+    """A version's name: the hash of its weights and of what they mean."""
+    meaning = json.dumps({"role": role, "config": config, "llms": llms, "weights": weights}, sort_keys=True)
+    return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+
+
+def is_name(name: str) -> bool:
+    """Whether a text has the form of a fuser's or gate's name."""
+    return _NAME.fullmatch(name) is not None
+
+
+def is_version(folder: Path) -> bool:
+    """Whether a folder is called as a version is: NAME/HASH."""
+    return is_name(folder.parent.name) and _HASH.fullmatch(folder.name) is not None
+
+
+def version_folder(root: Path, name: str, digest: str) -> Path:
+    """Where a version lies below a root. Raises FedrayError for what is no name or no hash, and would be elsewhere."""
+    if not is_name(name):
+        raise FedrayError(f"{name[:100]!r} is no name for a registry; use lower-case letters, digits, '.', '_' and '-'")
+    if not _HASH.fullmatch(digest):
+        raise FedrayError(f"{digest[:100]!r} is no hash of a version; it has 16 hexadecimal digits")
+    return root / name / digest

@@ -1,0 +1,346 @@
+"""A versioned store of fusers and gates: one folder per version, named by its content hash.
+
+    <root>/<sender>--<receiver>/<hash>/model.safetensors, manifest.json      a fuser F_ij
+    <root>/gate--<receiver>/<hash>/model.safetensors, manifest.json          a gate
+
+The embedded registry is read-only and lies in the package; a user registry (`registry.path=DIR`) lies over it. Only
+safetensors are read. The content hash covers the weights and what they mean (kind, configuration, the hashes of both
+LLMs), never a date, host or path; when its manifest was last written or touched says which version is the newest.
+
+A version is validated when it is written and when it is loaded (store.py). What does not hold is passed over and named
+(`problems`), and the version before it is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fedray import __version__
+from fedray.errors import unknown
+from fedray.files import staged
+from fedray.fusion.fuser import Fuser
+from fedray.fusion.gating import Gate
+from fedray.llm.catalogue import EMBEDDED, slug
+from fedray.registry.manifest import Manifest, digest_of, fuser_name, gate_name, is_name, is_version, version_folder
+from fedray.registry.random_fuser import build_random
+from fedray.registry.versions import (
+    WEIGHTS,
+    check_weights,
+    is_gone,
+    read_manifest,
+    read_weights,
+    version_age,
+    write_version,
+)
+from fedray.types import Artifact, FedrayError, MemberInfo
+
+SHIPPED = EMBEDDED / "registry"
+M = TypeVar("M", Fuser, Gate)
+
+
+class Registry:
+    """The embedded registry under an optional user registry. A later registration of a pair wins."""
+
+    def __init__(self, path: Path | None = None, embedded: Path | None = SHIPPED) -> None:
+        self.path = path
+        self.roots = [root for root in (path, embedded) if root is not None]
+        self._unreadable: dict[Path, str] = {}
+        self._damaged: dict[Path, str] = {}
+        self._sound: set[Path] = set()
+
+    @property
+    def problems(self) -> dict[Path, str]:
+        """What was found that does not hold and is passed over: its absolute folder, and a sentence that names it."""
+        return {**self._unreadable, **self._damaged}
+
+    def list(self) -> list[tuple[Manifest, Path]]:
+        """All versions that can be read, user registry first, newest first within a name."""
+        return self._readable(self._folders())
+
+    def versions(self, name: str) -> list[tuple[Manifest, Path]]:
+        """Those of one fuser or gate. What cannot be read, or was found damaged, is in `problems`."""
+        return self._readable(self._folders(name))
+
+    def sound(self, versions: Iterable[tuple[Manifest, Path]]) -> Iterator[tuple[Manifest, Path]]:
+        """Those of some versions whose weights have the hash in their manifest: read as they are asked for, and once.
+
+        What is damaged is passed over from now on, and in `problems`.
+        """
+        for manifest, folder in versions:
+            key = folder.absolute()
+            if key not in self._sound and key not in self._damaged:
+                try:
+                    check_weights(manifest, folder)
+                    self._sound.add(key)
+                except FedrayError as error:
+                    self._damaged[key] = str(error)
+            if key in self._sound:
+                yield manifest, folder
+
+    def pass_over(self, damaged: Mapping[Path, str]) -> None:
+        """Pass over what another process has found, and nothing else: its `problems`."""
+        self._damaged = dict(damaged)
+
+    def find_fuser(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
+        """The fuser of a pair, trained for exactly these two LLMs. Raises FedrayError naming what there is."""
+        name = fuser_name(sender.name, receiver.name)
+        versions = self.versions(name)
+        candidates = [(m, p) for m, p in versions if m.kind == kind and m.operator == operator]
+        for manifest, path in candidates:
+            if _fits(manifest, sender) and _fits(manifest, receiver):
+                return manifest.artifact(path)
+        if candidates:
+            raise FedrayError(
+                f"the {kind} fuser {sender.name} -> {receiver.name} ({candidates[0][0].hash}) was trained for other "
+                f"LLMs than the ones loaded (weights or tokenizer differ); use those, or a fuser for these"
+                f"{self.passed_over(name)}"
+            )
+        others = sorted({f"fuser={m.kind} fusion={m.operator}" for m, _ in versions})
+        instead = f"there is {', '.join(others)}" if others else "registry.path=DIR may hold one of your own"
+        raise FedrayError(
+            f"no fuser={kind} fusion={operator} for {sender.name} -> {receiver.name}; {instead}{self.passed_over(name)}"
+        )
+
+    def fuser_in_use(
+        self, sender: str, receiver: str, weights: Mapping[str, str], kind: str, operator: str
+    ) -> Artifact | None:
+        """The fuser a federation would find for LLMs of these weights (name -> hash), before any is loaded."""
+        wanted = {slug(llm): digest for llm, digest in weights.items()}
+        candidates = [
+            (manifest, path)
+            for manifest, path in self.versions(fuser_name(sender, receiver))
+            if (manifest.kind, manifest.operator) == (kind, operator)
+            and {llm: hashes["weights"] for llm, hashes in manifest.llms.items()} == wanted
+        ]
+        for manifest, path in self.sound(candidates):
+            return manifest.artifact(path)
+        return None
+
+    def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str) -> Artifact:
+        """The gate of a receiver that knows all these senders. Raises FedrayError."""
+        name = gate_name(receiver.name)
+        gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
+        for manifest, path in gates:
+            if set(map(slug, senders)) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
+                return manifest.artifact(path)
+        for manifest, _ in gates:
+            if not _fits(manifest, receiver):
+                raise FedrayError(
+                    f"the gate of {receiver.name} was trained for other weights of it; use gate=open"
+                    f"{self.passed_over(name)}"
+                )
+        known = f"it knows {', '.join(gates[0][0].config['senders'])}" if gates else "there is none"
+        raise FedrayError(
+            f"no fusion={operator} gate of {receiver.name} for {', '.join(senders)} ({known}); train one with "
+            f"jobs/train_gate.py receiver={receiver.name} 'senders=[{','.join(senders)}]', or use gate=open"
+            f"{self.passed_over(name)}"
+        )
+
+    def passed_over(self, name: str) -> str:
+        """What of a name was passed over, as the end of a sentence; "" where nothing was."""
+        roots = [root.absolute() for root in self.roots]
+        said = [text for folder, text in self.problems.items() if name in folder.parts or folder in roots]
+        return "".join(f"; passed over: {text}" for text in said)
+
+    def pick(self, name: str, digest: str | None = None) -> tuple[Manifest, Path]:
+        """The newest version of a fuser or gate that is sound, or the one whose hash begins with `digest`.
+
+        Raises FedrayError: unknown, damaged.
+        """
+        if digest is not None:
+            folder = self._choose(name, digest)
+            manifest = read_manifest(folder)
+            check_weights(manifest, folder)
+            return manifest, folder
+        self._choose(name, "")
+        for version in self.sound(self.versions(name)):
+            return version
+        raise FedrayError(f"no version of {name} can be used{self.passed_over(name)}")
+
+    def delete(self, name: str, digest: str | None = None) -> Path:
+        """Remove a version for good, damaged or not; returns where it was.
+
+        Raises FedrayError: unknown, embedded, or one of several.
+        """
+        folder = self._choose(name, digest or "")
+        own = [version.name for version in self._folders(name) if self.path and version.is_relative_to(self.path)]
+        if folder.name not in own:
+            raise FedrayError(f"{name} {folder.name} is in the embedded registry, which is read-only: it stays")
+        if digest is None and len(own) > 1:
+            raise FedrayError(f"{name} has several versions: say which, as in hash={own[0]}, of {', '.join(own)}")
+        try:
+            with staged(folder.parent) as away:
+                folder.rename(away / folder.name)
+        except OSError as error:
+            raise FedrayError(f"{folder} cannot be removed ({error.strerror}); see who may write there") from error
+        with suppress(OSError):  # other versions are there
+            folder.parent.rmdir()
+        self._forget(folder)
+        return folder
+
+    def add_fuser(
+        self,
+        fuser: Fuser,
+        sender: MemberInfo,
+        receiver: MemberInfo,
+        training: Mapping[str, Any],
+        root: Path | None = None,
+        *,
+        halve: bool = True,
+    ) -> Artifact:
+        """Store a fuser and return where it lies; in 16 bit, unless `halve` is off and every tensor stays as it is."""
+        name = fuser_name(sender.name, receiver.name)
+        llms = {slug(m.name): {"weights": m.weights_hash, "tokenizer": m.tokenizer_hash} for m in (sender, receiver)}
+        tensors = _tensors(fuser, halve)
+        return self._add(name, "fuser", tensors, fuser.config.to_dict(), llms, training, root)
+
+    def add_gate(
+        self, gate: Gate, receiver: MemberInfo, training: Mapping[str, Any], root: Path | None = None
+    ) -> Artifact:
+        llms = {slug(receiver.name): {"weights": receiver.weights_hash, "tokenizer": receiver.tokenizer_hash}}
+        tensors = _tensors(gate)
+        return self._add(gate_name(receiver.name), "gate", tensors, gate.config.to_dict(), llms, training, root)
+
+    def _add(
+        self,
+        name: str,
+        role: str,
+        tensors: Mapping[str, torch.Tensor],
+        config: dict[str, Any],
+        llms: dict[str, dict[str, str]],
+        training: Mapping[str, Any],
+        root: Path | None,
+    ) -> Artifact:
+        blob = save_tensors(dict(tensors))
+        weights = hashlib.sha256(blob).hexdigest()
+        digest = digest_of(role, config, llms, weights)
+        return self.adopt(Manifest(name, role, config, llms, dict(training), weights, digest, __version__), blob, root)
+
+    def adopt(self, manifest: Manifest, blob: bytes, root: Path | None = None) -> Artifact:
+        """Store a version as the newest of its name; blob: its model.safetensors. Raises FedrayError."""
+        root = root or self.path
+        if root is None:
+            raise FedrayError(
+                f"{manifest.name} cannot be stored: the embedded registry is read-only; give registry.path=DIR"
+            )
+        try:
+            folder = write_version(root, manifest, blob)
+        except OSError as error:
+            raise FedrayError(
+                f"{version_folder(root, manifest.name, manifest.hash)} cannot be written ({error.strerror}); the "
+                "versions before it are untouched"
+            ) from error
+        self._forget(folder)
+        return manifest.artifact(folder)
+
+    def _forget(self, folder: Path) -> None:
+        for found in (self._unreadable, self._damaged):
+            found.pop(folder.absolute(), None)
+
+    def _folders(self, name: str | None = None) -> list[Path]:
+        """Where the versions of a name lie, or all versions, the user's newest first within a name."""
+        if name is not None and not is_name(name):
+            return []
+        found = []
+        for root in self.roots:
+            age = version_age if root == self.path else None  # a package's files are as old as its installation
+            for home in [root / name] if name else self._inside(root):
+                found += sorted(filter(is_version, self._inside(home)), key=age)
+        return found
+
+    def _inside(self, folder: Path) -> list[Path]:
+        try:
+            return sorted(folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            self._unreadable[folder.absolute()] = f"{folder} cannot be read ({error.strerror}); see who may read there"
+            return []
+
+    def _readable(self, folders: Iterable[Path]) -> list[tuple[Manifest, Path]]:
+        found = []
+        for folder in folders:
+            key = folder.absolute()
+            self._unreadable.pop(key, None)
+            try:
+                found += [(read_manifest(folder), folder)] if key not in self._damaged else []
+            except FedrayError as error:
+                if not is_gone(folder):
+                    self._unreadable[key] = str(error)
+        return found
+
+    def _choose(self, name: str, digest: str) -> Path:
+        """The version whose hash begins with `digest`, the newest for "". Raises FedrayError: none, or several."""
+        if not set(digest) <= set("0123456789abcdef"):
+            raise FedrayError(f"{digest[:100]!r} is no hash: give at least its first four hexadecimal digits")
+        folders = self._folders(name)
+        if not folders:
+            raise unknown("fuser or gate", name[:200], sorted({folder.parent.name for folder in self._folders()}))
+        found = {folder.name: folder for folder in reversed(folders)}  # the user's, where both have one
+        matching = [known for known in found if known.startswith(digest or folders[0].name)]
+        if len(matching) != 1:
+            what = "several versions" if matching else "no version"
+            raise FedrayError(f"{name} has {what} whose hash begins with {digest}: there is {', '.join(found)}")
+        return found[matching[0]]
+
+
+def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
+    """Load a fuser whose file still has the hash its manifest promises. Raises FedrayError.
+
+    An artifact of random weights is made on the spot.
+    """
+    if artifact.random is not None:
+        return build_random(artifact, device)
+    return _load(artifact, Fuser).to(device).eval()
+
+
+def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
+    return _load(artifact, Gate).to(device).eval()
+
+
+def _load(artifact: Artifact, what: type[M]) -> M:
+    folder = _locate(artifact)
+    manifest = read_manifest(folder)
+    if (manifest.name, manifest.hash) != (artifact.name, artifact.hash):
+        raise FedrayError(f"{folder} is not {artifact.name} {artifact.hash}, which was asked for; plan anew")
+    try:
+        tensors = load_tensors(read_weights(manifest, folder))
+    except SafetensorError as error:
+        path = folder / WEIGHTS
+        raise FedrayError(f"{path} is no safetensors file ({error}); delete the folder or train again") from error
+    with torch.device("meta"):  # a fuser of real size takes gigabytes: only its own tensors are ever in memory
+        module = manifest.build()
+    if not isinstance(module, what):
+        raise FedrayError(f"{folder} holds a {manifest.role}, which was not asked for; plan anew")
+    if isinstance(module, Fuser):
+        module.norms = manifest.norms
+    try:
+        module.load_state_dict({name: tensors.pop(name).float() for name in tuple(tensors)}, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise FedrayError(f"{folder} does not hold what its manifest says ({reason}); train it again") from error
+    return module
+
+
+def _locate(artifact: Artifact) -> Path:
+    """Where the artifact lies on this machine: another node may have the package installed elsewhere."""
+    path, embedded = Path(artifact.path), version_folder(SHIPPED, artifact.name, artifact.hash)
+    return embedded if not path.is_dir() and embedded.is_dir() else path
+
+
+def _fits(manifest: Manifest, member: MemberInfo) -> bool:
+    return manifest.llms.get(slug(member.name)) == {"weights": member.weights_hash, "tokenizer": member.tokenizer_hash}
+
+
+def _tensors(module: torch.nn.Module, halve: bool = True) -> dict[str, torch.Tensor]:
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(module.state_dict().items())}
+    return {name: tensor.to(torch.float16) for name, tensor in kept.items()} if halve else kept

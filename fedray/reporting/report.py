@@ -1,0 +1,379 @@
+"""report.json: what every job leaves behind.
+
+Schema version 1. A `Report` is the file: its fields are the keys, their comments say what each is and in which unit.
+Shares (accuracy, stderr, gate weights) lie between 0 and 1; absent figures are null, never NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fedray.files import write_whole
+from fedray.methods.fedattn import FedAttn
+from fedray.schema import Schema
+from fedray.text import mask
+from fedray.types import FedrayError, Missing, Need
+
+SCHEMA = 1
+NAME = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Wall-clock seconds of one phase over all requests."""
+
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the federated answers cost. A request is a batch of up to `task.batch_size` questions."""
+
+    payload_bytes: int = 0  # bytes of caches as they lay on the wire, all requests together
+    bytes_per_token: float = 0.0  # payload_bytes over the receiver's prompt tokens
+    seconds: Mapping[str, Percentiles] = field(default_factory=dict)  # phase -> seconds per request
+    at_a_time: int = 1  # requests on their way together: `total` and `transfer` hold what one waited for the others
+
+
+@dataclass(frozen=True, slots=True)
+class MemberReport:
+    """A member, and where it ran."""
+
+    name: str
+    role: str  # receiver | sender
+    family: str  # transformers' model type
+    parameters: int
+    device: str
+    node: str
+    pid: int
+    dtype: str = ""
+    revision: str = ""  # the commit of its repository on the Hugging Face hub
+    memory_bytes: int | None = None  # the most it held at a time, of its process and its GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One question as asked, and the texts that came back."""
+
+    question: str
+    choices: tuple[str, ...] | None  # None: answered freely
+    gold: str | None  # the right answer, where it is known
+    alone: str | None  # the receiver's own answer; None: it failed, which counts as wrong
+    federated: str | None  # the federation's answer; None: it failed, which counts as wrong
+    by_member: Mapping[str, str | None] = field(default_factory=dict)  # answer_all: what each member answered
+    read: Mapping[str, str] = field(default_factory=dict)  # rephrase: the rewrite that each sender read
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """Where MLflow keeps the run."""
+
+    uri: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A fuser or gate: one that was trained (or would have been, had the job not ended), or one that is in a registry.
+
+    figures: the last of its training (loss, accuracy, gain, ...); validation: accuracy on questions about entities that
+    no training has seen, per group, with it and by the receiver alone.
+    """
+
+    name: str  # sender--receiver, or gate--receiver
+    role: str  # fuser | gate | llm
+    status: str  # complete | interrupted | failed | random (never trained, zoo=shapes)
+    hash: str | None = None  # of its content, once it is in the registry
+    path: str | None = None  # its folder there
+    steps: int = 0  # trained, in all
+    resumed_at: int = 0  # the step of the checkpoint this run went on from
+    questions: int = 0  # it was trained on
+    seconds: float = 0.0  # of this run
+    figures: Mapping[str, float | None] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=dict)
+    validation_alone: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Wall-clock seconds of one phase over requests that were asked one at a time."""
+
+    mean: float
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leaked:
+    """What rewrites give away of n questions; `figures` are those of fedray/privacy/leakage.py, None: not measured."""
+
+    phrasing: str  # that the questions have in common: all, or one that the task knows
+    seen_by: str  # one sender, all senders pooling, or what another question's rewrites would tell
+    n: int
+    figures: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A row of an evaluation: one way of answering a task, with all its drawings (seeds) of the questions together."""
+
+    task: str
+    receiver: str
+    senders: tuple[str, ...]  # empty where the receiver is alone
+    way: str  # a short label of protocol, gate, rephrase, ...
+    protocol: str
+    type: str | None  # as in Report
+    fuser: str  # "none" where nothing is fused
+    fusion: str
+    gate: str
+    rephrase: str
+    control: str
+    t2t_gate: str  # none: every sender is heard, as published; same: those the gate lets in
+    full: bool  # every sender uses up t2t.max_tokens
+    answer_all: bool
+    seeds: tuple[int, ...]
+    n: int  # answers, of all seeds together
+    accuracy: float
+    stderr: float | None  # clustered by what the question is about
+    accuracy_alone: float
+    p_alone: float  # exact McNemar test against the receiver alone, two-sided; of several seeds the largest
+    gain_points: float  # over the receiver alone, in percentage points
+    gain_percent: float | None  # the same relative to it, in per cent
+    rescued: int
+    harmed: int
+    unparseable: float  # share of answers that name none of the choices
+    failed: int  # questions that got no answer: they count as wrong
+    unrephrased: int  # questions that no rewrite kept whole: the receiver answered them alone
+    latency_requests: int  # that were asked one at a time; the seconds are theirs
+    latency_mean: float | None
+    latency_p50: float | None
+    latency_p95: float | None
+    latency: Mapping[str, Spread]  # phase -> seconds
+    payload_bytes: int  # on the wire, asked in batches
+    bytes_per_token: float  # payload_bytes over the receiver's prompt tokens
+    bytes_per_token_analytic: float | None  # every sender's whole cache, or a 32-bit token id of each; else None
+    weights: Mapping[str, float]  # sender -> mean gate weight
+    by_member: Mapping[str, float]  # accuracy of each, where each answers
+    missing: tuple[Missing, ...]
+    wall_s: float  # that asking took
+    scoring: str = "text"  # as in Report
+    wire: str = "none"  # the codec of caches
+    keep: float = 1.0  # share of every sender's tokens that was sent
+    score: str = "last"  # which tokens those were
+    keep_layers: float = 1.0  # share of the layers read that was sent
+    layer_score: str = "spread"  # which layers those were
+    gamma: str = "none"  # of specfed: tokens drafted per round, or auto
+    top_k: str = "none"  # of specfed: entries of a distribution that travel, or their share
+    reconstruct: str = "none"  # of specfed
+    temperature: float = 0.0  # of specfed
+    measured: bool = False  # of specfed: whole distributions were sent beside, for Delta
+    tokens_per_s: float | None = None  # of answers, asked in batches
+    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
+    leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
+    fedattn: FedAttn | None = None  # how the prompt was shared, in fedattn
+
+    @property
+    def plain_wire(self) -> bool:
+        """Whether caches travelled whole and as they are."""
+        return self.wire == "none" and self.keep == self.keep_layers == 1
+
+    @property
+    def share(self) -> float | None:
+        """The share of a distribution's entries that travels; None where `top_k` counts them, and without specfed."""
+        return None if self.top_k == "none" or self.top_k.isdigit() else float(self.top_k)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A row of a benchmark. Its ratio (its value, where there is no baseline) should be at most or at least `limit`."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None  # of the same run, in the same unit
+    ratio: float | None = None  # value over baseline
+    limit: float | None = None
+    sense: str = ""  # at most | at least
+    against: str = ""  # what the baseline is
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether it is within its limit; None where it has none."""
+        if self.limit is None:
+            return None
+        found = self.value if self.ratio is None else self.ratio
+        return found <= self.limit if self.sense == "at most" else found >= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A data set that was read: for questions, or to train on."""
+
+    name: str
+    split: str
+    repo: str | None  # on the hub; None: a local copy
+    revision: str | None  # the hub's commit, where it is known
+    subsets: int  # that were there
+    rows: int  # that could be used
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> rows that could not
+    hash: str = ""  # of the content that could be used, whatever it was read from
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two ways of answering the same questions, paired: what b changes over a."""
+
+    task: str
+    rows: tuple[int, int]  # a and b in `rows`
+    a: str
+    b: str
+    n: int
+    accuracy_a: float
+    accuracy_b: float
+    points: float  # b over a
+    rescued: int  # a wrong, b right
+    harmed: int
+    p: float  # as p_alone
+    low: float | None = None  # of a 95 % interval of `points`, clustered as stderr is; None: a single cluster
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What a sender gives a federation and what it brings: with it against without it."""
+
+    task: str
+    receiver: str
+    way: str
+    of: int  # senders in all
+    sender: str
+    points: float  # accuracy that goes with it, in percentage points
+    p: float
+    bytes_per_token: float  # that go with it
+
+
+@dataclass(frozen=True, slots=True)
+class SenderOrder:
+    """In which order senders join, and why; fixed before any test question was asked."""
+
+    by: str  # validation: by their gain as the only sender; given: as they were named
+    senders: tuple[str, ...]
+    gains: Mapping[str, float] = field(default_factory=dict)  # percentage points over the receiver alone
+    n: int = 0  # validation questions
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run of one job. Fields with a default may be absent from a job they do not concern."""
+
+    job: str  # federate | evaluate | train_fuser | train_gate | registry | import_c2c | build_zoo | benchmark
+    zoo: str  # what stands behind the names: tiny | hub | shapes
+    receiver: str
+    senders: tuple[str, ...]  # as asked for; `missing` names those that took no part
+    seed: int
+    status: str  # complete | interrupted | failed | planned (plan=true: nothing was loaded)
+    protocol: str = "c2c"
+    type: str | None = None  # homogeneous | heterogeneous, and token | cache (FedRefine, Appendix A); None: neither
+    fuser: str = "mlp"
+    fusion: str = "concat"
+    fusion_order: str = "parallel"  # of several senders, in mix
+    compile: str | None = None  # the mode of torch.compile that fusers ran in; None: as they are
+    gate: str = "learned"
+    rephrase: str = "none"
+    wire: str = "none"  # the codec of caches
+    keep: float = 1.0  # share of every prompt's tokens that was sent
+    keep_layers: float = 1.0  # share of the layers read that was sent
+    control: str = "none"
+    task: str | None = None  # task name, or the file the questions came from; None: a single prompt
+    scoring: str = "text"  # how answers were read: fedray/questions/scoring.py
+    data: tuple[Data, ...] = ()  # the data sets behind the tasks, or the training
+    n: int = 0  # questions answered
+    accuracy: float | None = None  # federated, over the questions whose answer is known; failed samples are wrong
+    stderr: float | None = None  # standard error of `accuracy`
+    accuracy_alone: float | None = None  # the receiver alone, over the same questions
+    p_value: float | None = None  # exact McNemar test, federated against alone, two-sided
+    rescued: int = 0  # questions wrong alone and right federated
+    harmed: int = 0  # questions right alone and wrong federated
+    unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
+    unparseable: int = 0  # federated answers in which no choice and no number could be read: they count as wrong
+    unparseable_alone: int = 0  # the same of the receiver alone
+    by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
+    usage: Cost = Cost()
+    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
+    missing: tuple[Missing, ...] = ()  # members that took no part in some request, and why
+    members: tuple[MemberReport, ...] = ()
+    answers: tuple[Answered, ...] = ()
+    trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
+    learned: tuple[Learned, ...] = ()  # fusers and gates the job trained, used or found
+    needs: tuple[Need, ...] = ()  # what each member would take, foretold
+    rows: tuple[Evaluated | Measured, ...] = ()  # of an evaluation, or of a benchmark
+    comparisons: tuple[Compared, ...] = ()
+    contributions: tuple[Contribution, ...] = ()
+    order: SenderOrder | None = None
+    tracking: Tracked | None = None
+    schema: int = SCHEMA
+
+    @property
+    def evaluated(self) -> tuple[Evaluated, ...]:
+        """The rows of an evaluation."""
+        return tuple(row for row in self.rows if isinstance(row, Evaluated))
+
+
+def unwritable(path: Path, error: OSError) -> FedrayError:
+    """What to say where a job's output cannot be written."""
+    remedy = "make room and run the same command again, or choose another folder: output=DIR"
+    return FedrayError(f"{path} cannot be written ({error.strerror}); {remedy}")
+
+
+def write(report: Report, folder: Path, *, private: bool = False) -> Path:
+    """Atomically write report.json into a folder. private: readable by its owner only.
+
+    Passwords in URIs are masked. Raises FedrayError where the folder cannot be written.
+    """
+    path = folder / NAME
+    keys = {"schema": report.schema, **_plain(asdict(report))}
+    try:
+        write_whole(path, json.dumps(keys, indent=1, ensure_ascii=False, allow_nan=False) + "\n", private=private)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def read(path: Path) -> Report:
+    """Read a report.json, or the one in a folder. Raises FedrayError: missing, damaged, of another schema."""
+    path = path / NAME if path.is_dir() else path
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedrayError(f"{path} cannot be read ({error.strerror}); name a job's output folder") from error
+    except ValueError as error:
+        raise FedrayError(f"{path} is not a report ({error}); run the job again") from error
+    schema = keys.get("schema") if isinstance(keys, dict) else None
+    if schema != SCHEMA:
+        raise FedrayError(
+            f"{path} has report schema {schema}, this version reads {SCHEMA}; use the fedray that wrote it"
+        )
+    known = {field.name for field in fields(Report)}
+    try:
+        return Schema(Report).read({key: value for key, value in keys.items() if key in known})
+    except (FedrayError, TypeError) as error:
+        raise FedrayError(f"{path} does not hold report schema {SCHEMA} ({error}); run the job again") from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own values: a number that is not finite becomes null."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

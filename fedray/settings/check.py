@@ -1,0 +1,375 @@
+"""What settings cannot mean: refused in one sentence, before torch or Ray is imported."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from operator import attrgetter
+from pathlib import Path
+
+from fedray.data.catalogue import BENCHMARKS
+from fedray.data.files import SUFFIXES, suffix
+from fedray.llm.catalogue import CATALOGUE, NAMES, copies, original_of, repo_of, resolve, safe_name
+from fedray.llm.files import check_folder
+from fedray.methods.fedattn import segments
+from fedray.settings.settings import (
+    ALONE,
+    OWN_SCORING,
+    SCHEMA,
+    BuildSettings,
+    Settings,
+    ZooSettings,
+    with_copies,
+    with_strangers,
+)
+from fedray.tracking.checks import check_store
+from fedray.types import FedrayError
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError with one sentence."""
+    schema = with_strangers(SCHEMA, settings.receiver, settings.senders)
+    with_copies(schema, {"members": settings.members}).read(settings)
+    _check_names(settings)
+    _check_numbers(settings)
+    _check_members(settings)
+    _check_exchange(settings)
+    _check_fedattn(settings)
+    _check_specfed(settings)
+    _check_compile(settings)
+    _check_questions(settings)
+    _check_task(settings)
+    _check_folders(settings)
+    check_output(settings.output)
+    check_store(settings.tracking)
+
+
+def _check_names(settings: Settings) -> None:
+    zoo = settings.zoo.name
+    receiver = resolve(settings.receiver, "receiver", zoo)
+    senders = [resolve(sender, "sender", zoo, copied=True) for sender in settings.senders]
+    others = [*dict.fromkeys(sender for sender in senders if sender != receiver)]
+    if not others:
+        others = [name for name in NAMES if name != receiver] if receiver in NAMES else ["NAME"]
+    example = f"'+senders=[{','.join(others)}]'"
+    if receiver in senders and settings.protocol.name == "specfed":
+        raise FedrayError(f"{receiver} is the draft at the server and among the workers: leave it out, as in {example}")
+    if receiver in senders:
+        raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out, as in {example}")
+    repeated = [sender for sender in dict.fromkeys(senders) if senders.count(sender) > 1]
+    if repeated:
+        raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
+    check_apart((receiver, *senders))
+    if not senders and settings.protocol.name not in (*ALONE, "fedattn"):
+        raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
+    if settings.fuser == "c2c" and settings.fusion != "mix":
+        raise FedrayError(
+            f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
+        )
+
+
+def _check_fedattn(settings: Settings) -> None:
+    """FedAttn: who takes part, how often they exchange, and what goes with it."""
+    protocol = settings.protocol
+    if protocol.name != "fedattn":
+        return
+    others = [name for name in settings.senders if original_of(name) != settings.receiver]
+    if others:
+        raise FedrayError(
+            f"protocol=fedattn runs copies of one LLM, and sender {others[0]} is another than {settings.receiver}: "
+            f"leave senders out, and say how many with protocol.participants"
+        )
+    if settings.senders != copies(settings.receiver, protocol.participants)[1:]:
+        raise FedrayError(
+            f"{len(settings.senders)} senders beside the receiver do not go with protocol.participants="
+            f"{protocol.participants}: leave senders out, or name {settings.receiver} {protocol.participants - 1} times"
+        )
+    if not -1 <= protocol.offset < protocol.sync_every:
+        raise FedrayError(
+            f"protocol.offset={protocol.offset} must be below protocol.sync_every={protocol.sync_every}, or -1 for the "
+            f"last layer of each interval"
+        )
+    for key in ("tokens", "publisher_tokens", "exchange"):
+        if not 0 < getattr(protocol, key) <= 1:
+            raise FedrayError(f"protocol.{key} must be above 0 and at most 1, got {getattr(protocol, key)}")
+    if settings.task.name == "tiny-evidence" and settings.prompt is None and settings.questions is None:
+        raise FedrayError(
+            "task=tiny-evidence gives each member a document of its own, and protocol=fedattn cuts up one prompt: "
+            "choose task=tiny-evidence-pooled, where all documents stand in the prompt"
+        )
+    if settings.rephrase != "none":
+        raise FedrayError(f"rephrase={settings.rephrase} does not go with protocol=fedattn, which cuts up the original")
+    if settings.on_missing == "text":
+        raise FedrayError("on_missing=text is about fusers: protocol=fedattn knows alone (go on without) and error")
+    if settings.wire.keep < 1 or settings.wire.keep_layers < 1:
+        what = "wire.keep is" if settings.wire.keep < 1 else "wire.keep_layers is"
+        raise FedrayError(f"{what} about whole caches: protocol=fedattn sends a share with protocol.exchange")
+    if settings.prompt is not None and settings.prompt.strip():
+        segments(settings.prompt, protocol.fedattn, settings.documents().get(settings.receiver, ""))
+
+
+def check_apart(names: Sequence[str]) -> None:
+    """Raises FedrayError where two LLMs would go by one name."""
+    keys = [safe_name(name) for name in names]
+    alike = [name for name in names if keys.count(safe_name(name)) > 1]
+    if alike:
+        raise FedrayError(
+            f"{' and '.join(alike)} go by the same name, {safe_name(alike[0])}: rename one of the folders"
+        )
+
+
+def _check_exchange(settings: Settings) -> None:
+    """What does not go together."""
+    name, rephrase = settings.protocol.name, settings.rephrase
+    if settings.fusion_order == "sequential" and settings.fusion != "mix":
+        raise FedrayError(
+            f"fusion_order=sequential is about fusion=mix, where one sender's change can build on another's: leave it "
+            f"out of fusion={settings.fusion}, or choose fusion=mix"
+        )
+    if rephrase == "distinct" and settings.fusion == "mix" and name == "c2c":
+        raise FedrayError("rephrase=distinct does not go with fusion=mix, which needs one text for all: use shared")
+    if rephrase != "none" and settings.control == "mismatched":
+        raise FedrayError("control=mismatched gives senders another question: leave rephrase out")
+    if settings.control != "none" and name != "c2c":
+        raise FedrayError(f"control={settings.control} is about caches: choose protocol=c2c, not {name}")
+    if settings.evidence and settings.fusion == "mix":
+        raise FedrayError("evidence does not go with fusion=mix, which needs one text for all: use fusion=concat")
+    strangers = settings.evidence.keys() - {safe_name(n) for n in (settings.receiver, *settings.senders)}
+    if strangers:
+        raise FedrayError(f"evidence.{min(strangers)} is for nobody who takes part: add that member to the senders")
+    settings.documents()  # a file that is not there is refused now, not after loading
+    if name == "ensemble" and settings.prompt is not None:
+        raise FedrayError(
+            "protocol=ensemble averages the probabilities of choices: ask questions that have some, with task= or "
+            "questions=FILE"
+        )
+    if settings.vote and not settings.answer_all:
+        raise FedrayError("vote=true counts the answers of all members: add answer_all=true")
+    apart = rephrase != "none" or settings.evidence or settings.control == "mismatched"
+    if settings.answer_all and (name != "c2c" or apart):
+        raise FedrayError(
+            "answer_all=true goes with protocol=c2c, and without rephrase, evidence and control=mismatched: "
+            "everybody reads the same prompt"
+        )
+    untold = settings.prompt is not None or settings.questions is not None or settings.task.name in BENCHMARKS
+    if settings.gate.kind == "oracle" and untold:
+        raise FedrayError("gate=oracle must be told who knows, as only the tiny tasks can: choose gate=learned")
+
+
+def _check_specfed(settings: Settings) -> None:
+    """Drafts, entries and weights that can be meant."""
+    protocol, task = settings.protocol, settings.task
+    if protocol.name != "specfed":
+        return
+    if protocol.gamma != "auto":
+        if protocol.gamma < 1:
+            raise FedrayError(
+                f"protocol.gamma must be at least 1, or auto, got {protocol.gamma}: without drafts it is "
+                "protocol.draft=none"
+            )
+        check_range("protocol.gamma", protocol.gamma, 1, 64)
+    if isinstance(protocol.top_k, int):
+        check_range("protocol.top_k", protocol.top_k, 1)
+    elif not 0 < protocol.top_k <= 1:
+        raise FedrayError(
+            f"protocol.top_k must be a count such as 320, or a share above 0 and up to 1.0, got {protocol.top_k}"
+        )
+    check_range("protocol.patience_s", protocol.patience_s, 0.001)
+    weights, workers = protocol.weights, settings.senders
+    if weights is not None and (protocol.weigh == "gate" or len(weights) != len(workers)):
+        how = "protocol.weigh=gate weighs" if protocol.weigh == "gate" else f"there are {len(workers)}"
+        raise FedrayError(
+            f"protocol.weights={list(weights)} gives {len(weights)} workers their weight, and {how} of them: leave it "
+            "out, or give one number for each sender"
+        )
+    for weight in weights or ():
+        check_range("protocol.weights", weight, 0)
+    if weights is not None and not sum(weights) > 0:
+        raise FedrayError(f"protocol.weights={list(weights)} must sum to something above 0: give some worker a weight")
+    if protocol.weigh == "gate" and settings.gate.kind == "none":
+        raise FedrayError(
+            "protocol.weigh=gate needs a gate: choose gate=learned, gate=open or gate=random, or protocol.weigh=fixed"
+        )
+    if settings.on_missing == "text":
+        raise FedrayError("on_missing=text is about fusers: protocol=specfed knows alone (go on without) and error")
+    if settings.rephrase != "none":
+        raise FedrayError("protocol=specfed lets all members go on with one text: leave rephrase out")
+    if (
+        settings.prompt is None
+        and settings.questions is None
+        and task.scored_by in ("text", "text-normalized", "letters")
+    ):
+        raise FedrayError(
+            f"protocol=specfed writes its answers, and task={task.name} with task.scoring={task.scored_by} wants "
+            "likelihoods: choose task=tiny-tell, or task.scoring=letters-generated"
+        )
+
+
+def _check_compile(settings: Settings) -> None:
+    """Whether receivers stand where a mode of torch.compile makes sense, and can be compiled for."""
+    if settings.compile is None:
+        return
+    receivers = settings.takes_part if settings.answer_all else (settings.receiver,)
+    on_gpu = [_on_gpu(settings, name) for name in receivers]
+    if settings.compile == "reduce-overhead" and not any(on_gpu):
+        raise FedrayError(
+            f"compile=reduce-overhead replays CUDA graphs and {' and '.join(receivers)} would run on CPUs: add "
+            f"members.{settings.receiver}.device=cuda, or choose compile=default"
+        )
+    elsewhere = settings.ray.enabled and bool(settings.ray.address or os.environ.get("RAY_ADDRESS"))
+    if not all(on_gpu) and not elsewhere and cpp_compiler() is None:
+        raise FedrayError(
+            f"compile={settings.compile} needs a C++ compiler on CPUs and there is none: install g++, name one with "
+            "the environment variable CXX, or leave compile out"
+        )
+
+
+def cpp_compiler() -> str | None:
+    """Where the C++ compiler lies that torch.compile would call for a CPU of this machine; None where there is none."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
+
+
+def _on_gpu(settings: Settings, name: str) -> bool:
+    """As fedray.federation.sources.resources places members."""
+    own = settings.member(name)
+    if own.device is not None:
+        return own.device.startswith("cuda")
+    gpus = settings.ray.gpus_per_member if own.num_gpus is None else own.num_gpus
+    return settings.ray.enabled and gpus > 0
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("seed", 0, 2**32 - 1),
+    ("task.limit", 1, math.inf),
+    ("task.batch_size", 1, 256),
+    ("task.batches_in_flight", 1, 16),
+    ("task.max_tokens", 1, 4096),
+    ("gate.threshold", 0, 1),
+    ("wire.keep", 0.01, 1),
+    ("wire.keep_layers", 0.001, 1),
+    ("generation.max_tokens", 1, math.inf),
+    ("generation.temperature", 0, math.inf),
+    ("generation.seed", 0, 2**32 - 1),
+    ("t2t.max_tokens", 1, 4096),
+    ("rounds", 1, 100),
+    ("protocol.participants", 1, 64),
+    ("protocol.sync_every", 1, math.inf),
+    ("deadline_s", 0.001, math.inf),
+    ("ray.num_cpus", 1, math.inf),
+    ("ray.cpus_per_member", 0.001, math.inf),
+    ("ray.gpus_per_member", 0, math.inf),
+    ("ray.object_store_mb", 80, math.inf),  # Ray refuses less than 75 MiB
+    ("tracking.traces", 0, math.inf),
+)
+
+
+def _check_numbers(settings: Settings) -> None:
+    for path, low, high in _RANGES:
+        check_range(path, attrgetter(path)(settings), low, high)
+
+
+def check_range(path: str, value: float | None, low: float, high: float = math.inf) -> None:
+    """Raises FedrayError naming the setting; None is in every range."""
+    if value is None or (math.isfinite(value) and low <= value <= high):
+        return
+    wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    wanted += "" if math.isfinite(value) else " and finite"
+    raise FedrayError(f"{path} must be {wanted}, got {value}")
+
+
+def _check_members(settings: Settings) -> None:
+    known = {safe_name(name): name for name in (*CATALOGUE, settings.receiver, *settings.senders)}
+    if absent := next((key for key in settings.members if key not in known), None):  # of an LLM that is known
+        original, _, number = absent.rpartition("__")
+        there = ", ".join(name for name in settings.senders if original_of(name) != name) or "none"
+        raise FedrayError(f"members.{known[original]}#{number} is for nobody who takes part: the copies are {there}")
+    for name, member in settings.members.items():
+        check_revision(name, member.revision, settings.zoo)
+        check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)
+        check_range(f"members.{name}.num_gpus", member.num_gpus, 0)
+        if member.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", member.device):
+            raise FedrayError(f"members.{name}.device must be cpu, cuda, cuda:0 or mps, got {member.device!r}")
+        if member.label is not None and not re.fullmatch(r"[^=\s]+=[^=\s]+", member.label):
+            raise FedrayError(f"members.{name}.label must be a node's label as key=value, got {member.label!r}")
+
+
+def check_revision(name: str, revision: str | None, zoo: ZooSettings) -> None:
+    """Raises FedrayError where a member (by its safe name) has a revision and comes from no repository."""
+    if revision is not None and zoo.name != "hub":
+        raise FedrayError(f"members.{name}.revision is of a repository on the Hugging Face hub: add zoo=hub")
+
+
+def _check_questions(settings: Settings) -> None:
+    if settings.prompt is not None and settings.questions is not None:
+        raise FedrayError("prompt and questions are both given: choose one of them")
+    if settings.prompt is not None and not settings.prompt.strip():
+        raise FedrayError('the prompt is empty: ask something, as in prompt="what is the color of the bird tari?"')
+    if settings.prompt is not None and settings.control == "mismatched":
+        raise FedrayError("control=mismatched needs other questions to read: leave prompt out, or choose control=noise")
+    path = settings.questions
+    if path is None:
+        return
+    if suffix(path) not in SUFFIXES:
+        endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise FedrayError(f"questions file {str(path)!r} must end in {endings}, each also with .gz behind it")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise FedrayError(f"cannot read questions file {str(path)!r}: {error.strerror}; check the path") from error
+    if empty:
+        raise FedrayError(f"questions file {str(path)!r} is empty: write one question per line")
+
+
+def _check_task(settings: Settings) -> None:
+    """A split that the data set has, and a scoring that goes with its questions and with the protocol."""
+    task, protocol = settings.task, settings.protocol.name
+    if settings.prompt is not None:
+        return
+    if task.name in BENCHMARKS and settings.questions is None:
+        BENCHMARKS[task.name].check(task.split)
+    own = OWN_SCORING.get(task.name) if settings.questions is None else None
+    if task.scored_by != own and (own or task.scored_by in OWN_SCORING.values()):
+        asked = f"task={task.name}" if settings.questions is None else "questions of your own"
+        fits = own or "text, text-normalized, letters or letters-generated"
+        raise FedrayError(f"task.scoring={task.scored_by} does not go with {asked}: choose {fits}")
+    if protocol == "ensemble" and task.scored_by not in ("text", "letters"):
+        raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")
+    if settings.vote and task.scored_by == "text-normalized":
+        raise FedrayError("vote=true counts choices as members make them: leave task.scoring=text-normalized out")
+
+
+def _check_folders(settings: Settings) -> None:
+    if settings.data.path is not None and not settings.data.path.exists():
+        raise FedrayError(f"data.path={settings.data.path} does not exist: name a folder or a file, or leave it out")
+    for key, folder in (("zoo.path", settings.zoo.path), ("registry.path", settings.registry.path)):
+        if folder is not None and not folder.is_dir():
+            raise FedrayError(f"{key}={folder} is no folder: check the path, or leave it out for the embedded one")
+    check_llm_folders(list(map(original_of, settings.takes_part)))
+
+
+def check_llm_folders(names: Sequence[str]) -> None:
+    """Raises FedrayError where a name is a folder without an LLM."""
+    for name in names:
+        if repo_of(name) is None:
+            check_folder(name)
+
+
+def check_output(output: Path, key: str = "output") -> None:
+    """Raises FedrayError where a job could not write; key: the setting that names the folder."""
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise FedrayError(f"cannot write to {key} folder {str(output)!r}: choose another with {key}=DIR")
+
+
+def check_build(settings: BuildSettings) -> None:
+    """Refuse a build that cannot be meant. Raises FedrayError."""
+    check_range("seed", settings.seed, 0, 2**32 - 1)
+    check_range("workers", settings.workers, 1)
+    check_range("shorten", settings.shorten, 0.001, 1)
+    check_output(settings.output)
+    check_store(settings.tracking)

@@ -1,0 +1,365 @@
+"""What a run can be told: frozen, typed settings, and the cheap checks that come before anything expensive starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from fedray.data.catalogue import BENCHMARKS
+from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_of, resolve, safe_name
+from fedray.methods.fedattn import FedAttn
+from fedray.methods.specfed import SpecFed
+from fedray.schema import Schema
+from fedray.text import decode_text
+from fedray.types import T2T, Compile, FedrayError, Generation, Wire
+
+Task = Literal[
+    "tiny",
+    "tiny-unseen",
+    "tiny-phrasings",
+    "tiny-joint",
+    "tiny-joint-halves",
+    "tiny-evidence",
+    "tiny-evidence-pooled",
+    "tiny-evidence-question",
+    "tiny-tell",
+    "openbookqa",
+    "arc-challenge",
+    "mmlu-redux",
+    "ceval",
+    "gsm8k",
+]
+Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
+DRAFT = "qwen2.5-0.5b"  # the receiver of specfed by default
+WORKERS = ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")  # senders of specfed by default: of the draft's vocabulary
+OWN_SCORING: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}  # of a task's own questions alone
+ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
+
+
+@dataclass(frozen=True, slots=True)
+class ZooSettings:
+    name: Literal["tiny", "hub", "shapes"] = "tiny"
+    path: Path | None = None  # a zoo built elsewhere (llms/NAME, registry/); None is the embedded one, or the hub
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolSettings:
+    """A protocol, and what only fedattn (fedray/methods/fedattn.py) or specfed (fedray/methods/specfed.py) is told."""
+
+    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble", "fedattn", "specfed"] = "c2c"
+    # of fedattn
+    participants: int = 3  # copies of the receiver; the last, which has the question, is the receiver itself
+    sync_every: int = 2  # H: keys and values are exchanged in layers l with l mod H == offset
+    offset: int = 0  # -1 is H-1
+    placement: Literal["uniform", "shallow", "deep", "progressive", "regressive"] = "uniform"  # of as many layers
+    layers: tuple[int, ...] = ()  # the sync layers, named one by one
+    segments: Literal["even", "sentence"] = "sentence"  # where a prompt is cut
+    question_apart: bool = True  # the publisher has the question and nothing else
+    tokens: float = 1.0  # share of its tokens that a participant reads
+    publisher_tokens: float = 1.0
+    exchange: float = 1.0  # share of its keys and values that a participant sends
+    score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"  # which
+    # of specfed
+    draft: str | None = None  # the server, in the place of the receiver; None: the receiver; none: it drafts nothing
+    gamma: int | Literal["auto"] = 4
+    top_k: int | float = 0.01
+    reconstruct: Literal["renorm", "spread"] = "spread"
+    weights: tuple[float, ...] | None = None  # of the senders, in their order; None: all alike
+    weigh: Literal["fixed", "gate"] = "fixed"
+    vocab: Literal["map", "strict"] = "map"
+    patience_s: float | None = None
+    measure: bool = False
+
+    @property
+    def fedattn(self) -> FedAttn:
+        return FedAttn(**{field.name: getattr(self, field.name) for field in fields(FedAttn)})
+
+    @property
+    def specfed(self) -> SpecFed:
+        gamma, weights = 0 if self.draft == "none" else self.gamma, self.weights or ()
+        more = (self.weigh, self.vocab, self.patience_s, self.measure)
+        return SpecFed(gamma, self.top_k, self.reconstruct, weights, *more)
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    kind: Literal["learned", "open", "random", "none", "oracle"] = "learned"
+    route: Literal["eager", "lazy"] = "eager"
+    threshold: float = 0.5  # gate weights below it count as 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    name: Task = "tiny"
+    limit: int | None = 200  # questions; None asks all
+    split: Literal["train", "validation", "test"] = "test"
+    batch_size: int = 32
+    batches_in_flight: int = 2  # on Ray: while one is being answered, senders read the next; 1 asks one after the other
+    scoring: Scoring | None = None  # fedray/questions/scoring.py; None: as the task was published
+    max_tokens: int | None = None  # of a free answer; None: what the scoring needs, or generation.max_tokens
+
+    @property
+    def scored_by(self) -> Scoring:
+        """The scoring, said or implied."""
+        return self.scoring or OWN_SCORING.get(self.name, "letters-generated" if self.name in BENCHMARKS else "text")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Where the data sets of real tasks are read from."""
+
+    path: Path | None = None  # a folder of local copies, one per data set, or one data set's folder or file
+    streaming: bool = False  # read the hub's rows as they come, without keeping them
+    revision: str | None = None  # of the data set on the hub: a branch, tag or commit
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    path: Path | None = None  # the user's registry, in front of the embedded one
+
+
+@dataclass(frozen=True, slots=True)
+class RaySettings:
+    enabled: bool = True  # False keeps all members in this process
+    address: str | None = None  # None: RAY_ADDRESS, or a cluster of our own
+    namespace: str = "fedray"
+    num_cpus: float | None = None  # of our own cluster
+    cpus_per_member: float | None = None
+    gpus_per_member: float = 0.0
+    object_store_mb: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSettings:
+    """What one member has of its own; None is what all members have."""
+
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    label: str | None = None  # "key=value" of the node it must run on
+    revision: str | None = None  # branch, tag or commit of its repository; None is main
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingSettings:
+    enabled: bool = True
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str = "fedray"
+    traces: int = 5  # requests that leave a trace
+
+
+def _dated_folder() -> Path:
+    return Path(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run. `build` makes it from nested values, `check` says whether it can be meant."""
+
+    receiver: str = "qwen3-0.6b"
+    senders: tuple[str, ...] = ("qwen2.5-0.5b", "qwen2.5-coder-0.5b", "qwen2.5-1.5b", "llama-1b")
+    protocol: ProtocolSettings = ProtocolSettings()
+    fuser: Literal["mlp", "c2c"] = "mlp"
+    fusion: Literal["concat", "mix"] = "concat"
+    fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
+    compile: Compile | None = None  # fusers run by torch.compile in this mode
+    gate: GateSettings = GateSettings()
+    control: Literal["none", "mismatched", "noise", "constant"] = "none"
+    rephrase: Literal["none", "shared", "distinct"] = "none"
+    t2t: T2T = field(default_factory=T2T)
+    rounds: int = 3  # of self_refine, at most
+    answer_all: bool = False  # c2c both ways: every member answers
+    vote: bool = False  # answer_all: the majority's answer instead of the receiver's
+    evidence: Mapping[str, str] = field(default_factory=dict)  # by safe name: a text or a file only this member reads
+    zoo: ZooSettings = ZooSettings()
+    task: TaskSettings = TaskSettings()
+    data: DataSettings = DataSettings()
+    plan: bool = False  # say what it would take, and load nothing
+    prompt: str | None = None
+    questions: Path | None = None  # rows in the schema of a data set (fedray/data/own.py), or .txt, a question per line
+    generation: Generation = field(default_factory=Generation)
+    deadline_s: float | None = None
+    on_missing: Literal["alone", "text", "error"] = "alone"
+    wire: Wire = field(default_factory=Wire)
+    registry: RegistrySettings = RegistrySettings()
+    ray: RaySettings = RaySettings()
+    members: Mapping[str, MemberSettings] = field(default_factory=dict)  # by safe name: qwen2_5-0_5b
+    tracking: TrackingSettings = TrackingSettings()
+    seed: int = 0
+    output: Path = field(default_factory=_dated_folder)
+
+    def member(self, name: str) -> MemberSettings:
+        """What was said about one member; what was not said of a copy alone is as its LLM has it."""
+        of_all_copies = self.members.get(safe_name(original_of(name)), MemberSettings())
+        own = asdict(self.members.get(safe_name(name), MemberSettings()))
+        return replace(of_all_copies, **{key: value for key, value in own.items() if value is not None})
+
+    @property
+    def takes_part(self) -> tuple[str, ...]:
+        """Members by name, the receiver first."""
+        return (self.receiver, *(() if self.protocol.name in ALONE else self.senders))
+
+    @property
+    def batches_at_a_time(self) -> int:
+        """Batches on their way together: one in one process, where nobody could go on meanwhile, and under a deadline,
+        which counts from a batch's start, so that a sender busy with the one before would be late without being slow.
+        """
+        return self.task.batches_in_flight if self.ray.enabled and self.deadline_s is None else 1
+
+    @property
+    def private(self) -> bool:
+        """Whether prompts, answers and what is said of them on the command line are for their owner's eyes only."""
+        return self.rephrase != "none" or bool(self.evidence)
+
+    def documents(self) -> dict[str, str]:
+        """Member -> the text of its evidence. Raises FedrayError where a file cannot be read."""
+        return {n: _document(self.evidence[safe_name(n)]) for n in self.takes_part if safe_name(n) in self.evidence}
+
+
+S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
+BY_MEMBER: dict[str, tuple[str, ...]] = {key: tuple(map(safe_name, CATALOGUE)) for key in ("members", "evidence")}
+SCHEMA = Schema(Settings, keys=BY_MEMBER)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """A rebuild of the embedded zoo (jobs/build_zoo.py)."""
+
+    output: Path = Path("outputs/zoo")  # where the zoo is built; what is there already is kept
+    seed: int = 0  # of the world: another seed, other entities and facts
+    everything: bool = True  # False: the default federation only
+    workers: int | None = None  # tasks at a time; None is one per core
+    shorten: float = 1.0  # factor on all training lengths, to try the build
+    table: bool = True  # measure the default federation on all held-out questions afterwards
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+
+BUILD_SCHEMA = Schema(BuildSettings)
+
+
+def build(values: Mapping[str, Any]) -> Settings:
+    """Settings from nested values; see `read`. Where the receiver answers alone, nobody is a sender by default."""
+    settings = read(SCHEMA, values)
+    nobody = values.get("senders") is None and settings.protocol.name in ALONE
+    return replace(settings, senders=()) if nobody else settings
+
+
+def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
+    """Settings, or a job's own kind of them, from nested values, names canonical; what is not given has its default.
+
+    Senders default to everyone but the receiver (of specfed to WORKERS, and its receiver to DRAFT), fusion to what the
+    fuser implies, gate to what the zoo implies, generation.seed to seed.
+    Raises FedrayError on an unknown key or name and on a value of the wrong type.
+    """
+    values = named_safely({key: value for key, value in values.items() if (key, value) != ("senders", None)})
+    gate = values.get("gate", {})
+    implied_gate = isinstance(gate, Mapping) and gate.get("kind") is None
+    if implied_gate:
+        values["gate"] = {key: value for key, value in gate.items() if key != "kind"}
+    schema = with_copies(with_strangers(schema, values.get("receiver"), values.get("senders")), values)
+    settings = schema.read(values)
+    zoo = settings.zoo.name
+    protocol = settings.protocol
+    if protocol.name == "specfed":
+        receiver = _server(settings.receiver if "receiver" in values else DRAFT, protocol.draft, zoo)
+    else:
+        receiver = resolve(settings.receiver, "receiver", zoo)
+    if "senders" in values:
+        copied = protocol.name == "fedattn"
+        senders = tuple(resolve(sender, "sender", zoo, copied=copied) for sender in settings.senders)
+    else:
+        others = WORKERS if protocol.name == "specfed" else NAMES
+        senders = tuple(name for name in others if name != receiver)
+    if protocol.name == "fedattn":
+        senders = _participants(receiver, senders if "senders" in values else None, protocol.participants)
+    task = settings.task
+    if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
+        task = replace(task, scoring="text")  # what the task's name implies is about its own questions
+    implied = "mix" if settings.fuser == "c2c" else "concat"
+    given = values.get("generation", {})
+    seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
+    return replace(
+        settings,
+        receiver=receiver,
+        senders=senders,
+        task=task,
+        gate=replace(settings.gate, kind="open") if implied_gate and zoo == "shapes" else settings.gate,
+        fusion=settings.fusion if "fusion" in values else implied,
+        generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
+    )
+
+
+def _server(receiver: str, draft: str | None, zoo: str) -> str:
+    """Who drafts in specfed: the receiver, or the draft named in the place of the default one."""
+    receiver = resolve(receiver, "receiver", zoo)
+    if draft is None or draft == "none":
+        return receiver
+    draft = resolve(draft, "protocol.draft", zoo)
+    if receiver not in (draft, DRAFT):
+        raise FedrayError(
+            f"receiver={receiver} and protocol.draft={draft} are both the LLM at the server: name one of them"
+        )
+    return draft
+
+
+def _participants(receiver: str, named: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
+    """The copies of the receiver beside it; who is named as the receiver is any of them. Other LLMs stay."""
+    if named is None:
+        return copies(receiver, count)[1:]
+    if set(map(original_of, named)) - {receiver}:
+        return named
+    there = copies(receiver, len(named) + 1)[1:]
+    for name in (name for name in named if name != receiver):
+        if name not in there or named.count(name) > 1:
+            wrong = "is there twice" if name in there else "is no copy that takes part"
+            raise FedrayError(f"sender {name} {wrong}: leave senders out, or name {', '.join(there)}")
+    return there
+
+
+def named_safely(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, what is said of members under their safe names."""
+    values = dict(values)
+    for key in BY_MEMBER:
+        if isinstance(values.get(key), Mapping):
+            named = {safe_name(str(name)): value for name, value in values[key].items()}
+            values[key] = {name: value for name, value in named.items() if value is not None}
+    return values
+
+
+def with_strangers(schema: Schema[T], receiver: Any, senders: Any) -> Schema[T]:
+    """The schema that also knows the settings of members that are not in the catalogue."""
+    named = [receiver, *(senders if isinstance(senders, list | tuple) else ())]
+    strangers = tuple(safe_name(name) for name in named if isinstance(name, str) and is_foreign(name))
+    return schema.with_keys(dict.fromkeys(BY_MEMBER, strangers)) if strangers else schema
+
+
+def with_copies(schema: Schema[T], values: Mapping[str, Any]) -> Schema[T]:
+    """The schema that also knows the settings of copies (members.llama-1b__2) of members it knows."""
+    named = values.get("members")
+    originals = {name: name.rpartition("__")[0] for name in (named if isinstance(named, Mapping) else ())}
+    known = schema.keys["members"]
+    strangers = tuple(name for name, original in originals.items() if original in known and name not in known)
+    return schema.with_keys({"members": strangers}) if strangers else schema
+
+
+def _document(text: str) -> str:
+    """A text, or the text of the file it names."""
+    path = Path(os.path.expanduser(text))
+    try:
+        if not path.is_file():
+            if re.fullmatch(r"\S*/\S*|\S+\.\w{1,5}", text):  # one word with a slash or an ending: a path, mistyped
+                raise FedrayError(f"no evidence file {text!r}: check the path, or write the evidence as a sentence")
+            return text
+    except OSError:  # a text too long for a file's name
+        return text
+    try:
+        return decode_text(path.read_bytes(), f"evidence file {text}")
+    except OSError as error:
+        raise FedrayError(f"cannot read evidence file {text!r} ({error}): it must be UTF-8 text") from error

@@ -1,0 +1,143 @@
+"""What a training reads: questions of the tiny world, or the conversations of a data set."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fedray.data.catalogue import BENCHMARKS, OPENHERMES
+from fedray.data.overlap import Contamination
+from fedray.data.source import DataSource, read
+from fedray.llm.catalogue import EMBEDDED
+from fedray.llm.chat import encode_turns
+from fedray.llm.model import LLM
+from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, conversations
+from fedray.training.settings import FuserJob, GateJob, TrainingData
+from fedray.types import FedrayError
+from fedray.world.world import World, seed_of
+
+# The longest question of the tiny world, with its answer, is shorter: as the zoo's LLMs read it, and as any other may.
+TINY_TOKENS, FOREIGN_TOKENS = 96, 256
+Told = Callable[[int, int], None]  # how many of how many
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """talks: to train on; check: held out, to validate with; record: what a manifest says of them; source: the data
+    set they come from, None: the tiny world."""
+
+    talks: list[LabelledPrompt]
+    check: list[LabelledPrompt]
+    record: dict[str, Any]
+    source: DataSource | None = None
+
+
+def of_world(world: World, limit: int | None, seed: int, phrasings: int = PHRASINGS_PER_FACT) -> Material:
+    """Questions of the world: as many as the limit, drawn by the seed."""
+    talks = _some(conversations(world, "train", phrasings), limit, seed)
+    check = _some(conversations(world, "validation"), limit, seed)
+    return Material(talks, check, {"world_seed": world.seed})
+
+
+def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: Told = lambda done, of: None) -> Material:
+    """The first conversations of the data set, without those that give evaluation questions away.
+
+    A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.
+    """
+    found, source = read(
+        OPENHERMES, "train", path=data.path, streaming=data.streaming, revision=data.revision, first=limit
+    )
+    overlap = Contamination(item for name in data.against for item in _questions(data, name))
+    talks: list[LabelledPrompt] = []
+    for done, (group, talk) in enumerate(found.values(), 1):
+        if not overlap.gives_away(talk):
+            *before, prompt = talk.turns
+            talks.append(LabelledPrompt(prompt, talk.answer, talk.group or group, tuple(before)))
+        if done % 1000 == 0 or done == len(found):
+            on_done(done, len(found))
+    source = _without(source, "holds an evaluation question", len(found) - len(talks))
+    if len(talks) < 2:
+        raise FedrayError(f"{source.name}: {len(talks)} conversations are left to train on: raise limit")
+    held_out = set(random.Random(seed).sample(range(len(talks)), max(1, round(data.held_out * len(talks)))))
+    return Material(
+        [talk for i, talk in enumerate(talks) if i not in held_out],
+        [talk for i, talk in enumerate(talks) if i in held_out],
+        {
+            "data": {
+                "name": source.name,
+                "revision": source.revision,
+                "hash": source.hash,
+                "against": list(data.against),
+            }
+        },
+        source,
+    )
+
+
+def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
+    """Without conversations that some LLM reads as more tokens than `longest`, prompt and answer together.
+
+    Raises FedrayError where too few are left.
+    """
+    longest = min(longest, *(llm.context - 1 for llm in llms))
+    kept = [[talk for talk in talks if _fits(talk, llms, longest)] for talks in (material.talks, material.check)]
+    dropped = len(material.talks) + len(material.check) - sum(map(len, kept))
+    if not all(kept):
+        raise FedrayError(f"too few conversations are of {longest} tokens or less: raise data.longest or limit")
+    source = material.source and _without(material.source, f"longer than {longest} tokens", dropped)
+    return replace(material, talks=kept[0], check=kept[1], source=source)
+
+
+def said_of(settings: FuserJob | GateJob) -> dict[str, Any]:
+    """What of the settings decides what is read and in which precision, wherever it lies."""
+    if settings.data.name == "tiny":
+        return {"world_seed": world_of(settings).seed, "llm_dtype": settings.llm_dtype}
+    said = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
+    return {**{f"data.{key}": value for key, value in said.items()}, "llm_dtype": settings.llm_dtype}
+
+
+def world_of(settings: FuserJob | GateJob) -> World:
+    """The tiny world whose questions are asked: the zoo's own, else the embedded one. Raises FedrayError."""
+    return World(seed_of(settings.zoo.path or EMBEDDED))
+
+
+def longest_of(settings: FuserJob | GateJob) -> int:
+    """Tokens of the longest conversation, prompt and answer together."""
+    if settings.data.name != "tiny":
+        return settings.data.longest
+    return TINY_TOKENS if settings.zoo.name == "tiny" else FOREIGN_TOKENS
+
+
+def _questions(data: TrainingData, name: str) -> list[Any]:
+    """The questions of an evaluation set: beside the training data where a copy lies there, else the hub's."""
+    here = data.path if data.path is not None and (data.path / name).is_dir() else None
+    try:
+        found, _ = read(BENCHMARKS[name], "test", path=here, streaming=data.streaming)
+    except FedrayError as error:
+        raise FedrayError(
+            f"what data.against={name} names is to be kept out of the training, and {error}; leave it out as in "
+            "'data.against=[]', or put a copy into a folder of that name in data.path"
+        ) from error
+    return [item for _, item in found.values()]
+
+
+def _fits(talk: LabelledPrompt, llms: Sequence[LLM], longest: int) -> bool:
+    texts = (*talk.before, talk.prompt, talk.answer)
+    if sum(len(text.encode()) for text in texts) + 64 * len(texts) < longest:  # no token is less than a byte
+        return True
+    return all(len(encode_turns(llm, texts[:-1]).ids) + len(llm.encode_answer(talk.answer)) < longest for llm in llms)
+
+
+def _without(source: DataSource, reason: str, count: int) -> DataSource:
+    left_out = dict(Counter(source.left_out) + Counter({reason: count}))
+    return replace(source, rows=source.rows - count, left_out=left_out)
+
+
+def _some(talks: list[LabelledPrompt], limit: int | None, seed: int) -> list[LabelledPrompt]:
+    if limit is None or limit >= len(talks):
+        return talks
+    rows = random.Random(seed).sample(range(len(talks)), limit)
+    return [talks[row] for row in sorted(rows)]

@@ -1,0 +1,1 @@
+"""The invented world of zoo=tiny: its facts, and questions about them."""
