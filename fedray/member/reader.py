@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 
 from fedray.llm import decoding
 from fedray.llm.chat import encode_turns
-from fedray.llm.model import LLM, Span, encode
+from fedray.llm.model import Span, encode
 from fedray.llm.prefix import Known, read_on
 from fedray.member.clock import Clock
-from fedray.member.sessions import Session, Sessions
+from fedray.member.core import Core
+from fedray.member.sessions import Session
 from fedray.prompts import one_line
 from fedray.types import Receipt, Request, Row, Talk, Usage
 from fedray.wire.payload import ships
@@ -21,12 +22,8 @@ from fedray.wire.payload import ships
 _MARKS = 8  # tokens around a note, and of the word above them
 
 
-class Reader:
+class Reader(Core):
     """The part of a member that reads."""
-
-    name: str
-    llm: LLM
-    _sessions: Sessions
 
     def prefill(
         self,

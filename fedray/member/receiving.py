@@ -5,7 +5,8 @@ Payloads are read inside a Border: whatever is wrong with one costs its sender a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from fedray.fusion import combine
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import check_norms
 from fedray.llm.decoding import Context
-from fedray.llm.model import LLM
 from fedray.member.clock import Clock
-from fedray.member.sessions import Session, Sessions
+from fedray.member.core import Core
+from fedray.member.sessions import Session
+from fedray.registry.store import load_fuser
 from fedray.types import Artifact, Compile, KVSpec, Missing, Plan
 from fedray.wire.header import Expected
 from fedray.wire.payload import Payload, Shipment, unpack
@@ -27,15 +29,20 @@ ANY_CONTEXT = 1 << 31  # tokens, of a sender whose plan was made by hand
 Asked = Mapping[str, Mapping[int, int]]  # sender -> row of the request that it was asked for -> most tokens of it
 
 
-class Receiver:
-    """What Member inherits to take others' caches."""
+class Receiver(Core):
+    """The part of a member that takes others' caches."""
 
-    llm: LLM
-    _sessions: Sessions
-    _threads: int | None
-    _received_bytes: int
-    _take: Callable[[int | None], None]
-    fuser: Callable[[Artifact, Compile | None], Fuser]
+    def __init__(self, name: str, **more: Any) -> None:
+        super().__init__(name, **more)
+        self._fusers: dict[tuple[str, Compile | None], Fuser] = {}
+
+    def fuser(self, artifact: Artifact, compile: Compile | None = None) -> Fuser:
+        """A fuser into this LLM's space, in its precision and on its device; loaded once. Raises FedrayError."""
+        key = artifact.hash, compile
+        if key not in self._fusers:
+            fuser = load_fuser(artifact, str(self.llm.device)).to(self.llm.model.dtype)
+            self._fusers[key] = fuser.for_inference(compile)
+        return self._fusers[key]
 
     @torch.no_grad()
     def _fuse(

@@ -22,11 +22,12 @@ from fedray.llm.decoding import Context, empty_context, pad, step
 from fedray.llm.families import window_of
 from fedray.llm.model import LLM, check_length
 from fedray.member.clock import Clock
+from fedray.member.core import Core
 from fedray.member.fedattn.paused_pass import Parked
 from fedray.member.fedattn.remote_rows import Others, Own, Rows, joined, thinned, to_send
-from fedray.member.sessions import Kept, Sessions
+from fedray.member.sessions import Kept
 from fedray.methods.fedattn import FedAttn, sync_layers
-from fedray.types import Answer, Codec, FedrayError, Generation, KVSpec, Receipt, Row, Usage, Wire, failed_rows
+from fedray.types import Answer, Codec, FedrayError, Generation, KVSpec, Receipt, Usage, Wire, failed_rows
 from fedray.wire.header import Expected
 from fedray.wire.payload import Payload, pack, ships, unpack
 
@@ -71,18 +72,8 @@ class Segment(Kept):
             self.running.end()
 
 
-class Participant:
-    """What Member inherits."""
-
-    name: str
-    llm: LLM
-    _sessions: Sessions
-    _threads: int | None
-    _reading: int | None
-    _received_bytes: int
-    _take: Callable[[int | None], None]
-    _score: Callable[[Context, Tensor, Choices], tuple[Row, ...]]
-    _generate: Callable[[str, Context, Tensor, Generation], tuple[Row, ...]]
+class Participant(Core):
+    """The part of a member that shares a prompt with others."""
 
     def hold(
         self,

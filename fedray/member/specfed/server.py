@@ -6,7 +6,7 @@ P positions, N positions of all rows, W workers, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fedray.border import Border
 from fedray.llm.decoding import check_numbers
-from fedray.llm.model import LLM
 from fedray.llm.prefix import shared
 from fedray.llm.token_bytes import token_bytes
 from fedray.member.clock import Clock
-from fedray.member.sessions import Drafts, Session, Sessions
+from fedray.member.core import Core
+from fedray.member.sessions import Drafts, Session
 from fedray.member.specfed import acceptance, bounds
 from fedray.member.specfed.acceptance import distribution, padded, uniform
 from fedray.member.specfed.reconstruction import average, reconstruct
@@ -31,15 +31,8 @@ from fedray.wire.vocabulary import pack_vocabulary
 Ids = tuple[tuple[int, ...], ...]
 
 
-class Server:
-    """What Member inherits to draft and to accept."""
-
-    name: str
-    llm: LLM
-    _sessions: Sessions
-    _threads: int | None
-    _received_bytes: int
-    _take: Callable[[int | None], None]
+class Server(Core):
+    """The part of a member that drafts and accepts."""
 
     def draft(self, session: str, request: Request, gamma: int, room: tuple[int, ...]) -> Round:
         """The first drafts of an answer whose prompts `open` has read. room: per row the tokens that the workers'

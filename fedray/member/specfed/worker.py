@@ -7,17 +7,18 @@ Shape legend: B batch, Q tokens read at once, P positions, N positions of all ro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedray.llm.decoding import check_numbers
-from fedray.llm.model import LLM
 from fedray.llm.prefix import shared
 from fedray.member.clock import Clock
-from fedray.member.sessions import Drafts, Session, Sessions
+from fedray.member.core import Core
+from fedray.member.sessions import Drafts, Session
 from fedray.member.specfed.acceptance import distribution
 from fedray.member.specfed.translation import Translation
 from fedray.methods.specfed import SpecFed
@@ -38,15 +39,12 @@ class _Told:
     drafts: tuple[int, ...]
 
 
-class Worker:
-    """What Member inherits to verify drafts."""
+class Worker(Core):
+    """The part of a member that verifies drafts."""
 
-    name: str
-    llm: LLM
-    _sessions: Sessions
-    _threads: int | None
-    _take: Callable[[int | None], None]
-    _translations: dict[str, Translation]
+    def __init__(self, name: str, **more: Any) -> None:
+        super().__init__(name, **more)
+        self._translations: dict[str, Translation] = {}
 
     @ships
     def verify(

@@ -1,0 +1,241 @@
+"""A member in C2C: it sends its cache, takes others' and answers (FedRefine, arXiv 2603.28772; C2C, arXiv 2510.03215).
+
+What must outlive a call lies in a session (sessions.py). `@ships`: (receipt, payload).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedray.fusion import combine, controls
+from fedray.fusion.gating import Gate, fixed_weights
+from fedray.llm import decoding
+from fedray.llm.cache import KVCache
+from fedray.llm.catalogue import shown
+from fedray.member.clock import Clock
+from fedray.member.reader import Reader
+from fedray.member.receiving import Asked, Receiver
+from fedray.member.sessions import Session
+from fedray.privacy import rephrase
+from fedray.registry.store import load_gate
+from fedray.types import (
+    NO_NUMBERS,
+    Answer,
+    FedrayError,
+    Generation,
+    Layers,
+    Opening,
+    Plan,
+    Receipt,
+    Request,
+    Rewrites,
+    Row,
+    Talk,
+    Usage,
+    Wire,
+    failed_rows,
+)
+from fedray.wire.payload import Payload, pack, ships
+from fedray.wire.selection import select
+
+AS_IT_IS = Wire()
+
+
+class C2C(Reader, Receiver):
+    """The part of a member that answers, alone or with others' caches."""
+
+    def __init__(self, name: str, **more: Any) -> None:
+        super().__init__(name, **more)
+        self._gates: dict[str, Gate] = {}
+
+    def prepare(self, plan: Plan) -> None:
+        """Load the gate and the fusers of a plan in which this member receives, before its first request."""
+        self._gate(plan)
+        self._take(self._threads)
+        for artifact in plan.fusers.values():
+            self.fuser(artifact, plan.compile)
+
+    # -- as a sender ------------------------------------------------------------------------------------------------
+
+    @ships
+    def share(
+        self,
+        session: str,
+        rows: tuple[int, ...],
+        *,
+        prompts: tuple[str, ...] | None = None,
+        token_ids: tuple[tuple[int, ...], ...] | None = None,
+        talk: Talk | None = None,
+        spans: bool = False,
+        control: str = "none",
+        seed: int = 0,
+        wire: Wire = AS_IT_IS,
+        layers: Layers | None = None,
+    ) -> tuple[Receipt, Payload]:
+        """Send the caches of some rows. With `prompts` (or `token_ids`: one per row in `rows`) they are read first.
+
+        control: "noise" sends norm-matched noise, "constant" one fixed vector per layer and head, instead of the cache.
+        spans: send the place of every token in the text too (mix needs it). wire: how it is written, and which tokens
+        and layers are left out; layers: those that are read, None is all.
+        """
+        clock = Clock()
+        read = prompts is not None or token_ids is not None
+        if read:
+            self._read(session, rows, prompts or (), token_ids, None, talk)
+            clock.lap(f"prefill[{self.name}]")
+        held = self._sessions.get(session)
+        picked = [held.rows.index(row) for row in rows]
+        cache = held.cache.select(picked)
+        if control in ("noise", "constant"):
+            cache = self._without_knowledge(cache, control, [held.ids[i] for i in picked], seed)
+        places = [held.spans[i] for i in picked] if spans else None
+        kept, layers = select(cache, layers, wire, seed)
+        payload = pack(self.name, kept, list(rows), places, codec=wire.codec, layers=layers, whole=cache.lengths)
+        clock.lap(f"pack[{self.name}]")
+        usage = self._usage(clock, held) if read else Usage(clock.seconds)
+        return Receipt(self.name, usage), payload
+
+    # -- alone --------------------------------------------------------------------------------------------------------
+
+    def alone(self, session: str, request: Request, phase: str | None = None) -> Answer:
+        """Answer with nobody's help: score the choices, or decode. phase: the name all its seconds go by."""
+        clock = Clock()
+        self._take(self._threads)
+        self._read(session, tuple(range(request.rows())), request.prompts, request.token_ids, None, request.talk)
+        clock.lap(phase or "prefill")
+        held = self._sessions.get(session)
+        rows = self._respond(session, held, combine.concat(held.own(), []), request)
+        clock.lap(phase or "decode")
+        return Answer(rows, self.name, (), failed_rows(self.name, rows), self._usage(clock, held, rows))
+
+    def rewrite(self, session: str, request: Request, count: int) -> Rewrites:
+        """`count` rephrasings of every prompt that keep its rare words and choices (privacy/rephrase.py)."""
+        clock = Clock()
+
+        def say(prompts: Sequence[str], generation: Generation) -> tuple[Row, ...]:
+            return self.alone(session, Request(tuple(prompts), generation=generation)).rows
+
+        def pieces(word: str) -> int:
+            return len(self.llm.encode_answer(f" {word}"))
+
+        longest = max(len(self.llm.encode_answer(prompt)) for prompt in request.prompts)
+        generation = Generation(max_tokens=2 * longest + 8, seed=request.generation.seed)
+        rows, flaws = rephrase.rewrite(request.prompts, request.choices, count, say, pieces, generation)
+        clock.lap("rephrase")
+        return Rewrites(rows, flaws, Usage(clock.seconds))
+
+    # -- as the receiver ----------------------------------------------------------------------------------------------
+
+    def open(self, session: str, request: Request, plan: Plan) -> Opening:
+        """Read the receiver's own prompts and weigh the plan's senders by its gate."""
+        clock = Clock()
+        self._take(self._reading if plan.senders and plan.route == "eager" else self._threads)
+        gate = self._gate(plan)
+        clock.lap("gate")
+        rows = tuple(range(request.rows()))
+        layer = None if gate is None else gate.config.layer
+        self._read(session, rows, request.prompts, request.token_ids, layer, request.talk)
+        clock.lap("prefill")
+        held = self._sessions.get(session)
+        held.weights_BS = self._weigh(held, gate, request, plan)
+        clock.lap("gate")
+        weights = tuple(tuple(row) for row in held.weights_BS.tolist())
+        return Opening(weights, self._usage(clock, held))
+
+    def answer(
+        self,
+        session: str,
+        senders: tuple[str, ...],
+        request: Request,
+        plan: Plan,
+        *payloads: Payload,
+        asked: Asked | None = None,
+    ) -> Answer:
+        """Fuse the senders' caches into one's own and answer: score the choices, or decode.
+
+        Payload i is senders[i]'s. One that is not what the plan lets it send is left out and named in `missing`.
+        asked: the rows of each sender's; None: any of them will do.
+        """
+        clock = Clock()
+        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
+        held = self._sessions.get(session)
+        rows = self._respond(session, held, context, request)
+        clock.lap("decode")
+        weights = held.weights_by_name(plan.senders)
+        rows = tuple(replace(row, weights=w) for row, w in zip(rows, weights, strict=True))
+        usage = Usage(clock.seconds, size, answer_tokens=sum(len(r.tokens) for r in rows))
+        return Answer(rows, self.name, took_part, (*missing, *failed_rows(self.name, rows)), usage)
+
+    def stream(
+        self,
+        session: str,
+        senders: tuple[str, ...],
+        request: Request,
+        plan: Plan,
+        *payloads: Payload,
+        asked: Asked | None = None,
+    ) -> Iterator[str | Answer]:
+        """Like `answer` for one prompt: pieces of its text as they are decoded, then the Answer."""
+        clock = Clock()
+        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
+        held = self._sessions.get(session)
+        logits = self._read_last_token(held, context)
+        ids: list[int] = []
+        said, failed = "", set()
+        for (token,) in self._decode(session, context, logits, request.generation, failed):
+            assert token is not None
+            ids.append(token)
+            text = self.llm.decode(ids)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an unfinished character: wait for the rest of it
+                yield text[len(said) :]
+                said = text
+        if failed:
+            raise FedrayError(f"{shown(self.name)}: {NO_NUMBERS}")
+        text = self.llm.decode(ids)
+        if text != said:
+            yield text[len(said) :]
+        clock.lap("decode")
+        (weights,) = held.weights_by_name(plan.senders)
+        usage = Usage(clock.seconds, size, answer_tokens=len(ids))
+        yield Answer((Row(text, tuple(ids), weights=weights),), self.name, took_part, missing, usage)
+
+    def first_logits(self, session: str, senders: tuple[str, ...], plan: Plan, *payloads: Payload) -> list[list[float]]:
+        """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
+        context, _, _, _ = self._fuse(session, senders, plan, payloads, None, Clock())
+        return self._read_last_token(self._sessions.get(session), context).tolist()
+
+    def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
+        if control == "noise":
+            return controls.noise(cache, [f"{self.name} {row} {seed}" for row in ids])
+        same, _ = decoding.prefill(self.llm.model, [self.llm.encode(controls.CONSTANT_TEXT).ids], self.llm.pad_id)
+        return controls.constant(cache, same)
+
+    def _gate(self, plan: Plan) -> Gate | None:
+        """The plan's learned gate, loaded once."""
+        if plan.gate != "learned" or not plan.senders:
+            return None
+        if plan.gate_artifact is None:
+            raise FedrayError(f"the plan for {self.name} asks for gate=learned and names no gate")
+        key = plan.gate_artifact.hash
+        if key not in self._gates:
+            self._gates[key] = load_gate(plan.gate_artifact, str(self.llm.device))
+        return self._gates[key]
+
+    @torch.no_grad()
+    def _weigh(self, held: Session, gate: Gate | None, request: Request, plan: Plan) -> Tensor:
+        if plan.gate == "oracle":
+            if unknown := [sender for sender in plan.senders if sender not in request.weights]:
+                raise FedrayError(f"gate=oracle for {self.name} must be told the weights of {', '.join(unknown)}")
+            return torch.tensor([[request.weights[s][b] for s in plan.senders] for b in range(request.rows())])
+        if gate is None:
+            return fixed_weights(plan.gate, held.cache.batch, len(plan.senders), plan.seed)
+        assert held.state_BTD is not None
+        weights_BS = gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
+        if not bool(weights_BS.isfinite().all()):
+            raise FedrayError(f"{shown(self.name)}: its gate weighs nobody by numbers (NaN), or {NO_NUMBERS}")
+        return weights_BS
