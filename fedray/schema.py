@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -17,6 +18,20 @@ from fedray.text import check_text
 T = TypeVar("T")
 _hints = cache(get_type_hints)
 _WANTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+
+
+def within(default: Any, low: float, high: float = math.inf) -> Any:
+    """Declare a dataclass field with its default and the range of its number, or of every number of its tuple."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def check_range(path: str, value: float | None, low: float, high: float = math.inf) -> None:
+    """Validate a number by the name of its setting; None is in every range. Raises FedrayError."""
+    if value is None or (math.isfinite(value) and low <= value <= high):
+        return
+    wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    wanted += "" if math.isfinite(value) else " and finite"
+    raise FedrayError(f"{path} must be {wanted}, got {value}")
 
 
 class Schema(Generic[T]):
@@ -39,7 +54,7 @@ class Schema(Generic[T]):
     def read(self, values: Mapping[str, Any] | T) -> T:
         """The typed form of nested values.
 
-        Raises FedrayError on an unknown or a missing key, an unknown choice or a wrong type.
+        Raises FedrayError on an unknown or a missing key, an unknown choice, a wrong type or a number out of range.
         """
         return cast(T, self._dataclass(self.root, values, ""))
 
@@ -105,7 +120,7 @@ class Schema(Generic[T]):
     def _dataclass(self, cls: type, value: Any, path: str) -> Any:
         hints = _hints(cls)
         if isinstance(value, cls):
-            value = {field.name: getattr(value, field.name) for field in fields(cls)}
+            value = {of.name: getattr(value, of.name) for of in fields(cls)}
         elif value is None:
             raise FedrayError(f"{path} must be a setting of its own, got null")
         elif not isinstance(value, Mapping):
@@ -115,8 +130,14 @@ class Schema(Generic[T]):
             if key not in hints:
                 raise self.unknown(f"{prefix}{key}")
         read = {key: self._read(hints[key], inner, prefix + key) for key, inner in value.items()}
-        needed = (field for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING)
-        if absent := [f"{prefix}{field.name}" for field in needed if field.name not in read]:
+        for of in fields(cls):
+            if (limits := of.metadata.get("range")) and of.name in read:
+                found = read[of.name]
+                for number in found if isinstance(found, tuple) else (found,):
+                    if not isinstance(number, str):
+                        check_range(prefix + of.name, number, *limits)
+        needed = (of for of in fields(cls) if of.default is MISSING and of.default_factory is MISSING)
+        if absent := [f"{prefix}{of.name}" for of in needed if of.name not in read]:
             raise FedrayError(f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing")
         return cls(**read)
 
@@ -142,7 +163,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _keys(kind: Any) -> set[str]:
-    return {field.name for field in fields(kind)}
+    return {of.name for of in fields(kind)}
 
 
 def _scalar(hint: type, value: Any, path: str) -> Any:

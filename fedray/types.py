@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fedray.errors import FedrayError
 from fedray.methods.fedattn import FedAttn
 from fedray.methods.specfed import SpecFed, Speculation
+from fedray.schema import within
 from fedray.text import one_line, printable
 
 REASON = 500  # characters of a reason that are kept
@@ -148,9 +149,9 @@ class Wire:
     """
 
     codec: Codec = "none"
-    keep: float = 1.0
+    keep: float = within(1.0, 0.01, 1)
     score: Literal["last", "norm", "similar", "random"] = "last"
-    keep_layers: float = 1.0
+    keep_layers: float = within(1.0, 0.001, 1)
     layer_score: Literal["spread", "deep", "middle", "shallow", "random"] = "spread"
 
 
@@ -171,9 +172,9 @@ class Generation:
     """How an answer is decoded. temperature 0 is greedy; full goes on to max_tokens past the answer's end (to measure
     equal budgets)."""
 
-    max_tokens: int = 32
-    temperature: float = 0.0
-    seed: int = 0
+    max_tokens: int = within(32, 1)
+    temperature: float = within(0.0, 0)
+    seed: int = within(0, 0, 2**32 - 1)
     full: bool = False
 
 
@@ -186,7 +187,7 @@ class T2T:
     """
 
     ask: Literal["answer", "hint"] = "answer"
-    max_tokens: int = 32
+    max_tokens: int = within(32, 1, 4096)
     gate: Literal["none", "same"] = "none"
     full: bool = False
 

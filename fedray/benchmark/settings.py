@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fedray.schema import Schema
-from fedray.settings.check import check_output, check_range, check_store
+from fedray.schema import Schema, within
+from fedray.settings.check import check_output, check_store
 from fedray.settings.settings import RaySettings, TrackingSettings, ZooSettings
 from fedray.types import FedrayError
 
@@ -21,13 +21,13 @@ class BenchmarkSettings:
     suite: Literal["wire", "fuse", "request", "train", "all"] = "all"
     zoo: ZooSettings = field(default_factory=lambda: ZooSettings("shapes"))
     rows: tuple[str, ...] = ()  # the beginnings of rows' names: only these are measured; empty is all
-    repeats: int = 9  # of each side, in turns; the median counts
-    threads: int | None = None  # of torch; None is every core
+    repeats: int = within(9, 1, 1000)  # of each side, in turns; the median counts
+    threads: int | None = within(None, 1)  # of torch; None is every core
     receiver: str = "qwen3-0.6b"
     sender: str = "qwen2.5-0.5b"
     second: str = "qwen2.5-coder-0.5b"  # another sender of the same size
-    tokens: int = 128  # of the prompt
-    longest: int = 2048  # prompt of request.seconds_at_*
+    tokens: int = within(128, 2, 8192)  # of the prompt
+    longest: int = within(2048, 64, 8192)  # prompt of request.seconds_at_*
     device: Literal["cpu", "cuda"] = "cpu"
     ray: RaySettings = field(default_factory=RaySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -49,12 +49,8 @@ BENCHMARK = Schema(BenchmarkSettings)
 def check_benchmark(settings: BenchmarkSettings) -> None:
     """Refuse what cannot be meant. Raises FedrayError."""
     BENCHMARK.read(settings)
-    check_range("repeats", settings.repeats, 1, 1000)
-    check_range("threads", settings.threads, 1)
-    check_range("tokens", settings.tokens, 2, 8192)
     if settings.zoo.name == "hub":
         raise FedrayError("a benchmark downloads nothing: take zoo=shapes, which has the same sizes, or zoo=tiny")
-    check_range("longest", settings.longest, 64, 8192)
     names = (settings.receiver, settings.sender, settings.second)
     if twice := [name for name in names if names.count(name) > 1]:
         raise FedrayError(f"{twice[0]} is more than one of receiver, sender and second: choose another")

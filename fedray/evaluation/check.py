@@ -8,7 +8,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.errors import FedrayError
 from fedray.evaluation.cases import cases, neutral
 from fedray.evaluation.settings import EvaluateSettings
-from fedray.settings.check import check, check_range
+from fedray.settings.check import check
 
 
 def check_evaluation(settings: EvaluateSettings) -> None:
@@ -26,10 +26,6 @@ def check_evaluation(settings: EvaluateSettings) -> None:
         raise FedrayError("an evaluation asks questions whose answers are known: leave prompt out")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise FedrayError(f"seeds must be different numbers, at least one, got {list(settings.seeds)}")
-    for seed in settings.seeds:
-        check_range("seeds", seed, 0, 2**32 - 1)
-    check_range("latency_requests", settings.latency_requests, 0)
-    check_range("order_limit", settings.order_limit, 1)
     unsplit = settings.task.name in BENCHMARKS and "validation" not in BENCHMARKS[settings.task.name].splits
     if settings.ordered and (settings.questions is not None or unsplit):
         what = settings.task.name if settings.questions is None else "a file of questions"

@@ -16,12 +16,13 @@ from typing import Any
 from fedray import __version__
 from fedray.evaluation.measure import Measurement
 from fedray.files import write_whole
-from fedray.methods.specfed import Speculation
 from fedray.questions.tasks import Question
+from fedray.schema import Schema
 from fedray.settings.settings import Settings
-from fedray.types import FedrayError, MemberInfo, Missing, Plan
+from fedray.types import FedrayError, MemberInfo, Plan
 
 FOLDER = "rows"
+_SCHEMA = Schema(Measurement)
 
 
 class Ledger:
@@ -98,24 +99,8 @@ def _llm(member: MemberInfo) -> dict[str, str]:
 
 
 def _measurement(values: Mapping[str, Any]) -> Measurement:
-    return Measurement(
-        **{
-            **values,
-            "right": _flags(values["right"]),
-            "by_member": {name: _flags(bits) for name, bits in values["by_member"].items()},
-            "missing": tuple(Missing(**missing) for missing in values["missing"]),
-            "seconds": {phase: tuple(seconds) for phase, seconds in values["seconds"].items()},
-            "read": {sender: tuple(texts) for sender, texts in values.get("read", {}).items()},
-            "speculation": _speculation(values.get("speculation")),
-        }
-    )
-
-
-def _speculation(values: Mapping[str, Any] | None) -> Speculation | None:
-    if values is None:
-        return None
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return Speculation(**fields)
+    by_member = {name: _flags(bits) for name, bits in values["by_member"].items()}
+    return _SCHEMA.read({**values, "right": _flags(values["right"]), "by_member": by_member})
 
 
 def _hash(text: str) -> str:

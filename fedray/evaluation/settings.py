@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from fedray.schema import Schema
+from fedray.schema import Schema, within
 from fedray.settings.settings import BY_MEMBER, Settings, read
 
 
@@ -54,10 +54,10 @@ class EvaluateSettings(Settings):
     """One evaluation: a federation's settings are what its blocks start from."""
 
     blocks: Mapping[str, Block] = field(default_factory=lambda: {"all": Block()})
-    seeds: tuple[int, ...] = (0,)  # each draws phrasings, choices and samples anew
-    latency_requests: int = 50  # questions per case that are asked once more, one at a time, to measure seconds
+    seeds: tuple[int, ...] = within((0,), 0, 2**32 - 1)  # each draws phrasings, choices and samples anew
+    latency_requests: int = within(50, 0)  # questions per case that are asked once more, one at a time, for seconds
     order: Literal["validation", "given"] = "validation"  # of senders: by their gain there, or as they are named
-    order_limit: int = 300  # validation questions that decide it
+    order_limit: int = within(300, 1)  # validation questions that decide it
 
     @property
     def ordered(self) -> bool:

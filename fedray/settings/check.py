@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 
 from fedray.data.catalogue import BENCHMARKS
@@ -16,8 +14,10 @@ from fedray.data.files import SUFFIXES, suffix
 from fedray.llm.catalogue import CATALOGUE, NAMES, copies, original_of, repo_of, resolve, safe_name
 from fedray.llm.files import check_folder
 from fedray.methods.fedattn import segments
+from fedray.schema import check_range
 from fedray.settings.settings import (
     ALONE,
+    BUILD_SCHEMA,
     OWN_SCORING,
     SCHEMA,
     BuildSettings,
@@ -35,7 +35,6 @@ def check(settings: Settings) -> None:
     schema = with_strangers(SCHEMA, settings.receiver, settings.senders)
     with_copies(schema, {"members": settings.members}).read(settings)
     _check_names(settings)
-    _check_numbers(settings)
     _check_members(settings)
     _check_exchange(settings)
     _check_fedattn(settings)
@@ -178,7 +177,6 @@ def _check_specfed(settings: Settings) -> None:
         raise FedrayError(
             f"protocol.top_k must be a count such as 320, or a share above 0 and up to 1.0, got {protocol.top_k}"
         )
-    check_range("protocol.patience_s", protocol.patience_s, 0.001)
     weights, workers = protocol.weights, settings.senders
     if weights is not None and (protocol.weigh == "gate" or len(weights) != len(workers)):
         how = "protocol.weigh=gate weighs" if protocol.weigh == "gate" else f"there are {len(workers)}"
@@ -186,8 +184,6 @@ def _check_specfed(settings: Settings) -> None:
             f"protocol.weights={list(weights)} gives {len(weights)} workers their weight, and {how} of them: leave it "
             "out, or give one number for each sender"
         )
-    for weight in weights or ():
-        check_range("protocol.weights", weight, 0)
     if weights is not None and not sum(weights) > 0:
         raise FedrayError(f"protocol.weights={list(weights)} must sum to something above 0: give some worker a weight")
     if protocol.weigh == "gate" and settings.gate.kind == "none":
@@ -242,45 +238,6 @@ def _on_gpu(settings: Settings, name: str) -> bool:
     return settings.ray.enabled and gpus > 0
 
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("seed", 0, 2**32 - 1),
-    ("task.limit", 1, math.inf),
-    ("task.batch_size", 1, 256),
-    ("task.batches_in_flight", 1, 16),
-    ("task.max_tokens", 1, 4096),
-    ("gate.threshold", 0, 1),
-    ("wire.keep", 0.01, 1),
-    ("wire.keep_layers", 0.001, 1),
-    ("generation.max_tokens", 1, math.inf),
-    ("generation.temperature", 0, math.inf),
-    ("generation.seed", 0, 2**32 - 1),
-    ("t2t.max_tokens", 1, 4096),
-    ("rounds", 1, 100),
-    ("protocol.participants", 1, 64),
-    ("protocol.sync_every", 1, math.inf),
-    ("deadline_s", 0.001, math.inf),
-    ("ray.num_cpus", 1, math.inf),
-    ("ray.cpus_per_member", 0.001, math.inf),
-    ("ray.gpus_per_member", 0, math.inf),
-    ("ray.object_store_mb", 80, math.inf),  # Ray refuses less than 75 MiB
-    ("tracking.traces", 0, math.inf),
-)
-
-
-def _check_numbers(settings: Settings) -> None:
-    for path, low, high in _RANGES:
-        check_range(path, attrgetter(path)(settings), low, high)
-
-
-def check_range(path: str, value: float | None, low: float, high: float = math.inf) -> None:
-    """Raises FedrayError naming the setting; None is in every range."""
-    if value is None or (math.isfinite(value) and low <= value <= high):
-        return
-    wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-    wanted += "" if math.isfinite(value) else " and finite"
-    raise FedrayError(f"{path} must be {wanted}, got {value}")
-
-
 def _check_members(settings: Settings) -> None:
     known = {safe_name(name): name for name in (*CATALOGUE, settings.receiver, *settings.senders)}
     if absent := next((key for key in settings.members if key not in known), None):  # of an LLM that is known
@@ -289,8 +246,6 @@ def _check_members(settings: Settings) -> None:
         raise FedrayError(f"members.{known[original]}#{number} is for nobody who takes part: the copies are {there}")
     for name, member in settings.members.items():
         check_revision(name, member.revision, settings.zoo)
-        check_range(f"members.{name}.num_cpus", member.num_cpus, 0.001)
-        check_range(f"members.{name}.num_gpus", member.num_gpus, 0)
         if member.device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", member.device):
             raise FedrayError(f"members.{name}.device must be cpu, cuda, cuda:0 or mps, got {member.device!r}")
         if member.label is not None and not re.fullmatch(r"[^=\s]+=[^=\s]+", member.label):
@@ -368,8 +323,6 @@ def check_output(output: Path, key: str = "output") -> None:
 
 def check_build(settings: BuildSettings) -> None:
     """Refuse a build that cannot be meant. Raises FedrayError."""
-    check_range("seed", settings.seed, 0, 2**32 - 1)
-    check_range("workers", settings.workers, 1)
-    check_range("shorten", settings.shorten, 0.001, 1)
+    BUILD_SCHEMA.read(settings)
     check_output(settings.output)
     check_store(settings.tracking)

@@ -14,7 +14,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_of, resolve, safe_name
 from fedray.methods.fedattn import FedAttn
 from fedray.methods.specfed import SpecFed
-from fedray.schema import Schema
+from fedray.schema import Schema, within
 from fedray.text import decode_text
 from fedray.types import T2T, Compile, FedrayError, Generation, Wire
 
@@ -53,8 +53,8 @@ class ProtocolSettings:
 
     name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble", "fedattn", "specfed"] = "c2c"
     # of fedattn
-    participants: int = 3  # copies of the receiver; the last, which has the question, is the receiver itself
-    sync_every: int = 2  # H: keys and values are exchanged in layers l with l mod H == offset
+    participants: int = within(3, 1, 64)  # copies of the receiver; the last, the receiver itself, has the question
+    sync_every: int = within(2, 1)  # H: keys and values are exchanged in layers l with l mod H == offset
     offset: int = 0  # -1 is H-1
     placement: Literal["uniform", "shallow", "deep", "progressive", "regressive"] = "uniform"  # of as many layers
     layers: tuple[int, ...] = ()  # the sync layers, named one by one
@@ -69,10 +69,10 @@ class ProtocolSettings:
     gamma: int | Literal["auto"] = 4
     top_k: int | float = 0.01
     reconstruct: Literal["renorm", "spread"] = "spread"
-    weights: tuple[float, ...] | None = None  # of the senders, in their order; None: all alike
+    weights: tuple[float, ...] | None = within(None, 0)  # of the senders, in their order; None: all alike
     weigh: Literal["fixed", "gate"] = "fixed"
     vocab: Literal["map", "strict"] = "map"
-    patience_s: float | None = None
+    patience_s: float | None = within(None, 0.001)
     measure: bool = False
 
     @property
@@ -90,18 +90,18 @@ class ProtocolSettings:
 class GateSettings:
     kind: Literal["learned", "open", "random", "none", "oracle"] = "learned"
     route: Literal["eager", "lazy"] = "eager"
-    threshold: float = 0.5  # gate weights below it count as 0
+    threshold: float = within(0.5, 0, 1)  # gate weights below it count as 0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
     name: Task = "tiny"
-    limit: int | None = 200  # questions; None asks all
+    limit: int | None = within(200, 1)  # questions; None asks all
     split: Literal["train", "validation", "test"] = "test"
-    batch_size: int = 32
-    batches_in_flight: int = 2  # on Ray: while one is being answered, senders read the next; 1 asks one after the other
+    batch_size: int = within(32, 1, 256)
+    batches_in_flight: int = within(2, 1, 16)  # on Ray: senders read the next while one is answered; 1: one by one
     scoring: Scoring | None = None  # fedray/questions/scoring.py; None: as the task was published
-    max_tokens: int | None = None  # of a free answer; None: what the scoring needs, or generation.max_tokens
+    max_tokens: int | None = within(None, 1, 4096)  # of a free answer; None: as its scoring needs
 
     @property
     def scored_by(self) -> Scoring:
@@ -128,10 +128,10 @@ class RaySettings:
     enabled: bool = True  # False keeps all members in this process
     address: str | None = None  # None: RAY_ADDRESS, or a cluster of our own
     namespace: str = "fedray"
-    num_cpus: float | None = None  # of our own cluster
-    cpus_per_member: float | None = None
-    gpus_per_member: float = 0.0
-    object_store_mb: int = 256
+    num_cpus: float | None = within(None, 1)  # of our own cluster
+    cpus_per_member: float | None = within(None, 0.001)
+    gpus_per_member: float = within(0.0, 0)
+    object_store_mb: int = within(256, 80)  # Ray refuses less than 75 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,8 @@ class MemberSettings:
 
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    num_cpus: float | None = None
-    num_gpus: float | None = None
+    num_cpus: float | None = within(None, 0.001)
+    num_gpus: float | None = within(None, 0)
     label: str | None = None  # "key=value" of the node it must run on
     revision: str | None = None  # branch, tag or commit of its repository; None is main
 
@@ -151,7 +151,7 @@ class TrackingSettings:
     enabled: bool = True
     uri: str = "sqlite:///mlflow.db"
     experiment: str = "fedray"
-    traces: int = 5  # requests that leave a trace
+    traces: int = within(5, 0)  # requests that leave a trace
 
 
 def _dated_folder() -> Path:
@@ -173,7 +173,7 @@ class Settings:
     control: Literal["none", "mismatched", "noise", "constant"] = "none"
     rephrase: Literal["none", "shared", "distinct"] = "none"
     t2t: T2T = field(default_factory=T2T)
-    rounds: int = 3  # of self_refine, at most
+    rounds: int = within(3, 1, 100)  # of self_refine, at most
     answer_all: bool = False  # c2c both ways: every member answers
     vote: bool = False  # answer_all: the majority's answer instead of the receiver's
     evidence: Mapping[str, str] = field(default_factory=dict)  # by safe name: a text or a file only this member reads
@@ -184,14 +184,14 @@ class Settings:
     prompt: str | None = None
     questions: Path | None = None  # rows in the schema of a data set (fedray/data/own.py), or .txt, a question per line
     generation: Generation = field(default_factory=Generation)
-    deadline_s: float | None = None
+    deadline_s: float | None = within(None, 0.001)
     on_missing: Literal["alone", "text", "error"] = "alone"
     wire: Wire = field(default_factory=Wire)
     registry: RegistrySettings = RegistrySettings()
     ray: RaySettings = RaySettings()
     members: Mapping[str, MemberSettings] = field(default_factory=dict)  # by safe name: qwen2_5-0_5b
     tracking: TrackingSettings = TrackingSettings()
-    seed: int = 0
+    seed: int = within(0, 0, 2**32 - 1)
     output: Path = field(default_factory=_dated_folder)
 
     def member(self, name: str) -> MemberSettings:
@@ -233,10 +233,10 @@ class BuildSettings:
     """A rebuild of the embedded zoo (jobs/build_zoo.py)."""
 
     output: Path = Path("outputs/zoo")  # where the zoo is built; what is there already is kept
-    seed: int = 0  # of the world: another seed, other entities and facts
+    seed: int = within(0, 0, 2**32 - 1)  # of the world: another seed, other entities and facts
     everything: bool = True  # False: the default federation only
-    workers: int | None = None  # tasks at a time; None is one per core
-    shorten: float = 1.0  # factor on all training lengths, to try the build
+    workers: int | None = within(None, 1)  # tasks at a time; None is one per core
+    shorten: float = within(1.0, 0.001, 1)  # factor on all training lengths, to try the build
     table: bool = True  # measure the default federation on all held-out questions afterwards
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 

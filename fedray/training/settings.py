@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedray.llm.catalogue import NAMES, resolve
-from fedray.schema import Schema
-from fedray.settings.check import check_apart, check_llm_folders, check_output, check_range, check_revision, check_store
+from fedray.schema import Schema, within
+from fedray.settings.check import check_apart, check_llm_folders, check_output, check_revision, check_store
 from fedray.settings.settings import (
     BY_MEMBER,
     RaySettings,
@@ -37,8 +37,8 @@ class TrainingData:
     path: Path | None = None  # a local copy: a file or folder, or a folder with one folder per data set; None: the hub
     streaming: bool = False  # read the hub's rows as they come, without keeping them
     revision: str | None = None  # on the hub
-    longest: int = 2048  # tokens; what is longer is left out
-    held_out: float = 0.01  # share to validate with
+    longest: int = within(2048, 16)  # tokens; what is longer is left out
+    held_out: float = within(0.01, 1e-6, 0.5)  # share to validate with
     against: tuple[Against, ...] = get_args(Against)  # evaluation sets whose questions may not occur
 
 
@@ -52,50 +52,64 @@ class LLMSettings:
 Members = Mapping[str, LLMSettings]  # by safe name: qwen2_5-0_5b
 
 
-@dataclass(frozen=True, slots=True)
-class FuserJob:
-    """jobs/train_fuser.py. What FuserRecipe explains (fuser_trainer.py) is named here as it is there."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryUser:
+    """Settings of every job about learned parts."""
 
-    sender: str | None = None  # a name, or "all": every pair into the receiver that has no fuser yet
-    receiver: str = "qwen3-0.6b"
-    control: Literal["none", "single", "identical"] = "none"  # no sender; the receiver as its own sender
-    fuser: Literal["mlp", "c2c"] = "mlp"
-    fusion: Literal["concat", "mix"] = "concat"
-    hidden: int = 128
-    layers: Literal["bottom_up", "last_aligned"] = "bottom_up"  # which of the sender's a layer reads
-    data: TrainingData = field(default_factory=TrainingData)
-    answers: Literal["sender", "right"] | None = None  # what is learnt; None: the sender's, of conversations the right
-    limit: int | None = None  # questions to train on, and to validate on, or conversations read; None takes all
-    steps: int | None = None  # None: as many as the operator needs, or one pass over `limit` conversations
-    sampling: Literal["independent", "epochs"] = "independent"  # every step anew, or each once before any comes again
-    batch_size: int = 96
-    accumulation: int = 1
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.01
-    schedule: Literal["onecycle", "linear", "constant"] = "onecycle"
-    warmup: float = 0.3
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    validate_every: int = 100
-    patience: int = 3
-    workers: int = 1  # several share every batch (DDP)
-    threads: int = 1  # of torch, per worker; another number may change the last bits
-    device: Literal["cpu", "cuda"] = "cpu"
-    llm_dtype: Literal["float32", "bfloat16"] | None = None  # of the frozen LLMs; None: what the device is good at
-    cache_mb: int = 4096  # of caches kept in memory; what needs more is read batch by batch
-    save_every: int = 50  # steps between checkpoints
-    restart: bool = False  # forget the checkpoint of an interrupted training
     zoo: ZooSettings = field(default_factory=ZooSettings)
-    members: Members = field(default_factory=dict)
     registry: RegistrySettings = _REGISTRY
-    ray: RaySettings = field(default_factory=RaySettings)
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
-    seed: int = 0
-    output: Path = field(default_factory=lambda: Path("outputs/train_fuser"))
 
     @property
     def root(self) -> Path:
-        """The registry the fuser goes to."""
-        return _given(self.registry)
+        """The registry that what is learned, or imported, goes to. Raises FedrayError where none is given."""
+        if self.registry.path is None:
+            raise FedrayError("the embedded registry is read-only: give one of your own with registry.path=DIR")
+        return self.registry.path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings(RegistryUser):
+    """Settings of both trainings."""
+
+    receiver: str = "qwen3-0.6b"
+    fuser: Literal["mlp", "c2c"] = "mlp"
+    fusion: Literal["concat", "mix"] = "concat"
+    data: TrainingData = field(default_factory=TrainingData)
+    workers: int = within(1, 1)  # several share every batch (DDP), or each measures a share of the questions
+    threads: int = within(1, 1)  # of torch, per worker; another number may change the last bits
+    device: Literal["cpu", "cuda"] = "cpu"
+    llm_dtype: Literal["float32", "bfloat16"] | None = None  # of the frozen LLMs; None: what the device is good at
+    restart: bool = False  # forget the checkpoint of an interrupted training
+    members: Members = field(default_factory=dict)
+    ray: RaySettings = field(default_factory=RaySettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    seed: int = within(0, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class FuserJob(TrainingSettings):
+    """jobs/train_fuser.py. What FuserRecipe explains (fuser_trainer.py) is named here as it is there."""
+
+    sender: str | None = None  # a name, or "all": every pair into the receiver that has no fuser yet
+    control: Literal["none", "single", "identical"] = "none"  # no sender; the receiver as its own sender
+    hidden: int = within(128, 1)
+    layers: Literal["bottom_up", "last_aligned"] = "bottom_up"  # which of the sender's a layer reads
+    answers: Literal["sender", "right"] | None = None  # what is learnt; None: the sender's, of conversations the right
+    limit: int | None = within(None, 1)  # questions to train and to validate on, or conversations read; None: all
+    steps: int | None = within(None, 2)  # None: as many as the operator needs, or one pass over `limit` conversations
+    sampling: Literal["independent", "epochs"] = "independent"  # every step anew, or each once before any comes again
+    batch_size: int = within(96, 1)
+    accumulation: int = within(1, 1)
+    learning_rate: float = within(4e-3, 1e-9, 1)
+    weight_decay: float = within(0.01, 0)
+    schedule: Literal["onecycle", "linear", "constant"] = "onecycle"
+    warmup: float = within(0.3, 0, 1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    validate_every: int = within(100, 0)
+    patience: int = within(3, 0)
+    cache_mb: int = within(4096, 0)  # of caches kept in memory; what needs more is read batch by batch
+    save_every: int = within(50, 1)  # steps between checkpoints
+    output: Path = field(default_factory=lambda: Path("outputs/train_fuser"))
 
     @property
     def learns(self) -> Literal["sender", "right"]:
@@ -115,44 +129,24 @@ class FuserJob:
 
 
 @dataclass(frozen=True, slots=True)
-class GateJob:
+class GateJob(TrainingSettings):
     """jobs/train_gate.py. What GateRecipe explains (gate_trainer.py) is named here as it is there."""
 
-    receiver: str = "qwen3-0.6b"
     senders: tuple[str, ...] = tuple(NAMES[1:])
-    fuser: Literal["mlp", "c2c"] = "mlp"
-    fusion: Literal["concat", "mix"] = "concat"
-    data: TrainingData = field(default_factory=TrainingData)
-    limit: int | None = 3000  # training questions, or conversations read; None takes all
-    steps: int = 500
-    batch_size: int = 256
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.1
-    price: float = 0.05
-    layers: tuple[int, ...] = (0, 1, 3)
-    starts: int = 3
-    workers: int = 1  # each measures a share of the questions
-    threads: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    llm_dtype: Literal["float32", "bfloat16"] | None = None
-    at_once: int = 256  # questions a worker reads at a time
-    restart: bool = False
-    zoo: ZooSettings = field(default_factory=ZooSettings)
-    members: Members = field(default_factory=dict)
-    registry: RegistrySettings = _REGISTRY
-    ray: RaySettings = field(default_factory=RaySettings)
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
-    seed: int = 0
+    limit: int | None = within(3000, 1)  # training questions, or conversations read; None takes all
+    steps: int = within(500, 2)
+    batch_size: int = within(256, 1)
+    learning_rate: float = within(3e-3, 1e-9, 1)
+    weight_decay: float = within(0.1, 0)
+    price: float = within(0.05, -1, 1)
+    layers: tuple[int, ...] = within((0, 1, 3), 0)
+    starts: int = within(3, 1)
+    at_once: int = within(256, 1)  # questions a worker reads at a time
     output: Path = field(default_factory=lambda: Path("outputs/train_gate"))
-
-    @property
-    def root(self) -> Path:
-        """The registry the gate goes to."""
-        return _given(self.registry)
 
 
 @dataclass(frozen=True, slots=True)
-class RegistryJob:
+class RegistryJob(RegistryUser):
     """jobs/registry.py."""
 
     action: Literal["list", "show", "delete", "export", "push", "load"] = "list"
@@ -162,28 +156,19 @@ class RegistryJob:
     form: Literal["registry", "hub"] = "registry"  # export: a registry of its own, or a folder as push makes it
     private: bool = True  # push: whether a repository that is made is private
     revision: str | None = None  # load: a branch, tag or commit; None is the newest
-    zoo: ZooSettings = field(default_factory=ZooSettings)
-    registry: RegistrySettings = _REGISTRY
     output: Path = field(default_factory=lambda: Path("outputs/registry_job"))
 
 
 @dataclass(frozen=True, slots=True)
-class ImportJob:
+class ImportJob(RegistryUser):
     """jobs/import_c2c.py."""
 
     source: str | None = None  # a published pair: its folder, or ORG/NAME/PAIR on the hub
     revision: str | None = None  # of a pair on the hub: a branch, tag or commit; None is the newest
     sender: str | None = None
     receiver: str = "qwen3-0.6b"
-    zoo: ZooSettings = field(default_factory=ZooSettings)
     members: Members = field(default_factory=dict)
-    registry: RegistrySettings = _REGISTRY
     output: Path = field(default_factory=lambda: Path("outputs/import_c2c"))
-
-    @property
-    def root(self) -> Path:
-        """The registry the fuser goes to."""
-        return _given(self.registry)
 
 
 _KEYS = {"members": BY_MEMBER["members"]}
@@ -244,15 +229,6 @@ def check_fuser_job(settings: FuserJob) -> None:
         raise FedrayError(f"data={settings.data.name} needs an end: say limit=N conversations, or steps=N")
     if settings.llm_dtype == "bfloat16" and settings.precision == "float32":
         raise FedrayError("llm_dtype=bfloat16 needs a fuser that computes alike: choose precision=bfloat16 or auto")
-    numbers = ("hidden", "limit", "steps", "batch_size", "accumulation", "workers", "threads", "save_every")
-    for name in numbers:
-        check_range(name, getattr(settings, name), 1)
-    for name in ("validate_every", "patience", "cache_mb", "weight_decay"):
-        check_range(name, getattr(settings, name), 0)
-    check_range("steps", settings.steps, 2)
-    check_range("learning_rate", settings.learning_rate, 1e-9, 1)
-    check_range("warmup", settings.warmup, 0, 1)
-    check_range("seed", settings.seed, 0, 2**32 - 1)
     parts = settings.workers * settings.accumulation
     if settings.batch_size % parts:
         raise FedrayError(
@@ -277,17 +253,8 @@ def check_gate_job(settings: GateJob) -> None:
         raise FedrayError(f"a sender is named more than once among {', '.join(senders)}: name each once")
     check_apart((receiver, *senders))
     _check_data(settings.data)
-    for name in ("limit", "batch_size", "starts", "workers", "threads", "at_once"):
-        check_range(name, getattr(settings, name), 1)
     if not settings.layers:
         raise FedrayError("layers names none: say after how many layers the gate may read, as in layers=[0,1]")
-    for layer in settings.layers:
-        check_range("layers", layer, 0)
-    check_range("steps", settings.steps, 2)
-    check_range("learning_rate", settings.learning_rate, 1e-9, 1)
-    check_range("weight_decay", settings.weight_decay, 0)
-    check_range("price", settings.price, -1, 1)
-    check_range("seed", settings.seed, 0, 2**32 - 1)
     _check_surroundings(settings)
 
 
@@ -305,7 +272,7 @@ def check_registry_job(settings: RegistryJob) -> None:
     if action in ("push", "export") and name in NAMES and (action == "push" or settings.form == "hub"):
         raise FedrayError(f"{name} is an LLM: only fusers and gates become repositories; export it without form=hub")
     if action == "load":
-        check_output(_given(settings.registry), "registry.path")
+        check_output(settings.root, "registry.path")
     if settings.hash is not None and not re.fullmatch(r"[0-9a-f]{4,16}", settings.hash):
         raise FedrayError(f"hash={settings.hash} is no hash: give at least its first four hexadecimal digits")
     check_output(settings.output)
@@ -344,8 +311,6 @@ def _check_pair(settings: FuserJob) -> None:
 
 
 def _check_data(data: TrainingData) -> None:
-    check_range("data.longest", data.longest, 16)
-    check_range("data.held_out", data.held_out, 1e-6, 0.5)
     if data.path is not None and not data.path.exists():
         raise FedrayError(f"data.path={data.path} does not exist: name a folder or a file, or leave it out")
 
@@ -360,8 +325,6 @@ def _check_operator(fuser: str, fusion: str) -> None:
 def _check_surroundings(settings: FuserJob | GateJob) -> None:
     if not settings.ray.enabled and settings.workers > 1:
         raise FedrayError(f"workers={settings.workers} need Ray: leave ray=none out, or set workers=1")
-    check_range("ray.num_cpus", settings.ray.num_cpus, 1)
-    check_range("ray.object_store_mb", settings.ray.object_store_mb, 80)
     senders = settings.senders if isinstance(settings, GateJob) else (settings.sender or EVERYONE,)
     _check_llms(settings, (settings.receiver, *(sender for sender in senders if sender != EVERYONE)))
     check_output(settings.root, "registry.path")
@@ -381,12 +344,6 @@ def _check_zoo(zoo: ZooSettings) -> None:
         raise FedrayError("zoo=shapes has random weights, and a fuser of them is of no use: take zoo=tiny or zoo=hub")
     if zoo.path is not None and not zoo.path.is_dir():
         raise FedrayError(f"zoo.path={zoo.path} is no folder: check the path, or leave it out for the embedded one")
-
-
-def _given(registry: RegistrySettings) -> Path:
-    if registry.path is None:
-        raise FedrayError("the embedded registry is read-only: give one of your own with registry.path=DIR")
-    return registry.path
 
 
 def _implied(fuser: str) -> Literal["concat", "mix"]:

@@ -65,7 +65,7 @@ def test_yaml_and_dataclasses_have_the_same_defaults(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("sender=all receiver=llama-3.2-1b", FuserJob("all", "llama-1b")),
+        ("sender=all receiver=llama-3.2-1b", FuserJob("all", receiver="llama-1b")),
         ("sender=llama-1b fuser=c2c", FuserJob("llama-1b", fuser="c2c", fusion="mix")),
         ("sender=llama-1b fusion=mix steps=7", FuserJob("llama-1b", fusion="mix", steps=7)),
         ("control=identical", FuserJob("qwen3-0.6b", control="identical")),
