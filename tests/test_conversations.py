@@ -19,7 +19,7 @@ from fedray.errors import SessionLost
 from fedray.federation.conversation import Conversation
 from fedray.llm.chat import encode_turns
 from fedray.llm.loading import describe
-from fedray.llm.prefix import shared
+from fedray.llm.token_ids import shared
 from fedray.member import sessions
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.caches import collect

@@ -11,6 +11,7 @@ from fedray.errors import MemberFailed
 from fedray.evaluation.cases import Case
 from fedray.federation.federation import Federation
 from fedray.methods.specfed import Speculation
+from fedray.protocols import PROTOCOLS
 from fedray.questions.tasks import Question, mismatched, request_fields
 from fedray.settings.settings import Settings
 from fedray.types import Answer, Missing, Plan, Request, Row, Usage
@@ -95,7 +96,7 @@ class Asking:
 
     def _batches(self) -> Iterator[list[Question]]:
         """As many at a time as the settings say, and fewer where members' texts would outgrow a small message."""
-        speaks = self._plan.protocol == "t2t" or self._plan.speakers
+        speaks = PROTOCOLS[self._plan.protocol].speaks or self._plan.speakers
         most = ANSWER_TOKENS // self._plan.t2t.max_tokens if speaks else len(self._questions)
         size = max(1, min(self._settings.task.batch_size, most))
         return batches(self._questions, size, max(1, min(size, ANSWER_TOKENS // self._settings.generation.max_tokens)))

@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Literal
 
 from fedray.data.source import DataSource
-from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.metrics import Comparison, compare, percentiles
 from fedray.methods.specfed import Speculation
+from fedray.protocols import PROTOCOLS
 from fedray.questions.tasks import Question, scorings
 from fedray.reporting.job import Status
 from fedray.reporting.report import Answered, Cost, Data, Learned, MemberReport, Report
@@ -77,7 +77,7 @@ class Record:
     def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing], plan: Plan) -> None:
         """Who takes part, and by which learned parts."""
         self.members = participants(members, self.settings.receiver)
-        self.kind = kind_of(self.settings.protocol.name, members.values())
+        self.kind = PROTOCOLS[self.settings.protocol.name].type_of(members.values())
         gates = () if plan.gate_artifact is None else (_learned(plan.gate_artifact, "gate"),)
         self.learned = (*(_learned(fuser, "fuser") for fuser in plan.fusers.values()), *gates)
         self._miss(missing)

@@ -9,7 +9,6 @@ from itertools import chain, combinations
 from typing import TypeVar
 
 from fedray.evaluation.cases import STANDALONE, Case
-from fedray.evaluation.kinds import kind_of
 from fedray.evaluation.leakage_table import leaks
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
@@ -20,8 +19,6 @@ from fedray.reporting.report import Compared, Contribution, Evaluated
 from fedray.types import MemberInfo
 
 T = TypeVar("T")
-TOKEN_BYTES = 4  # one int32 id
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +63,15 @@ class Results:
         seconds = _joined([m.seconds for m in measured])
         total = spread(seconds["total"]) if "total" in seconds else None
         payload, tokens = (sum(getattr(m, name) for m in measured) for name in ("payload_bytes", "prompt_tokens"))
-        way = case.way
+        way, protocol = case.way, PROTOCOLS[case.way.protocol]
         return Evaluated(
             task=case.task,
             receiver=case.receiver,
             senders=case.senders,
             way=str(way),
             protocol=way.protocol,
-            type=kind_of(way.protocol, [self._members[name] for name in (case.receiver, *case.senders)]),
-            fuser=self._fuser if way.protocol == "c2c" else "none",
+            type=protocol.type_of(self._members[name] for name in (case.receiver, *case.senders)),
+            fuser=self._fuser if protocol.fuses else "none",
             fusion=way.fusion,
             gate=way.gate,
             rephrase=way.rephrase,
@@ -216,14 +213,8 @@ class Results:
     def _analytic(self, case: Case) -> float | None:
         """Bytes per token if every sender gives all it has; known for whole caches and for text. In FedAttn it depends
         on how many of the prompt's tokens the publisher holds."""
-        match case.way.protocol:
-            case "c2c":
-                infos = [self._members[name] for name in case.senders]
-                return float(sum(m.spec.values_per_token() * DTYPE_BYTES[m.dtype] for m in infos))
-            case "t2t":
-                return float(TOKEN_BYTES * len(case.senders))
-            case _:
-                return None
+        whole = PROTOCOLS[case.way.protocol].whole_bytes
+        return whole and whole([self._members[name] for name in case.senders])
 
 
 def _rank(case: Case) -> int:

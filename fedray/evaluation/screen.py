@@ -209,8 +209,8 @@ class EvaluateScreen(FederateScreen):
                 row.way,
                 str(row.n),
                 f"{row.accuracy:.1%} ± {row.stderr or 0:.1%}",
-                f"{row.gain_points:+.1f}" if row.way != "standalone" else "",
-                p_value(row.p_alone) if row.way != "standalone" else "",
+                "" if row.is_alone else f"{row.gain_points:+.1f}",
+                "" if row.is_alone else p_value(row.p_alone),
                 "-" if row.latency_mean is None else f"{row.latency_mean:.3f}",
                 per_token(row.bytes_per_token),
             )

@@ -122,7 +122,7 @@ def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
     key = paper_key(row)
     paper = PAPER[key] if key and len(row.senders) == FULL_HOUSE else ""
     seconds = ("" if s is None else f"{s:.3f}" for s in (row.latency_mean, row.latency_p50, row.latency_p95))
-    helped = row.way != "standalone"
+    helped = not row.is_alone
     return (
         row.task if row.scoring == "text" else f"{row.task} ({row.scoring})",
         row.receiver,

@@ -19,7 +19,7 @@ from fedray.evaluation.measure import batches
 from fedray.evaluation.metrics import compare, holm
 from fedray.llm.catalogue import NAMES
 from fedray.member.member import Member
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import PROTOCOLS, STANDALONE
 from fedray.protocols.group import LocalGroup
 from fedray.questions.scoring import is_right
 from fedray.questions.tasks import Question, load_task, mismatched, request_fields
@@ -75,7 +75,7 @@ class Zoo:
 
     def alone(self, receiver: str) -> list[bool]:
         if receiver not in self._alone:
-            plan = Plan(receiver, (), protocol="standalone")
+            plan = Plan(receiver, (), protocol=STANDALONE.name)
             self._alone[receiver] = self._ask(plan, None)[0]
         return self._alone[receiver]
 
@@ -139,7 +139,7 @@ def measure(zoo: Zoo, receiver: str, on_row: Callable[[TableRow], None], operato
     """All rows of one receiver, handed out as they are measured."""
     senders = [name for name in NAMES if name != receiver]
     for name in NAMES:
-        on_row(zoo.row(f"{name} alone", Plan(name, (), protocol="standalone", gate="none")))
+        on_row(zoo.row(f"{name} alone", Plan(name, (), protocol=STANDALONE.name, gate="none")))
     for fusion in operators:
         for sender in senders:
             on_row(zoo.row(f"{fusion}: {sender}", zoo.plan(receiver, [sender], fusion=fusion)))

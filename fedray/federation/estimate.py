@@ -19,9 +19,9 @@ from fedray.llm.cache import spec_of
 from fedray.llm.catalogue import original_of
 from fedray.llm.loading import default_dtype
 from fedray.llm.source import Source, config_of
-from fedray.methods.fedattn import sync_layers
+from fedray.protocols import PROTOCOLS
 from fedray.registry.layers_read import layers_read
-from fedray.registry.planner import FUSING, Planner
+from fedray.registry.planner import Planner
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need, Wire
 from fedray.wire.codecs import GROUP, SIDES, CacheSide, sizes
@@ -64,8 +64,9 @@ def needs(
 
     sources, devices, downloads (bytes): by member.
     """
+    protocol = PROTOCOLS[s.protocol.name]
     members = [_Foretold(s, source, devices) for source in sources.values()]
-    receiver, senders = members[0], members[1:] if s.protocol.name in FUSING else []
+    receiver, senders = members[0], members[1:] if protocol.fuses else []
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     configs = [planner.fuser_config(sender.info, receiver.info, s.fuser, s.fusion) for sender in senders]
     fusers = _fuser_bytes([config for config in configs if config is not None], memory.BYTES[receiver.dtype])
@@ -73,11 +74,10 @@ def needs(
     reads = {
         sender.source.name: config and layers_read(config) for sender, config in zip(senders, configs, strict=True)
     }
-    if s.protocol.name == "fedattn":  # everybody else sends the rows of the sync layers
-        how = s.protocol.fedattn
-        syncs = sync_layers(how, receiver.spec.layers)
-        wire = replace(wire, keep=how.tokens * how.exchange)
-        reads = {member.source.name: (syncs, syncs) for member in members[1:]}
+    if protocol.sends is not None:
+        share, layers = protocol.sends(s, receiver.spec)
+        wire = replace(wire, keep=share)
+        reads = {member.source.name: layers for member in members[1:]}
     return [
         member.need(
             "sender" if number else "receiver",

@@ -25,8 +25,7 @@ from fedray.federation.conversation import Conversation
 from fedray.federation.estimate import Room, check_room, needs, shares_weights, this_machine
 from fedray.federation.event_loop import Background
 from fedray.llm.source import Source
-from fedray.protocols import PROTOCOLS, STREAMS, check_talk
-from fedray.protocols.fedattn import publishers_own
+from fedray.protocols import PROTOCOLS, STANDALONE
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
 from fedray.settings.check import check
@@ -57,8 +56,7 @@ class Federation:
         self._passed_over: set[Path] = set()
         self._check_registry(s.receiver, s.takes_part[1:], _choices(s))
         found = sources.pinned(sources.sources(s))
-        sources.check_syncs(s, found[s.receiver])
-        sources.check_tokens(s, found)
+        PROTOCOLS[s.protocol.name].check_sources(s, found)
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
@@ -130,7 +128,7 @@ class Federation:
 
     def stream(self, prompt: str) -> Iterator[str]:
         """The answer's text piece by piece; `last` holds the whole Answer after the final piece."""
-        if self.plan.protocol not in STREAMS or self.plan.peers:  # its answer comes as a whole
+        if PROTOCOLS[self.plan.protocol].stream is None or self.plan.peers:  # its answer comes as a whole
             yield self.ask(prompt).text
             return
         for piece in self._pieces(self.request(prompt), self.plan):
@@ -144,7 +142,7 @@ class Federation:
         Raises FedrayError where the protocol, or what goes with it, holds none.
         """
         plan = plan or self.plan
-        check_talk(plan)
+        PROTOCOLS[plan.protocol].check_talk(plan)
         return Conversation(
             self.request,
             lambda request: self.run(request, plan),
@@ -156,7 +154,7 @@ class Federation:
         """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`."""
         plan = plan or self.plan
         if request.talk:
-            check_talk(plan)
+            PROTOCOLS[plan.protocol].check_talk(plan)
         return self._keep(self._loop.run(PROTOCOLS[plan.protocol](request, plan, self._group)))
 
     def run_all(
@@ -187,12 +185,11 @@ class Federation:
 
     def alone(self, request: Request) -> Answer:
         """The receiver's own answer to the same batch: what the federation is compared with."""
-        return self._loop.run(PROTOCOLS["standalone"](self.own_part(request), self.plan, self._group))
+        return self._loop.run(STANDALONE.run(self.own_part(request), self.plan, self._group))
 
     def own_part(self, request: Request) -> Request:
-        """What of a request the receiver is asked alone: in FedAttn its own segment, since the others are not to be
-        shown; else all of it."""
-        return publishers_own(request, self.plan) if self.plan.protocol == "fedattn" else request
+        """What of a request the receiver is asked alone."""
+        return PROTOCOLS[self.plan.protocol].alone(request, self.plan)
 
     def memory(self) -> dict[str, int]:
         """Member -> the most bytes it has held at a time, of its process and of its GPU; who does not answer is left
@@ -217,7 +214,9 @@ class Federation:
 
     def _pieces(self, request: Request, plan: Plan) -> Iterator[str | Answer]:
         """Pieces of text, then the Answer."""
-        pieces = STREAMS[plan.protocol](request, plan, self._group)
+        stream = PROTOCOLS[plan.protocol].stream
+        assert stream is not None, "asked before"
+        pieces = stream(request, plan, self._group)
         for piece in self._loop.iterate(pieces):
             yield self._keep(piece) if isinstance(piece, Answer) else piece
 

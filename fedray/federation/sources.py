@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,13 +21,8 @@ from rich.progress import (
 )
 
 from fedray.llm import hub
-from fedray.llm.cache import spec_of
-from fedray.llm.families import window_of
-from fedray.llm.source import Source, config_of, pin
-from fedray.llm.vocabulary import check_vocabularies
-from fedray.methods.fedattn import sync_layers
+from fedray.llm.source import Source, pin
 from fedray.settings.settings import Settings
-from fedray.types import FedrayError
 
 
 def sources(s: Settings, names: Sequence[str] | None = None) -> list[Source]:
@@ -100,25 +95,6 @@ def say(text: str) -> None:
 def absolute(path: Path | None) -> Path | None:
     """Actors have working folders of their own."""
     return None if path is None else path.absolute()
-
-
-def check_syncs(s: Settings, source: Source) -> None:
-    """Refuse an LLM that cannot take part in FedAttn, and sync layers that it lacks, before it is loaded. Raises
-    FedrayError."""
-    if s.protocol.name == "fedattn":
-        config = config_of(source)
-        if window_of(config) is not None:
-            raise FedrayError(
-                f"{source.name} cannot take part in protocol=fedattn: layers of it have a sliding window; choose "
-                "another receiver, such as llama-1b"
-            )
-        sync_layers(s.protocol.fedattn, spec_of(config).layers)
-
-
-def check_tokens(s: Settings, found: Mapping[str, Source]) -> None:
-    """Refuse members whose tokens do not go together, before they are loaded. Raises FedrayError."""
-    if s.protocol.name == "specfed":
-        check_vocabularies(found[s.receiver], [found[name] for name in s.senders], s.protocol.vocab)
 
 
 def _bar(what: str, *columns: ProgressColumn) -> Progress:

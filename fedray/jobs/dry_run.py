@@ -12,6 +12,7 @@ from fedray.federation.federation import check_ray, placements
 from fedray.llm.loading import check_prompts
 from fedray.llm.source import Source
 from fedray.prompts import notes_prompt
+from fedray.protocols import PROTOCOLS
 from fedray.questions.tasks import Question, document_of
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Report
@@ -33,7 +34,7 @@ class DryRun(Job[Settings, "Sheet"]):
         """Raises FedrayError where a member cannot be had, and where the members do not fit."""
         settings = self.settings
         found = sources.pinned(sources.sources(settings))
-        sources.check_syncs(settings, found[settings.receiver])
+        PROTOCOLS[settings.protocol.name].check_sources(settings, found)
         self.load = _load(settings, found, self.questions)
         lacking = sources.missing(list(found.values()))
         downloads = {name: sum(file.size for file in files) for name, files in lacking.items()}
@@ -53,7 +54,7 @@ def _load(settings: Settings, found: Mapping[str, Source], questions: Sequence[Q
     given room for the whole prompt: of as many rows are others' keys and values."""
     tokens: dict[str, int] = {}
     for name, source in found.items():
-        holder = settings.receiver if settings.protocol.name == "fedattn" else name
+        holder = settings.receiver if PROTOCOLS[settings.protocol.name].copies else name
         prompts = [notes_prompt(document_of(q, settings, holder).splitlines(), q.prompt) for q in questions]
         tokens |= check_prompts([source], prompts)
     choices = max(len(question.choices or ()) for question in questions)
@@ -129,7 +130,7 @@ class Sheet(FederateScreen):
             self.line(f"GPU memory: {_mib(gpus)} MiB, {_mib(room.gpus)} MiB are free")
         for need in needed:
             if need.wire_per_token:
-                of = "segment" if settings.protocol.name == "fedattn" else "prompt"
+                of = "segment" if PROTOCOLS[settings.protocol.name].copies else "prompt"
                 self.line(f"on the wire: {need.wire_per_token:,} bytes per token of {need.member}'s {of}")
         for need in needed if self.zoo == "hub" else ():
             size = "size unknown, the hub cannot be asked" if need.download is None else f"{_mib(need.download)} MiB"

@@ -19,15 +19,16 @@ from fedray.evaluation.screen import EvaluateScreen, Update
 from fedray.evaluation.settings import Block, EvaluateSettings
 from fedray.evaluation.table import who
 from fedray.federation.federation import Federation
-from fedray.federation.sources import check_syncs, check_tokens, sources
-from fedray.jobs.federate import check_free, check_segments
+from fedray.federation.sources import sources
+from fedray.jobs.federate import check_questions
 from fedray.llm.loading import check_prompts
+from fedray.protocols import PROTOCOLS
 from fedray.questions.benchmarks import source
 from fedray.questions.tasks import Question, load_task, scorings
 from fedray.registry.planner import Planner
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Data, Evaluated, MemberReport, Report, SenderOrder
-from fedray.settings.settings import ALONE, Settings
+from fedray.settings.settings import ALONE, ProtocolSettings, Settings
 from fedray.types import FedrayError
 
 
@@ -54,8 +55,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
 
     def work(self) -> None:
         check_cases(self.settings)
-        self._check_fedattn()
-        self._check_specfed()
+        self._check_questions()
         with self.federation(neutral(self.settings)) as fed:
             self._open(fed)
             self._ask(fed)
@@ -82,20 +82,11 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
         )
 
-    def _check_fedattn(self) -> None:
-        """Refuse sync layers and segments that are not there, before any LLM is loaded. Raises FedrayError."""
-        settings = self.settings
-        for case in (case for case in cases(settings, settings.senders) if case.way.fedattn):
-            own = case.settings(settings, settings.seed)
-            check_syncs(own, *sources(own, [own.receiver]))
-            for seed in settings.seeds:
-                check_segments(own, self._questions[case.task, seed])
-
-    def _check_specfed(self) -> None:
-        """Refuse questions that specfed cannot answer, before any LLM is loaded. Raises FedrayError."""
-        for case in (case for case in cases(self.settings, self.settings.senders) if case.way.protocol == "specfed"):
+    def _check_questions(self) -> None:
+        """Refuse what a case's protocol cannot be asked, before any LLM is loaded. Raises FedrayError."""
+        for case in cases(self.settings, self.settings.senders):
             for seed in self.settings.seeds:
-                check_free(case.settings(self.settings, seed), self._questions[case.task, seed])
+                check_questions(case.settings(self.settings, seed), self._questions[case.task, seed])
 
     def _ask(self, fed: Federation) -> None:
         """Fix the order of the senders, then ask case after case; each that is done is logged as a run of its own."""
@@ -119,7 +110,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         settings, seed = self.settings, self.settings.seeds[0]
         base = replace(settings, task=replace(settings.task, split="validation", limit=settings.order_limit))
         questions = load_task(base, seed)
-        block = Block("singles", protocol=("c2c",) if settings.protocol.name in ALONE else ())
+        block = Block("singles", protocol=(ProtocolSettings().name,) if settings.protocol.name in ALONE else ())
         singles = {case.senders: case for case in cases(replace(settings, blocks={"order": block}), settings.senders)}
         share: dict[tuple[str, ...], float] = {}
         for senders, case in singles.items():
@@ -261,7 +252,8 @@ def check_cases(settings: EvaluateSettings) -> None:
             gate=own.gate.kind,
             on_missing=own.on_missing,
         )
-        check_tokens(own, {source.name: source for source in sources(own)})
+        protocol = PROTOCOLS[case.way.protocol]
+        protocol.check_sources(own, {source.name: source for source in sources(own)})
     tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
         prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]

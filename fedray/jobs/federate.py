@@ -13,11 +13,11 @@ from fedray.evaluation.measure import ANSWER_TOKENS, batches
 from fedray.evaluation.record import Record
 from fedray.evaluation.screen import FederateScreen
 from fedray.federation.federation import Federation
-from fedray.federation.sources import check_tokens, sources
+from fedray.federation.sources import sources
 from fedray.jobs.dry_run import DryRun
 from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
-from fedray.methods.fedattn import segments
+from fedray.protocols import PROTOCOLS, STANDALONE
 from fedray.questions.benchmarks import source
 from fedray.questions.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
 from fedray.reporting import report as reports
@@ -113,7 +113,7 @@ class Federate(Job[Settings, FederateScreen]):
                 started_ns.append(time.time_ns())
                 yield request
 
-        alone_plan = replace(fed.plan, protocol="standalone")
+        alone_plan = replace(fed.plan, protocol=STANDALONE.name)
         both = zip(fed.run_all(map(fed.own_part, requests), alone_plan), fed.run_all(begun()), strict=True)
         with self.screen.progress(len(questions)) as update:
             for number, (alone, federated) in enumerate(both):
@@ -165,9 +165,8 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
     settings = for_task(settings) if settings.prompt is None else settings
     questions = load_task(settings) if settings.prompt is None else []
-    check_segments(settings, questions)
-    check_free(settings, questions)
-    check_tokens(settings, {source.name: source for source in sources(settings)})
+    check_questions(settings, questions)
+    PROTOCOLS[settings.protocol.name].check_sources(settings, {source.name: source for source in sources(settings)})
     if settings.plan:
         return DryRun(settings, questions).run()
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS or settings.zoo.name == "hub"
@@ -177,21 +176,11 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     return Federate(settings, questions, federation).run()
 
 
-def check_segments(settings: Settings, questions: Sequence[Question]) -> None:
-    """Refuse questions that have fewer segments than FedAttn has participants. Raises FedrayError."""
-    if settings.protocol.name == "fedattn":
-        for question in questions:
-            segments(question.prompt, settings.protocol.fedattn, document_of(question, settings, settings.receiver))
-
-
-def check_free(settings: Settings, questions: Sequence[Question]) -> None:
-    """Refuse questions with choices to score where a protocol only writes answers. Raises FedrayError."""
-    choosing = next((question for question in questions if question.offered is not None), None)
-    if settings.protocol.name == "specfed" and choosing is not None:
-        raise FedrayError(
-            f"protocol=specfed writes its answers, and question {choosing.id} has choices to score: add "
-            "task.scoring=letters-generated, or leave the choices out"
-        )
+def check_questions(settings: Settings, questions: Sequence[Question]) -> None:
+    """Refuse questions that the protocol cannot be asked. Raises FedrayError."""
+    check = PROTOCOLS[settings.protocol.name].check_question
+    for question in questions:
+        check(settings, question, document_of(question, settings, settings.receiver))
 
 
 def failed(alone: Answer, reason: str) -> Answer:

@@ -6,9 +6,7 @@ those of the whole prompt. Shape legend: B batch, N kv heads, T and Q tokens, H 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -26,11 +24,6 @@ class Known:
 
     cache: KVCache
     state_BTD: Tensor | None = None
-
-
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many token ids are the same from the beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 @torch.no_grad()

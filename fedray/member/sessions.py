@@ -11,8 +11,9 @@ from torch import Tensor
 from fedray.errors import SessionLost
 from fedray.llm.cache import KVCache
 from fedray.llm.model import Span
-from fedray.llm.prefix import Known, shared
+from fedray.llm.prefix import Known
 from fedray.llm.rewindable_cache import Track
+from fedray.llm.token_ids import shared
 from fedray.types import Round
 
 K = TypeVar("K", bound="Kept")

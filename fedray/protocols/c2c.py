@@ -7,13 +7,16 @@ without weight are never fetched; `lazy`: senders without weight are never asked
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from fedray.protocols import c2c_both_ways
 from fedray.protocols.caches import collect
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
-from fedray.types import Answer, Plan, Request
+from fedray.protocols.protocol import Protocol
+from fedray.types import Answer, MemberInfo, Plan, Request
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
@@ -29,3 +32,13 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[st
         payloads = await collect(exchange)
         async for piece in exchange.stream(payloads):
             yield piece
+
+
+def whole_bytes(senders: Sequence[MemberInfo]) -> float:
+    """Count the whole cache of every sender."""
+    return float(sum(member.spec.values_per_token() * DTYPE_BYTES[member.dtype] for member in senders))
+
+
+PROTOCOL = Protocol(
+    name="c2c", run=run, stream=stream, crosses="cache", fuses=True, talks=True, whole_bytes=whole_bytes
+)

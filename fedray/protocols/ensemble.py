@@ -6,9 +6,11 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
+from fedray.protocols.protocol import Protocol
 from fedray.types import Answer, FedrayError, Plan, Request, Row, Usage
 
 BYTES_PER_SCORE = 4
@@ -47,3 +49,17 @@ def _softmax(scores: Sequence[float]) -> list[float]:
     highest = max(scores)
     weights = [math.exp(score - highest) for score in scores]
     return [weight / sum(weights) for weight in weights]
+
+
+def check(settings: Any) -> None:
+    """Validate that there are choices with likelihoods. Raises FedrayError."""
+    if settings.prompt is not None:
+        raise FedrayError(
+            "protocol=ensemble averages the probabilities of choices: ask questions that have some, with task= or "
+            "questions=FILE"
+        )
+    if settings.task.scored_by not in ("text", "letters"):
+        raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")
+
+
+PROTOCOL = Protocol(name="ensemble", run=run, crosses="token", check=check)

@@ -12,13 +12,18 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedray.llm.catalogue import copies, original_of
 from fedray.methods.fedattn import id_segments, segments, sync_layers
 from fedray.protocols import replies
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group, Handle
-from fedray.types import Answer, FedrayError, MemberInfo, Plan, Receipt, Request, Usage
+from fedray.protocols.protocol import Protocol
+from fedray.types import Answer, FedrayError, KVSpec, Layers, MemberInfo, Plan, Receipt, Request, Usage
+
+if TYPE_CHECKING:
+    from fedray.llm.source import Source
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
@@ -141,3 +146,82 @@ def check_copies(members: Sequence[MemberInfo], participants: int) -> None:
             )
     if len(members) != participants:
         raise FedrayError(f"protocol.participants={participants} do not go with {len(members)} members: leave it out")
+
+
+def check(settings: Any) -> None:
+    """Validate who takes part, how often they exchange, and what goes with it. Raises FedrayError."""
+    protocol = settings.protocol
+    others = [name for name in settings.senders if original_of(name) != settings.receiver]
+    if others:
+        raise FedrayError(
+            f"protocol=fedattn runs copies of one LLM, and sender {others[0]} is another than {settings.receiver}: "
+            f"leave senders out, and say how many with protocol.participants"
+        )
+    if settings.senders != copies(settings.receiver, protocol.participants)[1:]:
+        raise FedrayError(
+            f"{len(settings.senders)} senders beside the receiver do not go with protocol.participants="
+            f"{protocol.participants}: leave senders out, or name {settings.receiver} {protocol.participants - 1} times"
+        )
+    if not -1 <= protocol.offset < protocol.sync_every:
+        raise FedrayError(
+            f"protocol.offset={protocol.offset} must be below protocol.sync_every={protocol.sync_every}, or -1 for the "
+            f"last layer of each interval"
+        )
+    for key in ("tokens", "publisher_tokens", "exchange"):
+        if not 0 < getattr(protocol, key) <= 1:
+            raise FedrayError(f"protocol.{key} must be above 0 and at most 1, got {getattr(protocol, key)}")
+    if settings.task.name == "tiny-evidence" and settings.prompt is None and settings.questions is None:
+        raise FedrayError(
+            "task=tiny-evidence gives each member a document of its own, and protocol=fedattn cuts up one prompt: "
+            "choose task=tiny-evidence-pooled, where all documents stand in the prompt"
+        )
+    if settings.rephrase != "none":
+        raise FedrayError(f"rephrase={settings.rephrase} does not go with protocol=fedattn, which cuts up the original")
+    if settings.on_missing == "text":
+        raise FedrayError("on_missing=text is about fusers: protocol=fedattn knows alone (go on without) and error")
+    if settings.wire.keep < 1 or settings.wire.keep_layers < 1:
+        what = "wire.keep is" if settings.wire.keep < 1 else "wire.keep_layers is"
+        raise FedrayError(f"{what} about whole caches: protocol=fedattn sends a share with protocol.exchange")
+    if settings.prompt is not None and settings.prompt.strip():
+        segments(settings.prompt, protocol.fedattn, settings.documents().get(settings.receiver, ""))
+
+
+def check_sources(settings: Any, found: Mapping[str, Source]) -> None:
+    """Refuse an LLM that cannot take part, and sync layers that it lacks. Raises FedrayError."""
+    from fedray.llm.cache import spec_of
+    from fedray.llm.families import window_of
+    from fedray.llm.source import config_of
+
+    source = found[settings.receiver]
+    config = config_of(source)
+    if window_of(config) is not None:
+        raise FedrayError(
+            f"{source.name} cannot take part in protocol=fedattn: layers of it have a sliding window; choose another "
+            "receiver, such as llama-1b"
+        )
+    sync_layers(settings.protocol.fedattn, spec_of(config).layers)
+
+
+def check_question(settings: Any, question: Any, document: str) -> None:
+    """Refuse a question that has fewer segments than there are participants. Raises FedrayError."""
+    segments(question.prompt, settings.protocol.fedattn, document)
+
+
+def sends(settings: Any, spec: KVSpec) -> tuple[float, Layers]:
+    """A participant's rows of the sync layers."""
+    how = settings.protocol.fedattn
+    syncs = sync_layers(how, spec.layers)
+    return how.tokens * how.exchange, (syncs, syncs)
+
+
+PROTOCOL = Protocol(
+    name="fedattn",
+    run=run,
+    crosses="cache",
+    copies=True,
+    check=check,
+    check_sources=check_sources,
+    check_question=check_question,
+    alone=publishers_own,
+    sends=sends,
+)

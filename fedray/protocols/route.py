@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
+from fedray.protocols.protocol import Protocol
 from fedray.types import Answer, Opening, Plan, Request, Usage
 
 
@@ -33,3 +34,6 @@ def pick(exchange: Exchange, opening: Opening) -> dict[str, tuple[int, ...]]:
     best = {b: max(range(len(senders)), key=opening.weights[b].__getitem__) for b in exchange.open_rows()}
     chosen = {b: i for b, i in best.items() if opening.weights[b][i] > 0}
     return {sender: rows for i, sender in enumerate(senders) if (rows := tuple(b for b in chosen if chosen[b] == i))}
+
+
+PROTOCOL = Protocol(name="route", run=run, crosses="token")

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
+from fedray.protocols.protocol import Protocol
 from fedray.protocols.standalone import alone
 from fedray.types import Answer, Plan, Request
 
@@ -30,3 +31,6 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
             if not unsettled:
                 break
         return exchange.close(replace(answer, rows=tuple(rows.values())))
+
+
+PROTOCOL = Protocol(name="self_refine", run=run, needs_senders=False)

@@ -11,14 +11,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fedray.errors import MemberFailed
-from fedray.llm.prefix import shared
+from fedray.llm.token_ids import shared
 from fedray.methods.specfed import Speculation, next_gamma
 from fedray.protocols import replies
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group, Handle
+from fedray.protocols.protocol import Protocol
+from fedray.schema import check_range
 from fedray.types import Answer, FedrayError, Missing, Plan, Receipt, Request, Round, Usage
+
+if TYPE_CHECKING:
+    from fedray.llm.source import Source
+
+DRAFT = "qwen2.5-0.5b"  # the server
+WORKERS = ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")  # of the draft's vocabulary
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
@@ -208,3 +217,75 @@ class Rounds:
         self.exchange.missing.append(missing)
         self.workers.remove(missing.member)
         self.group.cancel(missing.member, self.exchange.session)
+
+
+def check(settings: Any) -> None:
+    """Validate drafts, entries and weights. Raises FedrayError."""
+    protocol, task = settings.protocol, settings.task
+    if protocol.gamma != "auto":
+        if protocol.gamma < 1:
+            raise FedrayError(
+                f"protocol.gamma must be at least 1, or auto, got {protocol.gamma}: without drafts it is "
+                "protocol.draft=none"
+            )
+        check_range("protocol.gamma", protocol.gamma, 1, 64)
+    if isinstance(protocol.top_k, int):
+        check_range("protocol.top_k", protocol.top_k, 1)
+    elif not 0 < protocol.top_k <= 1:
+        raise FedrayError(
+            f"protocol.top_k must be a count such as 320, or a share above 0 and up to 1.0, got {protocol.top_k}"
+        )
+    weights, workers = protocol.weights, settings.senders
+    if weights is not None and (protocol.weigh == "gate" or len(weights) != len(workers)):
+        how = "protocol.weigh=gate weighs" if protocol.weigh == "gate" else f"there are {len(workers)}"
+        raise FedrayError(
+            f"protocol.weights={list(weights)} gives {len(weights)} workers their weight, and {how} of them: leave it "
+            "out, or give one number for each sender"
+        )
+    if weights is not None and not sum(weights) > 0:
+        raise FedrayError(f"protocol.weights={list(weights)} must sum to something above 0: give some worker a weight")
+    if protocol.weigh == "gate" and settings.gate.kind == "none":
+        raise FedrayError(
+            "protocol.weigh=gate needs a gate: choose gate=learned, gate=open or gate=random, or protocol.weigh=fixed"
+        )
+    if settings.on_missing == "text":
+        raise FedrayError("on_missing=text is about fusers: protocol=specfed knows alone (go on without) and error")
+    if settings.rephrase != "none":
+        raise FedrayError("protocol=specfed lets all members go on with one text: leave rephrase out")
+    if (
+        settings.prompt is None
+        and settings.questions is None
+        and task.scored_by in ("text", "text-normalized", "letters")
+    ):
+        raise FedrayError(
+            f"protocol=specfed writes its answers, and task={task.name} with task.scoring={task.scored_by} wants "
+            "likelihoods: choose task=tiny-tell, or task.scoring=letters-generated"
+        )
+
+
+def check_sources(settings: Any, found: Mapping[str, Source]) -> None:
+    """Refuse members whose tokens do not go together. Raises FedrayError."""
+    from fedray.llm.vocabulary import check_vocabularies
+
+    check_vocabularies(found[settings.receiver], [found[name] for name in settings.senders], settings.protocol.vocab)
+
+
+def check_question(settings: Any, question: Any, document: str) -> None:
+    """Refuse a question with choices to score. Raises FedrayError."""
+    if question.offered is not None:
+        raise FedrayError(
+            f"protocol=specfed writes its answers, and question {question.id} has choices to score: add "
+            "task.scoring=letters-generated, or leave the choices out"
+        )
+
+
+PROTOCOL = Protocol(
+    name="specfed",
+    run=run,
+    crosses="token",
+    receiver=DRAFT,
+    senders=WORKERS,
+    check=check,
+    check_sources=check_sources,
+    check_question=check_question,
+)

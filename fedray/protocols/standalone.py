@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
+from fedray.protocols.protocol import Protocol
 from fedray.types import Answer, Plan, Request
 
 
@@ -25,3 +26,6 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[st
 def alone(plan: Plan) -> Plan:
     """The plan of its receiver with nobody to help."""
     return replace(plan, senders=(), speakers=(), gate="none", peers=())
+
+
+PROTOCOL = Protocol(name="standalone", run=run, stream=stream, talks=True, needs_senders=False)

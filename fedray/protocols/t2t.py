@@ -12,8 +12,10 @@ from dataclasses import replace
 from fedray.prompts import hint_prompt
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
-from fedray.types import Answer, Plan, Request, Usage
+from fedray.protocols.protocol import Protocol
+from fedray.types import Answer, MemberInfo, Plan, Request, Usage
 
+TOKEN_BYTES = 4  # one int32 id
 TEMPLATE = 256  # tokens that a chat template and the marks of notes may take
 
 
@@ -68,3 +70,11 @@ async def _too_long(exchange: Exchange, notes: Mapping[str, Mapping[int, str]]) 
         ):
             return await exchange.of_receiver(exchange.group.start(receiver, "overflow", request, notes))
     return ()
+
+
+def whole_bytes(senders: Sequence[MemberInfo]) -> float:
+    """Count a token id of each sender."""
+    return float(TOKEN_BYTES * len(senders))
+
+
+PROTOCOL = Protocol(name="t2t", run=run, crosses="token", speaks=True, whole_bytes=whole_bytes)

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedray.files import write_whole
 from fedray.methods.fedattn import FedAttn
+from fedray.protocols import STANDALONE
 from fedray.schema import Schema
 from fedray.text import mask
 from fedray.types import FedrayError, Missing, Need
@@ -177,6 +178,11 @@ class Evaluated:
     speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
     leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
     fedattn: FedAttn | None = None  # how the prompt was shared, in fedattn
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is the line that everything is compared with."""
+        return self.way == STANDALONE.name
 
     @property
     def plain_wire(self) -> bool:

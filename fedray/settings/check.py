@@ -11,12 +11,10 @@ from pathlib import Path
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.data.files import SUFFIXES, suffix
-from fedray.llm.catalogue import CATALOGUE, NAMES, copies, original_of, repo_of, resolve, safe_name
+from fedray.llm.catalogue import CATALOGUE, NAMES, original_of, repo_of, resolve, safe_name
 from fedray.llm.files import check_folder
-from fedray.methods.fedattn import segments
-from fedray.schema import check_range
+from fedray.protocols import PROTOCOLS
 from fedray.settings.settings import (
-    ALONE,
     BUILD_SCHEMA,
     OWN_SCORING,
     SCHEMA,
@@ -37,8 +35,7 @@ def check(settings: Settings) -> None:
     _check_names(settings)
     _check_members(settings)
     _check_exchange(settings)
-    _check_fedattn(settings)
-    _check_specfed(settings)
+    PROTOCOLS[settings.protocol.name].check(settings)
     _check_compile(settings)
     _check_questions(settings)
     _check_task(settings)
@@ -48,67 +45,25 @@ def check(settings: Settings) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    zoo = settings.zoo.name
+    zoo, protocol = settings.zoo.name, PROTOCOLS[settings.protocol.name]
     receiver = resolve(settings.receiver, "receiver", zoo)
     senders = [resolve(sender, "sender", zoo, copied=True) for sender in settings.senders]
     others = [*dict.fromkeys(sender for sender in senders if sender != receiver)]
     if not others:
         others = [name for name in NAMES if name != receiver] if receiver in NAMES else ["NAME"]
     example = f"'+senders=[{','.join(others)}]'"
-    if receiver in senders and settings.protocol.name == "specfed":
-        raise FedrayError(f"{receiver} is the draft at the server and among the workers: leave it out, as in {example}")
     if receiver in senders:
         raise FedrayError(f"{receiver} is the receiver and among the senders: leave it out, as in {example}")
     repeated = [sender for sender in dict.fromkeys(senders) if senders.count(sender) > 1]
     if repeated:
         raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
     check_apart((receiver, *senders))
-    if not senders and settings.protocol.name not in (*ALONE, "fedattn"):
+    if not senders and protocol.needs_senders and not protocol.copies:
         raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
     if settings.fuser == "c2c" and settings.fusion != "mix":
         raise FedrayError(
             f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
         )
-
-
-def _check_fedattn(settings: Settings) -> None:
-    """FedAttn: who takes part, how often they exchange, and what goes with it."""
-    protocol = settings.protocol
-    if protocol.name != "fedattn":
-        return
-    others = [name for name in settings.senders if original_of(name) != settings.receiver]
-    if others:
-        raise FedrayError(
-            f"protocol=fedattn runs copies of one LLM, and sender {others[0]} is another than {settings.receiver}: "
-            f"leave senders out, and say how many with protocol.participants"
-        )
-    if settings.senders != copies(settings.receiver, protocol.participants)[1:]:
-        raise FedrayError(
-            f"{len(settings.senders)} senders beside the receiver do not go with protocol.participants="
-            f"{protocol.participants}: leave senders out, or name {settings.receiver} {protocol.participants - 1} times"
-        )
-    if not -1 <= protocol.offset < protocol.sync_every:
-        raise FedrayError(
-            f"protocol.offset={protocol.offset} must be below protocol.sync_every={protocol.sync_every}, or -1 for the "
-            f"last layer of each interval"
-        )
-    for key in ("tokens", "publisher_tokens", "exchange"):
-        if not 0 < getattr(protocol, key) <= 1:
-            raise FedrayError(f"protocol.{key} must be above 0 and at most 1, got {getattr(protocol, key)}")
-    if settings.task.name == "tiny-evidence" and settings.prompt is None and settings.questions is None:
-        raise FedrayError(
-            "task=tiny-evidence gives each member a document of its own, and protocol=fedattn cuts up one prompt: "
-            "choose task=tiny-evidence-pooled, where all documents stand in the prompt"
-        )
-    if settings.rephrase != "none":
-        raise FedrayError(f"rephrase={settings.rephrase} does not go with protocol=fedattn, which cuts up the original")
-    if settings.on_missing == "text":
-        raise FedrayError("on_missing=text is about fusers: protocol=fedattn knows alone (go on without) and error")
-    if settings.wire.keep < 1 or settings.wire.keep_layers < 1:
-        what = "wire.keep is" if settings.wire.keep < 1 else "wire.keep_layers is"
-        raise FedrayError(f"{what} about whole caches: protocol=fedattn sends a share with protocol.exchange")
-    if settings.prompt is not None and settings.prompt.strip():
-        segments(settings.prompt, protocol.fedattn, settings.documents().get(settings.receiver, ""))
 
 
 def check_apart(names: Sequence[str]) -> None:
@@ -123,33 +78,28 @@ def check_apart(names: Sequence[str]) -> None:
 
 def _check_exchange(settings: Settings) -> None:
     """What does not go together."""
-    name, rephrase = settings.protocol.name, settings.rephrase
+    protocol, rephrase = PROTOCOLS[settings.protocol.name], settings.rephrase
     if settings.fusion_order == "sequential" and settings.fusion != "mix":
         raise FedrayError(
             f"fusion_order=sequential is about fusion=mix, where one sender's change can build on another's: leave it "
             f"out of fusion={settings.fusion}, or choose fusion=mix"
         )
-    if rephrase == "distinct" and settings.fusion == "mix" and name == "c2c":
+    if rephrase == "distinct" and settings.fusion == "mix" and protocol.fuses:
         raise FedrayError("rephrase=distinct does not go with fusion=mix, which needs one text for all: use shared")
     if rephrase != "none" and settings.control == "mismatched":
         raise FedrayError("control=mismatched gives senders another question: leave rephrase out")
-    if settings.control != "none" and name != "c2c":
-        raise FedrayError(f"control={settings.control} is about caches: choose protocol=c2c, not {name}")
+    if settings.control != "none" and not protocol.fuses:
+        raise FedrayError(f"control={settings.control} is about caches: choose protocol=c2c, not {protocol.name}")
     if settings.evidence and settings.fusion == "mix":
         raise FedrayError("evidence does not go with fusion=mix, which needs one text for all: use fusion=concat")
     strangers = settings.evidence.keys() - {safe_name(n) for n in (settings.receiver, *settings.senders)}
     if strangers:
         raise FedrayError(f"evidence.{min(strangers)} is for nobody who takes part: add that member to the senders")
     settings.documents()  # a file that is not there is refused now, not after loading
-    if name == "ensemble" and settings.prompt is not None:
-        raise FedrayError(
-            "protocol=ensemble averages the probabilities of choices: ask questions that have some, with task= or "
-            "questions=FILE"
-        )
     if settings.vote and not settings.answer_all:
         raise FedrayError("vote=true counts the answers of all members: add answer_all=true")
     apart = rephrase != "none" or settings.evidence or settings.control == "mismatched"
-    if settings.answer_all and (name != "c2c" or apart):
+    if settings.answer_all and (not protocol.fuses or apart):
         raise FedrayError(
             "answer_all=true goes with protocol=c2c, and without rephrase, evidence and control=mismatched: "
             "everybody reads the same prompt"
@@ -157,52 +107,6 @@ def _check_exchange(settings: Settings) -> None:
     untold = settings.prompt is not None or settings.questions is not None or settings.task.name in BENCHMARKS
     if settings.gate.kind == "oracle" and untold:
         raise FedrayError("gate=oracle must be told who knows, as only the tiny tasks can: choose gate=learned")
-
-
-def _check_specfed(settings: Settings) -> None:
-    """Drafts, entries and weights that can be meant."""
-    protocol, task = settings.protocol, settings.task
-    if protocol.name != "specfed":
-        return
-    if protocol.gamma != "auto":
-        if protocol.gamma < 1:
-            raise FedrayError(
-                f"protocol.gamma must be at least 1, or auto, got {protocol.gamma}: without drafts it is "
-                "protocol.draft=none"
-            )
-        check_range("protocol.gamma", protocol.gamma, 1, 64)
-    if isinstance(protocol.top_k, int):
-        check_range("protocol.top_k", protocol.top_k, 1)
-    elif not 0 < protocol.top_k <= 1:
-        raise FedrayError(
-            f"protocol.top_k must be a count such as 320, or a share above 0 and up to 1.0, got {protocol.top_k}"
-        )
-    weights, workers = protocol.weights, settings.senders
-    if weights is not None and (protocol.weigh == "gate" or len(weights) != len(workers)):
-        how = "protocol.weigh=gate weighs" if protocol.weigh == "gate" else f"there are {len(workers)}"
-        raise FedrayError(
-            f"protocol.weights={list(weights)} gives {len(weights)} workers their weight, and {how} of them: leave it "
-            "out, or give one number for each sender"
-        )
-    if weights is not None and not sum(weights) > 0:
-        raise FedrayError(f"protocol.weights={list(weights)} must sum to something above 0: give some worker a weight")
-    if protocol.weigh == "gate" and settings.gate.kind == "none":
-        raise FedrayError(
-            "protocol.weigh=gate needs a gate: choose gate=learned, gate=open or gate=random, or protocol.weigh=fixed"
-        )
-    if settings.on_missing == "text":
-        raise FedrayError("on_missing=text is about fusers: protocol=specfed knows alone (go on without) and error")
-    if settings.rephrase != "none":
-        raise FedrayError("protocol=specfed lets all members go on with one text: leave rephrase out")
-    if (
-        settings.prompt is None
-        and settings.questions is None
-        and task.scored_by in ("text", "text-normalized", "letters")
-    ):
-        raise FedrayError(
-            f"protocol=specfed writes its answers, and task={task.name} with task.scoring={task.scored_by} wants "
-            "likelihoods: choose task=tiny-tell, or task.scoring=letters-generated"
-        )
 
 
 def _check_compile(settings: Settings) -> None:
@@ -281,8 +185,8 @@ def _check_questions(settings: Settings) -> None:
 
 
 def _check_task(settings: Settings) -> None:
-    """A split that the data set has, and a scoring that goes with its questions and with the protocol."""
-    task, protocol = settings.task, settings.protocol.name
+    """A split that the data set has, and a scoring that goes with its questions."""
+    task = settings.task
     if settings.prompt is not None:
         return
     if task.name in BENCHMARKS and settings.questions is None:
@@ -292,8 +196,6 @@ def _check_task(settings: Settings) -> None:
         asked = f"task={task.name}" if settings.questions is None else "questions of your own"
         fits = own or "text, text-normalized, letters or letters-generated"
         raise FedrayError(f"task.scoring={task.scored_by} does not go with {asked}: choose {fits}")
-    if protocol == "ensemble" and task.scored_by not in ("text", "letters"):
-        raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")
     if settings.vote and task.scored_by == "text-normalized":
         raise FedrayError("vote=true counts choices as members make them: leave task.scoring=text-normalized out")
 

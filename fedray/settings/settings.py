@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_of, resolve, safe_name
 from fedray.methods.fedattn import FedAttn
 from fedray.methods.specfed import SpecFed
+from fedray.protocols import PROTOCOLS
+from fedray.protocols.protocol import Protocol
 from fedray.schema import Schema, within
 from fedray.text import decode_text
 from fedray.types import T2T, Compile, FedrayError, Generation, Wire
@@ -35,10 +37,12 @@ Task = Literal[
     "gsm8k",
 ]
 Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
-DRAFT = "qwen2.5-0.5b"  # the receiver of specfed by default
-WORKERS = ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")  # senders of specfed by default: of the draft's vocabulary
 OWN_SCORING: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}  # of a task's own questions alone
-ALONE = ("standalone", "self_refine")  # protocols in which the receiver needs nobody
+ALONE = tuple(name for name, protocol in PROTOCOLS.items() if not protocol.needs_senders)
+if TYPE_CHECKING:
+    ProtocolName = str
+else:
+    ProtocolName = Literal[tuple(PROTOCOLS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class ZooSettings:
 class ProtocolSettings:
     """A protocol, and what only fedattn (fedray/methods/fedattn.py) or specfed (fedray/methods/specfed.py) is told."""
 
-    name: Literal["standalone", "self_refine", "t2t", "c2c", "route", "ensemble", "fedattn", "specfed"] = "c2c"
+    name: ProtocolName = "c2c"
     # of fedattn
     participants: int = within(3, 1, 64)  # copies of the receiver; the last, the receiver itself, has the question
     sync_every: int = within(2, 1)  # H: keys and values are exchanged in layers l with l mod H == offset
@@ -254,8 +258,8 @@ def build(values: Mapping[str, Any]) -> Settings:
 def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     """Settings, or a job's own kind of them, from nested values, names canonical; what is not given has its default.
 
-    Senders default to everyone but the receiver (of specfed to WORKERS, and its receiver to DRAFT), fusion to what the
-    fuser implies, gate to what the zoo implies, generation.seed to seed.
+    Receiver and senders default to the protocol's, or to everyone but the receiver; fusion to what the fuser
+    implies, gate to what the zoo implies, generation.seed to seed.
     Raises FedrayError on an unknown key or name and on a value of the wrong type.
     """
     values = named_safely({key: value for key, value in values.items() if (key, value) != ("senders", None)})
@@ -266,19 +270,16 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     schema = with_copies(with_strangers(schema, values.get("receiver"), values.get("senders")), values)
     settings = schema.read(values)
     zoo = settings.zoo.name
-    protocol = settings.protocol
-    if protocol.name == "specfed":
-        receiver = _server(settings.receiver if "receiver" in values else DRAFT, protocol.draft, zoo)
-    else:
-        receiver = resolve(settings.receiver, "receiver", zoo)
+    protocol = PROTOCOLS[settings.protocol.name]
+    receiver = settings.receiver if "receiver" in values else protocol.receiver or settings.receiver
+    receiver = _server(receiver, protocol, settings.protocol.draft, zoo)
     if "senders" in values:
-        copied = protocol.name == "fedattn"
-        senders = tuple(resolve(sender, "sender", zoo, copied=copied) for sender in settings.senders)
+        senders = tuple(resolve(sender, "sender", zoo, copied=protocol.copies) for sender in settings.senders)
     else:
-        others = WORKERS if protocol.name == "specfed" else NAMES
-        senders = tuple(name for name in others if name != receiver)
-    if protocol.name == "fedattn":
-        senders = _participants(receiver, senders if "senders" in values else None, protocol.participants)
+        senders = tuple(name for name in protocol.senders or NAMES if name != receiver)
+    if protocol.copies:
+        named = senders if "senders" in values else None
+        senders = _participants(receiver, named, settings.protocol.participants)
     task = settings.task
     if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
         task = replace(task, scoring="text")  # what the task's name implies is about its own questions
@@ -296,13 +297,13 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     )
 
 
-def _server(receiver: str, draft: str | None, zoo: str) -> str:
-    """Who drafts in specfed: the receiver, or the draft named in the place of the default one."""
+def _server(receiver: str, protocol: Protocol, draft: str | None, zoo: str) -> str:
+    """Who answers: the receiver, or in a protocol with a receiver of its own the draft named in the place of that."""
     receiver = resolve(receiver, "receiver", zoo)
-    if draft is None or draft == "none":
+    if protocol.receiver is None or draft is None or draft == "none":
         return receiver
     draft = resolve(draft, "protocol.draft", zoo)
-    if receiver not in (draft, DRAFT):
+    if receiver not in (draft, protocol.receiver):
         raise FedrayError(
             f"receiver={receiver} and protocol.draft={draft} are both the LLM at the server: name one of them"
         )

@@ -7,7 +7,8 @@ import torch
 from test_families import CASES, random_model
 
 from fedray.llm.decoding import ATTENTION, prefill
-from fedray.llm.prefix import Known, read_on, shared
+from fedray.llm.prefix import Known, read_on
+from fedray.llm.token_ids import shared
 
 PROMPTS = [list(range(2, 22)), list(range(40, 53)), [7, 8, 9]]  # the longest is over three windows long
 STATE_LAYER = 2

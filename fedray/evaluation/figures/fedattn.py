@@ -26,8 +26,8 @@ def draw(report: Report, folder: Path) -> list[Path]:
     for task in dict.fromkeys(row.task for row in report.evaluated if row.fedattn):
         own = [row for row in report.evaluated if row.receiver == report.receiver]
         rows = [row for row in own if row.task == task]
-        joint = next((row for row in rows if row.protocol == "standalone"), None)
-        alone = next((row for row in own if row.task == WITHOUT.get(task) and row.protocol == "standalone"), None)
+        joint = next((row for row in rows if row.is_alone), None)
+        alone = next((row for row in own if row.task == WITHOUT.get(task) and row.is_alone), None)
         lines = {axis: _lines([row for row in rows if row.fedattn], axis) for axis in AXES}
         lines = {axis: found for axis, found in lines.items() if found}
         if lines:

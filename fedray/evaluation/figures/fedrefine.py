@@ -131,7 +131,7 @@ def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | 
 def seconds_label(row: Evaluated) -> str:
     """A way of answering in the paper's words."""
     if not row.senders:
-        return "receiver alone" if row.protocol == "standalone" else f"receiver alone, {row.protocol}"
+        return "receiver alone" if row.is_alone else f"receiver alone, {row.protocol}"
     if (row.protocol, row.rephrase) not in LINES:
         return row.way
     name = LINES[row.protocol, row.rephrase][0]
@@ -148,7 +148,7 @@ def line(row: Evaluated) -> tuple[str, str] | None:
 
 
 def _alone(rows: Sequence[Evaluated]) -> Evaluated | None:
-    return next((row for row in rows if row.protocol == "standalone"), None)
+    return next((row for row in rows if row.is_alone), None)
 
 
 def _receiver_line(axes: Axes, alone: Evaluated) -> None:

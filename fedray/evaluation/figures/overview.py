@@ -35,7 +35,7 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
     """Every member alone, then every way in which all senders help the receiver, as bars."""
     most = max((len(r.senders) for r in rows), default=0)
     steps = [r for r in rows if not r.senders or (r.receiver == receiver and len(r.senders) == most)]
-    if len({r.protocol for r in steps} - {"standalone"}) < 3 or most < 2:
+    if len({r.protocol for r in steps if not r.is_alone}) < 3 or most < 2:
         return None
     figure = Figure(figsize=(8.0, 0.38 * len(steps) + 1.6), layout="constrained")
     axes = figure.subplots()
@@ -46,7 +46,7 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
         y, shares, 0.7, xerr=errors, capsize=2.5, ecolor=INK, color=[COLORS.get(r.protocol, ALONE) for r in steps]
     )
     for place, row, error in zip(y, steps, errors, strict=True):
-        said = f"{row.accuracy:.1%}" + (f" {stars(row.p_alone)}" if row.way != "standalone" else "")
+        said = f"{row.accuracy:.1%}" + (f" {stars(row.p_alone)}" if not row.is_alone else "")
         axes.annotate(
             said,
             (row.accuracy + error, place),
@@ -55,7 +55,7 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
             va="center",
             fontsize=8.5,
         )
-    alone = next((r.accuracy for r in steps if r.way == "standalone" and r.receiver == receiver), None)
+    alone = next((r.accuracy for r in steps if r.is_alone and r.receiver == receiver), None)
     if alone is not None:
         axes.axvline(alone, color=INK, linewidth=0.8, linestyle="--")
     axes.set_yticks(y, list(map(_step, steps)))
@@ -70,14 +70,14 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
 def _step(row: Evaluated) -> str:
     """A rung's name: gates stand in it, the learned one too."""
     if not row.senders:
-        return f"{row.receiver} {'alone' if row.way == 'standalone' else row.way}"
+        return f"{row.receiver} {'alone' if row.is_alone else row.way}"
     return f"{row.way} (gate learned)" if row.gate == "learned" and row.way == row.protocol else row.way
 
 
 def pairs(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
     """What every single sender changes for every receiver, in points; the receivers alone on the diagonal."""
     found = {(r.receiver, r.senders[0]): r for r in rows if len(r.senders) == 1 and r.protocol == "c2c"}
-    alone = {r.receiver: r for r in rows if r.way == "standalone"}
+    alone = {r.receiver: r for r in rows if r.is_alone}
     names = [name for name in alone if any(name == receiver for receiver, _ in found)]
     if len(names) < 2:
         return None

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedray.border import Border
 from fedray.llm.decoding import check_numbers
-from fedray.llm.prefix import shared
 from fedray.llm.token_bytes import token_bytes
+from fedray.llm.token_ids import shared
 from fedray.member.clock import Clock
 from fedray.member.core import Core
 from fedray.member.sessions import Drafts, Session

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedray.llm.decoding import check_numbers
-from fedray.llm.prefix import shared
+from fedray.llm.token_ids import shared
 from fedray.member.clock import Clock
 from fedray.member.core import Core
 from fedray.member.sessions import Drafts, Session
