@@ -6,8 +6,9 @@ from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.fusion.mlp import MLPFuser
 
+FUSERS: dict[str, type[Fuser]] = {"mlp": MLPFuser, "c2c": C2CFuser}
+
 
 def build_fuser(config: FuserConfig) -> Fuser:
     """Build an untrained fuser of the kind its configuration names."""
-    kinds: dict[str, type[Fuser]] = {"mlp": MLPFuser, "c2c": C2CFuser}
-    return kinds[config.kind](config)
+    return FUSERS[config.kind](config)

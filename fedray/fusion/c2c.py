@@ -123,6 +123,7 @@ class C2CFuser(Fuser):
     (fusion/stacked.py); grouped says which, None leaves it to the device and the size. Compiled, they run in groups.
     """
 
+    default_layers = "last_aligned"
     grouped: bool | None = None
     _mode: Compile | None = None
 
@@ -178,6 +179,13 @@ class C2CFuser(Fuser):
             for t, (s, projector) in enumerate(zip(self.layers, self.projectors, strict=True))
         ]
         return torch.stack(layers, dim=1)
+
+    @classmethod
+    def gate_of(cls, layer: int, side: str) -> str:
+        return f"projectors.{layer}.{side}_gate_logit"
+
+    def on_step(self, progress: float) -> None:
+        self.anneal(progress)
 
     def anneal(self, progress: float, start: float = 1.0, end: float = 0.001) -> None:
         """Set the gates' temperature T0 (T1/T0)^progress, progress in [0, 1]."""

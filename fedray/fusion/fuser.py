@@ -7,21 +7,21 @@ Shape legend: B batch, N kv heads, T tokens, H head dim, L layers, F = N*H featu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fedray.fusion.norms import Norms
 from fedray.llm.alignment import LAYER_ALIGNMENTS, TOKEN_ALIGNMENTS, align_layers
+from fedray.llm.cache import KVCache
 from fedray.llm.products import pack_matrices
+from fedray.methods.fusers import KINDS
 from fedray.schema import Schema
 from fedray.types import Compile, FedrayError, KVSpec, Layers
 
-OPERATORS = ("concat", "mix")
-KINDS = {"mlp": OPERATORS, "c2c": ("mix",)}  # and the operators of each
 # More than any LLM or fuser has
 MOST = {
     "layers": 512,
@@ -104,10 +104,12 @@ class Projection:
 class Fuser(nn.Module):
     """A fuser of either kind. `concat` uses project(), `mix` uses mix().
 
-    norms: the range of the caches it was trained on, where its training has left one.
+    norms: the range of the caches it was trained on, where its training has left one. default_layers: the layer
+    alignment that it is trained with where nobody says otherwise.
     """
 
     norms: Norms | None = None
+    default_layers: ClassVar[str] = "bottom_up"
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__()
@@ -131,6 +133,17 @@ class Fuser(nn.Module):
             return (True,) * len(self.layers), (True,) * len(self.layers)
         keys, values = (tuple(s in side for s in self.layers) for side in map(frozenset, layers))
         return keys, values
+
+    @classmethod
+    def gate_of(cls, layer: int, side: str) -> str | None:
+        """Name the parameter that at inference closes the way to the keys or values of a receiver layer; None: none."""
+        return None
+
+    def fit_inputs(self, sample: Callable[[], KVCache]) -> None:
+        """Prepare an untrained fuser for the senders' caches that it will see. sample: draws some."""
+
+    def on_step(self, progress: float) -> None:
+        """Hear of a training step. progress: the share of all steps that is done."""
 
     def weights(self, own: Sides, sent: Sides) -> Tensor:
         """How much of every token is let in, from 0 to 1: (R, L, B, N, T), R = 1 in `concat`, K and V apart in `mix`.

@@ -6,6 +6,7 @@ Shape legend: B batch, N kv heads, T tokens, H head dim, L layers, F = N*H featu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fedray.fusion.compiled import compiled
 from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Projection, Sides, only
+from fedray.llm.cache import KVCache
 from fedray.llm.products import LARGE
 from fedray.types import Compile, Layers
 
@@ -42,6 +44,10 @@ class MLPFuser(Fuser):
         weighed = groups if config.operator == "mix" else config.receiver.layers
         self.weight = GroupedLinear(weighed, hidden, heads)
         self.own_weight = GroupedLinear(groups, target, heads) if config.operator == "mix" else None
+
+    def fit_inputs(self, sample: Callable[[], KVCache]) -> None:
+        cache = sample()
+        self.standardize(cache.keys, cache.values)
 
     @torch.no_grad()
     def standardize(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:

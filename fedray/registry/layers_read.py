@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from fedray.fusion.build import FUSERS
 from fedray.fusion.fuser import FuserConfig
 from fedray.llm.alignment import align_layers
 from fedray.types import Layers
@@ -19,11 +20,11 @@ def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
     Layers that no receiver layer is aligned to reach none, nor do those behind a gate that is closed at inference.
     """
     aligned = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
-    gates = _gates(folder / "model.safetensors") if folder is not None and config.kind == "c2c" else {}
+    gates = {} if folder is None else _gates(folder / "model.safetensors")
+    gate_of = FUSERS[config.kind].gate_of
 
     def reached(side: str) -> tuple[int, ...]:
-        names = (f"projectors.{t}.{side}_gate_logit" for t in range(len(aligned)))
-        return tuple(sorted({s for s, name in zip(aligned, names, strict=True) if gates.get(name, 1.0) > 0}))
+        return tuple(sorted({s for t, s in enumerate(aligned) if gates.get(gate_of(t, side) or "", 1.0) > 0}))
 
     return reached("key"), reached("value")
 

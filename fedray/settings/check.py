@@ -13,6 +13,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.data.files import SUFFIXES, suffix
 from fedray.llm.catalogue import CATALOGUE, NAMES, original_of, repo_of, resolve, safe_name
 from fedray.llm.files import check_folder
+from fedray.methods.fusers import KINDS
 from fedray.protocols import PROTOCOLS
 from fedray.settings.settings import (
     BUILD_SCHEMA,
@@ -60,7 +61,7 @@ def _check_names(settings: Settings) -> None:
     check_apart((receiver, *senders))
     if not senders and protocol.needs_senders and not protocol.copies:
         raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
-    if settings.fuser == "c2c" and settings.fusion != "mix":
+    if settings.fusion not in KINDS[settings.fuser]:
         raise FedrayError(
             f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_of, resolve, safe_name
 from fedray.methods.fedattn import FedAttn
+from fedray.methods.fusers import KINDS
 from fedray.methods.specfed import SpecFed
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.protocol import Protocol
@@ -283,7 +284,7 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     task = settings.task
     if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
         task = replace(task, scoring="text")  # what the task's name implies is about its own questions
-    implied = "mix" if settings.fuser == "c2c" else "concat"
+    implied: Any = KINDS[settings.fuser][0]
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
     return replace(

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.fusion.build import build_fuser
-from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Fuser
-from fedray.fusion.mlp import MLPFuser
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.data import answer_loss
 from fedray.training.pair import Draws, EncodedExample, Pair, batches
@@ -62,7 +60,7 @@ class FuserTraining:
         self._checkpoint, self._save_every = checkpoint, save_every
         snapshot = checkpoint.load() if checkpoint else None
         self._rng = random.Random(recipe.seed)
-        self.fuser = self._begin(standardized=snapshot is not None)
+        self.fuser = self._begin()
         self._best: dict[str, Tensor] = {}
         self._optimizer = torch.optim.AdamW(
             self.fuser.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -104,17 +102,13 @@ class FuserTraining:
         best = {"validation/loss": min(loss for _, loss in self.validations)} if self.validations else {}
         return {**self.means, **best}
 
-    def _begin(self, *, standardized: bool) -> Fuser:
-        """The fuser before its first step."""
+    def _begin(self) -> Fuser:
+        """Build the fuser as it is before its first step; what is resumed draws the same for it."""
         recipe, pair = self.recipe, self.pair
         torch.manual_seed(recipe.seed)
         fuser = build_fuser(fuser_config(recipe, pair.sender.spec, pair.receiver.spec)).to(pair.receiver.device).train()
-        if isinstance(fuser, MLPFuser):
-            most = 512 if pair.in_memory else pair.at_once
-            rows = self._rng.sample(range(len(pair)), min(len(pair), most))
-            if not standardized:
-                sample = pair.sample(rows)
-                fuser.standardize(sample.keys, sample.values)
+        most = min(len(pair), 512 if pair.in_memory else pair.at_once)
+        fuser.fit_inputs(lambda: pair.sample(self._rng.sample(range(len(pair)), most)))
         return fuser
 
     def _take_step(self, module: nn.Module, parts: list[list[EncodedExample]]) -> None:
@@ -133,8 +127,7 @@ class FuserTraining:
         self._optimizer.step()
         self._schedule.step()
         self.step += 1
-        if isinstance(self.fuser, C2CFuser):
-            self.fuser.anneal(self.step / recipe.steps)
+        self.fuser.on_step(self.step / recipe.steps)
         share = 0.05 if self.step > 1 else 1.0
         for name, value in zip(self.means, (group.all_reduce(figures) / group.size).tolist(), strict=True):
             self.means[name] += share * (value - self.means[name])

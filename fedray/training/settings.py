@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedray.llm.catalogue import NAMES, resolve
+from fedray.methods.fusers import KINDS
 from fedray.schema import Schema, within
 from fedray.settings.check import check_apart, check_llm_folders, check_output, check_revision, check_store
 from fedray.settings.settings import (
@@ -189,7 +190,7 @@ def build_fuser_job(values: Mapping[str, Any]) -> FuserJob:
         settings,
         receiver=receiver,
         sender=sender if sender in (None, EVERYONE) else resolve(sender, "sender", zoo),
-        fusion=settings.fusion if "fusion" in values else _implied(settings.fuser),
+        fusion=settings.fusion if "fusion" in values else KINDS[settings.fuser][0],
     )
 
 
@@ -204,7 +205,7 @@ def build_gate_job(values: Mapping[str, Any]) -> GateJob:
         settings,
         receiver=receiver,
         senders=tuple(resolve(sender, "sender", zoo) for sender in senders),
-        fusion=settings.fusion if "fusion" in values else _implied(settings.fuser),
+        fusion=settings.fusion if "fusion" in values else KINDS[settings.fuser][0],
     )
 
 
@@ -316,7 +317,7 @@ def _check_data(data: TrainingData) -> None:
 
 
 def _check_operator(fuser: str, fusion: str) -> None:
-    if fuser == "c2c" and fusion != "mix":
+    if fusion not in KINDS[fuser]:
         raise FedrayError(
             f"fusion={fusion} does not go with fuser=c2c, which mixes: leave fusion out, or use fuser=mlp"
         )
@@ -344,10 +345,6 @@ def _check_zoo(zoo: ZooSettings) -> None:
         raise FedrayError("zoo=shapes has random weights, and a fuser of them is of no use: take zoo=tiny or zoo=hub")
     if zoo.path is not None and not zoo.path.is_dir():
         raise FedrayError(f"zoo.path={zoo.path} is no folder: check the path, or leave it out for the embedded one")
-
-
-def _implied(fuser: str) -> Literal["concat", "mix"]:
-    return "mix" if fuser == "c2c" else "concat"
 
 
 def _other(receiver: str) -> str:
