@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fedray.member.member.fedattn import participant
 from participants import ask, federation, plan_of
 from tiny import random_llm
 
 from fedray.llm.decoding import step
+from fedray.member.fedattn import participant
 from fedray.member.member import Member
 from fedray.methods.fedattn import FedAttn
 from fedray.types import Generation, Request

@@ -12,7 +12,7 @@ from hostile import LONG, SENT, UGLY, UNTOLD, Hostile
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.llm.loading import describe
-from fedray.protocols import PROTOCOLS, STREAMS
+from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.store import Registry
 from fedray.reporting import report as reports
@@ -69,7 +69,7 @@ def test_what_a_sender_sends_costs_nobody_else(group: LocalGroup, plan: Plan, wi
 
 def test_a_stream_goes_on_without_it(group: LocalGroup, plan: Plan, without: Answer) -> None:
     async def pieces() -> list[str | Answer]:
-        return [piece async for piece in STREAMS["c2c"](REQUEST.select([0]), plan, group)]
+        return [piece async for piece in PROTOCOLS["c2c"].stream(REQUEST.select([0]), plan, group)]
 
     group._members[BAD].how = "depth bomb header"  # pyright: ignore[reportAttributeAccessIssue]
     *texts, answer = asyncio.run(pieces())

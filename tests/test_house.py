@@ -119,7 +119,6 @@ def test_imports_go_down(path: Path) -> None:
         ("fedray/federation/federation.py", "from omegaconf import DictConfig"),
         ("fedray/types.py", "from fedray.llm.cache import KVCache"),
         ("fedray/llm/cache.py", "from fedray.wire.payload import Payload"),
-        ("fedray/wire/payload.py", "from fedray.llm import decoding"),
         ("fedray/fusion/fuser.py", "from ..protocols.group import Group"),
         ("fedray/protocols/c2c.py", "from fedray.runtime.actors import RayGroup"),
         ("fedray/member/member.py", "from fedray import Federation"),

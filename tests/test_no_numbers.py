@@ -22,7 +22,7 @@ from fedray.llm.model import LLM
 from fedray.member.member import Member
 from fedray.methods.fedattn import FedAttn
 from fedray.methods.specfed import SpecFed
-from fedray.protocols import PROTOCOLS, STREAMS
+from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.questions.tasks import Question
 from fedray.registry.planner import Planner
@@ -109,7 +109,8 @@ def test_a_failed_answer_is_wrong_whatever_the_gold_is() -> None:
 def test_a_stream_ends_with_the_members_name() -> None:
     async def read(members: LocalGroup) -> list[Any]:
         plan = Plan(RECEIVER, (), protocol="standalone", gate="none")
-        return [piece async for piece in STREAMS["standalone"](replace(FREE, prompts=QUESTIONS[:1]), plan, members)]
+        asked = replace(FREE, prompts=QUESTIONS[:1])
+        return [piece async for piece in PROTOCOLS["standalone"].stream(asked, plan, members)]
 
     assert asyncio.run(read(group()))
     with pytest.raises(FedrayError, match=f"{RECEIVER}: the logits of its LLM {NONE}"):

@@ -85,7 +85,7 @@ def test_a_damaged_version_is_mended_by_registering_it(versions: Versions, damag
 def test_a_damaged_version_is_there_while_it_is_mended(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, seen = versions.folder(0), []
     versions.damage(0)
-    move = versions.moved
+    move = versions_module.moved
 
     def watching(new: Path, final: Path) -> bool:
         seen.append(all((folder / name).is_file() for name in FILES))
@@ -101,7 +101,7 @@ def test_a_damaged_version_is_there_while_it_is_mended(versions: Versions, monke
 def test_a_version_that_is_deleted_while_it_is_registered_is_written(
     versions: Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_newest, deleted = versions._make_newest, []
+    make_newest, deleted = versions_module._make_newest, []
 
     def late(manifest: Path, folder: Path) -> None:
         if not deleted:

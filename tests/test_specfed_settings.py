@@ -15,8 +15,9 @@ from fedray.jobs.federate import run
 from fedray.llm.source import Source
 from fedray.llm.vocabulary import check_vocabularies
 from fedray.methods.specfed import SpecFed
+from fedray.protocols.specfed import WORKERS
 from fedray.questions.tasks import load_task
-from fedray.settings.settings import WORKERS, Settings, build
+from fedray.settings.settings import Settings, build
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")
@@ -105,7 +106,7 @@ def test_a_scoring_of_another_task_is_not_its_own_remedy(call: Call, tmp_path: P
         (("protocol.reconstruct=guess",), "protocol.reconstruct"),
         (("protocol.patience_s=0",), "protocol.patience_s"),
         (("protocol.draft=qwen2",), "protocol.draft"),
-        (("+senders=[qwen2.5-0.5b,qwen2.5-1.5b]",), "the draft at the server and among the workers"),
+        (("+senders=[qwen2.5-0.5b,qwen2.5-1.5b]",), "qwen2.5-0.5b is the receiver and among the senders"),
         (("task=tiny",), "task=tiny-tell"),
         (("task.scoring=letters",), "task.scoring"),
         (("privacy=shared",), "leave rephrase out"),

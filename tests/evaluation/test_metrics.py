@@ -6,10 +6,11 @@ import random
 import pytest
 
 from fedray.evaluation import metrics
+from fedray.questions import scoring
 
 
 def test_a_failed_sample_is_wrong() -> None:
-    assert [metrics.is_right(choice, 0) for choice in (0, 1, None)] == [True, False, False]
+    assert [scoring.is_right(choice, 0) for choice in (0, 1, None)] == [True, False, False]
 
 
 def test_accuracy_and_its_error() -> None:

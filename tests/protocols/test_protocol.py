@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedray.evaluation.kinds import kind_of
 from fedray.llm.loading import describe, load
+from fedray.protocols import PROTOCOLS
 
 HERE, CODER, LLAMA = "qwen2.5-0.5b", "qwen2.5-coder-0.5b", "llama-1b"
 
@@ -22,4 +22,4 @@ HERE, CODER, LLAMA = "qwen2.5-0.5b", "qwen2.5-coder-0.5b", "llama-1b"
     ],
 )
 def test_the_four_types(protocol: str, members: tuple[str, ...], kind: str | None) -> None:
-    assert kind_of(protocol, [describe(load(name)) for name in members]) == kind
+    assert PROTOCOLS[protocol].type_of([describe(load(name)) for name in members]) == kind
