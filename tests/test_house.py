@@ -167,6 +167,16 @@ def test_no_two_files_need_each_other() -> None:
         pytest.fail(" needs ".join(error.args[1]), pytrace=False)
 
 
+def test_a_name_means_one_class() -> None:
+    places: dict[str, list[Path]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path)
+    twice = {name: list(map(str, paths)) for name, paths in places.items() if len(paths) > 1}
+    assert not twice, twice
+
+
 IN_PROCESS = """
 import importlib, pkgutil, sys
 from importlib.machinery import PathFinder
