@@ -179,8 +179,9 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
 def check_questions(settings: Settings, questions: Sequence[Question]) -> None:
     """Refuse questions that the protocol cannot be asked. Raises FedrayError."""
     check = PROTOCOLS[settings.protocol.name].check_question
-    for question in questions:
-        check(settings, question, document_of(question, settings, settings.receiver))
+    if check is not None:
+        for question in questions:
+            check(settings, question, document_of(question, settings, settings.receiver))
 
 
 def failed(alone: Answer, reason: str) -> Answer:

@@ -56,7 +56,7 @@ class Protocol:
     senders: tuple[str, ...] | None = None
     check: Callable[[Any], None] = _passes
     check_sources: Callable[[Any, Mapping[str, Source]], None] = _passes
-    check_question: Callable[[Any, Any, str], None] = _passes
+    check_question: Callable[[Any, Any, str], None] | None = None
     alone: Callable[[Request, Plan], Request] = _whole
     whole_bytes: Callable[[Sequence[MemberInfo]], float] | None = None
     sends: Callable[[Any, KVSpec], tuple[float, Layers]] | None = None
