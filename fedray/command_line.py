@@ -21,6 +21,7 @@ from fedray.errors import unknown
 from fedray.evaluation.check import check_evaluation
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation
 from fedray.files import new_folder, write_whole
+from fedray.protocols import KINDS
 from fedray.reporting.outlet import unfailing
 from fedray.schema import Schema
 from fedray.settings.check import check, check_build
@@ -29,9 +30,7 @@ from fedray.settings.settings import (
     BY_MEMBER,
     SCHEMA,
     BuildSettings,
-    GateSettings,
     MemberSettings,
-    ProtocolSettings,
     RaySettings,
     RegistrySettings,
     Settings,
@@ -77,10 +76,8 @@ __all__ = [
     "Form",
     "FuserJob",
     "GateJob",
-    "GateSettings",
     "ImportJob",
     "MemberSettings",
-    "ProtocolSettings",
     "RaySettings",
     "RegistryJob",
     "RegistrySettings",
@@ -115,7 +112,7 @@ class Form:
 
 
 FEDERATION = Form(SCHEMA, build, check)
-EVALUATION = Form(Schema(EvaluateSettings, keys=BY_MEMBER), build_evaluation, check_evaluation)
+EVALUATION = Form(Schema(EvaluateSettings, BY_MEMBER, KINDS), build_evaluation, check_evaluation)
 BENCHMARKS = Form(BENCHMARK, BENCHMARK.read, check_benchmark)
 ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
 FUSER_TRAINING = Form(FUSER_JOB, build_fuser_job, check_fuser_job)

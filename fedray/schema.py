@@ -35,21 +35,31 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
 
 
 class Schema(Generic[T]):
-    """Reads values into one dataclass. `keys` names the keys that mappings may have, by dotted path.
+    """Reads values into one dataclass.
+
+    keys: those that mappings may have, by dotted path. kinds: base dataclass -> name -> the dataclass that stands for
+    it where values have that `name`.
 
     Understood hints: str, int, float, bool, Path, Literal, X | None, tuple[X, ...], Mapping[str, X], dataclasses,
     X | Y, which are told apart by their type, dataclasses by their keys, and Any.
     Where a dataclass is wanted, a bare value stands for its first field: gate="open" is gate={"kind": "open"}.
     """
 
-    def __init__(self, root: type[T], keys: Mapping[str, tuple[str, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        root: type[T],
+        keys: Mapping[str, tuple[str, ...]] | None = None,
+        kinds: Mapping[type, Mapping[str, type]] | None = None,
+    ) -> None:
         self.root = root
         self.keys = keys or {}
+        self.kinds = kinds or {}
         self.names = tuple(self._walk(root, ""))
 
     def with_keys(self, more: Mapping[str, tuple[str, ...]]) -> Schema[T]:
         """The same schema, in which mappings may have further keys."""
-        return Schema(self.root, {path: (*keys, *more.get(path, ())) for path, keys in self.keys.items()})
+        keys = {path: (*keys, *more.get(path, ())) for path, keys in self.keys.items()}
+        return Schema(self.root, keys, self.kinds)
 
     def read(self, values: Mapping[str, Any] | T) -> T:
         """The typed form of nested values.
@@ -63,7 +73,8 @@ class Schema(Generic[T]):
         hint: Any = self.root
         for part in path.split("."):
             if is_dataclass(hint):
-                hint = get_type_hints(hint).get(part)
+                among = (get_type_hints(kind) for kind in (hint, *self.kinds.get(cast(type, hint), {}).values()))
+                hint = next((found[part] for found in among if part in found), None)
             elif get_origin(hint) is Mapping:
                 hint = get_args(hint)[1]
             else:
@@ -89,7 +100,8 @@ class Schema(Generic[T]):
         if path:
             yield path
         if is_dataclass(hint):
-            for name, inner in _hints(hint).items():
+            kinds = (hint, *self.kinds.get(cast(type, hint), {}).values())
+            for name, inner in {name: inner for kind in kinds for name, inner in _fields(kind).items()}.items():
                 yield from self._walk(inner, prefix + name)
         elif get_origin(hint) is Mapping:
             for key in self.keys.get(path, ()):
@@ -118,9 +130,11 @@ class Schema(Generic[T]):
         return _scalar(hint, value, path)
 
     def _dataclass(self, cls: type, value: Any, path: str) -> Any:
-        hints = _hints(cls)
+        if cls in self.kinds:
+            cls, value = self._kind(cls, value, path)
+        hints = {of.name: _hints(cls)[of.name] for of in fields(cls) if of.init}
         if isinstance(value, cls):
-            value = {of.name: getattr(value, of.name) for of in fields(cls)}
+            value = {name: getattr(value, name) for name in hints}
         elif value is None:
             raise FedrayError(f"{path} must be a setting of its own, got null")
         elif not isinstance(value, Mapping):
@@ -128,7 +142,7 @@ class Schema(Generic[T]):
         prefix = f"{path}." if path else ""
         for key in value:
             if key not in hints:
-                raise self.unknown(f"{prefix}{key}")
+                raise self._foreign(cls, f"{prefix}{key}") or self.unknown(f"{prefix}{key}")
         read = {key: self._read(hints[key], inner, prefix + key) for key, inner in value.items()}
         for of in fields(cls):
             if (limits := of.metadata.get("range")) and of.name in read:
@@ -140,6 +154,28 @@ class Schema(Generic[T]):
         if absent := [f"{prefix}{of.name}" for of in needed if of.name not in read]:
             raise FedrayError(f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing")
         return cls(**read)
+
+    def _kind(self, base: type, value: Any, path: str) -> tuple[type, Any]:
+        """The kind that a value names, or is, and the rest of the value."""
+        kinds = self.kinds[base]
+        if isinstance(value, base):
+            return type(value), value
+        value = dict(value) if isinstance(value, Mapping) else {"name": value}
+        if "name" not in value:
+            raise FedrayError(f"{path}.name is missing: choose one of {', '.join(kinds)}")
+        return kinds[self._read(Literal[tuple(kinds)], value.pop("name"), f"{path}.name")], value
+
+    def _foreign(self, cls: type, path: str) -> FedrayError | None:
+        """The error for a key that another kind has."""
+        parent, _, key = path.rpartition(".")
+        for kinds in self.kinds.values():
+            own = next((name for name, kind in kinds.items() if kind is cls), None)
+            others = [name for name, kind in kinds.items() if key in _fields(kind)]
+            if own and others:
+                return FedrayError(
+                    f"{path} belongs to {parent}={' or '.join(others)}, not to {own}: leave it out, or choose that"
+                )
+        return None
 
     def _mapping(self, hint: Any, value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -160,6 +196,11 @@ def _fits(kind: Any, value: Any) -> bool:
     if isinstance(value, Mapping):
         return is_dataclass(kind) and value.keys() <= _keys(kind)
     return value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind
+
+
+def _fields(cls: Any) -> dict[str, Any]:
+    """Names and types of a dataclass's fields."""
+    return {of.name: _hints(cls)[of.name] for of in fields(cls)}
 
 
 def _keys(kind: Any) -> set[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from fedray.errors import FedrayError
-from fedray.methods.fedattn import FedAttn
-from fedray.methods.specfed import SpecFed, Speculation
+from fedray.methods.method import C2C, Method
+from fedray.methods.specfed import Speculation
 from fedray.schema import within
 from fedray.text import one_line, printable
 
@@ -131,28 +131,11 @@ class Missing:
         object.__setattr__(self, "reason", one_line(printable(self.reason, REASON)))
 
 
-Codec = Literal["none", "int8", "int4"]
 NO_NUMBERS = (
     "the logits of its LLM are no numbers (NaN or infinity): its weights are damaged, or its numbers too large for its "
     "dtype"
 )
-Compile = Literal["default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
 Layers = tuple[tuple[int, ...], tuple[int, ...]]  # whose keys, and whose values; ascending
-
-
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """How caches travel.
-
-    keep: share of every row's tokens that is sent, those with the best score; keep_layers: share of the layers that a
-    fuser reads; where it would read another it changes nothing, as if its gate were closed there.
-    """
-
-    codec: Codec = "none"
-    keep: float = within(1.0, 0.01, 1)
-    score: Literal["last", "norm", "similar", "random"] = "last"
-    keep_layers: float = within(1.0, 0.001, 1)
-    layer_score: Literal["spread", "deep", "middle", "shallow", "random"] = "spread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,20 +158,6 @@ class Generation:
     max_tokens: int = within(32, 1)
     temperature: float = within(0.0, 0)
     seed: int = within(0, 0, 2**32 - 1)
-    full: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class T2T:
-    """How members speak to each other in text.
-
-    ask: "answer" (senders answer the question) or "hint" (they are asked for a hint); gate: "none" (all are heard, as
-    published) or "same" (those the plan's gate lets in); full: every sender uses up max_tokens.
-    """
-
-    ask: Literal["answer", "hint"] = "answer"
-    max_tokens: int = within(32, 1, 4096)
-    gate: Literal["none", "same"] = "none"
     full: bool = False
 
 
@@ -276,28 +245,13 @@ class Plan:
 
     receiver: str
     senders: tuple[str, ...]
-    protocol: str = "c2c"
-    fusion: str = "concat"
-    fusion_order: str = "parallel"  # parallel | sequential: how several senders mix
+    method: Method = C2C  # canonical
     speakers: tuple[str, ...] = ()  # senders without a fuser that give a hint in text instead (on_missing=text)
     fusers: Mapping[str, Artifact] = field(default_factory=dict)  # sender -> its fuser into the receiver
-    compile: Compile | None = None  # how these run: as they are, or by torch.compile in one of its modes
-    gate: str = "learned"  # learned | open | random | none | oracle (the request's own weights)
     gate_artifact: Artifact | None = None
-    route: str = "eager"  # eager | lazy
-    threshold: float = 0.5  # gate weights below it count as 0: not sent; 0.5 is where own and sender weigh the same
-    on_missing: str = "alone"  # alone | text | error
-    control: str = "none"  # none | mismatched | noise | constant
-    rephrase: str = "none"  # none | shared | distinct: what senders read instead of the original
-    wire: Wire = Wire()
-    t2t: T2T = T2T()
-    rounds: int = 3  # of self_refine, at most
-    fedattn: FedAttn = field(default_factory=FedAttn)
-    specfed: SpecFed = field(default_factory=SpecFed)
     peers: tuple[Plan, ...] = ()  # answer_all: the plans of the other members, each a receiver too
-    vote: bool = False  # answer_all: the majority's answer instead of the receiver's
-    seed: int = 0
     contexts: Mapping[str, int] = field(default_factory=dict)  # sender -> tokens that it holds at most
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from tiny import QUESTIONS, random_fuser, random_llm
 
 from fedray.federation.federation import Federation
 from fedray.fusion.compiled import compiled
+from fedray.methods.method import Compile
 from fedray.settings.check import check, cpp_compiler
 from fedray.settings.settings import MemberSettings, RaySettings, Settings
-from fedray.types import Compile, FedrayError
+from fedray.types import FedrayError
 
 SENDER, RECEIVER = "qwen2.5-1.5b", "qwen3-0.6b"
 pytestmark = pytest.mark.timeout(900)  # a compiler's, where others use the cores too

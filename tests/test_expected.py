@@ -19,7 +19,8 @@ from hostile import UGLY, framed, header
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedray.llm.cache import KVCache
-from fedray.types import KVSpec, Wire
+from fedray.methods.method import Wire
+from fedray.types import KVSpec
 from fedray.wire.codecs import CODECS
 from fedray.wire.header import Expected
 from fedray.wire.payload import CorruptPayload, Payload, pack, unpack

@@ -16,9 +16,10 @@ from fedray.errors import MemberFailed
 from fedray.llm.model import LLM
 from fedray.member.member import Member
 from fedray.methods.fedattn import FedAttn, sync_layers
+from fedray.methods.method import Wire
 from fedray.protocols.fedattn import parts_of, publishers_own
 from fedray.protocols.group import LocalGroup
-from fedray.types import Answer, FedrayError, Plan, Receipt, Request, Wire
+from fedray.types import Answer, FedrayError, Plan, Receipt, Request
 from fedray.wire.payload import Payload, ships
 
 FAMILIES = ("qwen3-0.6b", "qwen2.5-0.5b", "llama-1b")

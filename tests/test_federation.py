@@ -23,9 +23,10 @@ from tiny import QUESTIONS
 from fedray import Federation
 from fedray.errors import MemberFailed
 from fedray.jobs import federate
+from fedray.methods.method import Wire
 from fedray.reporting import report
 from fedray.settings.settings import Settings, build
-from fedray.types import Answer, FedrayError, Missing, Request, Wire
+from fedray.types import Answer, FedrayError, Missing, Request
 
 CHOICES = [("red", "green", "blue")] * len(QUESTIONS)
 

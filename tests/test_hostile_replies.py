@@ -20,12 +20,13 @@ from tiny import QUESTIONS, random_fuser, random_llm, random_member
 from fedray.llm.loading import describe
 from fedray.member.member import Member
 from fedray.methods.fedattn import FedAttn
+from fedray.methods.method import T2T
 from fedray.methods.specfed import SpecFed
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.planner import Planner
 from fedray.registry.store import Registry
-from fedray.types import T2T, Answer, Generation, Opening, Plan, Receipt, Request, Row, Talk, Usage
+from fedray.types import Answer, Generation, Opening, Plan, Receipt, Request, Row, Talk, Usage
 from fedray.wire.payload import Payload
 
 RECEIVER, BAD, GOOD = EVERYONE = ("qwen3-0.6b", "llama-1b", "qwen2.5-1.5b")

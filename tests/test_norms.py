@@ -23,13 +23,14 @@ from fedray.llm.cache import KVCache
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.loading import HASHES, describe, load
 from fedray.member.member import Member
+from fedray.methods.method import Wire
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.planner import Planner
 from fedray.registry.store import SHIPPED, Registry, load_fuser, read_manifest
 from fedray.training.conversations import conversations
 from fedray.training.pair import Pair
-from fedray.types import FedrayError, KVSpec, Plan, Request, Wire
+from fedray.types import FedrayError, KVSpec, Plan, Request
 from fedray.wire.payload import pack, unpack
 from fedray.world.world import World, options
 from fedray.zoo.build import ZooTask, _build_fuser, is_done

@@ -11,13 +11,14 @@ import pytest
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.llm.loading import describe
+from fedray.methods.method import T2T
 from fedray.prompts import notes_prompt
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.planner import Planner
 from fedray.registry.store import Registry
 from fedray.text import printable
-from fedray.types import T2T, Answer, FedrayError, Generation, Plan, Request
+from fedray.types import Answer, FedrayError, Generation, Plan, Request
 
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
 EVERYONE = (RECEIVER, *SENDERS)

@@ -16,11 +16,12 @@ from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.fusion.mlp import MLPFuser
 from fedray.llm.loading import describe
+from fedray.methods.method import Wire
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.layers_read import layers_read
 from fedray.registry.store import Registry, load_fuser
-from fedray.types import Answer, Artifact, Generation, KVSpec, Plan, Request, Wire
+from fedray.types import Answer, Artifact, Generation, KVSpec, Plan, Request
 from fedray.wire.payload import Payload, unpack
 from fedray.wire.selection import LAYER_SCORES, SCORES, keep_layers, keep_tokens
 

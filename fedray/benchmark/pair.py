@@ -18,7 +18,8 @@ from fedray.benchmark.settings import BenchmarkSettings
 from fedray.fusion.c2c import C2CFuser
 from fedray.llm.products import pack_matrices, unpack_matrices
 from fedray.member.member import Member
-from fedray.protocols import PROTOCOLS
+from fedray.methods.method import Gate, Method
+from fedray.protocols import protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
 from fedray.registry.random_fuser import random_artifact
@@ -39,11 +40,11 @@ class Exchanges:
 
     def ask(self, tokens: int, answer: int = 1) -> Answer:
         """The answer of so many tokens to a prompt of so many, by cache-to-cache."""
-        return asyncio.run(PROTOCOLS["c2c"](request(prompt(tokens), answer), self.plan, self.group))
+        return asyncio.run(protocol_of(self.plan).run(request(prompt(tokens), answer), self.plan, self.group))
 
     def read_on(self, ids: Sequence[int], talk: Talk | None) -> Answer:
         """The first token after a conversation's ids, all of them, by cache-to-cache."""
-        return asyncio.run(PROTOCOLS["c2c"](replace(request(ids, 1), talk=talk), self.plan, self.group))
+        return asyncio.run(protocol_of(self.plan).run(replace(request(ids, 1), talk=talk), self.plan, self.group))
 
     def tell(self, tokens: int, hint: int) -> Answer:
         """The receiver's first token by text: the first sender writes a hint of so many tokens, which it reads too."""
@@ -146,7 +147,7 @@ def prompt(tokens: int) -> list[int]:
 
 def plan(receiver: MemberInfo, senders: Sequence[MemberInfo]) -> Plan:
     """Open gates, and fusers of the published size that read token by token. Senders of one space share a fuser."""
-    made = Planner(name="shapes").plan(receiver, senders, fuser="c2c", fusion="mix", gate="open")
+    made = Planner(name="shapes").plan(receiver, senders, Method(fuser="c2c", fusion="mix", gate=Gate("open")))
     return replace(made, fusers={s.name: _token_by_token(random_artifact(s, receiver, "c2c", "mix")) for s in senders})
 
 

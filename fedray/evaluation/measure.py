@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from fedray.errors import MemberFailed
-from fedray.evaluation.cases import Case
 from fedray.federation.federation import Federation
 from fedray.methods.specfed import Speculation
-from fedray.protocols import PROTOCOLS
 from fedray.questions.tasks import Question, mismatched, request_fields
 from fedray.settings.settings import Settings
 from fedray.types import Answer, Missing, Plan, Request, Row, Usage
@@ -56,7 +54,7 @@ class Asking:
         self._right: list[bool] = []
         self._by_member: dict[str, list[bool]] = {}
         self._weights: dict[str, list[float]] = {}
-        readers = (*plan.speakers, *plan.senders) if plan.rephrase != "none" else ()
+        readers = (*plan.speakers, *plan.senders) if plan.method.rephrase != "none" else ()
         self._read: dict[str, list[str]] = {name: [] for name in readers}
         self._missing: dict[str, Missing] = {}
         self._usage = Usage()
@@ -96,8 +94,8 @@ class Asking:
 
     def _batches(self) -> Iterator[list[Question]]:
         """As many at a time as the settings say, and fewer where members' texts would outgrow a small message."""
-        speaks = PROTOCOLS[self._plan.protocol].speaks or self._plan.speakers
-        most = ANSWER_TOKENS // self._plan.t2t.max_tokens if speaks else len(self._questions)
+        speaks = self._plan.method.protocol.speaks or self._plan.speakers
+        most = ANSWER_TOKENS // self._plan.method.t2t.max_tokens if speaks else len(self._questions)
         size = max(1, min(self._settings.task.batch_size, most))
         return batches(self._questions, size, max(1, min(size, ANSWER_TOKENS // self._settings.generation.max_tokens)))
 
@@ -146,28 +144,6 @@ class Asking:
 
 def _right(rows: Sequence[Row], batch: Sequence[Question]) -> list[bool]:
     return [right for row, q in zip(rows, batch, strict=True) if (right := q.right(row)) is not None]
-
-
-def plan_of(fed: Federation, case: Case, settings: Settings) -> Plan:
-    """The plan of a case, whose own settings these are. Raises FedrayError where a fuser or gate is missing."""
-    return fed.plan_for(
-        case.receiver,
-        case.senders,
-        protocol=settings.protocol.name,
-        fuser=settings.fuser,
-        fusion=settings.fusion,
-        fusion_order=settings.fusion_order,
-        gate=settings.gate.kind,
-        answer_all=settings.answer_all,
-        control=settings.control,
-        rephrase=settings.rephrase,
-        wire=settings.wire,
-        t2t=settings.t2t,
-        specfed=settings.protocol.specfed,
-        vote=settings.vote,
-        fedattn=settings.protocol.fedattn,
-        seed=settings.seed,
-    )
 
 
 def is_whole(found: Measurement, settings: Settings) -> bool:

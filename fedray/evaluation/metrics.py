@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
-from fedray.reporting.report import Percentiles, Spread
+from fedray.reporting.report import Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class Comparison:
     @property
     def stderr(self) -> float:
         return stderr(self.accuracy, self.n)
+
+    def figures(self) -> dict[str, Any]:
+        """Name what a report says of it."""
+        return {**asdict(self), "stderr": self.stderr}
 
 
 def accuracy(right: Sequence[int]) -> float:
@@ -92,12 +97,10 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(np.mean(values)), float(p50), float(p95))
 
 
-def percentiles(requests: Iterable[Mapping[str, float]]) -> dict[str, Percentiles]:
-    """p50 and p95 of each phase's seconds, over the requests that had the phase."""
+def seconds_of(requests: Iterable[Mapping[str, float]]) -> dict[str, Spread]:
+    """The spread of each phase's seconds, over the requests that had the phase."""
     phases: dict[str, list[float]] = {}
     for seconds in requests:
         for phase, value in seconds.items():
             phases.setdefault(phase, []).append(value)
-    return {
-        phase: Percentiles(*(float(p) for p in np.percentile(values, (50, 95)))) for phase, values in phases.items()
-    }
+    return {phase: spread(values) for phase, values in phases.items()}

@@ -9,13 +9,13 @@ from statistics import fmean
 from typing import Literal
 
 from fedray.data.source import DataSource
-from fedray.evaluation.metrics import Comparison, compare, percentiles
+from fedray.evaluation.metrics import Comparison, compare, seconds_of
 from fedray.methods.specfed import Speculation
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import protocol_of
 from fedray.questions.tasks import Question, scorings
 from fedray.reporting.job import Status
-from fedray.reporting.report import Answered, Cost, Data, Learned, MemberReport, Report
-from fedray.settings.settings import ALONE, Settings
+from fedray.reporting.report import Answered, Cost, Data, Found, Learned, MemberReport, Report, Who
+from fedray.settings.settings import Settings
 from fedray.types import Answer, Artifact, MemberInfo, Missing, Plan, Row, Usage
 
 Outcome = Literal["rescued", "harmed", "both right", "both wrong", ""]
@@ -77,7 +77,7 @@ class Record:
     def open(self, members: Mapping[str, MemberInfo], missing: Sequence[Missing], plan: Plan) -> None:
         """Who takes part, and by which learned parts."""
         self.members = participants(members, self.settings.receiver)
-        self.kind = PROTOCOLS[self.settings.protocol.name].type_of(members.values())
+        self.kind = protocol_of(self.settings).type_of(members.values())
         gates = () if plan.gate_artifact is None else (_learned(plan.gate_artifact, "gate"),)
         self.learned = (*(_learned(fuser, "fuser") for fuser in plan.fusers.values()), *gates)
         self._miss(missing)
@@ -142,51 +142,43 @@ class Record:
     def cost(self) -> Cost:
         total = sum(self._usages, Usage())
         per_token = total.payload_bytes / total.prompt_tokens if total.prompt_tokens else 0.0
-        together = min(self.settings.batches_at_a_time, max(len(self._usages), 1))
-        return Cost(total.payload_bytes, per_token, percentiles(usage.seconds for usage in self._usages), together)
+        return Cost(
+            total.payload_bytes,
+            per_token,
+            seconds=seconds_of(usage.seconds for usage in self._usages),
+            requests=len(self._usages),
+            at_a_time=min(self.settings.batches_at_a_time, max(len(self._usages), 1)),
+        )
 
-    def report(self, status: Status) -> Report:
-        settings, found = self.settings, self.comparison()
-        alone = settings.protocol.name in ALONE
-        return Report(
-            job="federate",
-            zoo=settings.zoo.name,
-            receiver=settings.receiver,
-            senders=() if alone else settings.senders,
-            seed=settings.seed,
-            status=status,
-            protocol=settings.protocol.name,
-            type=self.kind,
-            fuser=settings.fuser,
-            fusion=settings.fusion,
-            fusion_order=settings.fusion_order,
-            compile=settings.compile,
-            gate="none" if alone else settings.gate.kind,
-            rephrase=settings.rephrase,
-            wire=settings.wire.codec,
-            keep=settings.wire.keep,
-            keep_layers=settings.wire.keep_layers,
-            control=settings.control,
-            task=_task(settings),
-            scoring=scorings(settings, (result.question for result in self.results)),
-            data=tuple(Data(**asdict(found)) for found in (self.source,) if found),
-            n=len(self.results),
-            accuracy=found and found.accuracy,
-            stderr=found and found.stderr,
-            accuracy_alone=found and found.accuracy_alone,
-            p_value=found and found.p_value,
-            rescued=found.rescued if found else 0,
-            harmed=found.harmed if found else 0,
+    def found(self) -> Found:
+        compared = self.comparison()
+        return Found(
+            failed=sum(result.federated.failed for result in self.results),
             unrephrased=len(self.unrephrased),
             unparseable=self._unparseable,
             unparseable_alone=self._unparseable_alone,
             by_member=self.by_member(),
-            usage=self.cost(),
+            weights=self.trust(),
             speculation={} if self._speculation is None else self._speculation.figures(),
-            missing=tuple(self._missing.values()),
-            members=self.members,
+            **(compared.figures() if compared else {}) | {"n": len(self.results)},
+        )
+
+    def report(self, status: Status) -> Report:
+        settings = self.settings
+        receiver, *senders = settings.takes_part
+        return Report(
+            job="federate",
+            zoo=settings.zoo.name,
+            seed=settings.seed,
+            status=status,
+            who=Who(receiver, tuple(senders), self.kind, tuple(self._missing.values()), self.members),
+            how=settings.method.canonical(),
+            task=_task(settings),
+            scoring=scorings(settings, (result.question for result in self.results)),
+            data=tuple(Data(**asdict(found)) for found in (self.source,) if found),
+            found=self.found(),
+            cost=self.cost(),
             answers=tuple(result.answered() for result in self.results),
-            trust=self.trust(),
             learned=self.learned,
         )
 

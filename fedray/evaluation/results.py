@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import TypeVar
 
-from fedray.evaluation.cases import STANDALONE, Case
+from fedray.evaluation.cases import Case
 from fedray.evaluation.leakage_table import leaks
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
+from fedray.methods.method import Wire
 from fedray.methods.specfed import Speculation
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import PROTOCOLS, protocol_of
 from fedray.questions.tasks import Question
-from fedray.reporting.report import Compared, Contribution, Evaluated
+from fedray.reporting.report import Compared, Contribution, Cost, Evaluated, Found, Who
 from fedray.types import MemberInfo
 
 T = TypeVar("T")
@@ -32,9 +33,8 @@ class Paired:
 class Results:
     """Grows case by case, seed by seed; every figure of the report is read from it."""
 
-    def __init__(self, fuser: str, members: Mapping[str, MemberInfo]) -> None:
-        """fuser: the kind that c2c fuses with."""
-        self._fuser, self._members = fuser, members
+    def __init__(self, members: Mapping[str, MemberInfo]) -> None:
+        self._members = members
         self._done: dict[Case, dict[int, Measurement]] = {}
         self._questions: dict[tuple[str, int], Sequence[Question]] = {}
 
@@ -59,66 +59,44 @@ class Results:
         clusters = [q.entity or q.id for q in chain.from_iterable(asked.values())]
         first = next(iter(of_seed))
         alone = self._paired(case.alone, case)
-        gain = alone.found.accuracy - alone.found.accuracy_alone
         seconds = _joined([m.seconds for m in measured])
-        total = spread(seconds["total"]) if "total" in seconds else None
         payload, tokens = (sum(getattr(m, name) for m in measured) for name in ("payload_bytes", "prompt_tokens"))
-        way, protocol = case.way, PROTOCOLS[case.way.protocol]
+        weights = _means([m.weights for m in measured])
+        kind = protocol_of(case.method).type_of(self._members[name] for name in (case.receiver, *case.senders))
+        missing = tuple({m.member: m for m in chain.from_iterable(m.missing for m in measured)}.values())
         return Evaluated(
             task=case.task,
-            receiver=case.receiver,
-            senders=case.senders,
-            way=str(way),
-            protocol=way.protocol,
-            type=protocol.type_of(self._members[name] for name in (case.receiver, *case.senders)),
-            fuser=self._fuser if protocol.fuses else "none",
-            fusion=way.fusion,
-            gate=way.gate,
-            rephrase=way.rephrase,
-            control=way.control,
-            t2t_gate=way.t2t_gate,
-            full=way.full,
-            answer_all=way.answer_all,
-            seeds=tuple(of_seed),
-            n=len(right),
-            accuracy=accuracy(right),
-            stderr=clustered_stderr(right, clusters),
-            accuracy_alone=alone.found.accuracy_alone,
-            p_alone=alone.p_value,
-            gain_points=100 * gain,
-            gain_percent=100 * gain / alone.found.accuracy_alone if alone.found.accuracy_alone else None,
-            rescued=alone.found.rescued,
-            harmed=alone.found.harmed,
-            unparseable=sum(m.unparseable for m in measured) / len(right),
-            failed=sum(m.failed for m in measured),
-            unrephrased=sum(m.unrephrased for m in measured),
-            latency_requests=len(seconds.get("total", ())),
-            latency_mean=total and total.mean,
-            latency_p50=total and total.p50,
-            latency_p95=total and total.p95,
-            latency={phase: spread(values) for phase, values in seconds.items()},
-            payload_bytes=payload,
-            bytes_per_token=payload / tokens if tokens else 0.0,
-            bytes_per_token_analytic=self._analytic(case),
-            weights=_means([m.weights for m in measured]),
-            by_member={name: accuracy(r) for name, r in _joined([m.by_member for m in measured]).items()},
-            missing=tuple({m.member: m for m in chain.from_iterable(m.missing for m in measured)}.values()),
-            wall_s=sum(m.wall_s for m in measured),
-            leakage=leaks(asked[first], measured[0].read) if measured[0].read else (),
             scoring=asked[first][0].scoring,
-            wire=way.wire.codec,
-            keep=way.wire.keep,
-            score=way.wire.score,
-            keep_layers=way.wire.keep_layers,
-            layer_score=way.wire.layer_score,
-            gamma=way.gamma,
-            top_k=way.top_k,
-            reconstruct=way.reconstruct,
-            temperature=way.temperature,
-            measured=way.measured,
-            tokens_per_s=_rate(measured),
-            speculation=_speculation(measured),
-            fedattn=way.fedattn,
+            seeds=tuple(of_seed),
+            way=case.way,
+            who=Who(case.receiver, case.senders, kind, missing),
+            how=case.method,
+            temperature=case.temperature,
+            found=Found(
+                **alone.found.figures()
+                | {
+                    "n": len(right),
+                    "accuracy": accuracy(right),
+                    "stderr": clustered_stderr(right, clusters),
+                    "p_value": alone.p_value,
+                },
+                failed=sum(m.failed for m in measured),
+                unrephrased=sum(m.unrephrased for m in measured),
+                unparseable=sum(m.unparseable for m in measured),
+                by_member={name: accuracy(r) for name, r in _joined([m.by_member for m in measured]).items()},
+                weights={"all": weights} if weights else {},
+                speculation=_speculation(measured),
+            ),
+            cost=Cost(
+                payload,
+                payload / tokens if tokens else 0.0,
+                self._analytic(case),
+                {phase: spread(values) for phase, values in seconds.items()},
+                requests=len(seconds.get("total", ())),
+                tokens_per_s=_rate(measured),
+                wall_s=sum(m.wall_s for m in measured),
+            ),
+            leakage=leaks(asked[first], measured[0].read) if measured[0].read else (),
         )
 
     def comparisons(self) -> tuple[Compared, ...]:
@@ -135,17 +113,17 @@ class Results:
         without = {s: replace(case, senders=tuple(name for name in case.senders if name != s)) for s in case.senders}
         if len(without) < 2 or not all(rest in self._done for rest in without.values()):
             return []
-        given = self.row(case).bytes_per_token
+        given = self.row(case).cost.bytes_per_token
         return [
             Contribution(
                 task=case.task,
                 receiver=case.receiver,
-                way=str(case.way),
+                way=case.way,
                 of=len(case.senders),
                 sender=sender,
                 points=_points(paired),
                 p=paired.p_value,
-                bytes_per_token=given - self.row(rest).bytes_per_token,
+                bytes_per_token=given - self.row(rest).cost.bytes_per_token,
             )
             for sender, rest in without.items()
             if (paired := self._paired(rest, case))
@@ -158,17 +136,20 @@ class Results:
             if not a.senders and a.receiver in (b.receiver, *b.senders) and a != b.alone:
                 yield a, b
             same_place = (a.receiver, set(a.senders)) == (b.receiver, set(b.senders))
-            if a.way.wire != b.way.wire:  # another wire is compared with the plain one of the same way alone
-                plain = a.way.over_plain_wire
-                if same_place and plain == b.way.over_plain_wire and plain in (a.way, b.way):
-                    yield (a, b) if a.way == plain else (b, a)
+            own, other = a.method, b.method
+            if own.wire != other.wire:  # another wire is compared with the plain one of the same method alone
+                plain = replace(own, wire=Wire())
+                if same_place and plain == replace(other, wire=Wire()) and plain in (own, other):
+                    yield (a, b) if own == plain else (b, a)
                 continue
-            if a.way.protocol == b.way.protocol == "specfed":  # each with the same without drafts
-                base = replace(a.way.baseline, temperature=b.way.temperature)
-                if same_place and a.way.temperature == b.way.temperature and base in (a.way, b.way):
-                    yield (a, b) if a.way == base else (b, a)
+            same_protocol = own.protocol.name == other.protocol.name
+            if same_protocol and (base := own.protocol.baseline) is not None:
+                without = replace(own, protocol=base)
+                if same_place and a.temperature == b.temperature and without in (own, other):
+                    yield (a, b) if own == without else (b, a)
                 continue
-            same_text, same_way = a.way.rephrase == b.way.rephrase, _but_rephrase(a) == _but_rephrase(b)
+            unheard = replace(own, rephrase=other.rephrase, protocol=other.protocol)
+            same_text, same_way = own.rephrase == other.rephrase, same_protocol and unheard == other
             if same_place and same_text != same_way:
                 yield (a, b) if _rank(a) <= _rank(b) else (b, a)
 
@@ -213,13 +194,13 @@ class Results:
     def _analytic(self, case: Case) -> float | None:
         """Bytes per token if every sender gives all it has; known for whole caches and for text. In FedAttn it depends
         on how many of the prompt's tokens the publisher holds."""
-        whole = PROTOCOLS[case.way.protocol].whole_bytes
+        whole = protocol_of(case.method).whole_bytes
         return whole and whole([self._members[name] for name in case.senders])
 
 
 def _rank(case: Case) -> int:
     """Which of two ways is asked what it adds to the other: caches come last."""
-    return list(PROTOCOLS).index(case.way.protocol)
+    return list(PROTOCOLS).index(case.method.protocol.name)
 
 
 def _rate(measured: Sequence[Measurement]) -> float | None:
@@ -233,13 +214,8 @@ def _speculation(measured: Sequence[Measurement]) -> dict[str, float | None]:
     return sum(found, Speculation()).figures() if found else {}
 
 
-def _but_rephrase(case: Case) -> tuple[object, ...]:
-    way = case.way
-    return way.protocol, way.fusion, way.gate, way.t2t_gate, way.full, way.control, way.answer_all
-
-
 def _label(case: Case) -> str:
-    return str(case.way) if case.senders else f"{case.receiver} {'alone' if case.way == STANDALONE else case.way}"
+    return case.way if case.senders else f"{case.receiver} {'alone' if case.is_alone else case.way}"
 
 
 def _points(paired: Paired) -> float:

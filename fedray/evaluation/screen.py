@@ -83,17 +83,17 @@ class FederateScreen(Screen):
             self.examples(results)
         if found:
             self.accuracy(found, report.scoring)
-        if report.by_member:
-            rows = ((name, f"{share:.1%}") for name, share in report.by_member.items())
+        if report.found.by_member:
+            rows = ((name, f"{share:.1%}") for name, share in report.found.by_member.items())
             self.table("Accuracy of each member's own answers", ("member", "accuracy"), rows)
-        if report.usage.seconds:
-            self.seconds(report.usage)
-        if report.speculation:
-            self.speculation(report.speculation)
-        if report.trust:
-            self.trust(report.trust)
-        if report.missing:
-            self.missing(report.missing)
+        if report.cost.seconds:
+            self.seconds(report.cost)
+        if report.found.speculation:
+            self.speculation(report.found.speculation)
+        if report.found.weights:
+            self.trust(report.found.weights)
+        if report.who.missing:
+            self.missing(report.who.missing)
 
     def examples(self, results: Sequence[Result]) -> None:
         rows: list[list[Text]] = []
@@ -141,10 +141,11 @@ class FederateScreen(Screen):
 
     def unparseable(self, report: Report) -> None:
         """Answers in which nothing could be read."""
-        if report.unparseable or report.unparseable_alone:
+        found = report.found
+        if found.unparseable or found.unparseable_alone:
             self.line(
-                f"no choice or number could be read in {report.unparseable_alone} of {report.n} answers alone and "
-                f"{report.unparseable} federated: they count as wrong"
+                f"no choice or number could be read in {found.unparseable_alone} of {found.n} answers alone and "
+                f"{found.unparseable} federated: they count as wrong"
             )
 
     def unheard(self, holders: Mapping[str, int], n: int) -> None:
@@ -204,25 +205,23 @@ class EvaluateScreen(FederateScreen):
         shown = [
             (
                 row.task,
-                row.receiver,
-                who(row.senders, order) or "-",
+                row.who.receiver,
+                who(row.who.senders, order) or "-",
                 row.way,
-                str(row.n),
-                f"{row.accuracy:.1%} ± {row.stderr or 0:.1%}",
+                str(row.found.n),
+                f"{row.accuracy:.1%} ± {row.stderr:.1%}",
                 "" if row.is_alone else f"{row.gain_points:+.1f}",
-                "" if row.is_alone else p_value(row.p_alone),
-                "-" if row.latency_mean is None else f"{row.latency_mean:.3f}",
-                per_token(row.bytes_per_token),
+                "" if row.is_alone else p_value(row.p_value),
+                "-" if row.seconds is None else f"{row.seconds.mean:.3f}",
+                per_token(row.cost.bytes_per_token),
             )
             for row in rows
         ]
         self.table("Every case, ± one standard error; p against the receiver alone", headings, shown)
         for row in rows:
-            if row.unrephrased:
-                self.line(
-                    f"{row.way}: {row.unrephrased} of {row.n} questions kept no whole rewrite, the receiver answered "
-                    "them alone"
-                )
+            if lost := row.found.unrephrased:
+                kept = f"{lost} of {row.found.n} questions kept no whole rewrite"
+                self.line(f"{row.way}: {kept}, the receiver answered them alone")
         if told := [line for line in leakage_table.lines(rows) if leakage_table.ALL in line]:
             chosen = [leakage_table.HEADINGS.index(heading) for heading in LEAKAGE]
             title = "What rephrasing gives away, by row; of one who counts words, and of a blind guess"

@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from fedray.errors import FedrayError, nearest
+from fedray.protocols import KINDS, METHOD
 from fedray.schema import Schema, within
-from fedray.settings.settings import BY_MEMBER, Settings, read
+from fedray.settings.settings import BY_MEMBER, SCHEMA, Settings, read
+
+AXES = (*METHOD.names, "task", "task.name", "generation.temperature")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Cases of one kind: every combination of the lists is one. An empty list is what the settings say.
+    """Cases of one kind: every combination of its axes' values is one.
 
     senders: who helps. "all", or "singles" (each one), "prefixes" (the first, the first two, ... in order of their
     gain), "leave_one_out" (all but each one), "none" (the receiver alone), "pairs" (every member to every other one),
-    or names as in qwen2.5-0.5b+llama-1b. receivers: who answers; a receiver's senders are all other members.
+    or names as in qwen2.5-0.5b+llama-1b. receivers: who answers; a receiver's senders are all other members. axes:
+    setting -> its values, as in protocol: [c2c, t2t] or t2t.gate: [none, same].
     """
 
     senders: str = "all"
     receivers: tuple[str, ...] = ()
-    task: tuple[str, ...] = ()
-    protocol: tuple[str, ...] = ()
-    fusion: tuple[str, ...] = ()
-    gate: tuple[str, ...] = ()
-    rephrase: tuple[str, ...] = ()
-    t2t_gate: tuple[str, ...] = ()
-    full: tuple[bool, ...] = ()  # t2t.full
-    control: tuple[str, ...] = ()
-    answer_all: tuple[bool, ...] = ()
-    wire: tuple[str, ...] = ()  # codecs
-    keep: tuple[float, ...] = ()  # wire.keep
-    score: tuple[str, ...] = ()  # wire.score, and protocol.score in fedattn
-    keep_layers: tuple[float, ...] = ()  # wire.keep_layers
-    layer_score: tuple[str, ...] = ()  # wire.layer_score
-    participants: tuple[int, ...] = ()  # of fedattn, as are those below: its senders are copies of the receiver
-    sync_every: tuple[int, ...] = ()
-    offset: tuple[int, ...] = ()
-    placement: tuple[str, ...] = ()
-    segments: tuple[str, ...] = ()
-    tokens: tuple[float, ...] = ()
-    exchange: tuple[float, ...] = ()
-    gamma: tuple[int | Literal["auto", "none"], ...] = ()  # of specfed; none: protocol.draft=none
-    top_k: tuple[int | float, ...] = ()
-    reconstruct: tuple[Literal["renorm", "spread"], ...] = ()
-    temperature: tuple[float, ...] = ()  # of specfed's answers
-    measure: tuple[bool, ...] = ()  # protocol.measure
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EvaluateSettings(Settings):
     """One evaluation: a federation's settings are what its blocks start from."""
 
@@ -73,7 +53,44 @@ def build_evaluation(values: Mapping[str, Any]) -> EvaluateSettings:
     given = {key: value for key, value in values.items() if (key, value) not in (("seeds", None), ("blocks", None))}
     blocks = given.get("blocks", {})
     if isinstance(blocks, Mapping):
-        blocks = {str(name): block for name, block in blocks.items() if block is not None} or {"all": Block()}
-    schema = Schema(EvaluateSettings, keys={**BY_MEMBER, "blocks": tuple(blocks) if isinstance(blocks, dict) else ()})
-    settings = read(schema, {**given, "blocks": blocks})
+        named = {str(name): block for name, block in blocks.items() if block is not None}
+        blocks = {name: _block(f"blocks.{name}", block) for name, block in named.items()} or {"all": Block()}
+    keys = {**BY_MEMBER, "blocks": tuple(blocks) if isinstance(blocks, dict) else ()}
+    settings = read(Schema(EvaluateSettings, keys, KINDS), {**given, "blocks": blocks})
     return settings if "seeds" in given else replace(settings, seeds=(settings.seed,))
+
+
+def _block(path: str, values: Any) -> Any:
+    """Part a block's own values from its axes, which may be nested or dotted. Raises FedrayError on an unknown axis."""
+    if not isinstance(values, Mapping):
+        return values
+    own = {key: value for key, value in values.items() if key in ("senders", "receivers")}
+    axes: dict[str, tuple[Any, ...]] = {}
+    for axis, listed in _flat({key: value for key, value in values.items() if key not in own}):
+        if axis not in AXES:
+            raise _unknown(path, axis)
+        if not isinstance(listed, list | tuple):
+            raise FedrayError(f"{path}.{axis} must be a list such as [{listed}], got {listed!r}")
+        hint = SCHEMA.hint(axis)
+        first = f".{fields(hint)[0].name}" if is_dataclass(hint) else ""  # gate: [open] is gate.kind: [open]
+        axes[axis + first] = tuple(listed)
+    return {**own, "axes": axes}
+
+
+def _unknown(path: str, axis: str) -> FedrayError:
+    """The error for an axis that does not exist; one by its former name, as in sync_every or t2t_gate, is shown."""
+    now = [name for name in AXES if axis in (name.rpartition(".")[2], name.replace(".", "_"))]
+    if now:
+        return FedrayError(f"{path}.{axis} is now {' or '.join(f'{path}.{name}' for name in now)}: axes are settings")
+    names = [f"{path}.{name}" for name in ("senders", "receivers", *AXES)]
+    close = nearest(f"{path}.{axis}", names, count=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else "an axis is a setting such as protocol or t2t.gate"
+    return FedrayError(f"unknown setting '{path}.{axis}': {hint}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

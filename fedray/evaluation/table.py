@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedray.evaluation import leakage_table
 from fedray.files import write_whole
+from fedray.methods.method import Wire
 from fedray.reporting.report import Contribution, Evaluated, Report, unwritable
 
 NAME = "table.md"
@@ -35,9 +36,9 @@ def write(report: Report, folder: Path) -> Path:
 
 def as_markdown(report: Report) -> str:
     """The paper's claims beside what was measured, every row, paired comparisons, and what each sender brings."""
-    order = report.order.senders if report.order else report.senders
+    order = report.who.order.senders if report.who.order else report.who.senders
     lines = [
-        f"# Evaluation: zoo={report.zoo}, receiver {report.receiver}, n={report.n}",
+        f"# Evaluation: zoo={report.zoo}, receiver {report.who.receiver}, n={report.found.n}",
         "",
         f"Status: {report.status}. Seconds are those of questions asked one at a time, on {os.cpu_count()} CPU cores. "
         "± is one standard error, clustered by entity; p is the exact McNemar test against the receiver alone.",
@@ -54,8 +55,8 @@ def as_markdown(report: Report) -> str:
 
 
 def _order(report: Report) -> Iterator[str]:
-    order = report.order
-    if order is None or not any(len(row.senders) > 1 for row in report.evaluated):
+    order = report.who.order
+    if order is None or not any(len(row.who.senders) > 1 for row in report.evaluated):
         return
     gains = [f"{name} ({order.gains[name]:+.1f})" if name in order.gains else name for name in order.senders]
     why = f"by gain in points as the only sender, {order.n} validation questions" if order.n else "as given"
@@ -67,7 +68,7 @@ def _claims(report: Report) -> Iterator[str]:
     found = {
         key: row
         for row in report.evaluated
-        if len(row.senders) == FULL_HOUSE and row.receiver == report.receiver and (key := paper_key(row))
+        if len(row.who.senders) == FULL_HOUSE and row.who.receiver == report.who.receiver and (key := paper_key(row))
     }
     c2c, shared, t2t = (found.get(key) for key in PAPER)
     claims: list[tuple[str, str, str]] = []
@@ -78,18 +79,27 @@ def _claims(report: Report) -> Iterator[str]:
         claims.append(("rephrasing costs C2C", "3 %", _difference(shared, c2c)))
     if c2c and t2t:
         claims.append(("C2C above T2T", "about 15 %", _difference(t2t, c2c)))
-    if shared and t2t and shared.latency_mean and t2t.latency_mean:
-        seconds = f"{shared.latency_mean:.3f} s against {t2t.latency_mean:.3f} s"
+    if shared and t2t and shared.seconds and t2t.seconds:
+        seconds = f"{shared.seconds.mean:.3f} s against {t2t.seconds.mean:.3f} s"
         claims.append(("rephrased C2C against T2T, mean seconds", "significantly lower", seconds))
-    full = next((r for r in report.evaluated if r.full and len(r.senders) == FULL_HOUSE and r.rephrase == "none"), None)
+    full = next(
+        (
+            r
+            for r in report.evaluated
+            if r.how.t2t.full and len(r.who.senders) == FULL_HOUSE and r.how.rephrase == "none"
+        ),
+        None,
+    )
     for name, row in (("C2C", c2c), ("rephrased C2C", shared)):
-        if row and full and row.latency_mean and full.latency_mean:
-            seconds = f"{row.latency_mean:.3f} s against {full.latency_mean:.3f} s"
+        if row and full and row.seconds and full.seconds:
+            seconds = f"{row.seconds.mean:.3f} s against {full.seconds.mean:.3f} s"
             claims.append((f"{name} against T2T with every hint at its full budget, mean seconds", "", seconds))
     for row, said in ((c2c, PAPER_KV), (t2t, PAPER_TOKEN)):
-        if row and row.bytes_per_token_analytic:
-            sent = f"{per_token(row.bytes_per_token)} B measured, {row.bytes_per_token_analytic:,.0f} B analytic"
-            claims.append((f"bytes per token, {row.protocol}", said.removesuffix("/token"), sent))
+        if row and row.cost.bytes_per_token_analytic:
+            sent = (
+                f"{per_token(row.cost.bytes_per_token)} B measured, {row.cost.bytes_per_token_analytic:,.0f} B analytic"
+            )
+            claims.append((f"bytes per token, {row.how.protocol.name}", said.removesuffix("/token"), sent))
     if claims:
         yield from ("## Four senders, against the paper", "")
         yield from _markdown(("", "paper", f"here (zoo={report.zoo})"), claims)
@@ -120,41 +130,44 @@ def _rows(rows: Sequence[Evaluated], order: Sequence[str]) -> Iterator[str]:
 
 def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
     key = paper_key(row)
-    paper = PAPER[key] if key and len(row.senders) == FULL_HOUSE else ""
-    seconds = ("" if s is None else f"{s:.3f}" for s in (row.latency_mean, row.latency_p50, row.latency_p95))
+    paper = PAPER[key] if key and len(row.who.senders) == FULL_HOUSE else ""
+    seconds = [f"{getattr(row.seconds, q):.3f}" if row.seconds else "" for q in ("mean", "p50", "p95")]
     helped = not row.is_alone
     return (
         row.task if row.scoring == "text" else f"{row.task} ({row.scoring})",
-        row.receiver,
-        who(row.senders, order),
+        row.who.receiver,
+        who(row.who.senders, order),
         row.way,
-        row.type or "",
-        f"{row.accuracy:.1%} ± {row.stderr or 0:.1%}",
+        row.who.type or "",
+        f"{row.accuracy:.1%} ± {row.stderr:.1%}",
         f"{row.gain_points:+.1f}" if helped else "",
         f"{row.gain_percent:+.1f} %" if helped and row.gain_percent is not None else "",
-        p_value(row.p_alone) if helped else "",
-        str(row.rescued) if helped else "",
-        str(row.harmed) if helped else "",
+        p_value(row.p_value) if helped else "",
+        str(row.found.rescued) if helped else "",
+        str(row.found.harmed) if helped else "",
         *seconds,
-        per_token(row.bytes_per_token),
-        "" if row.bytes_per_token_analytic is None else f"{row.bytes_per_token_analytic:,.0f}",
+        per_token(row.cost.bytes_per_token),
+        "" if row.cost.bytes_per_token_analytic is None else f"{row.cost.bytes_per_token_analytic:,.0f}",
         paper,
     )
 
 
 def _notes(row: Evaluated, order: Sequence[str]) -> Iterator[str]:
     """What a row does not show: failures and those who were missing."""
-    what = f"{row.way}, {who(row.senders, order) or 'nobody'} for {row.receiver}"
-    if row.unrephrased:
-        yield f"- {what}: {row.unrephrased} of {row.n} questions kept no whole rewrite; the receiver answered alone."
-    if row.failed or row.unparseable:
-        yield f"- {what}: {row.failed} questions failed, {row.unparseable:.1%} of the answers named no choice."
-    yield from (f"- {what}: {missing.member} was missing, {missing.reason}." for missing in row.missing)
+    what = f"{row.way}, {who(row.who.senders, order) or 'nobody'} for {row.who.receiver}"
+    found = row.found
+    if found.unrephrased:
+        kept = f"{found.unrephrased} of {found.n} questions kept no whole rewrite"
+        yield f"- {what}: {kept}; the receiver answered alone."
+    if found.failed or found.unparseable:
+        unread = f"{found.unparseable / found.n:.1%} of the answers named no choice"
+        yield f"- {what}: {found.failed} questions failed, {unread}."
+    yield from (f"- {what}: {missing.member} was missing, {missing.reason}." for missing in row.who.missing)
 
 
 def _speculation(rows: Sequence[Evaluated]) -> Iterator[str]:
     """Rounds of SpecFed, and the receiver's own speed beside them."""
-    found = [row for row in rows if row.speculation]
+    found = [row for row in rows if row.found.speculation]
     if found:
         yield from ("## SpecFed (arXiv 2604.25777)", "")
         yield from _markdown(
@@ -173,19 +186,20 @@ def _speculation(rows: Sequence[Evaluated]) -> Iterator[str]:
             (
                 (
                     row.way,
-                    *(_figure(row.speculation[name]) for name in ("tokens_per_forward", "acceptance")),
-                    *(_figure(row.speculation[name], 0) for name in ("bytes_per_position", "bytes_per_token")),
-                    _figure(row.tokens_per_s, 1),
-                    _figure(row.speculation["epsilon"], 4),
+                    *(_figure(figures[name]) for name in ("tokens_per_forward", "acceptance")),
+                    *(_figure(figures[name], 0) for name in ("bytes_per_position", "bytes_per_token")),
+                    _figure(row.cost.tokens_per_s, 1),
+                    _figure(figures["epsilon"], 4),
                     *(
-                        f"{_figure(row.speculation[name], 4)} ({_figure(row.speculation[f'{name}_bound'], 4)})"
-                        if row.speculation[name] is not None
+                        f"{_figure(figures[name], 4)} ({_figure(figures[f'{name}_bound'], 4)})"
+                        if figures[name] is not None
                         else ""
                         for name in ("delta", "gap")
                     ),
                     f"{row.accuracy:.1%}",
                 )
                 for row in found
+                for figures in (row.found.speculation,)
             ),
         )
         yield from (
@@ -223,8 +237,8 @@ def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:
             (
                 (
                     f"{c.rows[0] + 1}, {c.rows[1] + 1}",
-                    rows[c.rows[1]].receiver,
-                    who(rows[c.rows[1]].senders, order),
+                    rows[c.rows[1]].who.receiver,
+                    who(rows[c.rows[1]].who.senders, order),
                     c.a,
                     c.b,
                     str(c.n),
@@ -288,10 +302,11 @@ def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterato
 
 def paper_key(row: Evaluated) -> tuple[str, str] | None:
     """Which of the paper's ways a row is: as published, nothing gated that the paper does not gate, no control."""
-    published = row.control == "none" and row.t2t_gate == "none" and not row.full and not row.answer_all
-    published = published and row.plain_wire
-    learned = row.protocol != "c2c" or row.gate == "learned"
-    key = (row.protocol, row.rephrase)
+    how = row.how
+    key = (how.protocol.name, how.rephrase)
+    published = how.control == "none" and not how.answer_all and how.wire == Wire()
+    published = published and how.t2t.gate == "none" and not how.t2t.full
+    learned = not how.protocol.fuses or how.gate.kind == "learned"
     return key if published and learned and key in PAPER else None
 
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,7 @@ from fedray.evaluation.measure import batches
 from fedray.evaluation.metrics import compare, holm
 from fedray.llm.catalogue import NAMES
 from fedray.member.member import Member
-from fedray.protocols import PROTOCOLS, STANDALONE
+from fedray.protocols import ALONE, METHOD, protocol_of
 from fedray.protocols.group import LocalGroup
 from fedray.questions.scoring import is_right
 from fedray.questions.tasks import Question, load_task, mismatched, request_fields
@@ -69,18 +69,18 @@ class Zoo:
         self.planner = Planner(None, folder)
         self._alone: dict[str, list[bool]] = {}
 
-    def plan(self, receiver: str, senders: Sequence[str], **choices: str) -> Plan:
-        infos = self.group.members
-        return replace(self.planner.plan(infos[receiver], [infos[s] for s in senders], **choices), route="lazy")  # pyright: ignore[reportArgumentType]
+    def plan(self, receiver: str, senders: Sequence[str], gate: str = "learned", **choices: str) -> Plan:
+        infos, method = self.group.members, METHOD.read({**choices, "gate": {"kind": gate, "route": "lazy"}})
+        return self.planner.plan(infos[receiver], [infos[s] for s in senders], method)
 
     def alone(self, receiver: str) -> list[bool]:
         if receiver not in self._alone:
-            plan = Plan(receiver, (), protocol=STANDALONE.name)
+            plan = Plan(receiver, (), ALONE)
             self._alone[receiver] = self._ask(plan, None)[0]
         return self._alone[receiver]
 
     def row(self, name: str, plan: Plan) -> TableRow:
-        others = mismatched(self.questions, seed=0) if plan.control == "mismatched" else None
+        others = mismatched(self.questions, seed=0) if plan.method.control == "mismatched" else None
         before = self.alone(plan.receiver)
         after, bytes_per_token = self._ask(plan, others) if plan.senders else (before, 0.0)
         found = compare(before, after)
@@ -88,9 +88,9 @@ class Zoo:
             name=name,
             receiver=plan.receiver,
             senders=plan.senders,
-            fusion=plan.fusion,
-            gate=plan.gate,
-            control=plan.control,
+            fusion=plan.method.fusion,
+            gate=plan.method.gate.kind,
+            control=plan.method.control,
             n=found.n,
             accuracy=found.accuracy,
             accuracy_alone=found.accuracy_alone,
@@ -132,14 +132,14 @@ class Zoo:
 
 
 async def _run(request: Request, plan: Plan, group: LocalGroup):
-    return await PROTOCOLS[plan.protocol](request, plan, group)
+    return await protocol_of(plan).run(request, plan, group)
 
 
 def measure(zoo: Zoo, receiver: str, on_row: Callable[[TableRow], None], operators: Sequence[str] = OPERATORS) -> None:
     """All rows of one receiver, handed out as they are measured."""
     senders = [name for name in NAMES if name != receiver]
     for name in NAMES:
-        on_row(zoo.row(f"{name} alone", Plan(name, (), protocol=STANDALONE.name, gate="none")))
+        on_row(zoo.row(f"{name} alone", Plan(name, (), ALONE)))
     for fusion in operators:
         for sender in senders:
             on_row(zoo.row(f"{fusion}: {sender}", zoo.plan(receiver, [sender], fusion=fusion)))

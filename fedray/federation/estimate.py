@@ -19,11 +19,12 @@ from fedray.llm.cache import spec_of
 from fedray.llm.catalogue import original_of
 from fedray.llm.loading import default_dtype
 from fedray.llm.source import Source, config_of
-from fedray.protocols import PROTOCOLS
+from fedray.methods.method import Wire
+from fedray.protocols import protocol_of
 from fedray.registry.layers_read import layers_read
 from fedray.registry.planner import Planner
 from fedray.settings.settings import Settings
-from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need, Wire
+from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need
 from fedray.wire.codecs import GROUP, SIDES, CacheSide, sizes
 from fedray.wire.selection import keep_layers
 
@@ -64,9 +65,9 @@ def needs(
 
     sources, devices, downloads (bytes): by member.
     """
-    protocol = PROTOCOLS[s.protocol.name]
+    protocol = protocol_of(s)
     members = [_Foretold(s, source, devices) for source in sources.values()]
-    receiver, senders = members[0], members[1:] if protocol.fuses else []
+    receiver, senders = members[0], members[1:] if s.protocol.fuses else []
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     configs = [planner.fuser_config(sender.info, receiver.info, s.fuser, s.fusion) for sender in senders]
     fusers = _fuser_bytes([config for config in configs if config is not None], memory.BYTES[receiver.dtype])

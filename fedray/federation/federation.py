@@ -25,7 +25,8 @@ from fedray.federation.conversation import Conversation
 from fedray.federation.estimate import Room, check_room, needs, shares_weights, this_machine
 from fedray.federation.event_loop import Background
 from fedray.llm.source import Source
-from fedray.protocols import PROTOCOLS, STANDALONE
+from fedray.methods.method import Method
+from fedray.protocols import METHOD, STANDALONE, protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
 from fedray.settings.check import check
@@ -54,9 +55,9 @@ class Federation:
         self._evidence = s.documents()
         self._planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
         self._passed_over: set[Path] = set()
-        self._check_registry(s.receiver, s.takes_part[1:], _choices(s))
+        self._check_registry(s.receiver, s.takes_part[1:], s.method)
         found = sources.pinned(sources.sources(s))
-        PROTOCOLS[s.protocol.name].check_sources(s, found)
+        protocol_of(s).check_sources(s, found)
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
@@ -78,9 +79,9 @@ class Federation:
         """Members that some answer had to do without, each with its latest reason."""
         return tuple(self._missing.values())
 
-    def _check_registry(self, receiver: str, senders: Sequence[str], choices: Mapping[str, Any]) -> None:
+    def _check_registry(self, receiver: str, senders: Sequence[str], method: Method) -> None:
         """Look for the fusers and gates of a plan, and name once what is passed over. Raises FedrayError."""
-        self._planner.check(receiver, senders, **choices)
+        self._planner.check(receiver, senders, method)
         for folder, problem in self._planner.problems.items():
             if folder not in self._passed_over:
                 Console(stderr=True).print(Text(f"passed over: {problem}"), soft_wrap=True)
@@ -107,20 +108,30 @@ class Federation:
         }
         return Request(prompts, None if choices is None else tuple(map(tuple, choices)), **{**own, **more})
 
-    def plan_for(self, receiver: str | None = None, senders: Sequence[str] | None = None, **choices: Any) -> Plan:
-        """Another plan for the members that are here: other roles, another protocol, another gate.
+    def plan_for(
+        self,
+        receiver: str | None = None,
+        senders: Sequence[str] | None = None,
+        method: Method | None = None,
+        seed: int | None = None,
+        **changes: Any,
+    ) -> Plan:
+        """Plan anew for the members that are here: other roles, another method.
 
-        choices: keywords of Planner.plan; what is not given is as in the settings. Raises FedrayError.
+        method: by default the settings'; changes: parts of it, as on the command line (protocol="t2t", gate="open").
+        Raises FedrayError.
         """
+        method = method or self.settings.method
+        method = METHOD.read({**method.parts(), **changes}) if changes else method
         names = list(self.members)
         receiver = receiver or self.settings.receiver
         senders = [n for n in names if n != receiver] if senders is None else senders
         absent = [n for n in (receiver, *senders) if n not in names]
         if absent:
             raise FedrayError(f"{absent[0]} is not in this federation: load it with senders=[{absent[0]}, ...]")
-        choices = {**_choices(self.settings), **choices}
-        self._check_registry(receiver, senders, choices)
-        return self._plan(self.members[receiver], [self.members[s] for s in senders], choices)
+        self._check_registry(receiver, senders, method)
+        seed = self.settings.seed if seed is None else seed
+        return self._plan(self.members[receiver], [self.members[s] for s in senders], method, seed)
 
     def ask(self, prompt: str) -> Answer:
         """The federation's answer to one prompt."""
@@ -128,7 +139,7 @@ class Federation:
 
     def stream(self, prompt: str) -> Iterator[str]:
         """The answer's text piece by piece; `last` holds the whole Answer after the final piece."""
-        if PROTOCOLS[self.plan.protocol].stream is None or self.plan.peers:  # its answer comes as a whole
+        if protocol_of(self.plan).stream is None or self.plan.peers:  # its answer comes as a whole
             yield self.ask(prompt).text
             return
         for piece in self._pieces(self.request(prompt), self.plan):
@@ -142,7 +153,7 @@ class Federation:
         Raises FedrayError where the protocol, or what goes with it, holds none.
         """
         plan = plan or self.plan
-        PROTOCOLS[plan.protocol].check_talk(plan)
+        protocol_of(plan).check_talk(plan)
         return Conversation(
             self.request,
             lambda request: self.run(request, plan),
@@ -154,8 +165,8 @@ class Federation:
         """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`."""
         plan = plan or self.plan
         if request.talk:
-            PROTOCOLS[plan.protocol].check_talk(plan)
-        return self._keep(self._loop.run(PROTOCOLS[plan.protocol](request, plan, self._group)))
+            protocol_of(plan).check_talk(plan)
+        return self._keep(self._loop.run(protocol_of(plan).run(request, plan, self._group)))
 
     def run_all(
         self, requests: Iterable[Request], plan: Plan | None = None, at_a_time: int | None = None
@@ -174,7 +185,7 @@ class Federation:
         if at_a_time == 1:
             asked = (partial(self.run, request, plan) for request in requests)
         else:
-            works = (PROTOCOLS[plan.protocol](request, plan, self._group) for request in requests)
+            works = (protocol_of(plan).run(request, plan, self._group) for request in requests)
             asked = (future.result for future in self._loop.in_order(works, at_a_time))
         for answer_of in asked:
             try:
@@ -189,7 +200,7 @@ class Federation:
 
     def own_part(self, request: Request) -> Request:
         """What of a request the receiver is asked alone."""
-        return PROTOCOLS[self.plan.protocol].alone(request, self.plan)
+        return protocol_of(self.plan).alone(request, self.plan)
 
     def memory(self) -> dict[str, int]:
         """Member -> the most bytes it has held at a time, of its process and of its GPU; who does not answer is left
@@ -214,7 +225,7 @@ class Federation:
 
     def _pieces(self, request: Request, plan: Plan) -> Iterator[str | Answer]:
         """Pieces of text, then the Answer."""
-        stream = PROTOCOLS[plan.protocol].stream
+        stream = protocol_of(plan).stream
         assert stream is not None, "asked before"
         pieces = stream(request, plan, self._group)
         for piece in self._loop.iterate(pieces):
@@ -239,32 +250,7 @@ def _settings(settings: Settings | None, overrides: Mapping[str, Any]) -> Settin
     return build({field.name: getattr(settings, field.name) for field in fields(settings)} | dict(overrides))
 
 
-def _choices(s: Settings) -> dict[str, Any]:
-    """What a plan depends on besides the members."""
-    return {
-        "protocol": s.protocol.name,
-        "fuser": s.fuser,
-        "fusion": s.fusion,
-        "fusion_order": s.fusion_order,
-        "compile": s.compile,
-        "gate": s.gate.kind,
-        "answer_all": s.answer_all,
-        "route": s.gate.route,
-        "threshold": s.gate.threshold,
-        "on_missing": s.on_missing,
-        "control": s.control,
-        "rephrase": s.rephrase,
-        "wire": s.wire,
-        "t2t": s.t2t,
-        "rounds": s.rounds,
-        "fedattn": s.protocol.fedattn,
-        "specfed": s.protocol.specfed,
-        "vote": s.vote,
-        "seed": s.seed,
-    }
-
-
-MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Mapping[str, Any]], Plan]
+MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Method, int], Plan]
 
 
 def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack, planner: Planner) -> tuple[Group, MakePlan]:
@@ -289,7 +275,7 @@ def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack, plan
                 llm=twin and replace(twin.llm, name=name),
             )
             loaded(name)
-    return LocalGroup(members), lambda receiver, senders, choices: planner.plan(receiver, senders, **choices)
+    return LocalGroup(members), planner.plan
 
 
 def _start_on_ray(
@@ -328,8 +314,11 @@ def _start_on_ray(
             slow=sources.say,
         )
     stack.callback(group.close)
-    plan = partial(coordinator.plan, boss)
-    return group, lambda receiver, senders, choices: plan(receiver, senders, planner.problems, **choices)
+
+    def plan(receiver: MemberInfo, senders: Sequence[MemberInfo], method: Method, seed: int) -> Plan:
+        return coordinator.plan(boss, receiver, senders, method, seed, planner.problems)
+
+    return group, plan
 
 
 def placements(s: Settings, found: Mapping[str, Source]) -> list[Placement]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Reached, Sides, only
 from fedray.fusion.mlp import in_groups
 from fedray.fusion.stacked import Stacked
-from fedray.types import Compile, Layers
+from fedray.methods.method import Compile
+from fedray.types import Layers
 
 
 class RMSNorm(nn.Module):

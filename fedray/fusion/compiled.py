@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedray.types import Compile
+from fedray.methods.method import Compile
 
 Tensors = Callable[..., tuple[Tensor, ...]]
 

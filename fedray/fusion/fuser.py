@@ -19,8 +19,9 @@ from fedray.llm.alignment import LAYER_ALIGNMENTS, TOKEN_ALIGNMENTS, align_layer
 from fedray.llm.cache import KVCache
 from fedray.llm.products import pack_matrices
 from fedray.methods.fusers import KINDS
+from fedray.methods.method import Compile
 from fedray.schema import Schema
-from fedray.types import Compile, FedrayError, KVSpec, Layers
+from fedray.types import FedrayError, KVSpec, Layers
 
 # More than any LLM or fuser has
 MOST = {

@@ -16,7 +16,8 @@ from fedray.fusion.compiled import compiled
 from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Projection, Sides, only
 from fedray.llm.cache import KVCache
 from fedray.llm.products import LARGE
-from fedray.types import Compile, Layers
+from fedray.methods.method import Compile
+from fedray.types import Layers
 
 
 class MLPFuser(Fuser):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedray.fusion.compiled import compiled
 from fedray.fusion.fuser import Changes, Sides
-from fedray.types import Compile
+from fedray.methods.method import Compile
 
 SIDES = ("key", "value")
 EPS = 1e-6  # of RMSNorm, as published

@@ -11,7 +11,7 @@ import torch
 from fedray.benchmark.bench import Bench
 from fedray.benchmark.settings import BenchmarkSettings
 from fedray.reporting.job import Job, Status
-from fedray.reporting.report import Measured, Report
+from fedray.reporting.report import Measured, Report, Who
 from fedray.reporting.screen import Screen
 from fedray.types import FedrayError
 
@@ -50,10 +50,9 @@ class Benchmark(Job[BenchmarkSettings, Screen]):
         return Report(
             "benchmark",
             settings.zoo.name,
-            settings.receiver,
-            (settings.sender,),
             settings.seed,
             status,
+            Who(settings.receiver, (settings.sender,)),
             task=settings.suite,
             rows=tuple(self.rows),
         )

@@ -9,7 +9,7 @@ from fedray.jobs.zoo_screen import ZooScreen
 from fedray.llm.catalogue import NAMES
 from fedray.reporting import report as reports
 from fedray.reporting.job import Job, Status
-from fedray.reporting.report import Learned, Report
+from fedray.reporting.report import Learned, Report, Who
 from fedray.settings.settings import BuildSettings
 from fedray.types import FedrayError
 from fedray.zoo.build import ZooTask, build, hash_of, members_of, stages
@@ -56,10 +56,9 @@ class Build(Job[BuildSettings, ZooScreen]):
         return Report(
             job="build_zoo",
             zoo="tiny",
-            receiver=NAMES[0],
-            senders=NAMES[1:],
             seed=settings.seed,
             status=status,
+            who=Who(NAMES[0], NAMES[1:]),
             learned=tuple(
                 _part(task, hash_of(task, settings.output, there), self.seconds.get(str(task), 0.0)) for task in tasks
             ),

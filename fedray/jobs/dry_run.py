@@ -12,10 +12,10 @@ from fedray.federation.federation import check_ray, placements
 from fedray.llm.loading import check_prompts
 from fedray.llm.source import Source
 from fedray.prompts import notes_prompt
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import protocol_of
 from fedray.questions.tasks import Question, document_of
 from fedray.reporting.job import Job, Status
-from fedray.reporting.report import Report
+from fedray.reporting.report import Report, Who
 from fedray.settings.settings import Settings
 from fedray.types import Need
 
@@ -34,7 +34,7 @@ class DryRun(Job[Settings, "Sheet"]):
         """Raises FedrayError where a member cannot be had, and where the members do not fit."""
         settings = self.settings
         found = sources.pinned(sources.sources(settings))
-        PROTOCOLS[settings.protocol.name].check_sources(settings, found)
+        protocol_of(settings).check_sources(settings, found)
         self.load = _load(settings, found, self.questions)
         lacking = sources.missing(list(found.values()))
         downloads = {name: sum(file.size for file in files) for name, files in lacking.items()}
@@ -54,7 +54,7 @@ def _load(settings: Settings, found: Mapping[str, Source], questions: Sequence[Q
     given room for the whole prompt: of as many rows are others' keys and values."""
     tokens: dict[str, int] = {}
     for name, source in found.items():
-        holder = settings.receiver if PROTOCOLS[settings.protocol.name].copies else name
+        holder = settings.receiver if settings.protocol.copies else name
         prompts = [notes_prompt(document_of(q, settings, holder).splitlines(), q.prompt) for q in questions]
         tokens |= check_prompts([source], prompts)
     choices = max(len(question.choices or ()) for question in questions)
@@ -92,19 +92,10 @@ def _report(settings: Settings, needed: Sequence[Need]) -> Report:
     return Report(
         job="federate",
         zoo=settings.zoo.name,
-        receiver=settings.receiver,
-        senders=settings.takes_part[1:],
         seed=settings.seed,
         status="planned",
-        protocol=settings.protocol.name,
-        fuser=settings.fuser,
-        fusion=settings.fusion,
-        gate=settings.gate.kind,
-        rephrase=settings.rephrase,
-        wire=settings.wire.codec,
-        keep=settings.wire.keep,
-        keep_layers=settings.wire.keep_layers,
-        control=settings.control,
+        who=Who(settings.receiver, settings.takes_part[1:]),
+        how=settings.method.canonical(),
         needs=tuple(needed),
     )
 
@@ -130,7 +121,7 @@ class Sheet(FederateScreen):
             self.line(f"GPU memory: {_mib(gpus)} MiB, {_mib(room.gpus)} MiB are free")
         for need in needed:
             if need.wire_per_token:
-                of = "segment" if PROTOCOLS[settings.protocol.name].copies else "prompt"
+                of = "segment" if settings.protocol.copies else "prompt"
                 self.line(f"on the wire: {need.wire_per_token:,} bytes per token of {need.member}'s {of}")
         for need in needed if self.zoo == "hub" else ():
             size = "size unknown, the hub cannot be asked" if need.download is None else f"{_mib(need.download)} MiB"

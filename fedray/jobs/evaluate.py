@@ -12,7 +12,7 @@ from fedray.evaluation.cases import Case, cases, neutral
 from fedray.evaluation.figures import fedattn, fedrefine, overview, specfed
 from fedray.evaluation.figures.base import emptied
 from fedray.evaluation.ledger import Ledger, decided_by
-from fedray.evaluation.measure import Asking, Measurement, is_whole, plan_of
+from fedray.evaluation.measure import Asking, Measurement, is_whole
 from fedray.evaluation.record import participants
 from fedray.evaluation.results import Results
 from fedray.evaluation.screen import EvaluateScreen, Update
@@ -22,13 +22,14 @@ from fedray.federation.federation import Federation
 from fedray.federation.sources import sources
 from fedray.jobs.federate import check_questions
 from fedray.llm.loading import check_prompts
-from fedray.protocols import PROTOCOLS
+from fedray.methods.method import DEFAULT
+from fedray.protocols import protocol_of
 from fedray.questions.benchmarks import source
 from fedray.questions.tasks import Question, load_task, scorings
 from fedray.registry.planner import Planner
 from fedray.reporting.job import Job, Status
-from fedray.reporting.report import Data, Evaluated, MemberReport, Report, SenderOrder
-from fedray.settings.settings import ALONE, ProtocolSettings, Settings
+from fedray.reporting.report import Data, Evaluated, Found, MemberReport, Report, SenderOrder, Who
+from fedray.settings.settings import Settings
 from fedray.types import FedrayError
 
 
@@ -64,8 +65,8 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         """Show and log who takes part. Raises FedrayError where a case has no plan."""
         settings = self.settings
         for case in cases(settings, settings.senders):  # a gate that is missing is found before anything is asked
-            plan_of(fed, case, case.settings(settings, settings.seed))
-        self.results = Results(settings.fuser, fed.members)
+            fed.plan_for(case.receiver, case.senders, case.method)
+        self.results = Results(fed.members)
         self.members = participants(fed.members, settings.receiver)
         self.screen.members(self.members)
         self.tracker.tags(job="evaluate", zoo=settings.zoo.name)
@@ -110,7 +111,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         settings, seed = self.settings, self.settings.seeds[0]
         base = replace(settings, task=replace(settings.task, split="validation", limit=settings.order_limit))
         questions = load_task(base, seed)
-        block = Block("singles", protocol=(ProtocolSettings().name,) if settings.protocol.name in ALONE else ())
+        block = Block("singles", axes={} if settings.protocol.needs_senders else {"protocol.name": (DEFAULT.name,)})
         singles = {case.senders: case for case in cases(replace(settings, blocks={"order": block}), settings.senders)}
         share: dict[tuple[str, ...], float] = {}
         for senders, case in singles.items():
@@ -133,7 +134,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         latency_requests = min(latency_requests, len(questions))
         helpers = who(case.senders, self.order.senders) or "nobody"
         update = begin(f"{case.way}, {helpers} > {case.receiver}", len(questions) + latency_requests)
-        plan = plan_of(fed, case, settings)
+        plan = fed.plan_for(case.receiver, case.senders, case.method, settings.seed)
         decided = decided_by(plan, settings, fed.members, questions, latency_requests)
         found = self._ledger.get(decided)
         if found is None:
@@ -146,28 +147,25 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
     def _log(self, row: Evaluated) -> None:
         """The row as a child of the job's MLflow run."""
         settings = self.settings
-        params = {
-            name: getattr(row, name)
-            for name in ("task", "receiver", "protocol", "fuser", "fusion", "gate", "rephrase", "control", "t2t_gate")
-        }
+        params = {"task": row.task, "receiver": row.who.receiver, **row.how.flat(), "temperature": row.temperature}
         seconds = {
-            f"seconds/{phase}/{q}": getattr(s, q) for phase, s in row.latency.items() for q in ("mean", "p50", "p95")
+            f"seconds/{phase}/{q}": value for phase, s in row.cost.seconds.items() for q, value in asdict(s).items()
         }
-        rounds = {f"specfed/{name}": value for name, value in row.speculation.items()}
+        rounds = {f"specfed/{name}": value for name, value in row.found.speculation.items()}
         told = {f"leakage/{name}": value for name, value in leakage_table.summary(row).items()}
-        names = ("n", "accuracy", "stderr", "gain_points", "gain_percent", "p_alone", "rescued", "harmed")
-        names = (*names, "unparseable", "unrephrased", "bytes_per_token", "bytes_per_token_analytic")
+        found = {key: value for key, value in asdict(row.found).items() if not isinstance(value, dict)}
+        found |= {"gain_points": row.gain_points, "gain_percent": row.gain_percent}
+        sent = {name: getattr(row.cost, name) for name in ("bytes_per_token", "bytes_per_token_analytic")}
         self.tracker.child(
-            f"{row.way}, {who(row.senders, self.order.senders) or 'nobody'} > {row.receiver}",
-            params={**params, "senders": ",".join(row.senders), "full": row.full, "seeds": row.seeds},
-            metrics={name: getattr(row, name) for name in names} | seconds | told | rounds,
-            tags={"job": "evaluate", "zoo": settings.zoo.name, "type": row.type or "alone"},
+            f"{row.way}, {who(row.who.senders, self.order.senders) or 'nobody'} > {row.who.receiver}",
+            params={**params, "senders": ",".join(row.who.senders), "seeds": row.seeds},
+            metrics=found | sent | seconds | told | rounds,
+            tags={"job": "evaluate", "zoo": settings.zoo.name, "type": row.who.type or "alone"},
         )
-        joined = row.senders == self.order.senders[: len(row.senders)] and row.receiver == settings.receiver
-        if joined and row.control == "none" and fedrefine.line(row):  # figure 3a as curves of the job's own run
-            words = (row.protocol, row.fusion, row.rephrase)
-            name = " ".join(word for word in words if word != "none")
-            self.tracker.metrics({f"accuracy_by_senders/{row.task}/{name}": row.accuracy}, step=len(row.senders))
+        joined = row.who.senders == self.order.senders[: len(row.who.senders)] and row.who.receiver == settings.receiver
+        if joined and row.how.control == "none" and fedrefine.line(row):  # figure 3a as curves of the job's own run
+            name = f"accuracy_by_senders/{row.task}/{row.way}"
+            self.tracker.metrics({name: row.accuracy}, step=len(row.who.senders))
 
     def report(self, status: Status) -> Report | None:
         if not self.members and status == "failed":  # a federation that never opened has nothing to report
@@ -177,27 +175,17 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         return Report(
             job="evaluate",
             zoo=settings.zoo.name,
-            receiver=settings.receiver,
-            senders=settings.senders,
             seed=settings.seed,
             status=status,
-            protocol=settings.protocol.name,
-            fuser=settings.fuser,
-            fusion=settings.fusion,
-            fusion_order=settings.fusion_order,
-            compile=settings.compile,
-            gate=settings.gate.kind,
-            rephrase=settings.rephrase,
-            control=settings.control,
+            who=Who(settings.receiver, settings.senders, members=self.members, order=self.order),
+            how=settings.method,
             task=str(settings.questions or settings.task.name),
             scoring=scorings(settings, chain.from_iterable(self._questions.values())),
             data=self._data(),
-            n=max((row.n for row in rows), default=0),
-            members=self.members,
+            found=Found(n=max((row.found.n for row in rows), default=0)),
             rows=rows,
             comparisons=results.comparisons() if results else (),
             contributions=results.contributions() if results else (),
-            order=self.order,
         )
 
     def _data(self) -> tuple[Data, ...]:
@@ -243,17 +231,8 @@ def check_cases(settings: EvaluateSettings) -> None:
     planner, everybody = Planner(settings.registry.path, settings.zoo.path, settings.zoo.name), neutral(settings)
     for case in cases(settings, settings.senders):
         own = case.settings(settings, settings.seed)
-        planner.check(
-            case.receiver,
-            case.senders,
-            protocol=case.way.protocol,
-            fuser=own.fuser,
-            fusion=own.fusion,
-            gate=own.gate.kind,
-            on_missing=own.on_missing,
-        )
-        protocol = PROTOCOLS[case.way.protocol]
-        protocol.check_sources(own, {source.name: source for source in sources(own)})
+        planner.check(case.receiver, case.senders, case.method)
+        protocol_of(case.method).check_sources(own, {source.name: source for source in sources(own)})
     tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
         prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]
@@ -273,6 +252,7 @@ def graded(questions: list[Question]) -> list[Question]:
 
 def _flat(row: Evaluated) -> dict[str, object]:
     """What of a row is a number or a word."""
-    words = {"senders": ", ".join(row.senders), "seeds": ", ".join(map(str, row.seeds))}
-    values = asdict(row) | words | {"fedattn": str(row.fedattn or "none")}
+    words = {"senders": ", ".join(row.who.senders), "seeds": ", ".join(map(str, row.seeds)), **row.how.flat()}
+    values = asdict(row) | asdict(row.who) | asdict(row.found) | asdict(row.cost) | words
+    values |= {"gain_points": row.gain_points, "gain_percent": row.gain_percent}
     return {key: value for key, value in values.items() if not isinstance(value, dict | list | tuple)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.errors import MemberFailed
@@ -17,7 +17,7 @@ from fedray.federation.sources import sources
 from fedray.jobs.dry_run import DryRun
 from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
-from fedray.protocols import PROTOCOLS, STANDALONE
+from fedray.protocols import ALONE, protocol_of
 from fedray.questions.benchmarks import source
 from fedray.questions.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
 from fedray.reporting import report as reports
@@ -64,9 +64,9 @@ class Federate(Job[Settings, FederateScreen]):
 
     def show(self, report: Report) -> None:
         self.screen.summary(report, self.record.results, self.record.by_group())
-        self.screen.unrephrased(self.record.unrephrased, report.n)
+        self.screen.unrephrased(self.record.unrephrased, report.found.n)
         self.screen.unparseable(report)
-        self.screen.unheard(self.record.unheard(), report.n)
+        self.screen.unheard(self.record.unheard(), report.found.n)
 
     def _open(self, fed: Federation) -> None:
         """Show and log who takes part."""
@@ -77,17 +77,10 @@ class Federate(Job[Settings, FederateScreen]):
         self.screen.untrained(self.record.learned)
         self.tracker.tags(job="federate", zoo=settings.zoo.name, type=self.record.kind or "alone")
         self.tracker.params(
-            **{
-                name: getattr(settings, name)
-                for name in ("receiver", "fuser", "fusion", "fusion_order", "compile", "control", "rephrase", "seed")
-            },
+            receiver=settings.receiver,
+            seed=settings.seed,
             senders=",".join(settings.senders),
-            protocol=settings.protocol.name,
-            gate=settings.gate.kind,
-            route=settings.gate.route,
-            wire=settings.wire.codec,
-            keep=settings.wire.keep,
-            keep_layers=settings.wire.keep_layers,
+            **settings.method.flat(),
             zoo=settings.zoo.name,
             task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
             scoring=settings.task.scored_by,
@@ -113,7 +106,7 @@ class Federate(Job[Settings, FederateScreen]):
                 started_ns.append(time.time_ns())
                 yield request
 
-        alone_plan = replace(fed.plan, protocol=STANDALONE.name)
+        alone_plan = replace(fed.plan, method=ALONE)
         both = zip(fed.run_all(map(fed.own_part, requests), alone_plan), fed.run_all(begun()), strict=True)
         with self.screen.progress(len(questions)) as update:
             for number, (alone, federated) in enumerate(both):
@@ -153,11 +146,11 @@ class Federate(Job[Settings, FederateScreen]):
 
     def _figures(self, report: Report) -> None:
         folder, found = base.emptied(self.settings.output), self.record.by_group()
-        label = base.label(report.zoo, report.task, report.n)
+        label = base.label(report.zoo, report.task, report.found.n)
         if found:
-            base.accuracy(found, folder / "accuracy.png", label=label, receiver=report.receiver)
-        if report.usage.seconds:
-            base.latency(report.usage.seconds, folder / "latency.png", label=label)
+            base.accuracy(found, folder / "accuracy.png", label=label, receiver=report.who.receiver)
+        if report.cost.seconds:
+            base.latency(report.cost.seconds, folder / "latency.png", label=label)
         self.tracker.artifact(folder, "figures")
 
 
@@ -166,7 +159,7 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     settings = for_task(settings) if settings.prompt is None else settings
     questions = load_task(settings) if settings.prompt is None else []
     check_questions(settings, questions)
-    PROTOCOLS[settings.protocol.name].check_sources(settings, {source.name: source for source in sources(settings)})
+    protocol_of(settings).check_sources(settings, {source.name: source for source in sources(settings)})
     if settings.plan:
         return DryRun(settings, questions).run()
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS or settings.zoo.name == "hub"
@@ -178,7 +171,7 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
 
 def check_questions(settings: Settings, questions: Sequence[Question]) -> None:
     """Refuse questions that the protocol cannot be asked. Raises FedrayError."""
-    check = PROTOCOLS[settings.protocol.name].check_question
+    check = protocol_of(settings).check_question
     if check is not None:
         for question in questions:
             check(settings, question, document_of(question, settings, settings.receiver))
@@ -200,24 +193,15 @@ def _row(answered: reports.Answered) -> dict[str, object]:
 
 
 def _metrics(report: Report) -> dict[str, float | None]:
-    usage, accuracy, alone = report.usage, report.accuracy, report.accuracy_alone
-    seconds = {f"seconds/{phase}/{q}": getattr(p, q) for phase, p in usage.seconds.items() for q in ("p50", "p95")}
-    trust = {f"trust/{group}/{sender}": w for group, senders in report.trust.items() for sender, w in senders.items()}
+    found, cost, accuracy, alone = report.found, report.cost, report.found.accuracy, report.found.accuracy_alone
+    seconds = {f"seconds/{phase}/{q}": value for phase, s in cost.seconds.items() for q, value in asdict(s).items()}
+    trust = {f"trust/{group}/{sender}": w for group, senders in found.weights.items() for sender, w in senders.items()}
     return {
-        "n": report.n,
-        "accuracy": accuracy,
-        "stderr": report.stderr,
-        "accuracy_alone": alone,
+        **{key: value for key, value in asdict(found).items() if not isinstance(value, dict)},
         "gain": None if accuracy is None or alone is None else accuracy - alone,
-        "p_value": report.p_value,
-        "rescued": report.rescued,
-        "harmed": report.harmed,
-        "unrephrased": report.unrephrased,
-        "unparseable": report.unparseable,
-        "unparseable_alone": report.unparseable_alone,
-        "payload_bytes": usage.payload_bytes,
-        "bytes_per_token": usage.bytes_per_token,
-        **{f"specfed/{name}": value for name, value in report.speculation.items()},
+        "payload_bytes": cost.payload_bytes,
+        "bytes_per_token": cost.bytes_per_token,
+        **{f"specfed/{name}": value for name, value in found.speculation.items()},
         **seconds,
         **trust,
     }

@@ -10,11 +10,12 @@ from fedray.errors import unknown
 from fedray.fusion.c2c import C2CFuser
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, repo_of
+from fedray.methods.method import NO_GATE, Method
 from fedray.registry import c2c_checkpoint as published
 from fedray.registry import hub
 from fedray.registry.store import Registry
 from fedray.reporting.job import Job, Status
-from fedray.reporting.report import Learned, Report
+from fedray.reporting.report import Learned, Report, Who
 from fedray.reporting.screen import Screen
 from fedray.settings.settings import ZooSettings
 from fedray.training.llms import outline, pin, revisions
@@ -54,13 +55,10 @@ class ImportC2C(Job[ImportJob, Screen]):
         self.made = Report(
             "import_c2c",
             settings.zoo.name,
-            receiver.name,
-            (sender.name,),
             0,
             "complete",
-            fuser="c2c",
-            fusion="mix",
-            gate="none",
+            Who(receiver.name, (sender.name,)),
+            Method(fuser="c2c", fusion="mix", gate=NO_GATE),
             task=origin["source"],
             learned=(Learned(made.name, "fuser", "complete", made.hash, made.path, figures=figures),),
         )

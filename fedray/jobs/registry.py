@@ -112,7 +112,7 @@ class RegistryCommand(Job[RegistryJob, Screen]):
         if status == "failed":
             return None
         settings = self.settings
-        return Report("registry", settings.zoo.name, "", (), 0, status, task=settings.action, learned=self.learned)
+        return Report("registry", settings.zoo.name, 0, status, task=settings.action, learned=self.learned)
 
     def show(self, report: Report) -> None:
         for title, headings, rows in self.tables:

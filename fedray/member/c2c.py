@@ -21,6 +21,7 @@ from fedray.member.clock import Clock
 from fedray.member.reader import Reader
 from fedray.member.receiving import Asked, Receiver
 from fedray.member.sessions import Session
+from fedray.methods.method import Wire
 from fedray.privacy import rephrase
 from fedray.registry.store import load_gate
 from fedray.types import (
@@ -37,7 +38,6 @@ from fedray.types import (
     Row,
     Talk,
     Usage,
-    Wire,
     failed_rows,
 )
 from fedray.wire.payload import Payload, pack, ships
@@ -58,7 +58,7 @@ class C2C(Reader, Receiver):
         self._gate(plan)
         self._take(self._threads)
         for artifact in plan.fusers.values():
-            self.fuser(artifact, plan.compile)
+            self.fuser(artifact, plan.method.compile)
 
     # -- as a sender ------------------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class C2C(Reader, Receiver):
     def open(self, session: str, request: Request, plan: Plan) -> Opening:
         """Read the receiver's own prompts and weigh the plan's senders by its gate."""
         clock = Clock()
-        self._take(self._reading if plan.senders and plan.route == "eager" else self._threads)
+        self._take(self._reading if plan.senders and plan.method.gate.route == "eager" else self._threads)
         gate = self._gate(plan)
         clock.lap("gate")
         rows = tuple(range(request.rows()))
@@ -217,7 +217,7 @@ class C2C(Reader, Receiver):
 
     def _gate(self, plan: Plan) -> Gate | None:
         """The plan's learned gate, loaded once."""
-        if plan.gate != "learned" or not plan.senders:
+        if plan.method.gate.kind != "learned" or not plan.senders:
             return None
         if plan.gate_artifact is None:
             raise FedrayError(f"the plan for {self.name} asks for gate=learned and names no gate")
@@ -228,14 +228,16 @@ class C2C(Reader, Receiver):
 
     @torch.no_grad()
     def _weigh(self, held: Session, gate: Gate | None, request: Request, plan: Plan) -> Tensor:
-        if plan.gate == "oracle":
+        if plan.method.gate.kind == "oracle":
             if unknown := [sender for sender in plan.senders if sender not in request.weights]:
                 raise FedrayError(f"gate=oracle for {self.name} must be told the weights of {', '.join(unknown)}")
             return torch.tensor([[request.weights[s][b] for s in plan.senders] for b in range(request.rows())])
         if gate is None:
-            return fixed_weights(plan.gate, held.cache.batch, len(plan.senders), plan.seed)
+            return fixed_weights(plan.method.gate.kind, held.cache.batch, len(plan.senders), plan.seed)
         assert held.state_BTD is not None
-        weights_BS = gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.threshold).cpu()
+        weights_BS = gate.weigh(
+            held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.method.gate.threshold
+        ).cpu()
         if not bool(weights_BS.isfinite().all()):
             raise FedrayError(f"{shown(self.name)}: its gate weighs nobody by numbers (NaN), or {NO_NUMBERS}")
         return weights_BS

@@ -19,8 +19,9 @@ from fedray.llm.decoding import Context
 from fedray.member.clock import Clock
 from fedray.member.core import Core
 from fedray.member.sessions import Session
+from fedray.methods.method import Compile
 from fedray.registry.store import load_fuser
-from fedray.types import Artifact, Compile, KVSpec, Missing, Plan
+from fedray.types import Artifact, KVSpec, Missing, Plan
 from fedray.wire.header import Expected
 from fedray.wire.payload import Payload, Shipment, unpack
 from fedray.wire.selection import layers_sent
@@ -59,7 +60,7 @@ class Receiver(Core):
         border, parts, size = Border(), [], 0
         for sender, payload in zip(senders, payloads, strict=True):
             with border.of(sender):
-                fuser = self.fuser(plan.fusers[sender], plan.compile)
+                fuser = self.fuser(plan.fusers[sender], plan.method.compile)
                 rows = dict.fromkeys(range(held.cache.batch), ANY_CONTEXT) if asked is None else asked[sender]
                 expected = _expected(sender, fuser.config.sender, plan, rows, exact=asked is not None)
                 shipment = unpack(payload, expected, device=self.llm.device, dtype=self.llm.model.dtype)
@@ -68,7 +69,7 @@ class Receiver(Core):
                 parts.append(self._part(sender, shipment, held, plan))
         self._received_bytes += size
         clock.lap("unpack")
-        context = combine.fuse(plan.fusion, held.own(), held.spans, parts, plan.fusion_order, border)
+        context = combine.fuse(plan.method.fusion, held.own(), held.spans, parts, plan.method.fusion_order, border)
         clock.lap("fuse")
         took_part = tuple(part.sender for part in parts if part.sender not in border.refused)
         return context, took_part, border.missing(), size
@@ -86,7 +87,7 @@ class Receiver(Core):
         whole = dict(zip(shipment.rows, shipment.whole, strict=True))
         return combine.Part(
             sender=sender,
-            fuser=self.fuser(plan.fusers[sender], plan.compile),
+            fuser=self.fuser(plan.fusers[sender], plan.method.compile),
             cache=shipment.flat,
             weight_B=self._weight(sender, held, plan).to(self.llm.device),
             spans=tuple(spans.get(row, ()) for row in range(batch)),
@@ -98,7 +99,7 @@ class Receiver(Core):
 
 def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Mapping[int, int], *, exact: bool) -> Expected:
     """Say what a plan lets a sender send of these rows, into a fuser that reads caches of `spec`."""
-    layers = layers_sent(spec, plan.fusers[sender].layers, plan.wire, plan.seed)
+    layers = layers_sent(spec, plan.fusers[sender].layers, plan.method.wire, plan.seed)
     context = plan.contexts.get(sender, ANY_CONTEXT)
     most = tuple(min(tokens, context) for tokens in rows.values())
-    return Expected(sender, spec, tuple(rows), most, layers, plan.wire, plan.fusion == "mix", exact)
+    return Expected(sender, spec, tuple(rows), most, layers, plan.method.wire, plan.method.fusion == "mix", exact)

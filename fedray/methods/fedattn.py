@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
 from fedray.errors import FedrayError
+from fedray.methods.method import Method, ProtocolSettings, Wire
 from fedray.prompts import notes_prompt
+from fedray.schema import within
 from fedray.text import one_line
 
 _LINE = r"(?<=\n)(?=[^\S\r\n]*\S)"  # a blank line belongs to what stands above it
@@ -25,8 +27,8 @@ _CUTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FedAttn:
+@dataclass(frozen=True)
+class FedAttn(ProtocolSettings):
     """How participants share one prompt (FedAttn, arXiv 2511.02647; docs/fedattn.md).
 
     participants: copies of one LLM, each with a segment; the last is the task publisher, who has the question and
@@ -36,8 +38,9 @@ class FedAttn:
     each sync; its own it keeps in full.
     """
 
-    participants: int = 3
-    sync_every: int = 2
+    name: str = field(default="fedattn", init=False)
+    participants: int = within(3, 1, 64)
+    sync_every: int = within(2, 1)
     offset: int = 0
     placement: Literal["uniform", "shallow", "deep", "progressive", "regressive"] = "uniform"
     layers: tuple[int, ...] = ()
@@ -47,6 +50,16 @@ class FedAttn:
     publisher_tokens: float = 1.0
     exchange: float = 1.0
     score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"
+    crosses = "cache"
+    copies = True
+    reads = ("on_missing",)
+
+    def canonical(self, method: Method) -> Method:
+        score = self.score if self.exchange < 1 else FedAttn.score
+        return replace(super().canonical(method), protocol=replace(self, score=score), wire=Wire(method.wire.codec))
+
+    def described(self) -> list[str]:
+        return [str(self)]
 
     def __str__(self) -> str:
         """As in N=3, H=2, exchange 50% random: what differs from the published way is named."""

@@ -3,31 +3,66 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+from fedray.methods.method import Method, ProtocolSettings
+from fedray.schema import within
+
 FIRST, LONGEST = 4, 16  # draft tokens
+DRAFT, WORKERS = "qwen2.5-0.5b", ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")
 
 
-@dataclass(frozen=True, slots=True)
-class SpecFed:
+@dataclass(frozen=True)
+class SpecFed(ProtocolSettings):
     """How a draft and its workers answer together (SpecFed, arXiv 2604.25777).
 
-    gamma: tokens drafted per round, "auto" follows the acceptance rate, 0 drafts none; top_k: entries of a distribution
-    that travel, an integer counts them, a float is their share of the vocabulary; weights: of the workers in the plan's
-    order, () is the same for all; weigh: by these or, row by row, by the server's gate; vocab: what of workers with
-    another vocabulary: their tokens are mapped by their bytes, or they are refused; patience_s: longest that a round
-    waits for a worker, None waits for ever; measure: workers send whole distributions beside, for Delta alone.
+    draft: an LLM at the server in the receiver's place, "none" drafts nothing; gamma: tokens drafted per round, "auto"
+    follows the acceptance rate, 0 is draft=none; top_k: entries of a distribution that travel, an integer counts them,
+    a float is their share of the vocabulary; weights: of the workers in the plan's order, None is the same for all;
+    weigh: by these or, row by row, by the server's gate; vocab: what of workers with another vocabulary: their tokens
+    are mapped by their bytes, or they are refused; patience_s: longest that a round waits for a worker, None waits for
+    ever; measure: workers send whole distributions beside, for Delta alone.
     """
 
+    name: str = field(default="specfed", init=False)
+    draft: str | None = None
     gamma: int | Literal["auto"] = 4
     top_k: int | float = 0.01
     reconstruct: Literal["renorm", "spread"] = "spread"
-    weights: tuple[float, ...] = ()
+    weights: tuple[float, ...] | None = within(None, 0)
     weigh: Literal["fixed", "gate"] = "fixed"
     vocab: Literal["map", "strict"] = "map"
-    patience_s: float | None = None
+    patience_s: float | None = within(None, 0.001)
     measure: bool = False
+    crosses = "token"
+    receiver = DRAFT
+    senders = WORKERS
+    reads = ("on_missing",)
+
+    def weighs(self, method: Method) -> bool:
+        return self.weigh == "gate"
+
+    def canonical(self, method: Method) -> Method:
+        """Who drafts is the receiver by now; where all entries travel, their reconstruction makes no difference."""
+        own = replace(self, draft=None, gamma=0 if self.draft == "none" else self.gamma)
+        whole = isinstance(self.top_k, float) and self.top_k == 1
+        found = replace(super().canonical(method), protocol=replace(own, reconstruct="spread") if whole else own)
+        return replace(found, gate=method.gate, fusion=method.fusion) if self.weighs(method) else found
+
+    @property
+    def baseline(self) -> SpecFed:
+        """The same without drafts, whole distributions sent."""
+        return replace(self, gamma=0, top_k=1.0, reconstruct="spread", measure=False)
+
+    @property
+    def share(self) -> float | None:
+        """The share of a distribution's entries that travels; None where `top_k` counts them."""
+        return self.top_k if isinstance(self.top_k, float) else None
+
+    def described(self) -> list[str]:
+        drafts = f"gamma {self.gamma}" if self.gamma else "no drafts"
+        return [drafts, f"K {self.top_k}", self.reconstruct, *["measured"] * self.measure]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from fedray.methods.method import CacheToCache
 from fedray.protocols import c2c_both_ways
 from fedray.protocols.caches import collect
 from fedray.protocols.exchange import Exchange
@@ -39,6 +40,4 @@ def whole_bytes(senders: Sequence[MemberInfo]) -> float:
     return float(sum(member.spec.values_per_token() * DTYPE_BYTES[member.dtype] for member in senders))
 
 
-PROTOCOL = Protocol(
-    name="c2c", run=run, stream=stream, crosses="cache", fuses=True, talks=True, whole_bytes=whole_bytes
-)
+PROTOCOL = Protocol(settings=CacheToCache, run=run, stream=stream, whole_bytes=whole_bytes)

@@ -20,8 +20,8 @@ from fedray.types import Answer, FedrayError, Missing, Plan, Request, Row, Usage
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
-    """The receiver's answer (or, with plan.vote, the majority's), and in `by_member` everybody's."""
-    if request.asked or request.evidence or plan.rephrase != "none":
+    """The receiver's answer (or, with plan.method.vote, the majority's), and in `by_member` everybody's."""
+    if request.asked or request.evidence or plan.method.rephrase != "none":
         raise FedrayError(
             "answer_all=true lets all members read the same prompt: leave evidence, rephrase and control=mismatched "
             "out, and ask a task of whole questions"
@@ -62,7 +62,7 @@ async def _run(main: Exchange, others: Sequence[Exchange]) -> Answer:
     usage = replace(usage, prompt_tokens=own.usage.prompt_tokens, read_tokens=read)
     usage = replace(usage, seconds={**usage.seconds, "total": max(a.usage.seconds["total"] for a in answers.values())})
     by_member = {name: a.rows for name, a in answers.items()}
-    rows = tuple(map(majority, zip(*by_member.values(), strict=True))) if main.plan.vote else own.rows
+    rows = tuple(map(majority, zip(*by_member.values(), strict=True))) if main.plan.method.vote else own.rows
     return replace(own, rows=rows, usage=usage, missing=(*own.missing, *missing), by_member=by_member)
 
 

@@ -13,7 +13,7 @@ from fedray.protocols.t2t import listen
 async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
     """Payload handles of the senders that have weight and were in time, in the plan's order."""
     plan = exchange.plan
-    eager = plan.route == "eager" and exchange.open_rows()
+    eager = plan.method.gate.route == "eager" and exchange.open_rows()
     reads = {s: await start_reading(exchange, s, exchange.open_rows()) for s in plan.senders} if eager else {}
     await listen(exchange, dict.fromkeys(plan.speakers, exchange.open_rows()))
     wanted = exchange.wanted(await exchange.finish_open(exchange.start_open()))
@@ -48,8 +48,8 @@ async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], read
     plan = exchange.plan
     if reading is None and plan.fusers[sender].reads_ids:
         reading = await start_reading(exchange, sender, rows)
-    what: dict[str, object] = {"spans": plan.fusion == "mix", "control": plan.control, "seed": plan.seed}
-    what |= {"wire": plan.wire, "layers": plan.fusers[sender].layers}
+    what: dict[str, object] = {"spans": plan.method.fusion == "mix", "control": plan.method.control, "seed": plan.seed}
+    what |= {"wire": plan.method.wire, "layers": plan.fusers[sender].layers}
     if reading is not None:
         if not await exchange.of_sender(sender, reading):
             return None

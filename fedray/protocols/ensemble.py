@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedray.methods.method import Ensemble
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
@@ -62,4 +63,4 @@ def check(settings: Any) -> None:
         raise FedrayError("protocol=ensemble needs likelihoods as they are: task.scoring=letters or text")
 
 
-PROTOCOL = Protocol(name="ensemble", run=run, crosses="token", check=check)
+PROTOCOL = Protocol(settings=Ensemble, run=run, check=check)

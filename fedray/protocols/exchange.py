@@ -54,7 +54,7 @@ class Exchange:
 
     async def __aenter__(self) -> Exchange:
         """Under rephrasing, nobody is asked anything before the receiver has rewritten the question."""
-        if self.plan.rephrase != "none" and self.order:
+        if self.plan.method.rephrase != "none" and self.order:
             try:
                 await self._rephrase()
             except BaseException:
@@ -77,7 +77,7 @@ class Exchange:
     async def _rephrase(self) -> None:
         if self.request.token_ids is not None or self.request.asked:
             raise FedrayError("rephrasing needs the question as text, and senders that read nothing else")
-        shared = self.plan.rephrase == "shared"
+        shared = self.plan.method.rephrase == "shared"
         count = 1 if shared else len(self.order)
         handle = self.group.start(self.plan.receiver, "rewrite", self.session, self.of_receiver_only(), count)
         made: Rewrites = await self.of_receiver(handle)
@@ -255,7 +255,7 @@ class Exchange:
     def settle(self) -> None:
         """Raise MemberFailed if somebody is missing and the plan does not go on without."""
         self.missing.sort(key=lambda m: self.order.index(m.member) if m.member in self.order else -1)
-        if self.missing and self.plan.on_missing == "error":
+        if self.missing and self.plan.method.on_missing == "error":
             raise MemberFailed("; ".join(f"{m.member}: {m.reason}" for m in self.missing))
 
     # -- answering --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedray.llm.catalogue import copies, original_of
-from fedray.methods.fedattn import id_segments, segments, sync_layers
+from fedray.methods.fedattn import FedAttn, id_segments, segments, sync_layers
 from fedray.protocols import replies
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group, Handle
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
     """Raises FedrayError where a prompt has fewer segments than there are participants, and where these are not copies
     of one LLM; MemberFailed where the publisher fails, and with on_missing=error whoever fails."""
-    how, publisher = plan.fedattn, plan.receiver
+    how, publisher = plan.method.of(FedAttn), plan.receiver
     check_copies([group.members[name] for name in (publisher, *plan.senders)], how.participants)
     syncs = len(sync_layers(how, group.members[publisher].spec.layers))
     async with Exchange(request, plan, group) as exchange:
@@ -39,7 +39,7 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
             parts,
             "hold",
             {
-                name: (part, how, number, plan.wire.codec, plan.seed)
+                name: (part, how, number, plan.method.wire.codec, plan.seed)
                 for number, (name, part) in enumerate(parts.items())
             },
             syncs + 1,
@@ -119,7 +119,7 @@ def _before(lengths: Mapping[str, Sequence[int]], name: str) -> tuple[int, ...]:
 
 def parts_of(request: Request, plan: Plan) -> list[tuple[Any, ...]]:
     """Per participant its segment of every row, the publisher's last. Raises FedrayError."""
-    how = plan.fedattn
+    how = plan.method.of(FedAttn)
     if request.token_ids is not None:
         return list(zip(*(id_segments(ids, how) for ids in request.token_ids), strict=True))
     documents = request.evidence.get(plan.receiver, ("",) * request.rows())
@@ -146,6 +146,20 @@ def check_copies(members: Sequence[MemberInfo], participants: int) -> None:
             )
     if len(members) != participants:
         raise FedrayError(f"protocol.participants={participants} do not go with {len(members)} members: leave it out")
+
+
+def roles(how: FedAttn, receiver: str, senders: tuple[str, ...] | None, zoo: str) -> tuple[str, tuple[str, ...]]:
+    """Name the copies of the receiver beside it; who is named as the receiver is any of them. Other LLMs stay."""
+    if senders is None:
+        return receiver, copies(receiver, how.participants)[1:]
+    if set(map(original_of, senders)) - {receiver}:
+        return receiver, senders
+    there = copies(receiver, len(senders) + 1)[1:]
+    for name in (name for name in senders if name != receiver):
+        if name not in there or senders.count(name) > 1:
+            wrong = "is there twice" if name in there else "is no copy that takes part"
+            raise FedrayError(f"sender {name} {wrong}: leave senders out, or name {', '.join(there)}")
+    return receiver, there
 
 
 def check(settings: Any) -> None:
@@ -183,7 +197,7 @@ def check(settings: Any) -> None:
         what = "wire.keep is" if settings.wire.keep < 1 else "wire.keep_layers is"
         raise FedrayError(f"{what} about whole caches: protocol=fedattn sends a share with protocol.exchange")
     if settings.prompt is not None and settings.prompt.strip():
-        segments(settings.prompt, protocol.fedattn, settings.documents().get(settings.receiver, ""))
+        segments(settings.prompt, protocol, settings.documents().get(settings.receiver, ""))
 
 
 def check_sources(settings: Any, found: Mapping[str, Source]) -> None:
@@ -199,26 +213,25 @@ def check_sources(settings: Any, found: Mapping[str, Source]) -> None:
             f"{source.name} cannot take part in protocol=fedattn: layers of it have a sliding window; choose another "
             "receiver, such as llama-1b"
         )
-    sync_layers(settings.protocol.fedattn, spec_of(config).layers)
+    sync_layers(settings.protocol, spec_of(config).layers)
 
 
 def check_question(settings: Any, question: Any, document: str) -> None:
     """Refuse a question that has fewer segments than there are participants. Raises FedrayError."""
-    segments(question.prompt, settings.protocol.fedattn, document)
+    segments(question.prompt, settings.protocol, document)
 
 
 def sends(settings: Any, spec: KVSpec) -> tuple[float, Layers]:
     """A participant's rows of the sync layers."""
-    how = settings.protocol.fedattn
+    how = settings.protocol
     syncs = sync_layers(how, spec.layers)
     return how.tokens * how.exchange, (syncs, syncs)
 
 
 PROTOCOL = Protocol(
-    name="fedattn",
+    settings=FedAttn,
     run=run,
-    crosses="cache",
-    copies=True,
+    roles=roles,
     check=check,
     check_sources=check_sources,
     check_question=check_question,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fedray.methods.method import Route
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
@@ -36,4 +37,4 @@ def pick(exchange: Exchange, opening: Opening) -> dict[str, tuple[int, ...]]:
     return {sender: rows for i, sender in enumerate(senders) if (rows := tuple(b for b in chosen if chosen[b] == i))}
 
 
-PROTOCOL = Protocol(name="route", run=run, crosses="token")
+PROTOCOL = Protocol(settings=Route, run=run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fedray.methods.method import SelfRefine
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
@@ -15,12 +16,12 @@ from fedray.types import Answer, Plan, Request
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
-    """At most plan.rounds revisions; a row that has settled is not read again."""
+    """At most `rounds` revisions; a row that has settled is not read again."""
     async with Exchange(request, alone(plan), group) as exchange:
         answer = await exchange.alone()
         rows = dict(enumerate(answer.rows))
         unsettled = tuple(b for b, row in rows.items() if not row.failed)
-        for _ in range(plan.rounds if unsettled else 0):
+        for _ in range(plan.method.of(SelfRefine).rounds if unsettled else 0):
             exchange.heard[plan.receiver] = {b: rows[b].text for b in unsettled}
             exchange.usage += answer.usage
             exchange.missing += answer.missing
@@ -33,4 +34,4 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
         return exchange.close(replace(answer, rows=tuple(rows.values())))
 
 
-PROTOCOL = Protocol(name="self_refine", run=run, needs_senders=False)
+PROTOCOL = Protocol(settings=SelfRefine, run=run)

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedray.errors import MemberFailed
+from fedray.llm.catalogue import resolve
 from fedray.llm.token_ids import shared
-from fedray.methods.specfed import Speculation, next_gamma
+from fedray.methods.specfed import SpecFed, Speculation, next_gamma
 from fedray.protocols import replies
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group, Handle
@@ -25,9 +26,6 @@ from fedray.types import Answer, FedrayError, Missing, Plan, Receipt, Request, R
 
 if TYPE_CHECKING:
     from fedray.llm.source import Source
-
-DRAFT = "qwen2.5-0.5b"  # the server
-WORKERS = ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")  # of the draft's vocabulary
 
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
@@ -39,7 +37,7 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
         opening, lengths = await asyncio.gather(exchange.finish_open(exchange.start_open()), workers)
         talk = Rounds(exchange, dict(zip(plan.senders, lengths, strict=True)))
         answer = await talk.run()
-        return exchange.weighed(answer, opening) if plan.specfed.weigh == "gate" else answer
+        return exchange.weighed(answer, opening) if plan.method.of(SpecFed).weigh == "gate" else answer
 
 
 async def _read(exchange: Exchange, worker: str) -> tuple[int, ...]:
@@ -79,7 +77,7 @@ class Rounds:
     async def run(self) -> Answer:
         exchange, plan = self.exchange, self.plan
         exchange.settle()
-        if self.foreign and plan.specfed.vocab == "strict":
+        if self.foreign and plan.method.of(SpecFed).vocab == "strict":
             others = ", ".join(sorted(self.foreign))
             raise FedrayError(f"protocol.vocab=strict: {others} and {plan.receiver} have different vocabularies")
         if self.foreign:
@@ -103,7 +101,7 @@ class Rounds:
         return exchange.close(Answer(rows, plan.receiver, tuple(self.workers), speculation=self.found))
 
     def _gamma(self) -> int:
-        gamma = self.plan.specfed.gamma
+        gamma = self.plan.method.of(SpecFed).gamma
         return next_gamma(sum(self.found.decided), sum(self.found.accepted)) if gamma == "auto" else gamma
 
     def _is_over(self) -> bool:
@@ -167,7 +165,7 @@ class Rounds:
         self.pending |= asked
         for name in (name for name in self.workers if name not in ready):
             self.late[name] = self.late.get(name, 0) + 1
-            if self.plan.on_missing == "error":
+            if self.plan.method.on_missing == "error":
                 self.exchange.missing.append(Missing(name, f"late in round {self.found.rounds + 1}"))
         self.exchange.settle()
         return {name: ready[name] for name in self.plan.senders if name in ready}
@@ -185,7 +183,7 @@ class Rounds:
             tuple(tuple(self.answers[b][read[b] :]) for b in rows),
             tuple(now.drafts[b] for b in rows),
             self.exchange.request.generation,
-            self.plan.specfed,
+            self.plan.method.of(SpecFed),
             *(self.vocabulary if worker in self.foreign else ()),
         )
 
@@ -208,7 +206,7 @@ class Rounds:
 
     def _until(self) -> float | None:
         """When a round goes on without those who are late (a point of time.monotonic())."""
-        patience, deadline = self.plan.specfed.patience_s, self.exchange.deadline
+        patience, deadline = self.plan.method.of(SpecFed).patience_s, self.exchange.deadline
         ends = [] if patience is None else [time.monotonic() + patience]
         return min([*ends, *([] if deadline is None else [deadline])], default=None)
 
@@ -219,16 +217,28 @@ class Rounds:
         self.group.cancel(missing.member, self.exchange.session)
 
 
+def roles(how: SpecFed, receiver: str, senders: tuple[str, ...] | None, zoo: str) -> tuple[str, tuple[str, ...] | None]:
+    """Let the draft be the receiver. Raises FedrayError where both are named."""
+    if how.draft is None or how.draft == "none":
+        return receiver, senders
+    draft = resolve(how.draft, "protocol.draft", zoo)
+    if receiver not in (draft, how.receiver):
+        raise FedrayError(
+            f"receiver={receiver} and protocol.draft={draft} are both the LLM at the server: name one of them"
+        )
+    return draft, senders
+
+
 def check(settings: Any) -> None:
     """Validate drafts, entries and weights. Raises FedrayError."""
     protocol, task = settings.protocol, settings.task
     if protocol.gamma != "auto":
-        if protocol.gamma < 1:
+        if protocol.gamma < 1 and protocol.draft != "none":
             raise FedrayError(
                 f"protocol.gamma must be at least 1, or auto, got {protocol.gamma}: without drafts it is "
                 "protocol.draft=none"
             )
-        check_range("protocol.gamma", protocol.gamma, 1, 64)
+        check_range("protocol.gamma", protocol.gamma, 0, 64)
     if isinstance(protocol.top_k, int):
         check_range("protocol.top_k", protocol.top_k, 1)
     elif not 0 < protocol.top_k <= 1:
@@ -280,11 +290,9 @@ def check_question(settings: Any, question: Any, document: str) -> None:
 
 
 PROTOCOL = Protocol(
-    name="specfed",
+    settings=SpecFed,
     run=run,
-    crosses="token",
-    receiver=DRAFT,
-    senders=WORKERS,
+    roles=roles,
     check=check,
     check_sources=check_sources,
     check_question=check_question,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+from fedray.methods.method import NO_GATE, Standalone
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
@@ -25,7 +26,7 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[st
 
 def alone(plan: Plan) -> Plan:
     """The plan of its receiver with nobody to help."""
-    return replace(plan, senders=(), speakers=(), gate="none", peers=())
+    return replace(plan, senders=(), speakers=(), peers=(), method=replace(plan.method, gate=NO_GATE))
 
 
-PROTOCOL = Protocol(name="standalone", run=run, stream=stream, talks=True, needs_senders=False)
+PROTOCOL = Protocol(settings=Standalone, run=run, stream=stream)

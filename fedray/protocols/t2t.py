@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from fedray.methods.method import TextToText
 from fedray.prompts import hint_prompt
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
@@ -21,7 +22,7 @@ TEMPLATE = 256  # tokens that a chat template and the marks of notes may take
 
 async def run(request: Request, plan: Plan, group: Group) -> Answer:
     async with Exchange(request, plan, group) as exchange:
-        if plan.t2t.gate == "none":
+        if plan.method.t2t.gate == "none":
             await listen(exchange, dict.fromkeys(plan.senders, exchange.open_rows()))
             answer = await exchange.alone()
         else:
@@ -36,7 +37,7 @@ async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> No
 
     Senders have half the time there is: what they say must still be read. Their words count as bytes on the wire.
     """
-    t2t = exchange.plan.t2t
+    t2t = exchange.plan.method.t2t
 
     def spoken(request: Request) -> Request:
         asked = tuple(map(hint_prompt, request.prompts)) if t2t.ask == "hint" else request.prompts
@@ -77,4 +78,4 @@ def whole_bytes(senders: Sequence[MemberInfo]) -> float:
     return float(TOKEN_BYTES * len(senders))
 
 
-PROTOCOL = Protocol(name="t2t", run=run, crosses="token", speaks=True, whole_bytes=whole_bytes)
+PROTOCOL = Protocol(settings=TextToText, run=run, whole_bytes=whole_bytes)

@@ -141,7 +141,7 @@ def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Q
         else {name: tuple(q.asked.get(name, q.prompt) for q in questions) for name in asked},
         "evidence": {name: tuple(q.evidence.get(name, "") for q in questions) for name in holders},
         "weights": {name: tuple(float(name in q.experts) for q in questions) for name in (plan.receiver, *plan.senders)}
-        if plan.gate == "oracle"
+        if plan.method.gate.kind == "oracle"
         else {},
     }
     return {name: value for name, value in fields.items() if value}

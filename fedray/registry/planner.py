@@ -6,16 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fedray.fusion.fuser import FuserConfig
-from fedray.methods.specfed import SpecFed
+from fedray.methods.method import C2C, Method
 from fedray.registry.manifest import Manifest, fuser_name, gate_name
 from fedray.registry.random_fuser import random_artifact, random_config
 from fedray.registry.store import SHIPPED, Registry
-from fedray.types import T2T, Artifact, FedrayError, MemberInfo, Plan
-
-FUSING = ("c2c",)  # protocols in which senders give their caches
+from fedray.types import Artifact, FedrayError, MemberInfo, Plan
 
 
 class Planner:
@@ -34,17 +31,7 @@ class Planner:
         """Versions in the registry that do not hold and are passed over: folder, and a sentence that names it."""
         return self._registry.problems
 
-    def check(
-        self,
-        receiver: str,
-        senders: Sequence[str],
-        *,
-        protocol: str = "c2c",
-        fuser: str = "mlp",
-        fusion: str = "concat",
-        answer_all: bool = False,
-        **choices: Any,
-    ) -> None:
+    def check(self, receiver: str, senders: Sequence[str], method: Method) -> None:
         """Look for what a plan of the same arguments needs, before any LLM is loaded; each file is hashed once.
 
         Of every fuser and gate the newest version that is sound is served, whatever weights its LLMs have; `problems`
@@ -52,65 +39,50 @@ class Planner:
         and what there is, or a gate without a sound version.
         """
         everyone = (receiver, *senders)
-        for one in everyone if answer_all else (receiver,):
-            others = [other for other in everyone if other != one] if protocol in FUSING else []
+        for one in everyone if method.answer_all else (receiver,):
+            others = [other for other in everyone if other != one] if method.protocol.fuses else []
             for other in others:
-                self._look_into(fuser_name(other, one), fuser, fusion)
-            self._refuse_missing(one, others, fuser, fusion, choices)
-            if choices.get("gate") == "learned" and _weighs(protocol, choices):
+                self._look_into(fuser_name(other, one), method.fuser, method.fusion)
+            self._refuse_missing(one, others, method)
+            if method.gate.kind == "learned" and method.weighs:
                 name = gate_name(one)
-                self._look_into(name, "gate", fusion)
-                gates = [gate for gate, _ in self._registry.versions(name) if gate.operator == fusion]
+                self._look_into(name, "gate", method.fusion)
+                gates = [gate for gate, _ in self._registry.versions(name) if gate.operator == method.fusion]
                 if not gates and (damaged := self._registry.passed_over(name)):
-                    raise FedrayError(f"no fusion={fusion} gate of {one} can be used; use gate=open{damaged}")
+                    raise FedrayError(f"no fusion={method.fusion} gate of {one} can be used; use gate=open{damaged}")
 
     def pass_over(self, damaged: Mapping[Path, str]) -> None:
         """Plan without versions that were found damaged elsewhere: the `problems` of another planner."""
         self._registry.pass_over(damaged)
 
-    def plan(
-        self,
-        receiver: MemberInfo,
-        senders: Sequence[MemberInfo],
-        *,
-        protocol: str = "c2c",
-        fuser: str = "mlp",
-        fusion: str = "concat",
-        gate: str = "learned",
-        answer_all: bool = False,
-        **choices: Any,
-    ) -> Plan:
-        """A plan in which every sender has what the protocol needs of it; choices: further fields of Plan.
+    def plan(self, receiver: MemberInfo, senders: Sequence[MemberInfo], method: Method = C2C, seed: int = 0) -> Plan:
+        """Find what every sender needs for a method; seed: of random gates and of what is kept at random.
 
         c2c needs the fuser trained for exactly these two LLMs, or else the sender speaks in text; what weighs senders
         needs a gate that knows them. answer_all: the plans of all others as receivers come along. Raises FedrayError
         where a sender may not speak, and where there is no gate for these senders.
         """
         asked = {sender.name: sender for sender in senders}
-        fusing = protocol in FUSING
-        self._refuse_missing(receiver.name, list(asked) if fusing else [], fuser, fusion, choices)
-        speakers = self._without_fuser(receiver.name, list(asked), fuser, fusion) if fusing else ()
+        fusing = method.protocol.fuses
+        self._refuse_missing(receiver.name, list(asked) if fusing else [], method)
+        speakers = self._without_fuser(receiver.name, list(asked), method) if fusing else ()
         names = tuple(name for name in asked if name not in speakers)
-        weighing = _weighs(protocol, choices)
-        learned = gate == "learned" and weighing and bool(names)
-        plan = Plan(
-            receiver=receiver.name,
-            senders=names,
-            protocol=protocol,
-            fusion=fusion,
+        learned = method.gate.kind == "learned" and method.weighs and bool(names)
+        peers: tuple[Plan, ...] = ()
+        if method.answer_all:
+            everyone, alone = (receiver, *senders), replace(method, answer_all=False)
+            peers = tuple(self.plan(one, [o for o in everyone if o is not one], alone, seed) for one in senders)
+        return Plan(
+            receiver.name,
+            names,
+            method.canonical(),
             speakers=speakers,
-            fusers={n: self._fuser(asked[n], receiver, fuser, fusion) for n in names if fusing},
-            gate=gate if weighing else "none",
-            gate_artifact=self._registry.find_gate(receiver, names, fusion) if learned else None,
+            fusers={n: self._fuser(asked[n], receiver, method.fuser, method.fusion) for n in names if fusing},
+            gate_artifact=self._registry.find_gate(receiver, names, method.fusion) if learned else None,
+            peers=peers,
             contexts={n: asked[n].context for n in names if fusing},
-            **choices,
+            seed=seed,
         )
-        if not answer_all:
-            return plan
-        everyone = (receiver, *senders)
-        same = {"protocol": protocol, "fuser": fuser, "fusion": fusion, "gate": gate, **choices}
-        peers = (self.plan(one, [other for other in everyone if other is not one], **same) for one in senders)
-        return replace(plan, peers=tuple(peers))
 
     def fuser_config(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> FuserConfig | None:
         """What the pair's newest fuser is, whatever weights it was trained for; None where it has none."""
@@ -124,19 +96,18 @@ class Planner:
             return random_artifact(sender, receiver, kind, operator)
         return self._registry.find_fuser(sender, receiver, kind, operator)
 
-    def _refuse_missing(
-        self, receiver: str, senders: Sequence[str], fuser: str, fusion: str, choices: Mapping[str, Any]
-    ) -> None:
-        if choices.get("on_missing") == "text":
+    def _refuse_missing(self, receiver: str, senders: Sequence[str], method: Method) -> None:
+        if method.on_missing == "text":
             return
-        for sender in self._without_fuser(receiver, senders, fuser, fusion):
+        fuser, fusion = method.fuser, method.fusion
+        for sender in self._without_fuser(receiver, senders, method):
             there = sorted(self._fusers(sender, receiver))
             others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
             remedy = (
                 f"there is {others}"
                 if there
                 else f"train it with jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver}"
-                f"{'' if fuser == 'mlp' else f' fuser={fuser}'}, name a registry that has "
+                f"{'' if fuser == Method.fuser else f' fuser={fuser}'}, name a registry that has "
                 "it with registry.path=DIR, or let the sender speak with on_missing=text"
             )
             damaged = self._registry.passed_over(fuser_name(sender, receiver))
@@ -152,19 +123,14 @@ class Planner:
         for versions in groups.values():
             next(self._registry.sound(versions), None)
 
-    def _without_fuser(self, receiver: str, senders: Sequence[str], fuser: str, fusion: str) -> tuple[str, ...]:
+    def _without_fuser(self, receiver: str, senders: Sequence[str], method: Method) -> tuple[str, ...]:
         if self._at_random:
             return ()
-        return tuple(sender for sender in senders if (fuser, fusion) not in self._fusers(sender, receiver))
+        return tuple(
+            sender for sender in senders if (method.fuser, method.fusion) not in self._fusers(sender, receiver)
+        )
 
     def _fusers(self, sender: str, receiver: str) -> set[tuple[str, str]]:
         """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
         name = fuser_name(sender, receiver)
         return {(m.kind, m.operator) for m, _ in self._registry.versions(name)}
-
-
-def _weighs(protocol: str, choices: Mapping[str, Any]) -> bool:
-    """Whether a protocol weighs what senders give."""
-    weighing = protocol in FUSING or protocol == "route"
-    weighing = weighing or (protocol == "t2t" and choices.get("t2t", T2T()).gate == "same")
-    return weighing or (protocol == "specfed" and choices.get("specfed", SpecFed()).weigh == "gate")

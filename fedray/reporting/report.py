@@ -1,6 +1,7 @@
 """report.json: what every job leaves behind.
 
-Schema version 1. A `Report` is the file: its fields are the keys, their comments say what each is and in which unit.
+Schema version 2. A `Report` is the file: its fields are the keys, their comments say what each is and in which unit;
+who took part, how they answered, what was found and what it cost are nested (docs/report.md, generated from here).
 Shares (accuracy, stderr, gate weights) lie between 0 and 1; absent figures are null, never NaN.
 """
 
@@ -14,32 +15,38 @@ from pathlib import Path
 from typing import Any
 
 from fedray.files import write_whole
-from fedray.methods.fedattn import FedAttn
-from fedray.protocols import STANDALONE
+from fedray.methods.method import Method
+from fedray.protocols import KINDS, STANDALONE
+from fedray.reporting.schema_1 import from_schema_1
 from fedray.schema import Schema
 from fedray.text import mask
 from fedray.types import FedrayError, Missing, Need
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Percentiles:
-    """Wall-clock seconds of one phase over all requests."""
+class Spread:
+    """Wall-clock seconds of one phase over the requests that had it."""
 
+    mean: float
     p50: float
     p95: float
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the federated answers cost. A request is a batch of up to `task.batch_size` questions."""
+    """What the federated answers cost. A request is a batch of up to `task.batch_size` questions, or a single one."""
 
-    payload_bytes: int = 0  # bytes of caches as they lay on the wire, all requests together
+    payload_bytes: int = 0  # bytes of caches as they lay on the wire, all batches together
     bytes_per_token: float = 0.0  # payload_bytes over the receiver's prompt tokens
-    seconds: Mapping[str, Percentiles] = field(default_factory=dict)  # phase -> seconds per request
+    bytes_per_token_analytic: float | None = None  # every sender's whole cache, or a 32-bit token id of each; else null
+    seconds: Mapping[str, Spread] = field(default_factory=dict)  # phase -> seconds per request
+    requests: int = 0  # whose seconds these are; of an evaluation, single questions asked once more
     at_a_time: int = 1  # requests on their way together: `total` and `transfer` hold what one waited for the others
+    tokens_per_s: float | None = None  # of answers, asked in batches
+    wall_s: float | None = None  # that asking took
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,7 @@ class Learned:
     status: str  # complete | interrupted | failed | random (never trained, zoo=shapes)
     hash: str | None = None  # of its content, once it is in the registry
     path: str | None = None  # its folder there
+    control: str = "none"  # what its training was denied: none | identical | single
     steps: int = 0  # trained, in all
     resumed_at: int = 0  # the step of the checkpoint this run went on from
     questions: int = 0  # it was trained on
@@ -102,15 +110,6 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Wall-clock seconds of one phase over requests that were asked one at a time."""
-
-    mean: float
-    p50: float
-    p95: float
-
-
-@dataclass(frozen=True, slots=True)
 class Leaked:
     """What rewrites give away of n questions; `figures` are those of fedray/privacy/leakage.py, None: not measured."""
 
@@ -118,81 +117,6 @@ class Leaked:
     seen_by: str  # one sender, all senders pooling, or what another question's rewrites would tell
     n: int
     figures: Mapping[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A row of an evaluation: one way of answering a task, with all its drawings (seeds) of the questions together."""
-
-    task: str
-    receiver: str
-    senders: tuple[str, ...]  # empty where the receiver is alone
-    way: str  # a short label of protocol, gate, rephrase, ...
-    protocol: str
-    type: str | None  # as in Report
-    fuser: str  # "none" where nothing is fused
-    fusion: str
-    gate: str
-    rephrase: str
-    control: str
-    t2t_gate: str  # none: every sender is heard, as published; same: those the gate lets in
-    full: bool  # every sender uses up t2t.max_tokens
-    answer_all: bool
-    seeds: tuple[int, ...]
-    n: int  # answers, of all seeds together
-    accuracy: float
-    stderr: float | None  # clustered by what the question is about
-    accuracy_alone: float
-    p_alone: float  # exact McNemar test against the receiver alone, two-sided; of several seeds the largest
-    gain_points: float  # over the receiver alone, in percentage points
-    gain_percent: float | None  # the same relative to it, in per cent
-    rescued: int
-    harmed: int
-    unparseable: float  # share of answers that name none of the choices
-    failed: int  # questions that got no answer: they count as wrong
-    unrephrased: int  # questions that no rewrite kept whole: the receiver answered them alone
-    latency_requests: int  # that were asked one at a time; the seconds are theirs
-    latency_mean: float | None
-    latency_p50: float | None
-    latency_p95: float | None
-    latency: Mapping[str, Spread]  # phase -> seconds
-    payload_bytes: int  # on the wire, asked in batches
-    bytes_per_token: float  # payload_bytes over the receiver's prompt tokens
-    bytes_per_token_analytic: float | None  # every sender's whole cache, or a 32-bit token id of each; else None
-    weights: Mapping[str, float]  # sender -> mean gate weight
-    by_member: Mapping[str, float]  # accuracy of each, where each answers
-    missing: tuple[Missing, ...]
-    wall_s: float  # that asking took
-    scoring: str = "text"  # as in Report
-    wire: str = "none"  # the codec of caches
-    keep: float = 1.0  # share of every sender's tokens that was sent
-    score: str = "last"  # which tokens those were
-    keep_layers: float = 1.0  # share of the layers read that was sent
-    layer_score: str = "spread"  # which layers those were
-    gamma: str = "none"  # of specfed: tokens drafted per round, or auto
-    top_k: str = "none"  # of specfed: entries of a distribution that travel, or their share
-    reconstruct: str = "none"  # of specfed
-    temperature: float = 0.0  # of specfed
-    measured: bool = False  # of specfed: whole distributions were sent beside, for Delta
-    tokens_per_s: float | None = None  # of answers, asked in batches
-    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
-    leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
-    fedattn: FedAttn | None = None  # how the prompt was shared, in fedattn
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether it is the line that everything is compared with."""
-        return self.way == STANDALONE.name
-
-    @property
-    def plain_wire(self) -> bool:
-        """Whether caches travelled whole and as they are."""
-        return self.wire == "none" and self.keep == self.keep_layers == 1
-
-    @property
-    def share(self) -> float | None:
-        """The share of a distribution's entries that travels; None where `top_k` counts them, and without specfed."""
-        return None if self.top_k == "none" or self.top_k.isdigit() else float(self.top_k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,53 +199,106 @@ class SenderOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Who:
+    """Who took part."""
+
+    receiver: str
+    senders: tuple[str, ...] = ()  # as asked for; `missing` names those that took no part
+    type: str | None = None  # homogeneous | heterogeneous, and token | cache (FedRefine, Appendix A); null: neither
+    missing: tuple[Missing, ...] = ()  # members that took no part in some request, and why
+    members: tuple[MemberReport, ...] = ()
+    order: SenderOrder | None = None  # of an evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of the questions. What has no answer, and what cannot be read, is wrong."""
+
+    n: int = 0  # answers, of all seeds together
+    accuracy: float | None = None  # federated, over the questions whose answer is known
+    stderr: float | None = None  # of `accuracy`; in an evaluation clustered by what the question is about
+    accuracy_alone: float | None = None  # the receiver alone, over the same questions
+    p_value: float | None = None  # exact McNemar test against the receiver alone, two-sided; of seeds the largest
+    rescued: int = 0  # questions wrong alone and right federated
+    harmed: int = 0  # questions right alone and wrong federated
+    failed: int = 0  # questions that got no answer
+    unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
+    unparseable: int = 0  # federated answers in which no choice and no number could be read
+    unparseable_alone: int = 0  # the same of the receiver alone
+    by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
+    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
+    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A row of an evaluation: one way of answering a task, with all its drawings (seeds) of the questions together."""
+
+    task: str
+    scoring: str  # as in Report
+    seeds: tuple[int, ...]
+    way: str  # a short label of `how` and `temperature`
+    who: Who
+    how: Method  # what its protocol does not read is at its default
+    temperature: float | None  # of the answers; null: as the settings say
+    found: Found
+    cost: Cost
+    leakage: tuple[Leaked, ...] = ()  # where questions were rephrased; of the first seed
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is the line that everything is compared with."""
+        return self.how.protocol.name == STANDALONE.name
+
+    @property
+    def accuracy(self) -> float:
+        return self.found.accuracy or 0.0
+
+    @property
+    def stderr(self) -> float:
+        return self.found.stderr or 0.0
+
+    @property
+    def p_value(self) -> float:
+        return 1.0 if self.found.p_value is None else self.found.p_value
+
+    @property
+    def gain_points(self) -> float:
+        """The gain over the receiver alone, in percentage points."""
+        return 100 * (self.accuracy - (self.found.accuracy_alone or 0.0))
+
+    @property
+    def gain_percent(self) -> float | None:
+        """The same relative to the receiver alone, in per cent."""
+        return self.gain_points / self.found.accuracy_alone if self.found.accuracy_alone else None
+
+    @property
+    def seconds(self) -> Spread | None:
+        """Of a question asked on its own."""
+        return self.cost.seconds.get("total")
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """One run of one job. Fields with a default may be absent from a job they do not concern."""
 
     job: str  # federate | evaluate | train_fuser | train_gate | registry | import_c2c | build_zoo | benchmark
     zoo: str  # what stands behind the names: tiny | hub | shapes
-    receiver: str
-    senders: tuple[str, ...]  # as asked for; `missing` names those that took no part
     seed: int
     status: str  # complete | interrupted | failed | planned (plan=true: nothing was loaded)
-    protocol: str = "c2c"
-    type: str | None = None  # homogeneous | heterogeneous, and token | cache (FedRefine, Appendix A); None: neither
-    fuser: str = "mlp"
-    fusion: str = "concat"
-    fusion_order: str = "parallel"  # of several senders, in mix
-    compile: str | None = None  # the mode of torch.compile that fusers ran in; None: as they are
-    gate: str = "learned"
-    rephrase: str = "none"
-    wire: str = "none"  # the codec of caches
-    keep: float = 1.0  # share of every prompt's tokens that was sent
-    keep_layers: float = 1.0  # share of the layers read that was sent
-    control: str = "none"
-    task: str | None = None  # task name, or the file the questions came from; None: a single prompt
+    who: Who = Who("")  # without a receiver where a job concerns none
+    how: Method | None = None  # of an evaluation what its blocks start from; of a training what it trains for
+    task: str | None = None  # task name, or the file the questions came from; null: a single prompt
     scoring: str = "text"  # how answers were read: fedray/questions/scoring.py
     data: tuple[Data, ...] = ()  # the data sets behind the tasks, or the training
-    n: int = 0  # questions answered
-    accuracy: float | None = None  # federated, over the questions whose answer is known; failed samples are wrong
-    stderr: float | None = None  # standard error of `accuracy`
-    accuracy_alone: float | None = None  # the receiver alone, over the same questions
-    p_value: float | None = None  # exact McNemar test, federated against alone, two-sided
-    rescued: int = 0  # questions wrong alone and right federated
-    harmed: int = 0  # questions right alone and wrong federated
-    unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
-    unparseable: int = 0  # federated answers in which no choice and no number could be read: they count as wrong
-    unparseable_alone: int = 0  # the same of the receiver alone
-    by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
-    usage: Cost = Cost()
-    speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
-    missing: tuple[Missing, ...] = ()  # members that took no part in some request, and why
-    members: tuple[MemberReport, ...] = ()
+    found: Found = Found()
+    cost: Cost = Cost()
     answers: tuple[Answered, ...] = ()
-    trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
     learned: tuple[Learned, ...] = ()  # fusers and gates the job trained, used or found
-    needs: tuple[Need, ...] = ()  # what each member would take, foretold
+    needs: tuple[Need, ...] = ()  # what each member would take, estimated
     rows: tuple[Evaluated | Measured, ...] = ()  # of an evaluation, or of a benchmark
     comparisons: tuple[Compared, ...] = ()
     contributions: tuple[Contribution, ...] = ()
-    order: SenderOrder | None = None
     tracking: Tracked | None = None
     schema: int = SCHEMA
 
@@ -361,15 +338,17 @@ def read(path: Path) -> Report:
     except ValueError as error:
         raise FedrayError(f"{path} is not a report ({error}); run the job again") from error
     schema = keys.get("schema") if isinstance(keys, dict) else None
-    if schema != SCHEMA:
+    if schema == 1:
+        keys = from_schema_1(keys)
+    elif schema != SCHEMA:
         raise FedrayError(
-            f"{path} has report schema {schema}, this version reads {SCHEMA}; use the fedray that wrote it"
+            f"{path} has report schema {schema}, this version reads 1 and {SCHEMA}; use the fedray that wrote it"
         )
     known = {field.name for field in fields(Report)}
     try:
-        return Schema(Report).read({key: value for key, value in keys.items() if key in known})
+        return Schema(Report, kinds=KINDS).read({key: value for key, value in keys.items() if key in known})
     except (FedrayError, TypeError) as error:
-        raise FedrayError(f"{path} does not hold report schema {SCHEMA} ({error}); run the job again") from error
+        raise FedrayError(f"{path} does not hold report schema {schema} ({error}); run the job again") from error
 
 
 def _plain(value: Any) -> Any:

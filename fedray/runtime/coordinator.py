@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from fedray.methods.method import Method
 from fedray.registry.planner import Planner
 from fedray.runtime.failures import as_error
 from fedray.types import MemberInfo, Plan
@@ -29,11 +30,12 @@ class Coordinator:
         self,
         receiver: MemberInfo,
         senders: Sequence[MemberInfo],
-        choices: dict[str, Any],
+        method: Method,
+        seed: int,
         damaged: Mapping[Path, str],
     ) -> Plan:
         self._planner.pass_over(damaged)  # told with every call: a restart would forget it
-        return self._planner.plan(receiver, senders, **choices)
+        return self._planner.plan(receiver, senders, method, seed)
 
 
 CoordinatorActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
@@ -52,12 +54,13 @@ def plan(
     coordinator: ActorHandle,
     receiver: MemberInfo,
     senders: Sequence[MemberInfo],
+    method: Method,
+    seed: int = 0,
     damaged: Mapping[Path, str] | None = None,
-    **choices: Any,
 ) -> Plan:
     """Planner.plan, asked of the coordinator; damaged: the `problems` of a planner here. Raises its FedrayError."""
     try:
-        made: Any = ray.get(coordinator.plan.remote(receiver, list(senders), choices, damaged or {}))
+        made: Any = ray.get(coordinator.plan.remote(receiver, list(senders), method, seed, damaged or {}))
     except RayError as error:
         raise as_error("the coordinator", error) from None
     return made

@@ -14,7 +14,7 @@ from fedray.data.files import SUFFIXES, suffix
 from fedray.llm.catalogue import CATALOGUE, NAMES, original_of, repo_of, resolve, safe_name
 from fedray.llm.files import check_folder
 from fedray.methods.fusers import KINDS
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import protocol_of
 from fedray.settings.settings import (
     BUILD_SCHEMA,
     OWN_SCORING,
@@ -36,7 +36,7 @@ def check(settings: Settings) -> None:
     _check_names(settings)
     _check_members(settings)
     _check_exchange(settings)
-    PROTOCOLS[settings.protocol.name].check(settings)
+    protocol_of(settings).check(settings)
     _check_compile(settings)
     _check_questions(settings)
     _check_task(settings)
@@ -46,7 +46,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    zoo, protocol = settings.zoo.name, PROTOCOLS[settings.protocol.name]
+    zoo, protocol = settings.zoo.name, settings.protocol
     receiver = resolve(settings.receiver, "receiver", zoo)
     senders = [resolve(sender, "sender", zoo, copied=True) for sender in settings.senders]
     others = [*dict.fromkeys(sender for sender in senders if sender != receiver)]
@@ -60,7 +60,7 @@ def _check_names(settings: Settings) -> None:
         raise FedrayError(f"{repeated[0]} is more than once among the senders: name it once, as in {example}")
     check_apart((receiver, *senders))
     if not senders and protocol.needs_senders and not protocol.copies:
-        raise FedrayError(f"protocol={settings.protocol.name} needs a sender: name some, as in {example}")
+        raise FedrayError(f"protocol={protocol.name} needs a sender: name some, as in {example}")
     if settings.fusion not in KINDS[settings.fuser]:
         raise FedrayError(
             f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
@@ -79,7 +79,7 @@ def check_apart(names: Sequence[str]) -> None:
 
 def _check_exchange(settings: Settings) -> None:
     """What does not go together."""
-    protocol, rephrase = PROTOCOLS[settings.protocol.name], settings.rephrase
+    protocol, rephrase = settings.protocol, settings.rephrase
     if settings.fusion_order == "sequential" and settings.fusion != "mix":
         raise FedrayError(
             f"fusion_order=sequential is about fusion=mix, where one sender's change can build on another's: leave it "

@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
-from fedray.llm.catalogue import CATALOGUE, NAMES, copies, is_foreign, original_of, resolve, safe_name
-from fedray.methods.fedattn import FedAttn
-from fedray.methods.fusers import KINDS
-from fedray.methods.specfed import SpecFed
-from fedray.protocols import PROTOCOLS
-from fedray.protocols.protocol import Protocol
+from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, resolve, safe_name
+from fedray.methods.fusers import KINDS as FUSERS
+from fedray.methods.method import Method
+from fedray.protocols import KINDS, protocol_of
 from fedray.schema import Schema, within
 from fedray.text import decode_text
-from fedray.types import T2T, Compile, FedrayError, Generation, Wire
+from fedray.types import FedrayError, Generation
 
 Task = Literal[
     "tiny",
@@ -39,63 +37,12 @@ Task = Literal[
 ]
 Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
 OWN_SCORING: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}  # of a task's own questions alone
-ALONE = tuple(name for name, protocol in PROTOCOLS.items() if not protocol.needs_senders)
-if TYPE_CHECKING:
-    ProtocolName = str
-else:
-    ProtocolName = Literal[tuple(PROTOCOLS)]
 
 
 @dataclass(frozen=True, slots=True)
 class ZooSettings:
     name: Literal["tiny", "hub", "shapes"] = "tiny"
     path: Path | None = None  # a zoo built elsewhere (llms/NAME, registry/); None is the embedded one, or the hub
-
-
-@dataclass(frozen=True, slots=True)
-class ProtocolSettings:
-    """A protocol, and what only fedattn (fedray/methods/fedattn.py) or specfed (fedray/methods/specfed.py) is told."""
-
-    name: ProtocolName = "c2c"
-    # of fedattn
-    participants: int = within(3, 1, 64)  # copies of the receiver; the last, the receiver itself, has the question
-    sync_every: int = within(2, 1)  # H: keys and values are exchanged in layers l with l mod H == offset
-    offset: int = 0  # -1 is H-1
-    placement: Literal["uniform", "shallow", "deep", "progressive", "regressive"] = "uniform"  # of as many layers
-    layers: tuple[int, ...] = ()  # the sync layers, named one by one
-    segments: Literal["even", "sentence"] = "sentence"  # where a prompt is cut
-    question_apart: bool = True  # the publisher has the question and nothing else
-    tokens: float = 1.0  # share of its tokens that a participant reads
-    publisher_tokens: float = 1.0
-    exchange: float = 1.0  # share of its keys and values that a participant sends
-    score: Literal["random", "rare", "norm", "similar", "mass", "last"] = "random"  # which
-    # of specfed
-    draft: str | None = None  # the server, in the place of the receiver; None: the receiver; none: it drafts nothing
-    gamma: int | Literal["auto"] = 4
-    top_k: int | float = 0.01
-    reconstruct: Literal["renorm", "spread"] = "spread"
-    weights: tuple[float, ...] | None = within(None, 0)  # of the senders, in their order; None: all alike
-    weigh: Literal["fixed", "gate"] = "fixed"
-    vocab: Literal["map", "strict"] = "map"
-    patience_s: float | None = within(None, 0.001)
-    measure: bool = False
-
-    @property
-    def fedattn(self) -> FedAttn:
-        return FedAttn(**{field.name: getattr(self, field.name) for field in fields(FedAttn)})
-
-    @property
-    def specfed(self) -> SpecFed:
-        gamma, weights = 0 if self.draft == "none" else self.gamma, self.weights or ()
-        more = (self.weigh, self.vocab, self.patience_s, self.measure)
-        return SpecFed(gamma, self.top_k, self.reconstruct, weights, *more)
-
-
-@dataclass(frozen=True, slots=True)
-class GateSettings:
-    kind: Literal["learned", "open", "random", "none", "oracle"] = "learned"
-    route: Literal["eager", "lazy"] = "eager"
-    threshold: float = within(0.5, 0, 1)  # gate weights below it count as 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,24 +110,12 @@ def _dated_folder() -> Path:
     return Path(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True)
+class Settings(Method):
     """One run. `build` makes it from nested values, `check` says whether it can be meant."""
 
     receiver: str = "qwen3-0.6b"
     senders: tuple[str, ...] = ("qwen2.5-0.5b", "qwen2.5-coder-0.5b", "qwen2.5-1.5b", "llama-1b")
-    protocol: ProtocolSettings = ProtocolSettings()
-    fuser: Literal["mlp", "c2c"] = "mlp"
-    fusion: Literal["concat", "mix"] = "concat"
-    fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
-    compile: Compile | None = None  # fusers run by torch.compile in this mode
-    gate: GateSettings = GateSettings()
-    control: Literal["none", "mismatched", "noise", "constant"] = "none"
-    rephrase: Literal["none", "shared", "distinct"] = "none"
-    t2t: T2T = field(default_factory=T2T)
-    rounds: int = within(3, 1, 100)  # of self_refine, at most
-    answer_all: bool = False  # c2c both ways: every member answers
-    vote: bool = False  # answer_all: the majority's answer instead of the receiver's
     evidence: Mapping[str, str] = field(default_factory=dict)  # by safe name: a text or a file only this member reads
     zoo: ZooSettings = ZooSettings()
     task: TaskSettings = TaskSettings()
@@ -190,14 +125,17 @@ class Settings:
     questions: Path | None = None  # rows in the schema of a data set (fedray/data/own.py), or .txt, a question per line
     generation: Generation = field(default_factory=Generation)
     deadline_s: float | None = within(None, 0.001)
-    on_missing: Literal["alone", "text", "error"] = "alone"
-    wire: Wire = field(default_factory=Wire)
     registry: RegistrySettings = RegistrySettings()
     ray: RaySettings = RaySettings()
     members: Mapping[str, MemberSettings] = field(default_factory=dict)  # by safe name: qwen2_5-0_5b
     tracking: TrackingSettings = TrackingSettings()
     seed: int = within(0, 0, 2**32 - 1)
     output: Path = field(default_factory=_dated_folder)
+
+    @property
+    def method(self) -> Method:
+        """How members answer together."""
+        return Method(**self.parts())
 
     def member(self, name: str) -> MemberSettings:
         """What was said about one member; what was not said of a copy alone is as its LLM has it."""
@@ -208,7 +146,7 @@ class Settings:
     @property
     def takes_part(self) -> tuple[str, ...]:
         """Members by name, the receiver first."""
-        return (self.receiver, *(() if self.protocol.name in ALONE else self.senders))
+        return (self.receiver, *(self.senders if self.protocol.needs_senders else ()))
 
     @property
     def batches_at_a_time(self) -> int:
@@ -230,7 +168,7 @@ class Settings:
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 BY_MEMBER: dict[str, tuple[str, ...]] = {key: tuple(map(safe_name, CATALOGUE)) for key in ("members", "evidence")}
-SCHEMA = Schema(Settings, keys=BY_MEMBER)
+SCHEMA = Schema(Settings, BY_MEMBER, KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +190,7 @@ BUILD_SCHEMA = Schema(BuildSettings)
 def build(values: Mapping[str, Any]) -> Settings:
     """Settings from nested values; see `read`. Where the receiver answers alone, nobody is a sender by default."""
     settings = read(SCHEMA, values)
-    nobody = values.get("senders") is None and settings.protocol.name in ALONE
+    nobody = values.get("senders") is None and not settings.protocol.needs_senders
     return replace(settings, senders=()) if nobody else settings
 
 
@@ -271,20 +209,19 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     schema = with_copies(with_strangers(schema, values.get("receiver"), values.get("senders")), values)
     settings = schema.read(values)
     zoo = settings.zoo.name
-    protocol = PROTOCOLS[settings.protocol.name]
-    receiver = settings.receiver if "receiver" in values else protocol.receiver or settings.receiver
-    receiver = _server(receiver, protocol, settings.protocol.draft, zoo)
+    protocol = protocol_of(settings)
+    default, among = protocol.settings.receiver or settings.receiver, protocol.settings.senders or NAMES
+    receiver = resolve(settings.receiver if "receiver" in values else default, "receiver", zoo)
+    named = None
     if "senders" in values:
-        senders = tuple(resolve(sender, "sender", zoo, copied=protocol.copies) for sender in settings.senders)
-    else:
-        senders = tuple(name for name in protocol.senders or NAMES if name != receiver)
-    if protocol.copies:
-        named = senders if "senders" in values else None
-        senders = _participants(receiver, named, settings.protocol.participants)
+        named = tuple(resolve(name, "sender", zoo, copied=protocol.settings.copies) for name in settings.senders)
+    receiver, senders = protocol.roles(settings.protocol, receiver, named, zoo)
+    if senders is None:
+        senders = tuple(name for name in among if name != receiver)
     task = settings.task
     if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
         task = replace(task, scoring="text")  # what the task's name implies is about its own questions
-    implied: Any = KINDS[settings.fuser][0]
+    implied: Any = FUSERS[settings.fuser][0]
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
     return replace(
@@ -296,33 +233,6 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         fusion=settings.fusion if "fusion" in values else implied,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
     )
-
-
-def _server(receiver: str, protocol: Protocol, draft: str | None, zoo: str) -> str:
-    """Who answers: the receiver, or in a protocol with a receiver of its own the draft named in the place of that."""
-    receiver = resolve(receiver, "receiver", zoo)
-    if protocol.receiver is None or draft is None or draft == "none":
-        return receiver
-    draft = resolve(draft, "protocol.draft", zoo)
-    if receiver not in (draft, protocol.receiver):
-        raise FedrayError(
-            f"receiver={receiver} and protocol.draft={draft} are both the LLM at the server: name one of them"
-        )
-    return draft
-
-
-def _participants(receiver: str, named: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
-    """The copies of the receiver beside it; who is named as the receiver is any of them. Other LLMs stay."""
-    if named is None:
-        return copies(receiver, count)[1:]
-    if set(map(original_of, named)) - {receiver}:
-        return named
-    there = copies(receiver, len(named) + 1)[1:]
-    for name in (name for name in named if name != receiver):
-        if name not in there or named.count(name) > 1:
-            wrong = "is there twice" if name in there else "is no copy that takes part"
-            raise FedrayError(f"sender {name} {wrong}: leave senders out, or name {', '.join(there)}")
-    return there
 
 
 def named_safely(values: Mapping[str, Any]) -> dict[str, Any]:

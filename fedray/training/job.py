@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from fedray.federation import sources
 from fedray.llm.source import Source
+from fedray.methods.method import NO_GATE, Method
 from fedray.reporting.job import Job, Status
-from fedray.reporting.report import Data, Learned, MemberReport, Report
+from fedray.reporting.report import Data, Found, Learned, MemberReport, Report, Who
 from fedray.tracking import Tracker
 from fedray.training import figures
 from fedray.training.checkpoint import Checkpoint, Snapshot
@@ -71,18 +72,14 @@ class TrainingJob(Job[S, TrainingScreen]):
     def __init__(self, settings: S, title: str, control: str = "none") -> None:
         super().__init__(settings, TrainingScreen(settings.zoo.name), tracking=settings.tracking, title=title)
         self.workers = Workers(settings.workers, settings.threads, settings.device, settings.ray, settings.root)
-        self._begun = False
+        self._begun, self._control = False, control
         self._report = Report(
             job=self.name,
             zoo=settings.zoo.name,
-            receiver=settings.receiver,
-            senders=(),
             seed=settings.seed,
             status="failed",
-            fuser=settings.fuser,
-            fusion=settings.fusion,
-            gate="none",
-            control=control,
+            who=Who(settings.receiver),
+            how=Method(fuser=settings.fuser, fusion=settings.fusion, gate=NO_GATE),
         )
 
     @abstractmethod
@@ -95,7 +92,8 @@ class TrainingJob(Job[S, TrainingScreen]):
         if self.settings.zoo.name == "hub" and self.settings.data.name == "tiny":
             self.screen.line("data=tiny asks about a made-up world, of which only its own zoo's LLMs know anything")
         tasks = self.tasks()
-        self._report = replace(self._report, senders=tuple(dict.fromkeys(s for task in tasks for s in task.senders)))
+        senders = tuple(dict.fromkeys(s for task in tasks for s in task.senders))
+        self._report = replace(self._report, who=replace(self._report.who, senders=senders))
         with ExitStack() as claims:
             for task in tasks:  # refused before anything is downloaded or loaded
                 claims.enter_context(task.checkpoint.claim())
@@ -122,7 +120,7 @@ class TrainingJob(Job[S, TrainingScreen]):
             self._train(tasks[0], self.tracker, settings.output)
         elif tasks:
             self.tracker.tags(job=self.name, zoo=settings.zoo.name)
-            self.tracker.params(receiver=settings.receiver, senders=", ".join(self._report.senders))
+            self.tracker.params(receiver=settings.receiver, senders=", ".join(self._report.who.senders))
             for task in tasks:
                 folder, above = settings.output / task.name, self.tracker.run()
                 with Tracker(settings.tracking, folder, name=f"train {task.name}") as tracker:
@@ -133,7 +131,7 @@ class TrainingJob(Job[S, TrainingScreen]):
 
     def _train(self, task: TrainingTask, tracker: Tracker, folder: Path) -> None:
         """Train one, and keep what came of it. folder: where its figures go."""
-        part = Learned(task.name, task.role, "failed")
+        part = Learned(task.name, task.role, "failed", control=self._control)
         started = time.perf_counter()
         tracker.tags(job=self.name, zoo=self.settings.zoo.name)
         tracker.params(**task.params)
@@ -170,8 +168,9 @@ class TrainingJob(Job[S, TrainingScreen]):
             validation=outcome.validation,
             validation_alone=outcome.validation_alone,
         )
-        members = _participants(outcome.members, self._report.members)
-        self._report = replace(self._report, members=members, trust=outcome.trust, data=outcome.data)
+        members = _participants(outcome.members, self._report.who.members)
+        who, found = replace(self._report.who, members=members), Found(weights=outcome.trust)
+        self._report = replace(self._report, who=who, found=found, data=outcome.data)
         heatmap = outcome.weights.draw(folder / "figures" / "weights.png", task.name, self.settings.zoo.name)
         tracker.artifact(heatmap, "figures")
         for key, groups in (("validation", outcome.validation), ("validation_alone", outcome.validation_alone)):

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from fedray.methods.method import Wire
 from fedray.text import printable
-from fedray.types import FedrayError, KVSpec, Layers, Wire
+from fedray.types import FedrayError, KVSpec, Layers
 from fedray.wire.codecs import CODECS
 
 MAGIC, VERSION = b"FRKV", 3

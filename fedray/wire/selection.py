@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fedray.llm.cache import KVCache
-from fedray.types import KVSpec, Layers, Wire
+from fedray.methods.method import Wire
+from fedray.types import KVSpec, Layers
 
 SCORES = ("last", "norm", "similar", "random")
 LAYER_SCORES = ("spread", "deep", "middle", "shallow", "random")

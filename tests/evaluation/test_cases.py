@@ -14,8 +14,9 @@ from fedray.command_line import CONF, EVALUATION, EvaluateSettings, launch
 from fedray.evaluation.cases import STANDALONE, Case, Way, cases, neutral
 from fedray.evaluation.check import check_evaluation
 from fedray.evaluation.settings import build_evaluation
+from fedray.methods.method import Wire
 from fedray.settings.settings import Settings
-from fedray.types import FedrayError, Wire
+from fedray.types import FedrayError
 
 A, B, C = "llama-1b", "qwen2.5-1.5b", "qwen2.5-0.5b"
 EXPERIMENTS = [path.stem for path in (CONF / "experiment").glob("*.yaml") if "\nblocks:" in path.read_text()]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedray.evaluation.metrics import Comparison
-from fedray.reporting.report import Percentiles, unwritable
+from fedray.reporting.report import Spread, unwritable
 
 ALONE, FEDERATED = "#9aa5b1", "#1f6feb"
 COLORS = colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
@@ -55,7 +55,7 @@ def accuracy(groups: Mapping[str, Comparison], path: Path, *, label: str, receiv
     return save(figure, axes, path)
 
 
-def latency(seconds: Mapping[str, Percentiles], path: Path, *, label: str) -> Path:
+def latency(seconds: Mapping[str, Spread], path: Path, *, label: str) -> Path:
     """Stacked bars of the seconds per phase of a request, at p50 and at p95, with the wall clock beside them."""
     figure = Figure(figsize=(8.0, 3.6), layout="constrained")
     axes = figure.subplots()

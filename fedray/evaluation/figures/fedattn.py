@@ -23,16 +23,16 @@ Line = list[Evaluated]
 def draw(report: Report, folder: Path) -> list[Path]:
     """fedattn.png, if some setting of FedAttn varies; a second task has its name in the file's name."""
     drawn: list[Path] = []
-    for task in dict.fromkeys(row.task for row in report.evaluated if row.fedattn):
-        own = [row for row in report.evaluated if row.receiver == report.receiver]
+    for task in dict.fromkeys(row.task for row in report.evaluated if isinstance(row.how.protocol, FedAttn)):
+        own = [row for row in report.evaluated if row.who.receiver == report.who.receiver]
         rows = [row for row in own if row.task == task]
         joint = next((row for row in rows if row.is_alone), None)
         alone = next((row for row in own if row.task == WITHOUT.get(task) and row.is_alone), None)
-        lines = {axis: _lines([row for row in rows if row.fedattn], axis) for axis in AXES}
+        lines = {axis: _lines([row for row in rows if isinstance(row.how.protocol, FedAttn)], axis) for axis in AXES}
         lines = {axis: found for axis, found in lines.items() if found}
         if lines:
             end = f"-{Path(task).stem}" if drawn else ""
-            label = f"{report.receiver}, {base.label(report.zoo, task, max(row.n for row in rows))}"
+            label = f"{report.who.receiver}, {base.label(report.zoo, task, max(row.found.n for row in rows))}"
             drawn.append(_draw(lines, joint, alone, folder / f"fedattn{end}.png", label))
     return drawn
 
@@ -41,17 +41,17 @@ def _lines(rows: Sequence[Evaluated], axis: str) -> dict[str, Line]:
     """Rows that differ in `axis` alone, by what they have in common; whole exchanges belong to every score."""
     found: dict[FedAttn, Line] = {}
     for row in rows:
-        assert row.fedattn is not None
-        scores = {r.fedattn.score for r in rows if r.fedattn} if row.fedattn.exchange == 1 else {row.fedattn.score}
-        for score in scores if axis == "exchange" else (row.fedattn.score,):
-            common = replace(row.fedattn, **{axis: getattr(FedAttn(), axis)}, score=score)
+        how = row.how.of(FedAttn)
+        scores = {r.how.of(FedAttn).score for r in rows} if how.exchange == 1 else {how.score}
+        for score in scores if axis == "exchange" else (how.score,):
+            common = replace(how, **{axis: getattr(FedAttn(), axis)}, score=score)
             found.setdefault(common, []).append(row)
     varied = {how: line for how, line in found.items() if len({_at(row, axis) for row in line}) > 1}
     return {_name(how, axis): sorted(line, key=lambda row: _at(row, axis)) for how, line in varied.items()}
 
 
 def _at(row: Evaluated, axis: str) -> float:
-    return float(getattr(row.fedattn, axis))
+    return float(getattr(row.how.protocol, axis))
 
 
 def _name(how: FedAttn, axis: str) -> str:
@@ -75,10 +75,8 @@ def _draw(
                 upper.axhline(row.accuracy, color=ALONE, linestyle=style, label=f"{name}  ({row.accuracy:.1%})")
         for name, line in found.items():
             x = [_at(row, axis) for row in line]
-            upper.errorbar(
-                x, [r.accuracy for r in line], [r.stderr or 0.0 for r in line], marker="o", capsize=2, label=name
-            )
-            lower.plot(x, [r.bytes_per_token for r in line], marker="o", label=name)
+            upper.errorbar(x, [r.accuracy for r in line], [r.stderr for r in line], marker="o", capsize=2, label=name)
+            lower.plot(x, [r.cost.bytes_per_token for r in line], marker="o", label=name)
         lower.set_xlabel(AXES[axis])
         lower.set_ylim(bottom=0)
         upper.legend(frameon=False, fontsize=7.5)

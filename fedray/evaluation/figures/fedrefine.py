@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from fedray.evaluation.figures import base
 from fedray.evaluation.figures.base import ALONE, save
 from fedray.evaluation.table import STARS, stars
+from fedray.methods.method import Wire
 from fedray.reporting.report import Evaluated, Report, SenderOrder
 
 INK = "#24292f"
@@ -32,10 +33,14 @@ def draw(report: Report, folder: Path) -> list[Path]:
     """figure3a.png, figure3b.png and figure3c.png, each if its rows are there."""
     drawn: list[Path | None] = []
     for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated)):
-        rows = [r for r in report.evaluated if r.task == task and r.receiver == report.receiver and r.control == "none"]
+        rows = [
+            r
+            for r in report.evaluated
+            if r.task == task and r.who.receiver == report.who.receiver and r.how.control == "none"
+        ]
         end = f"-{Path(task).stem}" if number else ""
-        label = base.label(report.zoo, task, max((row.n for row in rows), default=0))
-        order = report.order or SenderOrder("given", report.senders)
+        label = base.label(report.zoo, task, max((row.found.n for row in rows), default=0))
+        order = report.who.order or SenderOrder("given", report.who.senders)
         drawn += (
             accuracy_by_senders(rows, order, folder / f"figure3a{end}.png", label),
             accuracy_by_sender(rows, order.senders, folder / f"figure3b{end}.png", label),
@@ -46,9 +51,12 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 def accuracy_by_senders(rows: Sequence[Evaluated], order: SenderOrder, path: Path, label: str) -> Path | None:
     """(a) Accuracy against the number of senders, who join in a fixed order; bands of one standard error."""
-    lines = {way: [r for r in rows if line(r) == way and r.senders == order.senders[: len(r.senders)]] for way in LINES}
-    joined = {way: points for way, points in lines.items() if len({len(r.senders) for r in points}) > 1}
-    lines = {way: sorted(points, key=lambda r: len(r.senders)) for way, points in joined.items()}
+    lines = {
+        way: [r for r in rows if line(r) == way and r.who.senders == order.senders[: len(r.who.senders)]]
+        for way in LINES
+    }
+    joined = {way: points for way, points in lines.items() if len({len(r.who.senders) for r in points}) > 1}
+    lines = {way: sorted(points, key=lambda r: len(r.who.senders)) for way, points in joined.items()}
     alone = _alone(rows)
     if not lines or alone is None:
         return None
@@ -57,8 +65,8 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: SenderOrder, path: Pat
     _receiver_line(axes, alone)
     for way, points in lines.items():
         name, color, style = LINES[way]
-        x = [len(r.senders) for r in points]
-        y, error = (np.array([getattr(r, field) or 0.0 for r in points]) for field in ("accuracy", "stderr"))
+        x = [len(r.who.senders) for r in points]
+        y, error = (np.array([getattr(r, field) for r in points]) for field in ("accuracy", "stderr"))
         axes.fill_between(x, y - error, y + error, color=color, alpha=0.18, linewidth=0)
         axes.plot(x, y, style, marker="o", markersize=5, color=color, label=f"{name}  ({y[-1]:.1%} with {x[-1]})")
     most = max(len(points) for points in lines.values())
@@ -67,7 +75,7 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: SenderOrder, path: Pat
     )
     axes.set_xlim(0.75, most + 0.25)
     axes.set_xlabel(f"senders, joining in the order {'fixed on validation questions' if order.n else 'given'}")
-    _share(axes, min(r.accuracy - (r.stderr or 0.0) for points in (*lines.values(), [alone]) for r in points))
+    _share(axes, min(r.accuracy - (r.stderr) for points in (*lines.values(), [alone]) for r in points))
     axes.set_title(f"Accuracy against the number of senders\n{label}", fontsize=11)
     axes.legend(frameon=False, fontsize=8.5, loc="best")
     return save(figure, axes, path)
@@ -76,7 +84,7 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: SenderOrder, path: Pat
 def accuracy_by_sender(rows: Sequence[Evaluated], order: Sequence[str], path: Path, label: str) -> Path | None:
     """(b) Point to point: each sender as the only one, by cache and by text."""
     bars = {
-        way: {r.senders[0]: r for r in rows if line(r) == way and len(r.senders) == 1}
+        way: {r.who.senders[0]: r for r in rows if line(r) == way and len(r.who.senders) == 1}
         for way in (("c2c", "none"), ("t2t", "none"))
     }
     names = [name for name in order if any(name in found for found in bars.values())]
@@ -90,9 +98,9 @@ def accuracy_by_sender(rows: Sequence[Evaluated], order: Sequence[str], path: Pa
         name, color, _ = LINES[way]
         x = [i + offset for i, sender in enumerate(names) if sender in found]
         rows_of = [found[sender] for sender in names if sender in found]
-        heights, errors = [r.accuracy for r in rows_of], [r.stderr or 0.0 for r in rows_of]
+        heights, errors = [r.accuracy for r in rows_of], [r.stderr for r in rows_of]
         drawn = axes.bar(x, heights, 0.38, yerr=errors, capsize=3, color=color, ecolor=INK, label=name.split(",")[0])
-        labels = [f"{r.accuracy:.1%}\n{stars(r.p_alone)}" for r in rows_of]
+        labels = [f"{r.accuracy:.1%}\n{stars(r.p_value)}" for r in rows_of]
         axes.bar_label(drawn, labels=labels, padding=2, fontsize=8)
     axes.set_xticks(range(len(names)), names)
     _share(axes)
@@ -104,15 +112,15 @@ def accuracy_by_sender(rows: Sequence[Evaluated], order: Sequence[str], path: Pa
 
 def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
     """(c) Mean inference seconds of every way of answering with all senders, with p50 and p95."""
-    most = max((len(r.senders) for r in rows), default=0)
-    timed = [r for r in rows if r.latency_mean is not None and len(r.senders) in (0, most)]
+    most = max((len(r.who.senders) for r in rows), default=0)
+    timed = [r for r in rows if r.seconds is not None and len(r.who.senders) in (0, most)]
     if len(timed) < 3:
         return None
     figure = Figure(figsize=(7.6, 0.5 * len(timed) + 1.7), layout="constrained")
     axes = figure.subplots()
     y = np.arange(len(timed))[::-1]
-    means, p50, p95 = (np.array([getattr(r, f"latency_{q}") for r in timed]) for q in ("mean", "p50", "p95"))
-    colors = [LINES[key][1] if (key := (r.protocol, r.rephrase)) in LINES else ALONE for r in timed]
+    means, p50, p95 = (np.array([getattr(r.seconds, q) for r in timed]) for q in ("mean", "p50", "p95"))
+    colors = [LINES[key][1] if (key := (r.how.protocol.name, r.how.rephrase)) in LINES else ALONE for r in timed]
     axes.barh(y, means, 0.62, color=colors)
     axes.hlines(y, p50, p95, color=INK, linewidth=1)
     axes.plot(p50, y, "D", color=INK, markersize=4.5, label="p50")
@@ -122,7 +130,7 @@ def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | 
         axes.annotate(said, (reach, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(y, [seconds_label(r) for r in timed])
     axes.set_xlim(0, 1.16 * max(means.max(), p95.max()))
-    axes.set_xlabel(f"mean seconds per question, asked one at a time ({max(r.latency_requests for r in timed)} each)")
+    axes.set_xlabel(f"mean seconds per question, asked one at a time ({max(r.cost.requests for r in timed)} each)")
     axes.set_title(f"Seconds per question, {most} senders\n{label}", fontsize=11)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right")
     return save(figure, axes, path)
@@ -130,21 +138,23 @@ def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | 
 
 def seconds_label(row: Evaluated) -> str:
     """A way of answering in the paper's words."""
-    if not row.senders:
-        return "receiver alone" if row.is_alone else f"receiver alone, {row.protocol}"
-    if (row.protocol, row.rephrase) not in LINES:
+    if not row.who.senders:
+        return "receiver alone" if row.is_alone else f"receiver alone, {row.how.protocol.name}"
+    how = row.how
+    if (how.protocol.name, how.rephrase) not in LINES:
         return row.way
-    name = LINES[row.protocol, row.rephrase][0]
-    extras = ["gated"] * (row.t2t_gate != "none") + ["full hint budget"] * row.full
-    extras += [f"gate {row.gate}"] * (row.protocol == "c2c" and row.gate != "learned")
+    name = LINES[how.protocol.name, how.rephrase][0]
+    extras = ["gated"] * (how.t2t.gate != "none") + ["full hint budget"] * how.t2t.full
+    extras += [f"gate {how.gate.kind}"] * (how.protocol.fuses and how.gate.kind != "learned")
     return f"{name} ({', '.join(extras)})" if extras else name
 
 
 def line(row: Evaluated) -> tuple[str, str] | None:
     """Which of the figure's lines a row belongs to: as published, with the learned gate for caches."""
-    plain = row.plain_wire and row.t2t_gate == "none" and not row.full and not row.answer_all
-    gated = row.protocol != "c2c" or row.gate == "learned"
-    return (row.protocol, row.rephrase) if row.senders and plain and gated else None
+    how = row.how
+    plain = how.wire == Wire() and how.t2t.gate == "none" and not how.t2t.full and not how.answer_all
+    gated = not how.protocol.fuses or how.gate.kind == "learned"
+    return (how.protocol.name, how.rephrase) if row.who.senders and plain and gated else None
 
 
 def _alone(rows: Sequence[Evaluated]) -> Evaluated | None:
@@ -152,9 +162,11 @@ def _alone(rows: Sequence[Evaluated]) -> Evaluated | None:
 
 
 def _receiver_line(axes: Axes, alone: Evaluated) -> None:
-    error = alone.stderr or 0.0
+    error = alone.stderr
     axes.axhspan(alone.accuracy - error, alone.accuracy + error, color=ALONE, alpha=0.2, linewidth=0)
-    axes.axhline(alone.accuracy, color=ALONE, linewidth=1.6, label=f"{alone.receiver} alone  ({alone.accuracy:.1%})")
+    axes.axhline(
+        alone.accuracy, color=ALONE, linewidth=1.6, label=f"{alone.who.receiver} alone  ({alone.accuracy:.1%})"
+    )
 
 
 def _share(axes: Axes, lowest: float = 0.0) -> None:

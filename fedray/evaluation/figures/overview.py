@@ -21,11 +21,11 @@ def draw(report: Report, folder: Path) -> list[Path]:
     """ladder.png and pairs.png, each if its rows are there; a second task has its name in the file's name."""
     drawn: list[Path | None] = []
     for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated)):
-        rows = [r for r in report.evaluated if r.task == task and r.control == "none"]
+        rows = [r for r in report.evaluated if r.task == task and r.how.control == "none"]
         end = f"-{Path(task).stem}" if number else ""
-        label = base.label(report.zoo, task, max((row.n for row in rows), default=0))
+        label = base.label(report.zoo, task, max((row.found.n for row in rows), default=0))
         drawn += (
-            ladder(rows, report.receiver, folder / f"ladder{end}.png", label),
+            ladder(rows, report.who.receiver, folder / f"ladder{end}.png", label),
             pairs(rows, folder / f"pairs{end}.png", label),
         )
     return [path for path in drawn if path]
@@ -33,20 +33,26 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> Path | None:
     """Every member alone, then every way in which all senders help the receiver, as bars."""
-    most = max((len(r.senders) for r in rows), default=0)
-    steps = [r for r in rows if not r.senders or (r.receiver == receiver and len(r.senders) == most)]
-    if len({r.protocol for r in steps if not r.is_alone}) < 3 or most < 2:
+    most = max((len(r.who.senders) for r in rows), default=0)
+    steps = [r for r in rows if not r.who.senders or (r.who.receiver == receiver and len(r.who.senders) == most)]
+    if len({r.how.protocol.name for r in steps if not r.is_alone}) < 3 or most < 2:
         return None
     figure = Figure(figsize=(8.0, 0.38 * len(steps) + 1.6), layout="constrained")
     axes = figure.subplots()
     y = np.arange(len(steps))[::-1]
     shares = [r.accuracy for r in steps]
-    errors = [r.stderr or 0.0 for r in steps]
+    errors = [r.stderr for r in steps]
     axes.barh(
-        y, shares, 0.7, xerr=errors, capsize=2.5, ecolor=INK, color=[COLORS.get(r.protocol, ALONE) for r in steps]
+        y,
+        shares,
+        0.7,
+        xerr=errors,
+        capsize=2.5,
+        ecolor=INK,
+        color=[COLORS.get(r.how.protocol.name, ALONE) for r in steps],
     )
     for place, row, error in zip(y, steps, errors, strict=True):
-        said = f"{row.accuracy:.1%}" + (f" {stars(row.p_alone)}" if not row.is_alone else "")
+        said = f"{row.accuracy:.1%}" + (f" {stars(row.p_value)}" if not row.is_alone else "")
         axes.annotate(
             said,
             (row.accuracy + error, place),
@@ -55,7 +61,7 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
             va="center",
             fontsize=8.5,
         )
-    alone = next((r.accuracy for r in steps if r.is_alone and r.receiver == receiver), None)
+    alone = next((r.accuracy for r in steps if r.is_alone and r.who.receiver == receiver), None)
     if alone is not None:
         axes.axvline(alone, color=INK, linewidth=0.8, linestyle="--")
     axes.set_yticks(y, list(map(_step, steps)))
@@ -69,15 +75,17 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
 
 def _step(row: Evaluated) -> str:
     """A rung's name: gates stand in it, the learned one too."""
-    if not row.senders:
-        return f"{row.receiver} {'alone' if row.is_alone else row.way}"
-    return f"{row.way} (gate learned)" if row.gate == "learned" and row.way == row.protocol else row.way
+    if not row.who.senders:
+        return f"{row.who.receiver} {'alone' if row.is_alone else row.way}"
+    return (
+        f"{row.way} (gate learned)" if row.how.gate.kind == "learned" and row.way == row.how.protocol.name else row.way
+    )
 
 
 def pairs(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
     """What every single sender changes for every receiver, in points; the receivers alone on the diagonal."""
-    found = {(r.receiver, r.senders[0]): r for r in rows if len(r.senders) == 1 and r.protocol == "c2c"}
-    alone = {r.receiver: r for r in rows if r.is_alone}
+    found = {(r.who.receiver, r.who.senders[0]): r for r in rows if len(r.who.senders) == 1 and r.how.protocol.fuses}
+    alone = {r.who.receiver: r for r in rows if r.is_alone}
     names = [name for name in alone if any(name == receiver for receiver, _ in found)]
     if len(names) < 2:
         return None
@@ -93,7 +101,7 @@ def pairs(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
     for i, receiver in enumerate(names):
         for j, sender in enumerate(names):
             row = found.get((receiver, sender))
-            said = f"{row.gain_points:+.1f}\n{stars(row.p_alone)}" if row else ""
+            said = f"{row.gain_points:+.1f}\n{stars(row.p_value)}" if row else ""
             said = f"alone\n{alone[receiver].accuracy:.1%}" if i == j else said
             dark = row is not None and abs(row.gain_points) > 0.6 * most
             axes.text(j, i, said, ha="center", va="center", fontsize=9, color="white" if dark else INK)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from fedray.evaluation.figures import base
 from fedray.evaluation.figures.base import COLORS, save
+from fedray.methods.specfed import SpecFed
 from fedray.reporting.report import Evaluated, Report
 
 Read = Callable[[Evaluated], float | None]
@@ -23,10 +24,10 @@ Lines = Mapping[tuple[float, str, str], list[Evaluated]]
 def draw(report: Report, folder: Path) -> list[Path]:
     """specfed-gamma.png and specfed-top-k.png, each if its rows are there; a second task has its name in the file's."""
     drawn: list[Path] = []
-    for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated if row.speculation)):
-        rows = [row for row in report.evaluated if row.speculation and row.task == task]
+    for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated if row.found.speculation)):
+        rows = [row for row in report.evaluated if row.found.speculation and row.task == task]
         end = f"-{Path(task).stem}" if number else ""
-        label = base.label(report.zoo, task, max(row.n for row in rows))
+        label = base.label(report.zoo, task, max(row.found.n for row in rows))
         for name, figure in (("gamma", by_gamma(rows, label)), ("top-k", by_top_k(rows, label))):
             if figure is not None:
                 drawn.append(_save(figure, folder / f"specfed-{name}{end}.png"))
@@ -36,20 +37,20 @@ def draw(report: Report, folder: Path) -> list[Path]:
 def by_gamma(rows: Sequence[Evaluated], label: str) -> Figure | None:
     """Tokens per forward pass, acceptance, bytes and throughput against gamma, a line per temperature and K; a star is
     gamma=auto at what it drafted on average, a dashed line the same temperature without drafts."""
-    plain = [row for row in rows if not row.measured]
+    plain = [row for row in rows if not _told(row).measure]
     lines: dict[tuple[float, str, str], list[Evaluated]] = {}
-    for row in sorted((row for row in plain if row.gamma.isdigit()), key=lambda row: int(row.gamma)):
-        lines.setdefault((row.temperature, row.top_k, row.reconstruct), []).append(row)
+    for row in sorted((row for row in plain if _drafts(row)), key=_drafts):
+        lines.setdefault(_but_gamma(row), []).append(row)
     lines = {key: line for key, line in lines.items() if len(line) > 1}
     if not lines:
         return None
-    paced = {(r.temperature, r.top_k, r.reconstruct): r for r in plain if r.gamma == "auto"}
-    baselines = {r.temperature: r for r in plain if r.gamma == "none" and r.share == 1}
+    paced = {_but_gamma(r): r for r in plain if _told(r).gamma == "auto"}
+    baselines = {r.temperature or 0.0: r for r in plain if _told(r).gamma == 0 and _told(r).share == 1}
     panels: tuple[tuple[str, Read], ...] = (
         ("tokens per worker forward", _read("tokens_per_forward")),
         ("acceptance rate", _read("acceptance")),
         ("bytes up per token", _read("bytes_per_token")),
-        ("tokens per second", lambda row: row.tokens_per_s),
+        ("tokens per second", lambda row: row.cost.tokens_per_s),
     )
     figure = Figure(figsize=(10.5, 7.0), layout="constrained")
     grid = figure.subplots(2, 2)
@@ -57,9 +58,9 @@ def by_gamma(rows: Sequence[Evaluated], label: str) -> Figure | None:
         for number, (key, line) in enumerate(lines.items()):
             (temperature, _, how), color = key, COLORS[2 * number % 20]
             said = f"T {temperature:g}, K {_entries(line[0])}, {how}"
-            _line(axes, [int(r.gamma) for r in line], [read(r) for r in line], said, color)
+            _line(axes, [_drafts(r) for r in line], [read(r) for r in line], said, color)
             auto, baseline = paced.get(key), baselines.get(temperature)
-            if auto and (drafted := auto.speculation["drafted_per_round"]) is not None:
+            if auto and (drafted := auto.found.speculation["drafted_per_round"]) is not None:
                 _line(axes, [drafted], [read(auto)], f"T {temperature:g}, auto", color, "*")
             if baseline and (value := read(baseline)) is not None:
                 without = f"T {temperature:g}, no drafts, whole distributions"
@@ -76,15 +77,15 @@ def by_gamma(rows: Sequence[Evaluated], label: str) -> Figure | None:
 def by_top_k(rows: Sequence[Evaluated], label: str) -> Figure | None:
     """Acceptance, bytes, throughput and accuracy against K / V; Delta and |Delta alpha| with their bounds, where they
     were measured."""
-    plain = _by_share([row for row in rows if not row.measured])
-    measured = _by_share([row for row in rows if row.measured])
+    plain = _by_share([row for row in rows if not _told(row).measure])
+    measured = _by_share([row for row in rows if _told(row).measure])
     if not plain and not measured:
         return None
     panels: tuple[tuple[str, Lines, Read, Read | None], ...] = (
         ("bytes up per position", plain, _read("bytes_per_position"), None),
         ("acceptance rate", plain, _read("acceptance"), None),
         ("Delta, mean (dotted: 2 sum w epsilon)", measured, _read("delta"), _read("delta_bound")),
-        ("tokens per second", plain, lambda row: row.tokens_per_s, None),
+        ("tokens per second", plain, lambda row: row.cost.tokens_per_s, None),
         ("accuracy", plain, lambda row: row.accuracy, None),
         ("|Delta alpha|, mean (dotted: sum w epsilon)", measured, _read("gap"), _read("gap_bound")),
     )
@@ -94,7 +95,7 @@ def by_top_k(rows: Sequence[Evaluated], label: str) -> Figure | None:
     for axes, (name, lines, read, bound) in zip(grid.flat, panels, strict=True):
         for (temperature, gamma, how), line in lines.items():
             color = COLORS[(2 * places.index((temperature, gamma)) + (how == "renorm")) % 20]
-            x = [100 * (row.share or 0) for row in line]
+            x = [100 * (_told(row).share or 0) for row in line]
             _line(axes, x, [read(r) for r in line], f"T {temperature:g}, gamma {gamma}, {how}", color)
             if bound:
                 _line(axes, x, [bound(r) for r in line], "", color, ":")
@@ -116,23 +117,40 @@ def by_top_k(rows: Sequence[Evaluated], label: str) -> Figure | None:
 def _by_share(rows: Sequence[Evaluated]) -> Lines:
     """Rows that differ in K / V alone, by temperature, gamma and reconstruction; where all entries travel there is
     nothing to reconstruct, and a row belongs to every one."""
-    drafted = sorted((r for r in rows if r.share is not None and r.gamma != "none"), key=lambda row: row.share or 0)
+    shares = {id(row): _told(row).share for row in rows if _told(row).gamma}
+    drafted = sorted((row for row in rows if shares.get(id(row))), key=lambda row: shares[id(row)] or 0)
     lines: dict[tuple[float, str, str], list[Evaluated]] = {}
     for row in drafted:
-        if row.share != 1:
-            lines.setdefault((row.temperature, row.gamma, row.reconstruct), []).append(row)
+        if shares[id(row)] != 1:
+            lines.setdefault((row.temperature or 0.0, str(_told(row).gamma), _told(row).reconstruct), []).append(row)
     for (temperature, gamma, _), line in lines.items():
-        line += [r for r in drafted if r.share == 1 and (r.temperature, r.gamma) == (temperature, gamma)]
+        whole = (row for row in drafted if shares[id(row)] == 1)
+        line += [r for r in whole if (r.temperature or 0.0, str(_told(r).gamma)) == (temperature, gamma)]
     return {key: line for key, line in lines.items() if len(line) > 1}
 
 
 def _read(name: str) -> Read:
-    return lambda row: row.speculation[name]
+    return lambda row: row.found.speculation[name]
 
 
 def _entries(row: Evaluated) -> str:
     """K as a reader wants it: a count, or per cent."""
-    return row.top_k if row.share is None else f"{100 * row.share:g} %"
+    share = _told(row).share
+    return str(_told(row).top_k) if share is None else f"{100 * share:g} %"
+
+
+def _told(row: Evaluated) -> SpecFed:
+    return row.how.of(SpecFed)
+
+
+def _drafts(row: Evaluated) -> int:
+    """Tokens drafted per round; 0 where there are none, or as many as the acceptance rate says."""
+    gamma = _told(row).gamma
+    return 0 if gamma == "auto" else gamma
+
+
+def _but_gamma(row: Evaluated) -> tuple[float, str, str]:
+    return row.temperature or 0.0, str(_told(row).top_k), _told(row).reconstruct
 
 
 def _line(

@@ -27,7 +27,8 @@ from fedray.member.fedattn.paused_pass import Parked
 from fedray.member.fedattn.remote_rows import Others, Own, Rows, joined, thinned, to_send
 from fedray.member.sessions import Kept
 from fedray.methods.fedattn import FedAttn, sync_layers
-from fedray.types import Answer, Codec, FedrayError, Generation, KVSpec, Receipt, Usage, Wire, failed_rows
+from fedray.methods.method import Codec, Wire
+from fedray.types import Answer, FedrayError, Generation, KVSpec, Receipt, Usage, failed_rows
 from fedray.wire.header import Expected
 from fedray.wire.payload import Payload, pack, ships, unpack
 

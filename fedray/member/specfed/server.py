@@ -75,7 +75,7 @@ class Server(Core):
             raise FedrayError(f"{self.name} drafted nothing for round {number} of session {session!r}: ask in order")
         asked = [(b, len(state.drafts[b]) + 1) for b in state.active()]
         border = Border()
-        entries, rebuilt, size = self._unpack(workers, payloads, asked, plan.specfed, border)
+        entries, rebuilt, size = self._unpack(workers, payloads, asked, plan.method.of(SpecFed), border)
         self._received_bytes += size
         clock.lap("unpack")
         figures = Speculation(
@@ -265,7 +265,7 @@ def _drawn_from(state: Drafts | None, asked: Sequence[tuple[int, int]]) -> tuple
 def _weights(held: Session, plan: Plan, workers: tuple[str, ...], counts: Sequence[tuple[int, int]]) -> Tensor:
     """(W, N): each worker's weight at every position; of rows whose gate lets nobody in, and of workers that are left
     with none, all have the same."""
-    how = plan.specfed
+    how = plan.method.of(SpecFed)
     if how.weigh == "gate" and held.weights_BS is not None:
         weights_BS = held.weights_BS.cpu().float()
     else:

@@ -1,0 +1,246 @@
+"""How members answer together: one frozen value, from the command line to the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from fedray.methods.fusers import KINDS, OPERATORS
+from fedray.schema import within
+
+Codec = Literal["none", "int8", "int4"]
+Compile = Literal["default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
+if TYPE_CHECKING:
+    Kind = Operator = str
+else:
+    Kind, Operator = Literal[tuple(KINDS)], Literal[OPERATORS]
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How caches travel.
+
+    keep: share of every row's tokens that is sent, those with the best score; keep_layers: share of the layers that a
+    fuser reads; where it would read another it changes nothing, as if its gate were closed there.
+    """
+
+    codec: Codec = "none"
+    keep: float = within(1.0, 0.01, 1)
+    score: Literal["last", "norm", "similar", "random"] = "last"
+    keep_layers: float = within(1.0, 0.001, 1)
+    layer_score: Literal["spread", "deep", "middle", "shallow", "random"] = "spread"
+
+    def canonical(self) -> Wire:
+        """Where all tokens, or all layers, are kept no score of them matters."""
+        score = self.score if self.keep < 1 else Wire().score
+        return replace(self, score=score, layer_score=self.layer_score if self.keep_layers < 1 else Wire().layer_score)
+
+    def described(self) -> list[str]:
+        found = [self.codec] * (self.codec != "none") + [f"{self.score} {self.keep:.0%}"] * (self.keep < 1)
+        return found + [f"{self.layer_score} {self.keep_layers:.0%} of layers"] * (self.keep_layers < 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Which senders count, question by question. route: eager (all senders prefill at once) or lazy (those with weight
+    only); threshold: weights below it count as 0; 0.5 is where own and sender weigh the same."""
+
+    kind: Literal["learned", "open", "random", "none", "oracle"] = "learned"
+    route: Literal["eager", "lazy"] = "eager"
+    threshold: float = within(0.5, 0, 1)
+
+
+NO_GATE = Gate("none")
+
+
+@dataclass(frozen=True, slots=True)
+class T2T:
+    """How members exchange text.
+
+    ask: "answer" (senders answer the question) or "hint" (they are asked for a hint); gate: "none" (all hints are read,
+    as published) or "same" (those the gate lets in); full: every sender uses up max_tokens.
+    """
+
+    ask: Literal["answer", "hint"] = "answer"
+    max_tokens: int = within(32, 1, 4096)
+    gate: Literal["none", "same"] = "none"
+    full: bool = False
+
+
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """What one protocol alone is told, and its traits, which every room may ask.
+
+    crosses: what goes from member to member (FedRefine, arXiv 2603.28772, Appendix A), None is nothing. fuses: senders'
+    caches go through fusers. speaks: senders answer in text. talks: members keep what they have read for a
+    conversation's next turn. needs_senders: whether anybody is asked but the receiver. copies: the senders are copies
+    of the receiver, which share one prompt. receiver, senders: who takes part by default, where it is not everybody.
+    reads: the parts of a Method that make a difference to its answers.
+    """
+
+    name: str = field(default="", init=False)
+    crosses: ClassVar[Literal["cache", "token"] | None] = None
+    fuses: ClassVar[bool] = False
+    speaks: ClassVar[bool] = False
+    talks: ClassVar[bool] = False
+    needs_senders: ClassVar[bool] = True
+    copies: ClassVar[bool] = False
+    receiver: ClassVar[str | None] = None
+    senders: ClassVar[tuple[str, ...] | None] = None
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    def weighs(self, method: Method) -> bool:
+        """Tell whether a gate weighs the senders."""
+        return False
+
+    def canonical(self, method: Method) -> Method:
+        """Put what makes no difference at its default, so that methods that answer alike are equal."""
+        read = {name: getattr(method, name) for name in self.reads}
+        return Method(**{"protocol": self, "gate": NO_GATE, "wire": method.wire.canonical(), **read})
+
+    @property
+    def baseline(self) -> ProtocolSettings | None:
+        """What others of this protocol are compared with; None where they are compared with each other."""
+        return None
+
+    def described(self) -> list[str]:
+        """What a label says of these settings."""
+        return []
+
+
+@dataclass(frozen=True)
+class Standalone(ProtocolSettings):
+    """The receiver alone."""
+
+    name: str = field(default="standalone", init=False)
+    talks = True
+    needs_senders = False
+
+
+@dataclass(frozen=True)
+class SelfRefine(ProtocolSettings):
+    """The receiver revises its own answer."""
+
+    name: str = field(default="self_refine", init=False)
+    rounds: int = within(3, 1, 100)  # of revision, at most
+    needs_senders = False
+
+
+@dataclass(frozen=True)
+class Ensemble(ProtocolSettings):
+    """The mean of all members' choice probabilities."""
+
+    name: str = field(default="ensemble", init=False)
+    crosses = "token"
+    reads = ("rephrase", "on_missing")
+
+
+@dataclass(frozen=True)
+class Route(ProtocolSettings):
+    """The gate picks one member, whose own answer is returned."""
+
+    name: str = field(default="route", init=False)
+    crosses = "token"
+    reads = ("fusion", "gate", "rephrase", "on_missing")
+
+    def weighs(self, method: Method) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class TextToText(ProtocolSettings):
+    """Senders answer in text, which the receiver reads as notes; `T2T` says how."""
+
+    name: str = field(default="t2t", init=False)
+    crosses = "token"
+    speaks = True
+    reads = ("rephrase", "t2t", "on_missing")
+
+    def weighs(self, method: Method) -> bool:
+        return method.t2t.gate == "same"
+
+    def canonical(self, method: Method) -> Method:
+        found = super().canonical(method)
+        return replace(found, gate=method.gate, fusion=method.fusion) if self.weighs(method) else found
+
+
+@dataclass(frozen=True)
+class CacheToCache(ProtocolSettings):
+    """Senders send their caches, the receiver fuses them and answers."""
+
+    name: str = field(default="c2c", init=False)
+    crosses = "cache"
+    fuses = True
+    talks = True
+    reads = ("fuser", "fusion", "fusion_order", "compile", "gate", "control", "rephrase", "answer_all", "on_missing")
+
+    def weighs(self, method: Method) -> bool:
+        return True
+
+    def canonical(self, method: Method) -> Method:
+        order = method.fusion_order if method.fusion == "mix" else "parallel"
+        heard = replace(method.t2t, gate="none", full=False)  # of senders without a fuser, which give a hint
+        return replace(super().canonical(method), fusion_order=order, t2t=heard, vote=method.vote and method.answer_all)
+
+
+DEFAULT = CacheToCache()
+P = TypeVar("P", bound=ProtocolSettings)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a question is answered, whoever takes part."""
+
+    protocol: ProtocolSettings = DEFAULT
+    fuser: Kind = "mlp"
+    fusion: Operator = "concat"
+    fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
+    compile: Compile | None = None  # fusers run by torch.compile in this mode
+    gate: Gate = Gate()
+    control: Literal["none", "mismatched", "noise", "constant"] = "none"
+    rephrase: Literal["none", "shared", "distinct"] = "none"  # what senders read instead of the original
+    t2t: T2T = T2T()
+    answer_all: bool = False  # c2c both ways: every member answers
+    vote: bool = False  # answer_all: the majority's answer instead of the receiver's
+    on_missing: Literal["alone", "text", "error"] = "alone"
+    wire: Wire = Wire()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a gate weighs the senders."""
+        return self.protocol.weighs(self)
+
+    def of(self, kind: type[P]) -> P:
+        """What its protocol is told, of the kind that the protocol knows it is."""
+        assert isinstance(self.protocol, kind), f"{self.protocol.name} is run with the settings of {kind.__name__}"
+        return self.protocol
+
+    def parts(self) -> dict[str, Any]:
+        """Name every part of it."""
+        return {part.name: getattr(self, part.name) for part in fields(Method)}
+
+    def flat(self) -> dict[str, Any]:
+        """Name every setting as on the command line, for MLflow: protocol, protocol.rounds, gate, gate.route, ..."""
+        found: dict[str, Any] = {}
+        for name, part in self.parts().items():
+            first, *rest = fields(part) if is_dataclass(part) else (None,)
+            found[name] = part if first is None else getattr(part, first.name)
+            found |= {f"{name}.{of.name}": getattr(part, of.name) for of in rest if of is not None}
+        return found
+
+    def canonical(self) -> Method:
+        """The same answers, with what its protocol does not read at its default."""
+        return self.protocol.canonical(self)
+
+    def label(self, *more: str) -> str:
+        """A short label: c2c, t2t gated, c2c (gate open, rephrase shared), ..."""
+        name = self.protocol.name + " gated" * (self.t2t.gate != "none") + " full" * self.t2t.full
+        known = {"gate": self.gate.kind, "rephrase": self.rephrase, "control": self.control}
+        found = [f"{key} {value}" for key, value in known.items() if value not in ("none", "learned")]
+        found = ["no gate"] * (self.protocol.fuses and self.gate.kind == "none") + found
+        found += [*self.protocol.described(), *more, *["mix"] * (self.fusion == "mix")]
+        found += ["both ways"] * self.answer_all + self.wire.described()
+        return f"{name} ({', '.join(found)})" if found else name
+
+
+C2C = Method()  # as published: caches through the gate
