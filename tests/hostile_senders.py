@@ -12,14 +12,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hostile import UNTOLD, Hostile
+from support.methods import revised
 
 from fedray.llm.catalogue import NAMES
 from fedray.member.member import Member
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import protocol_of
 from fedray.protocols.group import LocalGroup
 from fedray.registry.planner import Planner
 from fedray.text import printable
@@ -42,7 +42,7 @@ def main() -> int:
     asked = questions()
     print(heading(), flush=True)
     runs = [("honest", "", plan), *((how, how, plan) for how in ROWS), ("(not asked)", "", others)]
-    runs.append(("(nobody is asked)", "", replace(plan, protocol="standalone")))
+    runs.append(("(nobody is asked)", "", revised(plan, protocol="standalone")))
     lost = 0
     for title, how, used in runs:
         group._members[BAD].how = how  # pyright: ignore[reportAttributeAccessIssue]
@@ -67,7 +67,7 @@ def questions() -> list[tuple[Request, int]]:
 
 def ask(group: LocalGroup, plan: Plan, request: Request) -> Answer | None:
     try:
-        return asyncio.run(PROTOCOLS[plan.protocol](request, plan, group))
+        return asyncio.run(protocol_of(plan).run(request, plan, group))
     except (FedrayError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
         print(f"lost: {type(error).__name__}: {str(error)[:200]!r}", file=sys.stderr)
         return None

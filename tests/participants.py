@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from support.methods import plan as make_plan
 
 from fedray.llm.loading import load as load_llm
 from fedray.llm.model import LLM
@@ -45,7 +46,7 @@ def federation(llm: LLM, participants: int, cls: type[Member] = Member) -> Keepi
 
 def plan_of(group: LocalGroup, how: FedAttn, **more: Any) -> Plan:
     publisher, *others = group.members
-    return Plan(publisher, tuple(others), protocol="fedattn", fedattn=how, **more)
+    return make_plan(publisher, tuple(others), protocol=how, **more)
 
 
 def ask(group: LocalGroup, plan: Plan, request: Request = ONE, protocol: str = "fedattn") -> Answer:

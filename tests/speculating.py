@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from support.methods import plan as make_plan
+
 from fedray.methods.specfed import SpecFed
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
@@ -22,11 +24,11 @@ WHOLE = SpecFed(top_k=1.0)
 
 
 def plan(workers: tuple[str, ...] = WORKERS, how: SpecFed = WHOLE, **choices: Any) -> Plan:
-    return Plan(DRAFT, workers, protocol="specfed", gate="none", specfed=how, **choices)
+    return make_plan(DRAFT, workers, protocol=how, gate="none", **choices)
 
 
 def ask(group: LocalGroup, one: Plan, request: Request = REQUEST) -> Answer:
-    return asyncio.run(PROTOCOLS["specfed"](request, one, group))
+    return asyncio.run(PROTOCOLS["specfed"].run(request, one, group))
 
 
 def tokens(answer: Answer) -> list[tuple[int, ...]]:

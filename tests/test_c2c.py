@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.methods import method, revised
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.errors import SessionLost
@@ -41,7 +42,7 @@ def plan(request, tmp_path_factory) -> Plan:
         )
         for s in SENDERS
     }
-    return Plan(RECEIVER, SENDERS, fusion=request.param, fusers=fusers, gate="open")
+    return Plan(RECEIVER, SENDERS, method(gate="open", fusion=request.param), fusers=fusers)
 
 
 def ask(group: LocalGroup, plan: Plan, request: Request = REQUEST, protocol: str = "c2c") -> Answer:
@@ -82,7 +83,7 @@ def test_masked_senders_leave_the_receiver_alone(group, plan):
 
 
 def test_closed_gates_equal_standalone(group, plan):
-    closed = replace(plan, gate="random", seed=_seed_of_gates(lambda w: not w.any()))
+    closed = revised(plan, gate="random", seed=_seed_of_gates(lambda w: not w.any()))
     answer = ask(group, closed)
     assert answer.senders == () and answer.usage.payload_bytes == 0
     assert tokens(answer) == tokens(ask(group, plan, protocol="standalone"))
@@ -105,7 +106,7 @@ def test_padding_never_leaks(group, plan):
 
 
 def test_lazy_equals_eager(group, plan):
-    partly = replace(plan, gate="random", seed=_seed_of_gates(lambda w: 0 < w.sum() < w.numel()))
+    partly = revised(plan, gate="random", seed=_seed_of_gates(lambda w: 0 < w.sum() < w.numel()))
     eager, lazy = ask(group, partly), ask(group, replace(partly, route="lazy"))
     assert tokens(eager) == tokens(lazy)
     assert eager.usage.payload_bytes == lazy.usage.payload_bytes > 0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import RECEIVER, SENDERS
+from support.methods import method
 from tiny import QUESTIONS, random_llm
 
 from fedray import Federation
@@ -62,7 +63,7 @@ def whole(fed: Federation, before: tuple[tuple[str, ...], ...], *prompts: str, p
 
 def first_logits(fed: Federation, request: Request, plan: Plan) -> torch.Tensor:
     """(B, V), by the way of the protocol."""
-    plan = alone(plan) if plan.protocol == "standalone" else plan
+    plan = alone(plan) if plan.method.protocol.name == "standalone" else plan
 
     async def run() -> Any:
         async with Exchange(request, plan, fed._group) as exchange:
@@ -149,7 +150,7 @@ def test_only_the_new_turn_goes_through_the_llms(here: Federation, way: str) -> 
             turns = (*(talk.turns[0] if talk.turns else ()), prompt)
             answer, passes = talk.say(prompt), counter.take()
             for name, llm in llms.items():
-                if name in SENDERS and plan.protocol == "standalone":
+                if name in SENDERS and plan.method.protocol.name == "standalone":
                     assert passes[name] == []
                     continue
                 ids = encode_turns(llm, turns).ids
@@ -350,12 +351,12 @@ def test_a_sender_that_reads_the_receivers_ids_reads_its_conversation(tmp_path: 
     sender, receiver = random_llm(SENDER), random_llm(LLAMA)
     fuser = fuser_of(sender.spec, receiver.spec, "ids")
     made = Registry(tmp_path, embedded=None).add_fuser(fuser, describe(sender), describe(receiver), {})
-    plan = Plan(LLAMA, (SENDER,), fusion="mix", fusers={SENDER: made}, gate="none")
+    plan = Plan(LLAMA, (SENDER,), method(gate="none", fusion="mix"), fusers={SENDER: made})
     before: tuple[tuple[str, ...], ...] = ((),)
     for prompt in TURNS:
         request = Request((prompt,), talk=Talk(before, "ids"))
-        answer = asyncio.run(PROTOCOLS["c2c"](request, plan, group))
-        fresh = asyncio.run(PROTOCOLS["c2c"](replace(request, talk=Talk(before)), plan, group))
+        answer = asyncio.run(PROTOCOLS["c2c"].run(request, plan, group))
+        fresh = asyncio.run(PROTOCOLS["c2c"].run(replace(request, talk=Talk(before)), plan, group))
         assert tokens(answer) == tokens(fresh) and not answer.missing
         assert (
             answer.usage.read_tokens[SENDER]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from masked import masked_pass
 from participants import BOTH, ONE, PROMPTS, ask, federation, load, logits, plan_of
+from support.methods import method
 from tiny import random_llm
 
 from fedray.errors import MemberFailed
@@ -28,7 +29,7 @@ SPARSE = FedAttn(sync_every=2, exchange=0.4)
 
 def centralized(llm: LLM, request: Request = ONE) -> tuple[Answer, torch.Tensor]:
     """The LLM over the whole prompt: its answer, and its logits after the prompt."""
-    group, plan = federation(llm, 1), Plan(llm.name, (), protocol="standalone", gate="none")
+    group, plan = federation(llm, 1), Plan(llm.name, (), method(protocol="standalone", gate="none"))
     answer = ask(group, plan, request, "standalone")
     group.start(llm.name, "open", "s", request, plan)
     return answer, torch.tensor(group.result(group.start(llm.name, "first_logits", "s", (), plan)))
@@ -223,7 +224,7 @@ def test_without_the_others_it_is_the_publisher_at_its_place() -> None:
 
 
 def test_the_publishers_own_part_is_the_question() -> None:
-    plan = Plan("a", ("a#2", "a#3"), fedattn=FedAttn())
+    plan = Plan("a", ("a#2", "a#3"), method(protocol=FedAttn()))
     assert publishers_own(BOTH, plan).prompts == tuple(prompt.rpartition("\n")[2] for prompt in PROMPTS)
     document, question = PROMPTS[0].removeprefix("notes:\n").replace("- ", "").rsplit("\n", 1)
     noted = Request((question,), evidence={"a": (document,)})
@@ -240,7 +241,7 @@ def test_token_ids_are_cut_evenly() -> None:
 def test_other_llms_are_refused() -> None:
     members = {"a": Member("a", llm=random_llm("qwen3-0.6b")), "b": Member("b", llm=random_llm("llama-1b"))}
     with pytest.raises(FedrayError, match="one LLM in all participants"):
-        ask(LocalGroup(members), Plan("a", ("b",), fedattn=FedAttn(2)))
+        ask(LocalGroup(members), Plan("a", ("b",), method(protocol=FedAttn(2))))
 
 
 @pytest.mark.parametrize(

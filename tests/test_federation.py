@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import RECEIVER, ROOMS, SENDERS
 from probes import record_spans, spans
+from support.methods import revised
 from tiny import QUESTIONS
 
 from fedray import Federation
@@ -63,7 +64,7 @@ def test_scores_are_the_same(here: Federation, spread: Federation) -> None:
 def test_dropped_layers_are_dropped_on_ray_too(here: Federation, spread: Federation) -> None:
     request = here.request(*QUESTIONS)
     wire = Wire(keep_layers=0.5)
-    local, remote = (fed.run(request, replace(fed.plan, wire=wire)) for fed in (here, spread))
+    local, remote = (fed.run(request, revised(fed.plan, wire=wire)) for fed in (here, spread))
     assert tokens(local) == tokens(remote) != tokens(here.run(request))
     assert local.usage.payload_bytes == remote.usage.payload_bytes < 0.7 * here.run(request).usage.payload_bytes
 
@@ -81,7 +82,7 @@ def test_batches_on_their_way_together_are_answered_alike(here: Federation, spre
         found = list(spread.run_all(batches(spread), at_a_time=at_a_time))
         assert [tokens(answer) for answer in found if isinstance(answer, Answer)] == wanted
         assert all(answer.senders == SENDERS and not answer.missing for answer in found if isinstance(answer, Answer))
-    alone = spread.run_all(batches(spread), replace(spread.plan, protocol="standalone"))
+    alone = spread.run_all(batches(spread), revised(spread.plan, protocol="standalone"))
     assert [tokens(one) for one in alone if isinstance(one, Answer)] == [tokens(here.alone(r)) for r in batches(here)]
 
 
@@ -207,7 +208,7 @@ def test_a_sender_lost_in_mid_request_is_named_and_the_answer_comes(
     (lost, rest), request = SENDERS, here.request(QUESTIONS[0])
     expected = tokens(here.run(request, here.plan_for(senders=(rest,))))
     with Federation(**random_federation, deadline_s=3.0) as doomed:
-        plans = {route: replace(doomed.plan, route=route) for route in ("eager", "lazy")}
+        plans = {route: revised(doomed.plan, gate={"route": route}) for route in ("eager", "lazy")}
         asked = doomed.request(QUESTIONS[0])
         pid = doomed.members[lost].pid
         for plan in plans.values():

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from hostile import LONG, SENT, UGLY, UNTOLD, Hostile
+from support.methods import method
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.llm.loading import describe
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import PROTOCOLS, protocol_of
 from fedray.protocols.group import LocalGroup
 from fedray.registry.store import Registry
 from fedray.reporting import report as reports
@@ -40,12 +41,12 @@ def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         fuser = random_fuser(random_llm(name), receiver, request.param)
         fusers[name] = registry.add_fuser(fuser, describe(random_llm(name)), describe(receiver), {})
     contexts = {name: random_llm(name).context for name in (BAD, GOOD)}
-    return Plan(RECEIVER, (BAD, GOOD), fusion=request.param, fusers=fusers, gate="open", contexts=contexts)
+    return Plan(RECEIVER, (BAD, GOOD), method(gate="open", fusion=request.param), fusers=fusers, contexts=contexts)
 
 
 def ask(group: LocalGroup, plan: Plan, how: str = "", request: Request = REQUEST) -> Answer:
     group._members[BAD].how = how  # pyright: ignore[reportAttributeAccessIssue]
-    return asyncio.run(PROTOCOLS[plan.protocol](request, plan, group))
+    return asyncio.run(protocol_of(plan).run(request, plan, group))
 
 
 def tokens(answer: Answer) -> list[tuple[int, ...]]:
@@ -86,7 +87,7 @@ def test_what_no_statistics_tell_apart_passes(group: LocalGroup, plan: Plan, wit
 
 def test_all_senders_at_once_leave_the_receiver_alone(group: LocalGroup, plan: Plan) -> None:
     one = replace(plan, senders=(BAD,))
-    alone = asyncio.run(PROTOCOLS["standalone"](REQUEST, one, group))
+    alone = asyncio.run(PROTOCOLS["standalone"].run(REQUEST, one, group))
     for how in ("depth bomb header", "None", "all 1e38"):
         assert tokens(ask(group, one, how)) == tokens(alone)
 
@@ -146,7 +147,9 @@ def test_a_part_that_cannot_be_fused_is_left_out(
     def failing(*_: object) -> None:
         raise MemoryError("1 TiB")
 
-    monkeypatch.setattr(receiver.fuser(plan.fusers[BAD]), "project" if plan.fusion == "concat" else "mix", failing)
+    monkeypatch.setattr(
+        receiver.fuser(plan.fusers[BAD]), "project" if plan.method.fusion == "concat" else "mix", failing
+    )
     answer = ask(group, plan)
     assert tokens(answer) == tokens(without)
     assert answer.missing == (Missing(BAD, "MemoryError: 1 TiB"),) and answer.senders == (GOOD,)

@@ -15,6 +15,7 @@ from participants import federation, logits, plan_of
 from speculating import DRAFT, WORKERS
 from speculating import REQUEST as TOLD
 from speculating import plan as specfed_plan
+from support.methods import method
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.llm.loading import describe
@@ -22,7 +23,7 @@ from fedray.member.member import Member
 from fedray.methods.fedattn import FedAttn
 from fedray.methods.method import T2T
 from fedray.methods.specfed import SpecFed
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import PROTOCOLS, protocol_of
 from fedray.protocols.group import LocalGroup
 from fedray.registry.planner import Planner
 from fedray.registry.store import Registry
@@ -72,7 +73,7 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
 
 def plan(planner: Planner, protocol: str, senders: tuple[str, ...] = (BAD, GOOD), **choices: Any) -> Plan:
     infos = [describe(random_llm(name)) for name in senders]
-    return planner.plan(describe(random_llm(RECEIVER)), infos, protocol=protocol, **{"gate": "open", **choices})
+    return planner.plan(describe(random_llm(RECEIVER)), infos, method(protocol=protocol, **{"gate": "open", **choices}))
 
 
 def ask(
@@ -80,7 +81,7 @@ def ask(
 ) -> Answer:
     group._members[BAD].lies = lies or {}  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        return asyncio.run(PROTOCOLS[one.protocol](request, one, group))
+        return asyncio.run(protocol_of(one).run(request, one, group))
     finally:
         group._members[BAD].lies = {}  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -282,7 +283,7 @@ def test_a_participant_costs_itself_alone(lie: str) -> None:
     from participants import ONE
 
     group = participants(ROWS[lie])
-    answer = asyncio.run(PROTOCOLS["fedattn"](ONE, plan_of(group, FedAttn(3, 2)), group))
+    answer = asyncio.run(PROTOCOLS["fedattn"].run(ONE, plan_of(group, FedAttn(3, 2)), group))
     assert [missing.member for missing in answer.missing] == [FIRST] and answer.senders == (SECOND,)
     assert len(answer.rows) == 1 and logits(group).isfinite().all()  # pyright: ignore[reportArgumentType]
 
@@ -315,14 +316,14 @@ HOW = SpecFed(top_k=0.1)
 
 @pytest.fixture(scope="module")
 def one_worker(speculating: LocalGroup) -> Answer:
-    return asyncio.run(PROTOCOLS["specfed"](TOLD, specfed_plan(WORKERS[1:], HOW), speculating))
+    return asyncio.run(PROTOCOLS["specfed"].run(TOLD, specfed_plan(WORKERS[1:], HOW), speculating))
 
 
 @pytest.mark.parametrize("lie", DISTRIBUTIONS)
 def test_a_worker_costs_itself_alone(speculating: LocalGroup, one_worker: Answer, lie: str) -> None:
     liar = speculating._members[WORKERS[0]]
     liar.lies = DISTRIBUTIONS[lie]  # pyright: ignore[reportAttributeAccessIssue]
-    answer = asyncio.run(PROTOCOLS["specfed"](TOLD, specfed_plan(how=HOW), speculating))
+    answer = asyncio.run(PROTOCOLS["specfed"].run(TOLD, specfed_plan(how=HOW), speculating))
     assert [missing.member for missing in answer.missing] == [WORKERS[0]] and answer.senders == WORKERS[1:]
     assert tokens(answer) == tokens(one_worker)
 
@@ -348,6 +349,6 @@ def test_a_round_in_which_only_a_false_worker_answers_is_no_end(speculating: Loc
     liar.lies = DISTRIBUTIONS["None"]  # pyright: ignore[reportAttributeAccessIssue]
     for gamma in (0, 4):
         how = replace(HOW, gamma=gamma, patience_s=60.0)
-        answer = asyncio.run(PROTOCOLS["specfed"](TOLD, specfed_plan(how=how), Waiting(speculating._members)))
+        answer = asyncio.run(PROTOCOLS["specfed"].run(TOLD, specfed_plan(how=how), Waiting(speculating._members)))
         assert WORKERS[0] in {missing.member for missing in answer.missing} and answer.senders == WORKERS[1:]
         assert tokens(answer) == tokens(one_worker)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.methods import method, revised
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.errors import MemberFailed
@@ -59,17 +60,17 @@ def registry(tmp_path: Path) -> Path:
 def plan(registry: Path, senders: tuple[str, ...] = SENDERS, on_missing: str = "alone") -> Plan:
     infos = [describe(random_llm(s)) for s in senders]
     planner = Planner(registry, zoo=registry.parent / "nowhere")
-    return planner.plan(describe(random_llm(RECEIVER)), infos, gate="open", on_missing=on_missing)
+    return planner.plan(describe(random_llm(RECEIVER)), infos, method(gate="open", on_missing=on_missing))
 
 
 def ask(group: LocalGroup, plan: Plan) -> Answer:
-    return asyncio.run(PROTOCOLS["c2c"](REQUEST, plan, group))
+    return asyncio.run(PROTOCOLS["c2c"].run(REQUEST, plan, group))
 
 
 @pytest.mark.parametrize("route", ["eager", "lazy"])
 @pytest.mark.parametrize(("how", "reason"), [("raises", "out of memory"), ("corrupt", "its header promises")])
 def test_a_failing_sender_is_named_and_the_answer_is_as_without_it(registry, how, reason, route):
-    answer = ask(group(how), replace(plan(registry), route=route))
+    answer = ask(group(how), revised(plan(registry), gate={"route": route}))
     (missing,) = answer.missing
     assert missing.member == "llama-1b" and reason in missing.reason
     assert answer.senders == ("qwen2.5-1.5b",)
@@ -98,7 +99,7 @@ def test_a_sender_without_a_fuser_is_refused_or_speaks(registry, tmp_path):
     assert "" in hint, "one of them says nothing that can be printed"
     notes = tuple(f"notes:\n- {h}\n{q}" if h else q for h, q in zip(hint, QUESTIONS, strict=True))
     quoted = replace(REQUEST, prompts=notes, asked=dict.fromkeys(SENDERS, QUESTIONS))
-    wanted = asyncio.run(PROTOCOLS["c2c"](quoted, only, group()))
+    wanted = asyncio.run(PROTOCOLS["c2c"].run(quoted, only, group()))
     assert [row.tokens for row in answer.rows] == [row.tokens for row in wanted.rows]
     assert answer.usage.payload_bytes == wanted.usage.payload_bytes + sum(len(h.encode()) for h in _said)
     assert "hint[llama-1b]" in answer.usage.seconds
@@ -123,4 +124,4 @@ def test_a_fuser_that_cannot_be_read_is_its_senders_trouble(registry):
 
 def test_a_receiver_that_fails_ends_the_request(registry):
     with pytest.raises(MemberFailed, match=rf"the receiver {RECEIVER} failed: .*context holds 512"):
-        asyncio.run(PROTOCOLS["c2c"](Request(("why? " * 600,)), plan(registry), group()))
+        asyncio.run(PROTOCOLS["c2c"].run(Request(("why? " * 600,)), plan(registry), group()))

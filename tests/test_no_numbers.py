@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.methods import method
+from support.methods import plan as make_plan
 from tiny import QUESTIONS, random_fuser, random_llm
 
 from fedray.errors import MemberFailed
@@ -22,7 +24,7 @@ from fedray.llm.model import LLM
 from fedray.member.member import Member
 from fedray.methods.fedattn import FedAttn
 from fedray.methods.specfed import SpecFed
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import PROTOCOLS, protocol_of
 from fedray.protocols.group import LocalGroup
 from fedray.questions.tasks import Question
 from fedray.registry.planner import Planner
@@ -62,8 +64,8 @@ def group(receiver: LLM | None = None, sender: LLM | None = None) -> LocalGroup:
 
 def ask(members: LocalGroup, request: Request, senders: tuple[str, ...] = (), **plan: Any) -> Answer:
     receiver = plan.pop("receiver", RECEIVER)
-    one = Plan(receiver, senders, **{"gate": "none", "protocol": "standalone", **plan})
-    return asyncio.run(PROTOCOLS[one.protocol](request, one, members))
+    one = make_plan(receiver, senders, **{"gate": "none", "protocol": "standalone", **plan})
+    return asyncio.run(protocol_of(one).run(request, one, members))
 
 
 def reasons(answer: Answer) -> dict[str, str]:
@@ -108,7 +110,7 @@ def test_a_failed_answer_is_wrong_whatever_the_gold_is() -> None:
 
 def test_a_stream_ends_with_the_members_name() -> None:
     async def read(members: LocalGroup) -> list[Any]:
-        plan = Plan(RECEIVER, (), protocol="standalone", gate="none")
+        plan = Plan(RECEIVER, (), method(protocol="standalone", gate="none"))
         asked = replace(FREE, prompts=QUESTIONS[:1])
         return [piece async for piece in PROTOCOLS["standalone"].stream(asked, plan, members)]
 
@@ -182,14 +184,14 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
 
 def test_a_receiver_of_caches_is_named_and_has_no_vote(planner: Planner) -> None:
     one, two = describe(random_llm(RECEIVER)), describe(random_llm(SENDER))
-    plan = planner.plan(one, [two], gate="open")
-    answer = asyncio.run(PROTOCOLS["c2c"](SCORED, plan, group(receiver=damaged(RECEIVER))))
+    plan = planner.plan(one, [two], method(gate="open"))
+    answer = asyncio.run(PROTOCOLS["c2c"].run(SCORED, plan, group(receiver=damaged(RECEIVER))))
     assert (
         all(row.failed for row in answer.rows) and answer.senders == (SENDER,) and list(reasons(answer)) == [RECEIVER]
     )
-    both = planner.plan(one, [two], gate="open", answer_all=True, vote=True)
+    both = planner.plan(one, [two], method(gate="open", answer_all=True, vote=True))
     for role, name, good in (("receiver", RECEIVER, SENDER), ("sender", SENDER, RECEIVER)):
-        answer = asyncio.run(PROTOCOLS["c2c"](SCORED, both, group(**{role: damaged(name)})))
+        answer = asyncio.run(PROTOCOLS["c2c"].run(SCORED, both, group(**{role: damaged(name)})))
         assert [row.choice for row in answer.rows] == [row.choice for row in answer.by_member[good]]
         assert all(row.failed for row in answer.by_member[name]) and name in reasons(answer)
 

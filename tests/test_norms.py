@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hostile import Hostile
+from support.methods import method
 from test_expected import make
 from tiny import QUESTIONS, random_fuser, random_llm, world
 
@@ -175,7 +176,7 @@ def group() -> LocalGroup:
 
 def plan(group: LocalGroup, fusion: str, **choices: Any) -> Plan:
     infos = [group.members[name] for name in (BAD, GOOD)]
-    return Planner().plan(group.members[RECEIVER], infos, fusion=fusion, gate="open", **choices)
+    return Planner().plan(group.members[RECEIVER], infos, method(gate="open", fusion=fusion, **choices))
 
 
 @pytest.fixture(autouse=True)
@@ -189,9 +190,9 @@ def honest(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("how", ["x 100", "all 3e4", "all 1e38"])
 def test_what_no_cache_is_like_is_left_out_and_its_figure_named(group: LocalGroup, fusion: str, how: str) -> None:
     one = plan(group, fusion)
-    wanted = asyncio.run(PROTOCOLS["c2c"](REQUEST, replace(one, senders=(GOOD,)), group))
+    wanted = asyncio.run(PROTOCOLS["c2c"].run(REQUEST, replace(one, senders=(GOOD,)), group))
     group._members[BAD].how = how  # pyright: ignore[reportAttributeAccessIssue]
-    answer = asyncio.run(PROTOCOLS["c2c"](REQUEST, one, group))
+    answer = asyncio.run(PROTOCOLS["c2c"].run(REQUEST, one, group))
     (missing,) = answer.missing
     assert missing.member == BAD and missing.reason.endswith("are allowed after training") and answer.senders == (GOOD,)
     assert [row.scores for row in answer.rows] == [row.scores for row in wanted.rows]
@@ -211,7 +212,9 @@ HONEST = {
 def test_honest_senders_are_never_left_out(group: LocalGroup, how: str) -> None:
     one = plan(group, "concat", **HONEST[how])
     for prompts in (REQUEST.prompts, ("?", "a " * 200, "鳥の色は何ですか。", "\x00\x01", "🐦" * 30, *QUESTIONS)):
-        answer = asyncio.run(PROTOCOLS["c2c"](Request(prompts, choices=(("red", "blue"),) * len(prompts)), one, group))
+        answer = asyncio.run(
+            PROTOCOLS["c2c"].run(Request(prompts, choices=(("red", "blue"),) * len(prompts)), one, group)
+        )
         assert not answer.missing and answer.senders == (BAD, GOOD)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import RECEIVER, SENDERS
 from short_training import settings
+from support.methods import method
 from test_inventory import do
 from tiny import QUESTIONS, random_fuser, random_llm
 
@@ -109,7 +110,7 @@ def test_each_file_is_hashed_once_in_an_opening_and_never_in_a_plan(
     planner = Planner(root, random_federation["zoo"]["path"])
     infos = [describe(load(name, folder=random_federation["zoo"]["path"])) for name in (RECEIVER, SENDER)]
     monkeypatch.setattr(registry_module, "check_weights", lambda *_: pytest.fail("hashed in a plan"))
-    assert planner.plan(infos[0], infos[1:], gate="open").fusers[SENDER].path == str(new)
+    assert planner.plan(infos[0], infos[1:], method(gate="open")).fusers[SENDER].path == str(new)
 
 
 def test_one_planner_passes_over_what_another_has_found(own: tuple[Path, list[Path]], random_zoo: Path) -> None:
@@ -118,12 +119,12 @@ def test_one_planner_passes_over_what_another_has_found(own: tuple[Path, list[Pa
     spoil_weights(new)
     infos = [describe(load(name, folder=random_zoo)) for name in (RECEIVER, SENDER)]
     here, there = Planner(root, random_zoo), Planner(root, random_zoo)
-    assert here.plan(infos[0], infos[1:], gate="open").fusers[SENDER].path == str(new)
+    assert here.plan(infos[0], infos[1:], method(gate="open")).fusers[SENDER].path == str(new)
     here.check(RECEIVER, [SENDER])
     assert list(here.problems) == [new]
     for planner in (here, there):
         planner.pass_over(here.problems)
-        assert planner.plan(infos[0], infos[1:], gate="open").fusers[SENDER].path == str(old)
+        assert planner.plan(infos[0], infos[1:], method(gate="open")).fusers[SENDER].path == str(old)
 
 
 def test_fusers_for_other_weights_do_not_hide_a_damaged_one(own: tuple[Path, list[Path]], random_zoo: Path) -> None:
@@ -136,7 +137,7 @@ def test_fusers_for_other_weights_do_not_hide_a_damaged_one(own: tuple[Path, lis
     planner = Planner(root, random_zoo)
     planner.check(RECEIVER, [SENDER])
     infos = [describe(load(name, folder=random_zoo)) for name in (RECEIVER, SENDER)]
-    assert planner.plan(infos[0], infos[1:], gate="open").fusers[SENDER].path == str(old)
+    assert planner.plan(infos[0], infos[1:], method(gate="open")).fusers[SENDER].path == str(old)
 
 
 @pytest.mark.parametrize("spoil", [spoil_weights, remove_weights])
@@ -147,18 +148,18 @@ def test_gates_too(spoil: Spoil, random_zoo: Path, tmp_path: Path) -> None:
         gate = Gate(GateConfig(RECEIVER, (SENDER,), hidden=96, operator="concat", units=units))
         folders.insert(0, Path(store.add_gate(gate, infos[0], {}).path))
     planner = Planner(tmp_path, random_zoo)
-    planner.check(RECEIVER, [SENDER], gate="learned")
+    planner.check(RECEIVER, [SENDER], method(gate="learned"))
     spoil(folders[0])
     planner = Planner(tmp_path, random_zoo)
-    planner.check(RECEIVER, [SENDER], gate="learned")
+    planner.check(RECEIVER, [SENDER], method(gate="learned"))
     artifact = planner.plan(infos[0], infos[1:]).gate_artifact
     assert artifact and artifact.path == str(folders[1]) and list(planner.problems) == [folders[0]]
     spoil(folders[1])
     planner = Planner(tmp_path, random_zoo)
     with pytest.raises(FedrayError, match=f"no fusion=concat gate of {RECEIVER} can be used; use gate=open") as caught:
-        planner.check(RECEIVER, [SENDER], gate="learned")
+        planner.check(RECEIVER, [SENDER], method(gate="learned"))
     assert all(str(folder) in str(caught.value) for folder in folders)
-    planner.check(RECEIVER, [SENDER], gate="open")
+    planner.check(RECEIVER, [SENDER], method(gate="open"))
 
 
 @pytest.mark.parametrize("spoil", SPOIL)

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.methods import method
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.llm.loading import describe
 from fedray.methods.method import T2T
 from fedray.prompts import notes_prompt
-from fedray.protocols import PROTOCOLS
+from fedray.protocols import protocol_of
 from fedray.protocols.group import LocalGroup
 from fedray.registry.planner import Planner
 from fedray.registry.store import Registry
@@ -47,15 +48,17 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
 
 def plan(planner: Planner, protocol: str, receiver: str = RECEIVER, **choices: Any) -> Plan:
     senders = [describe(random_llm(name)) for name in EVERYONE if name != receiver]
-    return planner.plan(describe(random_llm(receiver)), senders, protocol=protocol, **{"gate": "open", **choices})
+    return planner.plan(
+        describe(random_llm(receiver)), senders, method(protocol=protocol, **{"gate": "open", **choices})
+    )
 
 
 def ask(group: LocalGroup, plan: Plan, request: Request = REQUEST) -> Answer:
-    return asyncio.run(PROTOCOLS[plan.protocol](request, plan, group))
+    return asyncio.run(protocol_of(plan).run(request, plan, group))
 
 
 def alone(group: LocalGroup, request: Request = REQUEST, member: str = RECEIVER) -> Answer:
-    return ask(group, Plan(member, (), protocol="standalone"), request)
+    return ask(group, Plan(member, (), method(protocol="standalone")), request)
 
 
 def tokens(answer: Answer) -> list[tuple[int, ...]]:

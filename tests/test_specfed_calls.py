@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from speculating import DRAFT, ONE, PROMPTS, REQUEST, WHOLE, WORKERS, WORLD, ask, nothing_is_open, plan, tokens
+from support.methods import revised
 from tiny import random_member
 
 from fedray.errors import MemberFailed
@@ -216,7 +217,7 @@ def test_the_gate_weighs_row_by_row(group):
     """gate=oracle stands for a learned gate: each row listens to the worker it names."""
     weights = {WORKERS[0]: (1.0, 0.0, 1.0, 0.0), WORKERS[1]: (0.0, 1.0, 0.0, 1.0)}
     how = replace(WHOLE, weigh="gate")
-    answer = ask(group, replace(plan(how=how), gate="oracle"), replace(REQUEST, weights=weights))
+    answer = ask(group, revised(plan(how=how), gate="oracle"), replace(REQUEST, weights=weights))
     each = [tokens(ask(group, plan((name,)))) for name in WORKERS]
     assert tokens(answer) == [each[b % 2][b] for b in range(len(PROMPTS))]
     assert [row.weights[WORKERS[1]] for row in answer.rows] == [0.0, 1.0, 0.0, 1.0]

@@ -29,7 +29,7 @@ def test_defaults(call: Call) -> None:
     settings = call.settings("protocol=specfed")
     assert (settings.receiver, settings.senders) == (DRAFT, WORKERS)
     assert settings.task.name == "tiny-tell" and settings.task.scored_by == "told"
-    assert settings.protocol.specfed == SpecFed()
+    assert settings.protocol == SpecFed()
     assert build({"protocol": "specfed", "task": "tiny-tell"}).senders == WORKERS
 
 
@@ -49,7 +49,7 @@ def test_the_draft_is_the_receiver(
 ) -> None:
     settings = call.settings("protocol=specfed", *arguments)
     assert (settings.receiver, settings.senders) == (draft, workers)
-    assert settings.protocol.specfed.gamma == (0 if "protocol.draft=none" in arguments else 4)
+    assert settings.protocol.gamma == (0 if "protocol.draft=none" in arguments else 4)
     given = dict(argument.split("=") for argument in arguments)
     own = {"name": "specfed"} | {key.removeprefix("protocol."): value for key, value in given.items() if "." in key}
     values = {"protocol": own} | {key: value for key, value in given.items() if key == "receiver"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.methods import method, revised
 from tiny import QUESTIONS, random_llm, random_member
 
 from fedray.federation.federation import Federation
@@ -92,13 +93,13 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plan]:
         fuser = fuser_of(sender.spec, receiver.spec, how)
         made = Registry(root, embedded=None).add_fuser(fuser, describe(sender), describe(receiver), {})
         assert made.reads_ids is (how == "ids")
-        return Plan(RECEIVER, (SENDER,), fusion="mix", fusers={SENDER: made}, gate="none")
+        return Plan(RECEIVER, (SENDER,), method(gate="none", fusion="mix"), fusers={SENDER: made})
 
     return {how: plan(how, tmp_path_factory.mktemp(how)) for how in ("assembled", "ids")}
 
 
 def ask(group: LocalGroup, plan: Plan, request: Request = REQUEST) -> Answer:
-    answer = asyncio.run(PROTOCOLS["c2c"](request, plan, group))
+    answer = asyncio.run(PROTOCOLS["c2c"].run(request, plan, group))
     assert not answer.missing
     return answer
 
@@ -111,7 +112,7 @@ def scored(group: LocalGroup, plan: Plan, **changed: Any) -> torch.Tensor:
 @pytest.mark.parametrize("route", ["eager", "lazy"])
 def test_the_sender_reads_what_the_receiver_reads(group: LocalGroup, plans: dict[str, Plan], route: str) -> None:
     """A question as text is answered as its ids in the receiver's template are, whoever the sender is."""
-    plan = replace(plans["ids"], route=route)
+    plan = revised(plans["ids"], gate={"route": route})
     ids = tuple(tuple(random_llm(RECEIVER).encode(question).ids) for question in QUESTIONS)
     assert max(map(max, ids)) < random_llm(SENDER).model.config.vocab_size
     torch.testing.assert_close(scored(group, plan), scored(group, plan, prompts=(), token_ids=ids), atol=1e-5, rtol=0)
@@ -153,7 +154,7 @@ def test_ids_that_nobody_knows_are_refused(group: LocalGroup) -> None:
     known = random_llm(RECEIVER).model.config.vocab_size
     request = Request((), token_ids=((1, 2, known),))
     with pytest.raises(FedrayError, match=rf"token id {known} is none of {RECEIVER}'s, which go from 0 to {known - 1}"):
-        asyncio.run(PROTOCOLS["standalone"](request, Plan(RECEIVER, ()), group))
+        asyncio.run(PROTOCOLS["standalone"].run(request, Plan(RECEIVER, ()), group))
 
 
 def test_without_a_tokenizer_ids_are_all_it_reads(group: LocalGroup) -> None:
@@ -161,8 +162,8 @@ def test_without_a_tokenizer_ids_are_all_it_reads(group: LocalGroup) -> None:
     member.llm = replace(member.llm, tokenizer=None, template=("", ""), tokenizer_hash="")
     bare = LocalGroup({RECEIVER: member})
     request = Request((), token_ids=((5, 6, 7), (8, 9)), generation=Generation(max_tokens=3))
-    rows, known = (asyncio.run(PROTOCOLS["standalone"](request, Plan(RECEIVER, ()), g)).rows for g in (bare, group))
+    rows, known = (asyncio.run(PROTOCOLS["standalone"].run(request, Plan(RECEIVER, ()), g)).rows for g in (bare, group))
     assert [row.tokens for row in rows] == [row.tokens for row in known]
     assert rows[0].text == " ".join(map(str, rows[0].tokens)) != known[0].text
     with pytest.raises(FedrayError, match="llama-1b has no tokenizer and reads no text: give the request"):
-        asyncio.run(PROTOCOLS["standalone"](REQUEST, Plan(RECEIVER, ()), bare))
+        asyncio.run(PROTOCOLS["standalone"].run(REQUEST, Plan(RECEIVER, ()), bare))

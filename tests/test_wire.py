@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.methods import method, revised
+from support.methods import plan as make_plan
 from tiny import QUESTIONS, random_llm, random_member
 
 from fedray.fusion.build import build_fuser
@@ -62,7 +64,7 @@ def fuser_of(sender: str, receiver: str, kind: str, operator: str, alignment: st
 def plan_of(receiver: str, kind: str, operator: str, alignment: str, root: Path, **more: object) -> Plan:
     senders = tuple(name for name in MEMBERS if name != receiver)
     fusers = {sender: fuser_of(sender, receiver, kind, operator, alignment, root) for sender in senders}
-    return Plan(receiver, senders, fusion=operator, fusers=fusers, gate="open", **more)  # pyright: ignore[reportArgumentType]
+    return make_plan(receiver, senders, gate="open", fusion=operator, **more, fusers=fusers)  # pyright: ignore[reportArgumentType]
 
 
 def sending_all(plan: Plan) -> Plan:
@@ -71,7 +73,7 @@ def sending_all(plan: Plan) -> Plan:
 
 
 def ask(group: LocalGroup, plan: Plan) -> Answer:
-    return asyncio.run(PROTOCOLS["c2c"](REQUEST, plan, group))
+    return asyncio.run(PROTOCOLS["c2c"].run(REQUEST, plan, group))
 
 
 def told(answer: Answer) -> dict[str, object]:
@@ -86,9 +88,9 @@ def test_layers_that_are_not_read_change_nothing(group, tmp_path, kind, operator
     plan = plan_of("qwen2.5-0.5b", kind, operator, alignment, tmp_path)
     scored = Request(QUESTIONS, choices=(("red", "blue and tall"),) * len(QUESTIONS))
     for request in (REQUEST, scored):
-        some, whole = (asyncio.run(PROTOCOLS["c2c"](request, p, group)) for p in (plan, sending_all(plan)))
+        some, whole = (asyncio.run(PROTOCOLS["c2c"].run(request, p, group)) for p in (plan, sending_all(plan)))
         assert told(some) == told(whole)
-        assert told(some) != told(asyncio.run(PROTOCOLS["standalone"](request, plan, group)))
+        assert told(some) != told(asyncio.run(PROTOCOLS["standalone"].run(request, plan, group)))
         fewer = any(len(side) < random_llm(s).spec.layers for s, a in plan.fusers.items() for side in a.layers or ())
         assert (some.usage.payload_bytes < whole.usage.payload_bytes) == fewer
 
@@ -119,7 +121,7 @@ def test_what_a_fuser_reads_is_known_from_its_folder(tmp_path):
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 def test_a_codec_sends_less_and_changes_little(group, tmp_path, operator, codec):
     plan = plan_of("qwen2.5-0.5b", "mlp", operator, "bottom_up", tmp_path)
-    whole, coded = (ask(group, p) for p in (plan, replace(plan, wire=Wire(codec))))
+    whole, coded = (ask(group, p) for p in (plan, revised(plan, wire=Wire(codec))))
     share = {"int8": 0.5, "int4": 0.4}[codec]  # of float32, with the scales of short rows
     assert coded.senders == whole.senders and not coded.missing
     assert coded.usage.payload_bytes < share * whole.usage.payload_bytes
@@ -130,13 +132,13 @@ def test_dropped_tokens_are_not_there(group, tmp_path, operator):
     plan = plan_of("qwen2.5-0.5b", "mlp", operator, "bottom_up", tmp_path, route="lazy")
     whole = ask(group, plan)
     group.sent.clear()
-    half = ask(group, replace(plan, wire=Wire(keep=0.5)))
+    half = ask(group, revised(plan, wire=Wire(keep=0.5)))
     assert not half.missing and half.usage.payload_bytes < 0.7 * whole.usage.payload_bytes
     for payload in group.sent:
         shipment = unpack(payload)
         assert shipment.cache.lengths.tolist() == [-(-n // 2) for n in shipment.whole]
     assert told(half) != told(whole)
-    assert told(ask(group, replace(plan, wire=Wire(keep=1.0, score="random")))) == told(whole)
+    assert told(ask(group, revised(plan, wire=Wire(keep=1.0, score="random")))) == told(whole)
 
 
 def test_a_dropped_token_leaves_its_mixed_token_alone(group, tmp_path):
@@ -144,7 +146,7 @@ def test_a_dropped_token_leaves_its_mixed_token_alone(group, tmp_path):
     from fedray.fusion import combine
 
     artifact = fuser_of("qwen2.5-1.5b", "qwen2.5-0.5b", "mlp", "mix", "bottom_up", tmp_path)
-    plan = Plan("qwen2.5-0.5b", ("qwen2.5-1.5b",), fusion="mix", fusers={"qwen2.5-1.5b": artifact}, gate="open")
+    plan = Plan("qwen2.5-0.5b", ("qwen2.5-1.5b",), method(gate="open", fusion="mix"), fusers={"qwen2.5-1.5b": artifact})
     receiver, sender = (group._members[name] for name in ("qwen2.5-0.5b", "qwen2.5-1.5b"))
     prompts = (QUESTIONS[0],)
     receiver.open("s", Request(prompts), plan)
@@ -197,7 +199,7 @@ def closed_where_dropped(plan: Plan, root: Path) -> Plan:
     """The plan that sends all, with fusers whose gates are closed where they would read what the plan leaves out."""
     receiver, fusers = random_llm(plan.receiver), {}
     for sender, artifact in plan.fusers.items():
-        fuser, wire = load_fuser(artifact), plan.wire
+        fuser, wire = load_fuser(artifact), plan.method.wire
         kept = keep_layers(artifact.layers, wire.keep_layers, wire.layer_score, plan.seed)
         for t, (key, value) in enumerate(zip(*fuser.reached(kept), strict=True)):
             if not (key or value):
@@ -205,7 +207,7 @@ def closed_where_dropped(plan: Plan, root: Path) -> Plan:
         found = Registry(root, embedded=None).add_fuser(fuser, describe(random_llm(sender)), describe(receiver), {})
         assert found.hash != artifact.hash
         fusers[sender] = replace(found, layers=None)
-    return replace(plan, fusers=fusers, wire=Wire())
+    return revised(plan, wire=Wire(), fusers=fusers)
 
 
 @pytest.mark.parametrize("score", ["spread", "deep", "shallow"])
@@ -216,7 +218,7 @@ def test_a_dropped_layer_is_as_if_its_gates_were_closed(group, tmp_path, kind, o
     scored = Request(QUESTIONS, choices=(("red", "blue and tall"),) * len(QUESTIONS))
     for request in (REQUEST, scored):
         half, as_closed, whole = (
-            asyncio.run(PROTOCOLS["c2c"](request, p, group)) for p in (plan, closed, replace(plan, wire=Wire()))
+            asyncio.run(PROTOCOLS["c2c"].run(request, p, group)) for p in (plan, closed, revised(plan, wire=Wire()))
         )
         assert half.senders == plan.senders and not half.missing
         assert told(half) == told(as_closed) != told(whole)
@@ -227,7 +229,7 @@ def test_only_the_layers_that_are_kept_cross_the_wire(group, tmp_path):
     whole = ask(group, plan)
     everything = {unpack(payload).member: payload for payload in group.sent}
     group.sent.clear()
-    half = ask(group, replace(plan, wire=Wire(keep_layers=0.5, layer_score="deep")))
+    half = ask(group, revised(plan, wire=Wire(keep_layers=0.5, layer_score="deep")))
     for payload in group.sent:
         shipment = unpack(payload)
         keys, values = plan.fusers[shipment.member].layers
@@ -235,9 +237,9 @@ def test_only_the_layers_that_are_kept_cross_the_wire(group, tmp_path):
         before, after = (sum(b.nbytes for b in p.buffers) for p in (everything[shipment.member], payload))
         assert len(keys) == len(values) and after * len(keys) == before * len(keys[len(keys) // 2 :])
     assert half.usage.payload_bytes == sum(p.nbytes for p in group.sent) < 0.7 * whole.usage.payload_bytes
-    both = ask(group, replace(plan, wire=Wire("int8", 0.5, keep_layers=0.5)))
+    both = ask(group, revised(plan, wire=Wire("int8", 0.5, keep_layers=0.5)))
     assert both.senders == plan.senders and both.usage.payload_bytes < 0.3 * half.usage.payload_bytes
-    assert told(ask(group, replace(plan, wire=Wire(keep_layers=1.0, layer_score="random")))) == told(whole)
+    assert told(ask(group, revised(plan, wire=Wire(keep_layers=1.0, layer_score="random")))) == told(whole)
 
 
 @pytest.mark.parametrize("score", LAYER_SCORES)

@@ -163,7 +163,7 @@ def test_seeds_are_drawn_anew_and_counted_together(job: Job) -> None:
 
 def test_a_failed_request_counts_as_wrong_and_is_asked_again(job: Job) -> None:
     def refuse(number: int, plan: Plan) -> None:
-        if plan.protocol == "t2t" and number == 3:
+        if plan.method.protocol.name == "t2t" and number == 3:
             raise MemberFailed("llama-1b died")
 
     small: dict[str, Any] = {"blocks": {"all": {"protocol": ["t2t"]}}, "latency_requests": 0, "order": "given"}

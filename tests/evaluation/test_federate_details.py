@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.methods import method
 
 from fedray.jobs.federate import run
 from fedray.registry.planner import Planner
@@ -82,4 +83,4 @@ def test_another_runs_figures_do_not_stay(job: Job) -> None:
 def test_a_missing_fuser_names_the_command_that_trains_it(tmp_path: Path) -> None:
     planner = Planner(tmp_path, tmp_path)
     with pytest.raises(FedrayError, match=r"train it with jobs/train_fuser.py sender=llama-1b receiver=qwen3-0.6b"):
-        planner.check("qwen3-0.6b", ["llama-1b"], protocol="c2c", fuser="mlp", fusion="concat", on_missing="alone")
+        planner.check("qwen3-0.6b", ["llama-1b"], method())

@@ -74,7 +74,7 @@ class Pretended:
         return request
 
     def run_all(self, requests: Iterable[Request], plan: Plan | None = None) -> Iterator[Answer]:
-        return map(self.alone if plan and plan.protocol == "standalone" else self.run, requests)
+        return map(self.alone if plan and plan.method.protocol.name == "standalone" else self.run, requests)
 
     def stream(self, prompt: str) -> Iterator[str]:
         yield "it is "

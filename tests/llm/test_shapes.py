@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from published import COMMON
+from support.methods import method
 
 from fedray.llm import shapes
 from fedray.llm.catalogue import CATALOGUE
@@ -81,8 +82,8 @@ def test_a_pair_without_a_fuser_has_one_of_random_weights(folders: dict[str, str
     receiver, sender = members[folders["qwen3"]], members[folders["llama"]]
     planner = Planner(name="shapes")
     for kind, operator in (("mlp", "concat"), ("mlp", "mix"), ("c2c", "mix")):
-        planner.check("qwen3-0.6b", ["llama-1b"], protocol="c2c", fuser=kind, fusion=operator, on_missing="error")
-        plan = planner.plan(receiver.info(), [sender.info()], gate="open", fuser=kind, fusion=operator)
+        planner.check("qwen3-0.6b", ["llama-1b"], method(fuser=kind, fusion=operator))
+        plan = planner.plan(receiver.info(), [sender.info()], method(gate="open", fuser=kind, fusion=operator))
         artifact = plan.fusers[sender.name]
         assert artifact.hash.startswith("random-") and artifact.random is not None and artifact.name == "llama--qwen3"
         one, two = load_fuser(artifact), load_fuser(artifact)
@@ -91,8 +92,8 @@ def test_a_pair_without_a_fuser_has_one_of_random_weights(folders: dict[str, str
 
         group = LocalGroup(members)
         request = Request(("which bird is it?",), choices=(("a robin", "an owl"),))
-        answer = asyncio.run(PROTOCOLS["c2c"](request, plan, group))
-        alone = asyncio.run(PROTOCOLS["standalone"](request, plan, group))
+        answer = asyncio.run(PROTOCOLS["c2c"].run(request, plan, group))
+        alone = asyncio.run(PROTOCOLS["standalone"].run(request, plan, group))
         assert answer.senders == (sender.name,) and answer.usage.payload_bytes > 0 and not answer.missing
         assert answer.rows[0].scores != pytest.approx(alone.rows[0].scores, abs=1e-3), f"{kind} is open"
 
@@ -100,20 +101,16 @@ def test_a_pair_without_a_fuser_has_one_of_random_weights(folders: dict[str, str
 def test_other_zoos_have_no_random_fusers(folders: dict[str, str]) -> None:
     for zoo in ("tiny", "hub"):
         with pytest.raises(FedrayError, match=r"no fuser=c2c fusion=mix for qwen3-8b -> qwen3-0\.6b"):
-            Planner(name=zoo).check(
-                "qwen3-0.6b", ["qwen3-8b"], protocol="c2c", fuser="c2c", fusion="mix", on_missing="alone"
-            )
+            Planner(name=zoo).check("qwen3-0.6b", ["qwen3-8b"], method(fuser="c2c", fusion="mix"))
     with pytest.raises(FedrayError, match="no fuser=mlp fusion=concat for llama-1b"):
-        Planner(name="hub").check(  # the embedded one is the scale model's
-            "qwen3-0.6b", ["llama-1b"], protocol="c2c", fuser="mlp", fusion="concat", on_missing="alone"
-        )
+        Planner(name="hub").check("qwen3-0.6b", ["llama-1b"], method())
 
 
 def test_a_trained_fuser_comes_first(folders: dict[str, str], tmp_path: Path) -> None:
     receiver, sender = (Member(folders[name], zoo="shapes", dtype="float32").info() for name in ("qwen3", "llama"))
-    made = Planner(name="shapes").plan(receiver, [sender], gate="open").fusers[sender.name]
+    made = Planner(name="shapes").plan(receiver, [sender], method(gate="open")).fusers[sender.name]
     Registry(tmp_path).add_fuser(load_fuser(made), sender, receiver, {})
-    found = Planner(tmp_path, name="shapes").plan(receiver, [sender], gate="open").fusers[sender.name]
+    found = Planner(tmp_path, name="shapes").plan(receiver, [sender], method(gate="open")).fusers[sender.name]
     assert found.random is None and found.path.startswith(str(tmp_path))
 
 

@@ -14,6 +14,7 @@ import ray
 from conftest import RECEIVER, SENDERS
 from probes import process_id, start_counting, stop_counting
 from ray.experimental import get_local_object_locations
+from support.methods import method
 from tiny import QUESTIONS
 
 from fedray import Federation
@@ -46,7 +47,7 @@ def plan(boss: Any, group: RayGroup, **choices: Any) -> Plan:
 def test_it_plans_as_a_planner_does(boss: Any, group: RayGroup, random_zoo: Path) -> None:
     receiver, *senders = group.members.values()
     made = plan(boss, group)
-    assert made == Planner(zoo=random_zoo).plan(receiver, senders, **CHOICES)
+    assert made == Planner(zoo=random_zoo).plan(receiver, senders, method(**CHOICES))
     assert set(made.fusers) == set(SENDERS)
 
 

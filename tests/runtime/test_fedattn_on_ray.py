@@ -17,6 +17,8 @@ import ray
 import torch
 from masked import masked_pass
 from probes import runs, start_counting, stop_counting, take, taken, written
+from support.methods import method, revised
+from support.methods import plan as make_plan
 
 from fedray.errors import MemberFailed
 from fedray.llm.catalogue import copies
@@ -74,11 +76,11 @@ def mortal(group: RayGroup) -> Iterator[RayGroup]:
 
 
 def plan_of(how: FedAttn, **more: Any) -> Plan:
-    return Plan(NAME, NAMES[1:], protocol="fedattn", fedattn=how, **more)
+    return make_plan(NAME, NAMES[1:], protocol=how, **more)
 
 
 def ask(group: Any, plan: Plan, request: Request = REQUEST) -> Answer:
-    return asyncio.run(PROTOCOLS["fedattn"](request, plan, group))
+    return asyncio.run(PROTOCOLS["fedattn"].run(request, plan, group))
 
 
 def logits(group: Keeping, publisher: str = NAME) -> torch.Tensor:
@@ -108,7 +110,7 @@ def test_three_processes_are_one_masked_pass(group: RayGroup, how: FedAttn) -> N
     assert answer.rows[0].tokens == said
     assert (logits(open_group)[0] - expected).abs().max() < 1e-5
     if how == FedAttn(3, 1):
-        (joint,) = asyncio.run(PROTOCOLS["standalone"](REQUEST, plan, group)).rows
+        (joint,) = asyncio.run(PROTOCOLS["standalone"].run(REQUEST, plan, group)).rows
         assert joint.tokens == said
 
 
@@ -121,15 +123,15 @@ def test_so_are_two_of_another_family_row_by_row(embedded: RayGroup, name: str) 
     request, llm = replace(REQUEST, prompts=(PROMPT, short)), load(name)
     try:
         for every in (1, 2):
-            plan = Plan(name, (f"{name}#2",), protocol="fedattn", fedattn=FedAttn(2, every))
+            plan = Plan(name, (f"{name}#2",), method(protocol=FedAttn(2, every)))
             open_group = Keeping(two)
             rows = ask(open_group, plan, request).rows
             found = logits(open_group, name)
             for b, parts in enumerate(zip(*parts_of(request, plan), strict=True)):
                 ids = [llm.encode_part(part, first=i == 0, last=i == 1) for i, part in enumerate(parts)]
-                expected, said = masked_pass(llm, ids, plan.fedattn, 6)
+                expected, said = masked_pass(llm, ids, plan.method.protocol, 6)
                 assert rows[b].tokens == said and (found[b] - expected).abs().max() < 1e-5
-            joint = asyncio.run(PROTOCOLS["standalone"](request, plan, two)).rows
+            joint = asyncio.run(PROTOCOLS["standalone"].run(request, plan, two)).rows
             assert [row.tokens for row in joint] == [row.tokens for row in rows] or every > 1
     finally:
         other.close()
@@ -202,6 +204,6 @@ def test_who_dies_is_left_out_and_named(group: RayGroup, mortal: RayGroup, at: t
 
 
 def test_who_dies_may_end_the_request(mortal: RayGroup) -> None:
-    plan = replace(plan_of(FedAttn(3, 2)), on_missing="error")
+    plan = revised(plan_of(FedAttn(3, 2)), on_missing="error")
     with pytest.raises(MemberFailed, match=f"{NAMES[1]}: died"):
         ask(Keeping(mortal, NAMES[1], ("advance", 0)), plan)

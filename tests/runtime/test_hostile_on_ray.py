@@ -11,6 +11,7 @@ import pytest
 import ray
 from conftest import RECEIVER, SENDERS
 from hostile import Hostile, become
+from support.methods import method
 from tiny import QUESTIONS
 
 from fedray import Federation
@@ -37,12 +38,12 @@ def group(spread: Federation, random_zoo: Path) -> Iterator[RayGroup]:
 @pytest.fixture(scope="module")
 def plan(group: RayGroup, random_zoo: Path) -> Plan:
     senders = [group.members[name] for name in SENDERS]
-    return Planner(zoo=random_zoo).plan(group.members[RECEIVER], senders, gate="open")
+    return Planner(zoo=random_zoo).plan(group.members[RECEIVER], senders, method(gate="open"))
 
 
 def ask(group: RayGroup, plan: Plan, how: str = "") -> Answer:
     ray.get(group._actors[BAD].__ray_call__.remote(become, how))
-    return asyncio.run(PROTOCOLS["c2c"](REQUEST, plan, group))
+    return asyncio.run(PROTOCOLS["c2c"].run(REQUEST, plan, group))
 
 
 def test_the_receivers_call_is_not_lost(group: RayGroup, plan: Plan) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import pytest
 import ray
 from probes import some_of, start_counting, stop_counting, taken
+from support.methods import method
 
 from fedray.protocols import PROTOCOLS
 from fedray.questions.tasks import load_task
@@ -34,7 +35,7 @@ def request_() -> Request:
 def ask(group: RayGroup, request: Request, protocol: str, rephrase: str) -> tuple[Answer, dict[str, bytes]]:
     """The answer, and per sender all that its process took meanwhile."""
     receiver, *senders = group.members.values()
-    plan = Planner().plan(receiver, senders, protocol=protocol, gate="open", rephrase=rephrase)
+    plan = Planner().plan(receiver, senders, method(protocol=protocol, gate="open", rephrase=rephrase))
     actors = [group._actors[sender] for sender in SENDERS]
     ray.get([actor.__ray_call__.remote(start_counting) for actor in actors])
     answer = asyncio.run(PROTOCOLS[protocol](request, plan, group))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from probes import some_of, start_counting, stop_counting
+from support.methods import method
 from unreliable import Dozing, Dying
 
 from fedray.errors import MemberFailed
@@ -28,7 +29,7 @@ REQUEST = Request(
     tuple(WORLD.tell(fact.domain, fact.name).user for fact in (KNOWN[0], KNOWN[-1])),
     generation=Generation(max_tokens=40),
 )
-PLAN = Plan(DRAFT, WORKERS, protocol="specfed", gate="none", specfed=SpecFed(gamma=3, top_k=1.0))
+PLAN = Plan(DRAFT, WORKERS, method(protocol=SpecFed(gamma=3, top_k=1.0), gate="none"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,18 @@ from collections import Counter
 from pathlib import Path
 
 KNOBS = ("fusion_order", "keep_layers", "answer_all", "sync_every")
-NAMES = {"standalone", "self_refine", "self_consistency", "ensemble", "route", "t2t", "specfed", "fedattn", "c2c", "mlp"}
+NAMES = {
+    "standalone",
+    "self_refine",
+    "self_consistency",
+    "ensemble",
+    "route",
+    "t2t",
+    "specfed",
+    "fedattn",
+    "c2c",
+    "mlp",
+}
 # Rooms that may say a protocol's or a fuser's name: those of its settings, its exchange, its work, its figure.
 ROOMS = ("protocols/", "methods/", "member/", "fusion/", "evaluation/figures/", "registry/c2c_checkpoint")
 
@@ -24,7 +35,11 @@ def code_lines(text: str) -> int:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 docs |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     lines: set[int] = set()
@@ -61,7 +76,10 @@ def main(root: Path) -> None:
         files = sorted(name for name, text in texts.items() if knob in text)
         print(f"files that spell {knob}: {len(files)}")
     outside = {n: found for n, tree in trees.items() if not n.startswith(ROOMS) and (found := comparisons(tree))}
-    print(f"comparisons with a protocol's or fuser's name: {sum(len(comparisons(tree)) for tree in trees.values())}, ", end="")
+    print(
+        f"comparisons with a protocol's or fuser's name: {sum(len(comparisons(tree)) for tree in trees.values())}, ",
+        end="",
+    )
     print(f"outside their rooms {sum(map(len, outside.values()))}")
     for name, lines in sorted(outside.items()):
         print(f"    {name}: {', '.join(map(str, lines))}")
