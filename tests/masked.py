@@ -92,7 +92,7 @@ def masked_pass(llm: LLM, parts: Sequence[Sequence[int]], how: FedAttn, new: int
         context = empty_context(1, llm.device)
         context.beyond = Masked(how, llm.spec.layers, owner, names, seed)
         places = torch.tensor([[*positions, *range(start, start + len(said))]])
-        logits, _ = step(llm.model, context, torch.tensor([[*ids, *said]]), positions_BQ=places)
+        logits = step(llm.model, context, torch.tensor([[*ids, *said]]), positions_BQ=places)
         assert logits is not None
         first = logits[0] if first is None else first
         token = int(logits[0].argmax())

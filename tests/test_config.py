@@ -10,15 +10,8 @@ from commandline import Call
 
 from fedray.command_line import CONF, Settings, build, check, load
 from fedray.llm.catalogue import NAMES, safe_name
-from fedray.settings.settings import (
-    GateSettings,
-    MemberSettings,
-    ProtocolSettings,
-    RaySettings,
-    TaskSettings,
-    TrackingSettings,
-    ZooSettings,
-)
+from fedray.methods.method import Gate, SelfRefine, Standalone
+from fedray.settings.settings import MemberSettings, RaySettings, TaskSettings, TrackingSettings, ZooSettings
 from fedray.types import Generation
 
 hydra = pytest.importorskip("hydra")
@@ -70,14 +63,14 @@ def test_senders_are_replaced(call: Call, prefix: str) -> None:
     ("arguments", "expected"),
     [
         ("receiver=llama-3.2-1b +senders=[qwen3-0.6b]", Settings(receiver="llama-1b", senders=("qwen3-0.6b",))),
-        ("protocol=standalone", Settings(senders=(), protocol=ProtocolSettings("standalone"))),
-        ("protocol=self_refine", Settings(senders=(), protocol=ProtocolSettings("self_refine"))),
+        ("protocol=standalone", Settings(senders=(), protocol=Standalone())),
+        ("protocol=self_refine", Settings(senders=(), protocol=SelfRefine())),
         (
             "protocol=standalone senders=[llama-1b]",
-            Settings(senders=("llama-1b",), protocol=ProtocolSettings("standalone")),
+            Settings(senders=("llama-1b",), protocol=Standalone()),
         ),
-        ("gate=open gate.route=lazy", Settings(gate=GateSettings("open", route="lazy"))),
-        ("+gate=none ++seed=3", Settings(gate=GateSettings("none"), seed=3, generation=Generation(seed=3))),
+        ("gate=open gate.route=lazy", Settings(gate=Gate("open", route="lazy"))),
+        ("+gate=none ++seed=3", Settings(gate=Gate("none"), seed=3, generation=Generation(seed=3))),
         ("fusion=mix", Settings(fusion="mix")),
         ("fusion=mix fusion_order=sequential", Settings(fusion="mix", fusion_order="sequential")),
         ("fuser=c2c", Settings(fuser="c2c", fusion="mix")),
@@ -154,8 +147,8 @@ def test_build_fills_in_what_follows() -> None:
 
 
 def test_shapes_imply_an_open_gate(call: Call) -> None:
-    assert call.settings("zoo=shapes").gate == GateSettings("open")
-    assert call.settings("zoo=shapes", "gate.route=lazy").gate == GateSettings("open", route="lazy")
-    assert call.settings("zoo=shapes", "gate=learned").gate == GateSettings("learned")
-    assert call.settings("zoo=hub").gate == call.settings().gate == GateSettings("learned")
+    assert call.settings("zoo=shapes").gate == Gate("open")
+    assert call.settings("zoo=shapes", "gate.route=lazy").gate == Gate("open", route="lazy")
+    assert call.settings("zoo=shapes", "gate=learned").gate == Gate("learned")
+    assert call.settings("zoo=hub").gate == call.settings().gate == Gate("learned")
     assert build({"zoo": "shapes"}).gate.kind == "open" and build({"zoo": "shapes", "gate": "none"}).gate.kind == "none"

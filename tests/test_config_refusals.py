@@ -9,7 +9,7 @@ import pytest
 from commandline import Call
 
 from fedray.command_line import Settings, check
-from fedray.settings.settings import ProtocolSettings, TaskSettings
+from fedray.settings.settings import TaskSettings
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")
@@ -150,7 +150,7 @@ def test_settings_made_in_python_are_checked_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for settings, says in (
         (Settings(receiver="lama-1b"), "did you mean llama-1b"),
-        (Settings(protocol=ProtocolSettings("t2")), "unknown protocol"),  # pyright: ignore[reportArgumentType]
+        (Settings(protocol="t2"), "unknown protocol"),  # pyright: ignore[reportArgumentType]
         (Settings(fuser="c2c", fusion="concat"), "does not go with"),
         (Settings(task=TaskSettings(limit=-1)), "task.limit"),
         (Settings(output=tmp_path / "file" / "deeper"), "cannot write"),

@@ -22,7 +22,8 @@ from tiny import QUESTIONS, random_fuser, random_llm, world
 from fedray.fusion.norms import ABOVE, BELOW, LARGEST, RECORD, Norms, check_norms, norms_of
 from fedray.llm.cache import KVCache
 from fedray.llm.catalogue import EMBEDDED
-from fedray.llm.loading import HASHES, describe, load
+from fedray.llm.loading import describe, load
+from fedray.llm.source import HASHES
 from fedray.member.member import Member
 from fedray.methods.method import Wire
 from fedray.protocols import PROTOCOLS

@@ -10,8 +10,9 @@ import pytest
 from fedray.evaluation.zoo_table import Zoo, measure, oracle
 from fedray.federation.federation import Federation
 from fedray.jobs.federate import run
-from fedray.llm.catalogue import NAMES
-from fedray.llm.loading import EMBEDDED, HASHES, describe, hash_file, load
+from fedray.llm.catalogue import EMBEDDED, NAMES
+from fedray.llm.loading import describe, load
+from fedray.llm.source import HASHES, hash_file
 from fedray.registry.store import Registry
 from fedray.settings.settings import build
 from fedray.types import FedrayError

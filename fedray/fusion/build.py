@@ -1,4 +1,4 @@
-"""Fusers by the kind that their configuration names."""
+"""Build fusers of the kind that their configuration names."""
 
 from __future__ import annotations
 

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from fedray.fusion.fuser import Changes, Fuser, FuserConfig, Reached, Sides, only
 from fedray.fusion.mlp import in_groups
-from fedray.fusion.stacked import Stacked
+from fedray.fusion.stacked import EPS, Stacked
 from fedray.methods.method import Compile
 from fedray.types import Layers
 
+DROPOUT = 0.1
+T0, T1 = 1.0, 0.001  # temperature of the gates before and after training
 
-class RMSNorm(nn.Module):
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the precision of its input, also where autocast leaves the weight in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
@@ -32,64 +32,65 @@ class RMSNorm(nn.Module):
 class ResidualMLP(nn.Module):
     """x + Dropout(W2 GELU(W1 RMSNorm(x)))."""
 
-    def __init__(self, hidden: int, intermediate: int, dropout: float) -> None:
+    def __init__(self, hidden: int, intermediate: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(hidden)
+        self.norm = RMSNorm(hidden, eps=EPS)
         self.w1 = nn.Linear(hidden, intermediate, bias=False)
         self.w2 = nn.Linear(intermediate, hidden, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.w2(F.gelu(self.w1(self.norm(x)))))
 
 
 class Blocks(nn.Module):
-    def __init__(self, count: int, hidden: int, intermediate: int, dropout: float) -> None:
+    """Residual MLPs one after the other, named as in the published checkpoints."""
+
+    def __init__(self, count: int, hidden: int, intermediate: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ResidualMLP(hidden, intermediate, dropout) for _ in range(count))
+        self.blocks = nn.Sequential(*(ResidualMLP(hidden, intermediate) for _ in range(count)))
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.blocks(x)
 
 
 class C2CProjector(nn.Module):
     """One receiver layer's projector: reads both caches, returns the change to the receiver's keys and values."""
 
-    def __init__(self, source: int, heads: int, head_dim: int, config: FuserConfig, dropout: float = 0.1) -> None:
+    def __init__(self, config: FuserConfig) -> None:
         super().__init__()
-        hidden, intermediate, target = config.hidden, config.intermediate, heads * head_dim
+        hidden, intermediate, heads = config.hidden, config.intermediate, config.receiver.kv_heads
+        source, target = config.features
         for x in ("key", "value"):
             setattr(self, f"{x}_gate_logit", nn.Parameter(torch.zeros(())))
             setattr(self, f"{x}_in", nn.Linear(source + target, hidden))
-            setattr(self, f"{x}_mlp1", Blocks(1, hidden, intermediate, dropout))
-            setattr(self, f"{x}_scalar_mlp2", Blocks(1, hidden, hidden, dropout))
+            setattr(self, f"{x}_mlp1", Blocks(1, hidden, intermediate))
+            setattr(self, f"{x}_scalar_mlp2", Blocks(1, hidden, hidden))
             setattr(self, f"{x}_scalar_head", nn.Linear(hidden, heads))
-            setattr(self, f"{x}_proj_mlp2", Blocks(config.num_layers - 2, hidden, intermediate, dropout))
+            setattr(self, f"{x}_proj_mlp2", Blocks(config.num_layers - 2, hidden, intermediate))
             setattr(self, f"{x}_proj_out", nn.Linear(hidden, target))
         self.gate_temperature = nn.Buffer(torch.tensor(1.0))
 
     def forward(
         self, sent_key: Tensor, sent_value: Tensor, own_key: Tensor, own_value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """All (B, N, T, H); returns the changes to (own_key, own_value), whatever their gates say."""
+        """Compute the changes to (own_key, own_value), whatever their gates are; all (B, N, T, H)."""
         return self.change("key", sent_key, own_key), self.change("value", sent_value, own_value)
 
     def is_open(self, x: str) -> bool:
-        """Whether the gate of "key" or "value" lets anything in at inference. Waits for the device."""
+        """Check whether the gate of "key" or "value" is open at inference. Synchronizes with the device."""
         return bool(getattr(self, f"{x}_gate_logit") > 0)
 
     def weights(
         self, sent_key: Tensor, sent_value: Tensor, own_key: Tensor, own_value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Gate times dynamic weight, (B, N, T), of keys and of values."""
+        """Compute gate times dynamic weight, (B, N, T), of keys and of values."""
         both = (("key", sent_key, own_key), ("value", sent_value, own_value))
         key, value = (self._weight(x, self._trunk(x, sent, own))[..., 0] for x, sent, own in both)
         return key, value
 
     def change(self, x: str, sent_BNTH: Tensor, own_BNTH: Tensor) -> Tensor:
-        """What "key" or "value" of this layer changes by."""
+        """Compute the change to "key" or "value" of this layer."""
         trunk = self._trunk(x, sent_BNTH, own_BNTH)
         # 3. projection into the receiver's space
         projected = getattr(self, f"{x}_proj_out")(getattr(self, f"{x}_proj_mlp2")(trunk))
@@ -118,7 +119,7 @@ class C2CProjector(nn.Module):
 
 
 class C2CFuser(Fuser):
-    """The published fuser over all receiver layers. Fresh from its initialization it is the identity at inference.
+    """The published fuser over all receiver layers. Untrained it is the identity at inference.
 
     At inference closed gates cost nothing. The open ones run layer by layer on a CPU and in groups on a GPU
     (fusion/stacked.py); grouped says which, None leaves it to the device and the size. Compiled, they run in groups.
@@ -130,12 +131,8 @@ class C2CFuser(Fuser):
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__(config)
-        source = config.sender.kv_heads * config.sender.head_dim
-        spec = config.receiver
-        self.projectors = nn.ModuleList(
-            C2CProjector(source, spec.kv_heads, spec.head_dim, config) for _ in range(spec.layers)
-        )
-        self._largest = config.hidden * max(config.hidden, config.intermediate, source + spec.kv_heads * spec.head_dim)
+        self.projectors = nn.ModuleList(C2CProjector(config) for _ in range(config.receiver.layers))
+        self._largest = config.hidden * max(config.hidden, config.intermediate, sum(config.features))
         self._stacked: Stacked | None = None
 
     def train(self, mode: bool = True) -> C2CFuser:
@@ -186,12 +183,9 @@ class C2CFuser(Fuser):
         return f"projectors.{layer}.{side}_gate_logit"
 
     def on_step(self, progress: float) -> None:
-        self.anneal(progress)
-
-    def anneal(self, progress: float, start: float = 1.0, end: float = 0.001) -> None:
-        """Set the gates' temperature T0 (T1/T0)^progress, progress in [0, 1]."""
+        """Anneal the gates' temperature, T0 (T1/T0)^progress."""
         for projector in self.projectors:
-            projector.gate_temperature.fill_(start * (end / start) ** min(progress, 1.0))  # pyright: ignore
+            projector.gate_temperature.fill_(T0 * (T1 / T0) ** min(progress, 1.0))  # pyright: ignore
 
 
 def _flat(tensor_BNTH: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
-"""The operator "∘": what the receiver's last prompt token and its answer see.
+"""The operator "∘": fuse senders' caches with the receiver's own.
 
 `concat` (FedRefine Eq. 1-4) puts every sender's projected cache in front of the receiver's own; `mix` (the case study)
 changes the receiver's own cache token by token. In both, the last prompt token is read on top of the result, so it and
 the answer are the receiver's own. A sender's gate weight w adds log w to the attention scores of its segment (concat)
-or scales its change (mix); with w = 0 nothing of it is left, and the answer is the receiver's alone, bit for bit.
-A layer that a sender did not send is as if the fuser's gate were closed there: nothing of it is left in that layer.
+or scales its change (mix); with w = 0 the answer is the receiver's alone, bit for bit. A layer that a sender did not
+send has no effect, as if the fuser's gate were closed there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from fedray.llm.preallocated_cache import slots
 from fedray.types import FedrayError, Layers
 from fedray.wire.codecs import are_finite
 
-SILENCE = -1e30  # added to attention scores of slots that a layer must not see; finite, so that no sum is NaN
+MASKED = -1e30  # added to attention scores of slots that a layer must not see; finite, so that no sum is NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,15 @@ class Part:
 
     def check(self, receiver: KVCache) -> None:
         config = self.fuser.config
-        for side, want, got in (
-            ("sender", config.sender, self.cache.spec),
-            ("receiver", config.receiver, receiver.spec),
-        ):
+        sides = (("sender", config.sender, self.cache.spec), ("receiver", config.receiver, receiver.spec))
+        for side, want, got in sides:
             if want != got:
                 raise FedrayError(
                     f"fuser of {self.sender}: expected a {side} cache of {want} (layers x heads x dim), got {got}"
                 )
 
     def row(self, b: int) -> tuple[int, int]:
-        """Where row b begins among the tokens that `take` counts, and how many it has."""
+        """Find where row b begins among the tokens that `take` indexes, and how many it has."""
         if self.lengths is None:
             return 0, int(self.cache.lengths[b])
         return sum(self.lengths[:b]), self.lengths[b]
@@ -77,18 +75,16 @@ class Part:
         return (slots < torch.tensor(self.lengths)[:, None]).to(self.cache.lengths.device)
 
     def spread(self, tensor: Tensor) -> Tensor:
-        """(B, N, T, ...) of what was made of `cache`, padded where its rows are not as long."""
+        """Pad what was made of `cache` to (B, N, T, ...)."""
         return tensor if self.lengths is None else side_by_side(tensor, self.lengths)
 
     def take(self, tensor_BNSH: Tensor, index_BT: Tensor) -> Tensor:
-        """(B, N, T, H): tokens of a layer of `cache`, which `row` counts."""
-        batch, heads, _, dim = tensor_BNSH.shape
+        """Gather tokens of a layer of `cache` by their indices, as `row` counts them: (B, N, T, H)."""
         if not any(tensor_BNSH.stride()):  # zeros without memory of their own: a layer that is not read
             return tensor_BNSH[:, :, :1].expand(len(index_BT), -1, index_BT.shape[1], -1)
         if self.lengths is not None:
             return tensor_BNSH[0][:, index_BT].transpose(0, 1)
-        index = index_BT[:, None, :, None].expand(batch, heads, -1, dim)
-        return tensor_BNSH.gather(2, index)
+        return tensor_BNSH.take_along_dim(index_BT[:, None, :, None], 2)
 
 
 def fuse(
@@ -99,9 +95,9 @@ def fuse(
     order: str = "parallel",
     border: Border | None = None,
 ) -> Context:
-    """What stands before the last prompt token: `own` (the prompt without it) and the parts, by either operator.
+    """Fuse `own` (the prompt without its last token) and the parts, by either operator.
 
-    border: keeps whose part cannot be fused, or becomes NaN or infinite, and goes on without it; None raises.
+    border: records whose part cannot be fused, or becomes NaN or infinite, and goes on without it; None raises.
     """
     if operator == "mix":
         return concat(mix(own, own_spans, parts, order, border), [])
@@ -109,7 +105,7 @@ def fuse(
 
 
 def concat(own: KVCache, parts: list[Part], border: Border | None = None) -> Context:
-    """Senders' projected caches, then the receiver's own: C(F_j1i, M_j1) ∘ ... ∘ C(M_i)  (Eq. 4).
+    """Concatenate senders' projected caches and the receiver's own: C(F_j1i, M_j1) ∘ ... ∘ C(M_i)  (Eq. 4).
 
     `own` holds the prompt without its last token. The receiver's own positions start at 0, as they do alone. All layers
     have the same slots, since one mask serves all: those of a layer that was not sent weigh nothing there.
@@ -137,21 +133,17 @@ def concat(own: KVCache, parts: list[Part], border: Border | None = None) -> Con
 
 
 def _biases(part: Part, log_weights: Sequence[Tensor]) -> list[Tensor]:
-    """Per receiver layer what is added to the scores of a sender's slots: the weights of gate and fuser, or silence."""
+    """Compute per receiver layer the bias of a sender's slots: the log weights of gate and fuser, or MASKED."""
     log_w = torch.log(part.weight_B.clamp(min=torch.finfo(torch.float32).tiny))[:, None, None]
-    heard = [keys and values for keys, values in zip(*part.fuser.reached(part.layers), strict=True)]
-    silence = max(SILENCE, torch.finfo(log_weights[0].dtype).min)
-    return [w + log_w if came else torch.full_like(w, silence) for w, came in zip(log_weights, heard, strict=True)]
+    came = [keys and values for keys, values in zip(*part.fuser.reached(part.layers), strict=True)]
+    masked = max(MASKED, torch.finfo(log_weights[0].dtype).min)
+    return [w + log_w if here else torch.full_like(w, masked) for w, here in zip(log_weights, came, strict=True)]
 
 
 def mix(
-    own: KVCache,
-    own_spans: list[list[Span]],
-    parts: list[Part],
-    order: str = "parallel",
-    border: Border | None = None,
+    own: KVCache, own_spans: list[list[Span]], parts: list[Part], order: str = "parallel", border: Border | None = None
 ) -> KVCache:
-    """The receiver's cache with every sender's change added, token by token of the same text.
+    """Add every sender's change to the receiver's cache, token by token of the same text.
 
     parallel: all changes are computed from the receiver's own cache and summed; sequential: sender 2 sees the cache
     fused with sender 1 (both as published for C2C).
@@ -170,7 +162,7 @@ def mix(
                 tuple(x if c is None else x + scale_B1T1 * c for x, c in zip(side, changes, strict=True))
                 for side, changes in ((keys, change_keys), (values, change_values))
             ]
-    return KVCache(own.spec, keys, values, own.lengths, own.positions)
+    return replace(own, keys=keys, values=values)
 
 
 def _at(border: Border | None, part: Part) -> AbstractContextManager[None]:
@@ -178,13 +170,13 @@ def _at(border: Border | None, part: Part) -> AbstractContextManager[None]:
 
 
 def _check_finite(border: Border | None, fused: Sequence[Tensor]) -> None:
-    """Raises FedrayError where a sender's part would make the receiver's answer NaN."""
+    """Validate that a sender's part does not make the receiver's answer NaN. Raises FedrayError."""
     if border is not None and fused and not are_finite([extreme for tensor in fused for extreme in tensor.aminmax()]):
         raise FedrayError("what its fuser makes of its cache is NaN or infinite")
 
 
 def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Tensor, Tensor]:
-    """Per receiver slot the sender token it reads (B, T), and 1.0 where there is one."""
+    """Align tokens: per receiver slot the sender token it reads (B, T), and 1.0 where there is one."""
     index = torch.zeros(own.batch, own.tokens, dtype=torch.long)
     aligned = torch.zeros(own.batch, own.tokens)
     for b, spans in enumerate(own_spans):
@@ -196,7 +188,7 @@ def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Te
 
 
 def _sources(part: Part, b: int, spans: Sequence[Span], own_length: int) -> list[int]:
-    """Per receiver token of row b the slot of the sender token it reads, or -1, as the fuser's token alignment says.
+    """Align the receiver tokens of row b with slots of the sender, or -1, as the fuser's token alignment says.
 
     The prompts may differ in front (notes that only one of them reads): places are counted from the end.
     """
@@ -209,24 +201,24 @@ def _sources(part: Part, b: int, spans: Sequence[Span], own_length: int) -> list
     return [token if token < 0 else start + token for token in tokens]
 
 
-def _read_tokens(part: Part, b: int, spans: Sequence[Span], own_length: int, sent: int) -> list[int]:
-    """The same among all `sent` tokens that the sender has read."""
+def _read_tokens(part: Part, b: int, spans: Sequence[Span], own_length: int, read: int) -> list[int]:
+    """Align with all `read` tokens that the sender has read, sent or not."""
     how = part.fuser.config.token_alignment
-    if sent == 0:
+    if read == 0:
         return []
     if how == "ids":
-        return [sent - 1 - own_length + t for t in range(own_length)]
+        return [read - 1 - own_length + t for t in range(own_length)]
     if not part.spans[b]:
         return []
     shift = _end(spans) - _end(part.spans[b])
     moved = [(a, e) if a < 0 else (a + shift, e + shift) if a + shift >= 0 else (HEAD, 0) for a, e in part.spans[b]]
     tokens = align_tokens(moved, spans)
-    after = {"assembled": sent - 1, "text": -1}[how]
+    after = {"assembled": read - 1, "text": -1}[how]
     return [after if spans[t][0] == TAIL else tokens[t] for t in range(own_length)]
 
 
 def openness(own: KVCache, own_spans: list[list[Span]], part: Part) -> Tensor:
-    """How much the part's fuser lets in, mean over all tokens it reads: (R, L, N), R as in Fuser.weights()."""
+    """Average the fuser's weights over all tokens it reads: (R, L, N), R as in Fuser.weights()."""
     sent, read_BT = (part.cache.keys, part.cache.values), part.cache.valid_BT()
     if part.fuser.config.operator == "mix":
         index_BT, aligned_BT = alignment(part, own, own_spans)
@@ -236,5 +228,5 @@ def openness(own: KVCache, own_spans: list[list[Span]], part: Part) -> Tensor:
 
 
 def _end(spans: Sequence[Span]) -> int:
-    """Where the user's text ends; template marks are negative."""
+    """Find where the user's text ends; template marks are negative."""
     return max((end for start, end in spans if start >= 0), default=0)

@@ -1,4 +1,4 @@
-"""torch.compile for what fusers compute at inference (`compile=`).
+"""Compile what fusers compute at inference (`compile=`).
 
 A compiled function takes and gives a few large tensors, layers stacked in groups: torch checks each one's shape in
 every call, and a CUDA graph copies each one in, where layer by layer there would be four per layer.
@@ -20,7 +20,7 @@ ON_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch that repl
 
 
 def compiled(function: Tensors, mode: Compile) -> Tensors:
-    """A function from tensors to a tuple of tensors, compiled in one of torch's modes when it is first called.
+    """Compile a function from tensors to a tuple of tensors in one of torch's modes, when it is first called.
 
     One compilation serves every number of tokens (dynamic), but in reduce-overhead: a CUDA graph repeats kernels of
     fixed sizes, so there is one per shape, and its kernels are made for that shape too. max-autotune, whose search

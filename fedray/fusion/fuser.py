@@ -24,14 +24,7 @@ from fedray.schema import Schema
 from fedray.types import FedrayError, KVSpec, Layers
 
 # More than any LLM or fuser has
-MOST = {
-    "layers": 512,
-    "kv_heads": 1024,
-    "head_dim": 1024,
-    "hidden": 1 << 20,
-    "intermediate": 1 << 20,
-    "num_layers": 16,
-}
+MOST = {"layers": 512, "kv_heads": 1024, "head_dim": 1024, "hidden": 1 << 20, "intermediate": 1 << 20, "num_layers": 16}
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
 Changes = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]  # to Sides; None where nothing changes
 Reached = tuple[tuple[bool, ...], tuple[bool, ...]]  # whose keys, and whose values, per receiver layer
@@ -39,7 +32,7 @@ Reached = tuple[tuple[bool, ...], tuple[bool, ...]]  # whose keys, and whose val
 
 @dataclass(frozen=True, slots=True)
 class FuserConfig:
-    """What a fuser is: enough to build it again. reads: "sender", or "both" caches (then it runs at the receiver)."""
+    """The configuration of a fuser. reads: "sender", or "both" caches (then it runs at the receiver)."""
 
     kind: str
     operator: str
@@ -74,8 +67,13 @@ class FuserConfig:
     def reads(self) -> str:
         return "sender" if self.operator == "concat" else "both"
 
+    @property
+    def features(self) -> tuple[int, int]:
+        """F of the sender and of the receiver."""
+        return self.sender.kv_heads * self.sender.head_dim, self.receiver.kv_heads * self.receiver.head_dim
+
     def to_dict(self) -> dict[str, Any]:
-        """Its fields; a token alignment that is the usual one is left out, as before there was another."""
+        """Convert to a dictionary, without the default token alignment, as before there was another."""
         fields = asdict(self)
         if self.token_alignment == "assembled":
             del fields["token_alignment"]
@@ -103,10 +101,10 @@ class Projection:
 
 
 class Fuser(nn.Module):
-    """A fuser of either kind. `concat` uses project(), `mix` uses mix().
+    """The base class of fusers. `concat` uses project(), `mix` uses mix().
 
-    norms: the range of the caches it was trained on, where its training has left one. default_layers: the layer
-    alignment that it is trained with where nobody says otherwise.
+    norms: the range of the caches it was trained on, where its training has recorded one. default_layers: the default
+    layer alignment of its training.
     """
 
     norms: Norms | None = None
@@ -118,18 +116,18 @@ class Fuser(nn.Module):
         self.layers = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
 
     def project(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Projection:
-        """Sender layers (B, N, T, H) -> the same tokens in the receiver's space."""
+        """Project sender layers (B, N, T, H) into the receiver's space."""
         raise NotImplementedError
 
     def mix(self, own: Sides, sent: Sides, layers: Layers | None = None) -> Changes:
-        """Changes (new minus own) to the receiver's keys and values, from sender layers aligned to its tokens.
+        """Compute changes (new minus own) to the receiver's keys and values, from sender layers aligned to its tokens.
 
         layers: the sender's that came, None is all; what would read another does not change.
         """
         raise NotImplementedError
 
     def reached(self, layers: Layers | None) -> Reached:
-        """What a receiver layer reads of these sender's layers, None is all."""
+        """Find the receiver layers whose sender layers are among these, None is all."""
         if layers is None:
             return (True,) * len(self.layers), (True,) * len(self.layers)
         keys, values = (tuple(s in side for s in self.layers) for side in map(frozenset, layers))
@@ -137,62 +135,61 @@ class Fuser(nn.Module):
 
     @classmethod
     def gate_of(cls, layer: int, side: str) -> str | None:
-        """Name the parameter that at inference closes the way to the keys or values of a receiver layer; None: none."""
+        """Name the parameter that at inference gates the keys or values of a receiver layer; None: there is none."""
         return None
 
     def fit_inputs(self, sample: Callable[[], KVCache]) -> None:
-        """Prepare an untrained fuser for the senders' caches that it will see. sample: draws some."""
+        """Fit an untrained fuser to the senders' caches. sample: draws some."""
 
     def on_step(self, progress: float) -> None:
-        """Hear of a training step. progress: the share of all steps that is done."""
+        """Update what depends on the training step. progress: the share of all steps that is done, in [0, 1]."""
 
     def weights(self, own: Sides, sent: Sides) -> Tensor:
-        """How much of every token is let in, from 0 to 1: (R, L, B, N, T), R = 1 in `concat`, K and V apart in `mix`.
+        """Compute the weight of every token, from 0 to 1: (R, L, B, N, T), R = 1 in `concat`, K and V apart in `mix`.
 
         own, sent: as in mix(); `concat` reads the sender's alone.
         """
         raise NotImplementedError
 
     def for_inference(self, mode: Compile | None = None) -> Fuser:
-        """This fuser, ready for requests: compiled, or with its large matrices laid out for a CPU (llm/products.py).
+        """Prepare the fuser for requests: compile it, or prepack its large matrices for a CPU (llm/products.py).
 
-        torch compiles at the first call, so that is made here, which takes seconds to minutes; for reduce-overhead,
-        where every number of tokens has its own, at the first request of each.
+        torch compiles at the first call, which is made here and takes seconds to minutes; reduce-overhead compiles for
+        every number of tokens, at the first request of each.
         """
         if mode is None:
             pack_matrices(self)
             return self
         self.compile_with(mode)
         if mode != "reduce-overhead":
-            self._rehearse()
+            self._warm_up()
         return self
 
     def compile_with(self, mode: Compile) -> None:
-        """Have project() or mix() compute by torch.compile in one of its modes, all layers in groups."""
+        """Compile project() or mix() in one of torch's modes, all layers in groups."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def _rehearse(self, tokens: int = 7) -> None:
+    def _warm_up(self) -> None:
         """Run once, on zeros."""
         like = next(self.parameters())
-        sent_layers, own_layers = (
-            (like.new_zeros(1, spec.kv_heads, tokens, spec.head_dim),) * spec.layers
+        sent, own = (
+            ((like.new_zeros(1, spec.kv_heads, 7, spec.head_dim),) * spec.layers,) * 2
             for spec in (self.config.sender, self.config.receiver)
         )
-        sent, own = (sent_layers, sent_layers), (own_layers, own_layers)
         if self.config.operator == "concat":
             self.project(*sent)
         else:
             self.mix(own, sent)
 
     def _stack(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], layers: list[int]) -> Tensor:
-        """Chosen layers as groups: K of every layer, then V: (G, B*T, F)."""
+        """Stack chosen layers as groups: K of every layer, then V: (G, B*T, F)."""
         stacked = torch.stack([tensors[t] for tensors in (keys, values) for t in layers])
         return stacked.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def only(changes: Changes, wanted: Reached) -> Changes:
-    """Those changes that are wanted, layer by layer of keys and of values."""
+    """Keep the changes that are wanted, layer by layer of keys and of values."""
     keys, values = (
         tuple(change if keep else None for change, keep in zip(*side, strict=True))
         for side in zip(changes, wanted, strict=True)

@@ -1,8 +1,8 @@
-"""The gating network of each LLM: how much of each sender's cache it lets in, per input (FedRefine, section 4).
+"""The gating network of each LLM: weights of the senders' caches, per input (FedRefine, section 4).
 
 It reads the receiver's own prompt states and weighs its own cache against each sender: with logits z for {own, senders}
 sender s gets w_s = p_s / (p_s + p_own) = sigmoid(z_s - z_own). So any subset of its senders may be present, the
-receiver's own cache is an explicit choice, and a weight can close.
+receiver's own cache is an explicit choice, and a weight can be 0.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from fedray.types import FedrayError
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
-    """receiver, senders: slugs of their names, senders in the order of the weights; hidden: width D of the receiver's
-    hidden states; layer: after how many layers they are read (0: the embeddings); queries: places in the prompt the
-    gate looks at."""
+    """The configuration of a gate.
+
+    receiver, senders: slugs of their names, senders in the order of the weights; hidden: width D of the receiver's
+    hidden states; layer: after how many layers they are read (0: the embeddings); queries: number of learned queries.
+    """
 
     receiver: str
     senders: tuple[str, ...]
@@ -63,10 +65,10 @@ _SCHEMA = Schema(GateConfig)
 
 
 class Gate(nn.Module):
-    """Learned queries attend over the receiver's prompt states; a small MLP weighs what they find.
+    """Learned queries that attend over the receiver's prompt states, and a small MLP over what they find.
 
-    Attention matters: one word of a prompt may say who knows. A mean over the prompt, or the last token's state, drowns
-    it, and the gate then learns the training questions by heart.
+    Attention matters: one word of a prompt may tell who knows. With a mean over the prompt, or the last token's state,
+    the gate overfits to the training questions.
     """
 
     def __init__(self, config: GateConfig) -> None:
@@ -78,7 +80,7 @@ class Gate(nn.Module):
         self.logits = nn.Linear(config.units, 1 + len(config.senders))
 
     def forward(self, state_BTD: Tensor, valid_BT: Tensor) -> Tensor:
-        """Weights (B, S) in (0, 1), one per sender of the configuration; padding is not looked at."""
+        """Compute weights (B, S) in (0, 1), one per sender of the configuration; padding is masked."""
         normed_BTD = self.norm(state_BTD)
         scores_BTQ = self.queries(normed_BTD).masked_fill(~valid_BT[..., None], torch.finfo(state_BTD.dtype).min)
         found_BQD = torch.einsum("btq,btd->bqd", scores_BTQ.softmax(1), normed_BTD)
@@ -86,14 +88,13 @@ class Gate(nn.Module):
         return torch.sigmoid(self.config.sharpness * (z[:, 1:] - z[:, :1]))
 
     def weigh(self, state_BTD: Tensor, valid_BT: Tensor, senders: tuple[str, ...], threshold: float) -> Tensor:
-        """Weights (B, S) of the senders at hand; what lies under the threshold is 0 and need not be sent."""
-        index = [self.config.senders.index(slug(s)) for s in senders]
-        weights = self(state_BTD, valid_BT)[:, index]
-        return torch.where(weights < threshold, torch.zeros_like(weights), weights)
+        """Compute weights (B, S) of the senders at hand; below the threshold they are 0 and nothing need be sent."""
+        weights_BS = self(state_BTD, valid_BT)[:, [self.config.senders.index(slug(s)) for s in senders]]
+        return weights_BS.masked_fill(weights_BS < threshold, 0.0)
 
 
 def fixed_weights(kind: str, batch: int, senders: int, seed: int) -> Tensor:
-    """Weights (B, S) of the gates that learn nothing: `open` and `none` let all in, `random` half of them."""
+    """Compute weights (B, S) of the fixed gates: 1 for `open` and `none`, 0 or 1 at random for `random`."""
     if kind in ("open", "none") or senders == 0:
         return torch.ones(batch, senders)
     if kind == "random":

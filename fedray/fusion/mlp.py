@@ -32,10 +32,7 @@ class MLPFuser(Fuser):
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__(config)
-        source, target = (
-            config.sender.kv_heads * config.sender.head_dim,
-            config.receiver.kv_heads * config.receiver.head_dim,
-        )
+        source, target = config.features
         groups, hidden, heads = 2 * config.receiver.layers, config.hidden, config.receiver.kv_heads
         self.shift = nn.Buffer(torch.zeros(groups, 1, source))
         self.scale = nn.Buffer(torch.ones(groups, 1, source))
@@ -46,14 +43,12 @@ class MLPFuser(Fuser):
         self.weight = GroupedLinear(weighed, hidden, heads)
         self.own_weight = GroupedLinear(groups, target, heads) if config.operator == "mix" else None
 
-    def fit_inputs(self, sample: Callable[[], KVCache]) -> None:
-        cache = sample()
-        self.standardize(cache.keys, cache.values)
-
     @torch.no_grad()
-    def standardize(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
-        """Set the input shift and scale from sample caches, so that every feature enters with unit variance."""
-        x = self._stack(keys, values, self.layers).float()
+    def fit_inputs(self, sample: Callable[[], KVCache]) -> None:
+        """Standardize the inputs: set shift and scale so that every feature has unit variance."""
+        cache = sample()
+        x = self._stack(cache.keys, cache.values, self.layers).float()
+
         self.shift.copy_(x.mean(1, keepdim=True))
         self.scale.copy_(1.0 / x.std(1, keepdim=True).clamp(min=1e-3))
 
@@ -67,13 +62,13 @@ class MLPFuser(Fuser):
         return F.gelu(self.second(F.gelu(self.first((x_GMF - self.shift) * self.scale))))
 
     def _projected(self, sent_GMF: Tensor) -> tuple[Tensor, ...]:
-        """The sender's tokens in the receiver's space, (G, M, N*H), and the logarithms of their weights, (L, M, N)."""
+        """Project the sender's tokens: (G, M, N*H), and the logarithms of their weights, (L, M, N)."""
         hidden = self._hidden(sent_GMF)
         logits = self.weight(hidden[: self.config.receiver.layers])
         return self.third(hidden), F.logsigmoid(self.SHARPNESS * logits + 2.0)
 
     def _changed(self, sent_GMF: Tensor, own_GMF: Tensor) -> tuple[Tensor, ...]:
-        """What the receiver's tokens change by, (G, M, N*H)."""
+        """Compute the changes to the receiver's tokens, (G, M, N*H)."""
         assert self.own_weight is not None, "a concat fuser cannot mix"
         hidden = self._hidden(sent_GMF)
         weight_GMN = torch.sigmoid(self.weight(hidden) + self.own_weight(own_GMF))
@@ -81,7 +76,7 @@ class MLPFuser(Fuser):
         return ((weight_GMN[..., None] * change).flatten(-2),)
 
     def _unstack(self, x_GMF: Tensor, batch: int) -> Tensor:
-        """(G, B*T, N*H) -> (G, B, N, T, H)."""
+        """Split tokens and heads: (G, B*T, N*H) -> (G, B, N, T, H)."""
         heads = self.config.receiver.kv_heads
         return x_GMF.unflatten(1, (batch, -1)).unflatten(-1, (heads, -1)).transpose(2, 3)
 
@@ -127,8 +122,8 @@ class GroupedLinear(nn.Module):
 
 
 def in_groups(device: torch.device, numbers: int) -> bool:
-    """Whether many products with matrices of so many numbers run faster as one batched product.
+    """Check whether many products with matrices of so many numbers run faster as one batched product.
 
-    On a GPU they do. On a CPU a product of its own is faster, but for the smallest (docs/log.md).
+    On a GPU they do. On a CPU separate products are faster, but for the smallest (docs/log.md).
     """
     return device.type != "cpu" or numbers < LARGE

@@ -1,14 +1,14 @@
-"""How large a sender's keys and values are, as its fuser saw them in training: what lies far outside is refused.
+"""Validate the norms of a sender's keys and values by their range in its fuser's training.
 
-A token's norm is the 2-norm of its keys (or values) in one layer, all heads together. What norms cannot tell passes:
-signs, another prompt's cache, random numbers of the right size.
+A token's norm is the 2-norm of its keys (or values) in one layer, all heads together. Norms do not detect other signs,
+another prompt's cache, or random numbers of the right size.
 Shape legend: L layers, N kv heads, S tokens, H head dim.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ from fedray.wire.codecs import SIDES
 BELOW, ABOVE = 1 / 8, 4.0
 LARGEST = 1e4  # root mean square of a token's numbers, where no training has left a range
 RECORD = "norms"  # its key in a manifest's record of training
-_DIGITS = 4
 
 Range = tuple[float, float]
 
@@ -37,13 +36,11 @@ class Norms:
     values: tuple[Range, ...]
 
     def to_dict(self) -> dict[str, list[list[float]]]:
-        return {
-            side: [[float(f"{norm:.{_DIGITS}g}") for norm in pair] for pair in getattr(self, side)] for side in SIDES
-        }
+        return {side: [[float(f"{norm:.4g}") for norm in pair] for pair in getattr(self, side)] for side in SIDES}
 
     @classmethod
     def from_dict(cls, record: Any, layers: int) -> Norms:
-        """Read what `to_dict` made for a sender of so many layers. Raises ValueError where it is something else."""
+        """Read and validate what `to_dict` made for a sender of so many layers. Raises ValueError."""
         try:
             keys, values = ([(float(low), float(high)) for low, high in record[side]] for side in SIDES)
         except (KeyError, TypeError, ValueError) as error:
@@ -81,9 +78,9 @@ def token_norms(numbers: Tensor) -> Tensor:
 
 
 def check_norms(sent: tuple[Tensor, Tensor], layers: Layers, spec: KVSpec, norms: Norms | None) -> None:
-    """Compare keys and values (L, N, S, H) of the layers that came with the range in training.
+    """Validate keys and values (L, N, S, H) of the layers that came by the range in training. Raises FedrayError.
 
-    None: the fuser's training has left none, and a bound stands for it that no LLM comes near. Raises FedrayError.
+    None: the fuser's training has recorded none, and a bound that no LLM comes near is used.
     """
     for side, numbers_LNSH, chosen in zip(SIDES, sent, layers, strict=True):
         if not numbers_LNSH.numel():
@@ -91,15 +88,12 @@ def check_norms(sent: tuple[Tensor, Tensor], layers: Layers, spec: KVSpec, norms
         norms_LS = token_norms(numbers_LNSH)
         low_L, high_L = norms_LS.amin(1), norms_LS.amax(1)  # aminmax wakes all threads for so few numbers
         largest = LARGEST * math.sqrt(spec.kv_heads * spec.head_dim)
-        allowed = [(0.0, largest)] * spec.layers if norms is None else _with_margin(getattr(norms, side))
         for layer, low, high in zip(chosen, low_L.tolist(), high_L.tolist(), strict=True):
-            lowest, highest = allowed[layer]
+            lowest, highest = (0.0, largest) if norms is None else getattr(norms, side)[layer]
+            if norms is not None:
+                lowest, highest = lowest * BELOW, highest * ABOVE
             if not lowest <= low <= high <= highest:
                 raise FedrayError(
                     f"its {side} in layer {layer} have norms of {low:.3g} to {high:.3g} per token, where "
                     f"{lowest:.3g} to {highest:.3g} are allowed{'' if norms is None else ' after training'}"
                 )
-
-
-def _with_margin(ranges: Sequence[Range]) -> list[Range]:
-    return [(low * BELOW, high * ABOVE) for low, high in ranges]

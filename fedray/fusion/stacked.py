@@ -1,6 +1,6 @@
-"""The published fuser's layers as a few grouped products, K and V of all layers at once: for GPUs and torch.compile.
+"""Batch the published fuser's layers into a few grouped products, for GPUs and torch.compile.
 
-Layer by layer it takes 504 small products (28 layers), which a GPU spends its time starting.
+Layer by layer it takes 504 small products (28 layers), whose launches take a GPU longer than the products.
 Shape legend: G groups (open gates: a layer's keys or its values), M tokens of all rows, F features.
 """
 
@@ -22,14 +22,14 @@ EPS = 1e-6  # of RMSNorm, as published
 
 
 class Stacked(nn.Module):
-    """The open layers' parameters, one tensor each; the layers' own become views of them, so nothing is held twice.
+    """The open layers' parameters, stacked; the layers' own become views of them, so that nothing is stored twice.
 
-    Made once for a fuser at inference: asking which gates are open is the only time that the device is waited for.
-    A module, so that torch.compile takes the tensors for lying where they lie: a CUDA graph does not copy them.
+    Built once for a fuser at inference: reading the gates synchronizes with the device. A module, so that torch.compile
+    takes the tensors as static: a CUDA graph does not copy them.
     """
 
     def __init__(self, layers: Sequence[int], projectors: Sequence[Any], mode: Compile | None = None) -> None:
-        """layers: per receiver layer the sender layer it reads; mode: compiled in it."""
+        """layers: per receiver layer the sender layer it reads; mode: of torch.compile."""
         super().__init__()
         self._layers = layers
         self._groups = [(side, t) for side, x in enumerate(SIDES) for t, p in enumerate(projectors) if p.is_open(x)]
@@ -47,7 +47,7 @@ class Stacked(nn.Module):
             self._changed = compiled(self._changed, mode)
 
     def mix(self, own: Sides, sent: Sides) -> Changes:
-        """As C2CFuser.mix."""
+        """Compute C2CFuser.mix."""
         changes: list[list[Tensor | None]] = [[None] * len(own[0]) for _ in SIDES]
         if self._groups:
             batch, heads = own[0][0].shape[:2]
@@ -61,7 +61,7 @@ class Stacked(nn.Module):
         return tuple(changes[0]), tuple(changes[1])
 
     def _changed(self, features_GMF: Tensor) -> tuple[Tensor, ...]:
-        """(G, M, N*H)."""
+        """Compute the changes, (G, M, N*H)."""
         # 2. shared trunk
         trunk = self._blocks("mlp1", self._linear("in", features_GMF))
         # 3. projection into the receiver's space
@@ -85,5 +85,5 @@ class Stacked(nn.Module):
 
 
 def _tokens(layers: list[Tensor]) -> Tensor:
-    """Layers (B, N, T, H) as groups of tokens, heads flattened: (G, B*T, N*H)."""
+    """Stack layers (B, N, T, H) as groups of tokens, heads flattened: (G, B*T, N*H)."""
     return torch.stack(layers).transpose(2, 3).flatten(3).flatten(1, 2)

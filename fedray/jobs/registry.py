@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedray.files import whole_folder
-from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, EMBEDDED, NAMES
+from fedray.llm.source import check_weights
 from fedray.registry import hub
 from fedray.registry.manifest import Manifest, version_folder
 from fedray.registry.store import SHIPPED, Registry
@@ -35,8 +35,7 @@ class Inventory:
         root = (self.zoo or EMBEDDED) / "llms"
         there = [name for name in NAMES if (root / name / "model.safetensors").is_file()]
         return [
-            Learned(name, "llm", "complete", loading.check_weights(name, self.zoo)[:16], str(root / name))
-            for name in there
+            Learned(name, "llm", "complete", check_weights(name, self.zoo)[:16], str(root / name)) for name in there
         ]
 
     def learned(self) -> list[tuple[Manifest, Path]]:
@@ -59,7 +58,7 @@ class Inventory:
         if form == "hub":
             return hub.write(*self.registry.pick(name, digest), to / name)
         if name in CATALOGUE:
-            loading.check_weights(name, self.zoo)
+            check_weights(name, self.zoo)
             return _copy((self.zoo or EMBEDDED) / "llms" / name, to / "llms" / name)
         manifest, version = self.registry.pick(name, digest)
         blob = read_weights(manifest, version)

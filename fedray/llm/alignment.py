@@ -1,4 +1,4 @@
-"""Which sender layer and which sender token a receiver layer and token read.
+"""Align receiver layers and tokens with those of a sender.
 
 Layers: the paper's case study aligns bottom-up; the published C2C code aligns the last layers. Tokens: by character
 spans of the same text, so any two tokenizers align; template tokens align by their distance from the prompt's end.
@@ -20,7 +20,7 @@ TOKEN_ALIGNMENTS = ("assembled", "text", "ids")
 
 
 def align_layers(sender_layers: int, receiver_layers: int, how: str = "bottom_up") -> list[int]:
-    """Per receiver layer t the sender layer it reads: t from below, or S-T+t as published; clamped to the sender."""
+    """Align layers: receiver layer t reads sender layer t, or S-T+t as published; clamped to the sender."""
     if how == "bottom_up":
         return [min(t, sender_layers - 1) for t in range(receiver_layers)]
     if how == "last_aligned":
@@ -29,7 +29,7 @@ def align_layers(sender_layers: int, receiver_layers: int, how: str = "bottom_up
 
 
 def align_tokens(sender: Sequence[Span], receiver: Sequence[Span]) -> list[int]:
-    """Per receiver token the sender token with the largest overlap in the text, or -1.
+    """Align tokens: per receiver token the sender token with the largest overlap in the text, or -1.
 
     On a tie it is the one of the same span, which differs only where tokens cut through a character, or the later one.
     Tokens after the text align by their distance from the end, tokens before it are not aligned: a causal LLM has
@@ -60,7 +60,7 @@ def align_tokens(sender: Sequence[Span], receiver: Sequence[Span]) -> list[int]:
 
 
 def _piece(best: int, sender: Sequence[Span], position: int, receiver: Sequence[Span]) -> int:
-    """`best`, or an earlier piece of the same character if the receiver's token is an earlier piece of it too."""
+    """Align pieces of one character: `best`, or an earlier piece if the receiver's token is an earlier one too."""
     span = receiver[position]
     following = 0
     while position + following + 1 < len(receiver) and receiver[position + following + 1] == span:

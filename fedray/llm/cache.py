@@ -1,4 +1,4 @@
-"""The KV cache as a value that knows its space.
+"""The KV cache as a frozen value with its KV space.
 
 Shape legend: B batch, N kv heads, T tokens, H head dim, L layers. Keys are post-RoPE, as transformers keeps them.
 """
@@ -49,26 +49,21 @@ class KVCache:
         return self.positions.shape[1]
 
     def valid_BT(self) -> Tensor:
-        """True where a slot holds a token of its row."""
+        """Compute the mask (B, T) of slots that hold a token of their row."""
         return torch.arange(self.tokens, device=self.lengths.device)[None] < self.lengths[:, None]
 
     def select(self, rows: list[int]) -> KVCache:
-        """The caches of some rows, without the padding they do not need; of all rows, itself."""
+        """Select rows, without the padding they do not need; all rows are the cache itself."""
         if rows == list(range(self.batch)):
             return self
         index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
         lengths = self.lengths[index]
         longest = int(lengths.max()) if rows else 0
-        return KVCache(
-            self.spec,
-            tuple(k[index, :, :longest] for k in self.keys),
-            tuple(v[index, :, :longest] for v in self.values),
-            lengths,
-            self.positions[index, :longest],
-        )
+        keys, values = (tuple(t[index, :, :longest] for t in side) for side in (self.keys, self.values))
+        return KVCache(self.spec, keys, values, lengths, self.positions[index, :longest])
 
     def scatter(self, rows: tuple[int, ...], batch: int) -> KVCache:
-        """A batch in which row rows[b] is this cache's row b and every other row is empty."""
+        """Scatter rows into a batch: row rows[b] is this cache's row b, and every other row is empty."""
         if rows == tuple(range(batch)):
             return self
         index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
@@ -82,19 +77,14 @@ class KVCache:
         return KVCache(self.spec, keys, values, spread(self.lengths), spread(self.positions))
 
     def crop(self, lengths: Tensor) -> KVCache:
-        """The first lengths[b] tokens of every row."""
+        """Crop every row to its first lengths[b] tokens."""
         longest = int(lengths.max())
-        return KVCache(
-            self.spec,
-            tuple(k[:, :, :longest] for k in self.keys),
-            tuple(v[:, :, :longest] for v in self.values),
-            torch.minimum(self.lengths, lengths),
-            self.positions[:, :longest],
-        )
+        keys, values = (tuple(t[:, :, :longest] for t in side) for side in (self.keys, self.values))
+        return KVCache(self.spec, keys, values, torch.minimum(self.lengths, lengths), self.positions[:, :longest])
 
     @classmethod
     def from_dynamic(cls, cache: DynamicCache, lengths: Tensor, positions: Tensor) -> KVCache:
-        """Read what a forward pass of transformers left behind."""
+        """Convert a cache of transformers."""
         keys, values = zip(*layers_of(cache), strict=True)
         _, kv_heads, _, head_dim = keys[0].shape
         return cls(KVSpec(len(keys), kv_heads, head_dim), keys, values, lengths, positions)
@@ -116,7 +106,7 @@ def side_by_side(flat_1NS: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def layers_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer; raises ValueError for layers that are not plain attention."""
+    """Get keys and values of every layer. Raises ValueError for layers that are not plain attention."""
     layers: list[tuple[Tensor, Tensor]] = []
     for index, layer in enumerate(cache.layers):
         key, value = getattr(layer, "keys", None), getattr(layer, "values", None)
@@ -127,7 +117,7 @@ def layers_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 
 
 def spec_of(config: Any) -> KVSpec:
-    """The KV space of a transformers configuration."""
+    """Derive the KV space of a transformers configuration."""
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return KVSpec(config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, head_dim)

@@ -1,4 +1,4 @@
-"""The names of the LLMs: one each, whatever zoo stands behind it. Knows neither torch nor transformers.
+"""The names of the LLMs, which mean the same in every zoo. Imports neither torch nor transformers.
 
 A name is one of `members/NAME.yaml`, or any other decoder's: `hf:org/name` on the Hugging Face hub, or a local folder.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Entry:
     name: str
     repo: str
     config: Mapping[str, Any]
-    aliases: tuple[str, ...] = field(default=())
+    aliases: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -59,9 +59,10 @@ _ALIASES = {alias: entry.name for entry in CATALOGUE.values() for alias in entry
 
 
 def resolve(name: str, role: str = "LLM", zoo: str = "tiny", *, copied: bool = False) -> str:
-    """The canonical name: resolve("llama-3.2-1b") == "llama-1b". Raises FedrayError with the nearest names of the zoo.
+    """Resolve a name to its canonical form: resolve("llama-3.2-1b") == "llama-1b".
 
-    hf:org/name stays as it is, a folder becomes absolute. copied: copies of an LLM (NAME#2) may be meant.
+    hf:org/name stays as it is, a folder becomes absolute. copied: allow copies of an LLM (NAME#2). Raises FedrayError
+    with the nearest names of the zoo.
     """
     if (original := original_of(name)) != name:
         if not copied:
@@ -82,30 +83,30 @@ def resolve(name: str, role: str = "LLM", zoo: str = "tiny", *, copied: bool = F
 
 
 def copies(name: str, count: int) -> tuple[str, ...]:
-    """Names of `count` members that are one LLM: copies("llama-1b", 2) == ("llama-1b", "llama-1b#2")."""
+    """Name `count` members that are one LLM: copies("llama-1b", 2) == ("llama-1b", "llama-1b#2")."""
     return (name, *(f"{name}#{number}" for number in range(2, count + 1)))
 
 
 def original_of(name: str) -> str:
-    """The LLM that a member is: original_of("llama-1b#2") == "llama-1b". A folder of such a name is an LLM itself."""
+    """Strip a copy's number: original_of("llama-1b#2") == "llama-1b". A folder of such a name is an LLM itself."""
     copy = _COPY.fullmatch(name)
     return copy[1] if copy and not (is_foreign(name) and os.path.isdir(os.path.expanduser(name))) else name
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a name stands for a repository or a folder that the catalogue does not know."""
+    """Check whether a name is that of a repository or a folder."""
     return name.startswith((_HUB, ".", "~")) or "/" in name
 
 
 def repo_of(name: str) -> str | None:
-    """The repository behind a name of the catalogue or hf:org/name; None for a folder."""
+    """Find the repository of a name of the catalogue or of hf:org/name; None for a folder."""
     if name in CATALOGUE:
         return CATALOGUE[name].repo
     return name.removeprefix(_HUB) if name.startswith(_HUB) else None
 
 
 def slug(name: str) -> str:
-    """The name in lower-case letters, digits, dots and dashes: for files, and for the names of fusers and gates.
+    """Convert a name to lower-case letters, digits, dots and dashes: for files, and names of fusers and gates.
 
     >>> slug("hf:Qwen/Qwen3-4B"), slug("/data/My LLM")
     ('qwen-qwen3-4b', 'my-llm')
@@ -115,7 +116,7 @@ def slug(name: str) -> str:
 
 
 def shown(name: str) -> str:
-    """The name in a sentence: a folder below the one that a person stands in as they would write it."""
+    """Format a name for a sentence: a folder below the working directory is relative to it."""
     path = Path(name)
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         return f"./{path.relative_to(Path.cwd())}".removesuffix("/.")
@@ -123,7 +124,7 @@ def shown(name: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """The name as a key on the command line, where a dot separates keys: qwen2.5-0.5b becomes qwen2_5-0_5b, and its
+    """Convert a name to a key of the command line, which has no dots: qwen2.5-0.5b becomes qwen2_5-0_5b, and its
     second copy qwen2_5-0_5b__2."""
     if (original := original_of(name)) != name:
         return f"{safe_name(original)}__{name.removeprefix(original + '#')}"

@@ -1,4 +1,4 @@
-"""Conversations of several turns as an LLM reads them: earlier turns stand in its own template before the last."""
+"""Encode conversations of several turns in an LLM's own chat template."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ _MARK = "fedray-turn-{}-text"  # stands for a turn while a template is taken apa
 
 
 def encode_turns(llm: LLM, turns: Sequence[str]) -> Encoded:
-    """Turns of the user and the assistant, the user's last, with the generation prompt behind them.
+    """Encode turns of the user and the assistant, the user's last, with the generation prompt.
 
-    A context that is too short for them is not noticed here. Raises FedrayError where the last turn is empty, or the
-    template does not hold them all.
+    The length is not checked. Raises FedrayError where the last turn is empty, or the template does not hold them all.
     """
     return encode(llm.words(), llm.template if len(turns) == 1 else _pieces(llm, len(turns)), *turns)
 
 
 def _pieces(llm: LLM, turns: int) -> list[str]:
-    """What the LLM's template puts before, between and behind so many turns; a base model gets a line for each."""
+    """Split the template into what stands before, between and behind so many turns; a base model gets a line each."""
     if not llm.tokenizer.chat_template:
         return [llm.template[0], *["\n"] * turns]
     roles, marks = ("user", "assistant"), [_MARK.format(number) for number in range(turns)]

@@ -1,4 +1,4 @@
-"""Forward passes over an extended cache: explicit masks, positions and per-segment attention biases.
+"""Forward passes over an extended cache, with explicit masks, positions and per-segment attention biases.
 
 `generate()` of transformers is silently wrong once foreign slots stand in a cache, so decoding is spelled out here:
 every pass states which slot may be seen (a 4-D additive mask), at which position each token stands, and, per layer and
@@ -8,7 +8,7 @@ kv head, a bias on the attention scores of every slot (log gate weights and log 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
@@ -31,12 +31,11 @@ ATTENTION = "fedray"  # attn_implementation of every member: sdpa that also take
 
 @cache
 def cache_argument(decoder: type) -> str:
-    """The name by which an architecture of transformers takes a cache: `cache` since 5.24, which drops the other one in
-    5.40."""
+    """Find the name of an architecture's cache argument: `cache` since transformers 5.24; the other goes in 5.40."""
     return next(name for name in ("cache", "past_key_values") if name in signature(decoder.forward).parameters)
 
 
-class _CacheIsRead(Exception):
+class _CacheComplete(Exception):
     """The last layer's keys and values are in the cache, and nothing else is wanted."""
 
 
@@ -53,13 +52,13 @@ def attention_with_bias(
     beyond: Beyond | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """sdpa whose scores carry slot_bias[layer], a (B, N, S) tensor for the first S slots of the cache.
+    """Compute sdpa with slot_bias[layer], (B, N, S), added to the scores of the first S slots of the cache.
 
     beyond: what the layer sees besides the cache. A layer with a sliding window does not see slots that are so many
     tokens or more away. With `cache_only` the last layer, whose keys and values are in the cache by now, ends the pass.
     """
     if cache_only and module.layer_idx == module.config.num_hidden_layers - 1:
-        raise _CacheIsRead
+        raise _CacheComplete
     if sliding_window is not None and distance_BQK is not None and attention_mask is not None:
         outside_B1QK = (distance_BQK >= sliding_window)[:, None]
         attention_mask = attention_mask.masked_fill(outside_B1QK, torch.finfo(attention_mask.dtype).min)
@@ -79,12 +78,12 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
 
 
 class Beyond(Protocol):
-    """Slots of single layers that are in no cache of one's own (fedattn/others.py)."""
+    """Slots of single layers that are in no cache of one's own (member/fedattn/remote_rows.py)."""
 
     def extend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask_B1QK: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values (B, N, K, H) and the additive mask of a layer with what else it sees; query (B, heads, Q, H)."""
+        """Append slots to keys, values (B, N, K, H) and the additive mask of a layer; query: (B, heads, Q, H)."""
         ...
 
     def repeat(self, times: int) -> Beyond: ...
@@ -92,7 +91,7 @@ class Beyond(Protocol):
 
 @dataclass(slots=True)
 class Context:
-    """What the next token may look at: slots of a transformers cache, who may see them, and how strongly.
+    """What the next token attends to: slots of a transformers cache, their visibility and bias.
 
     visible_BS: False where a slot is padding, masked or foreign without weight; next_position_B: where the next token
     stands; slot_bias: per layer a (B, N, S') bias for the first S' slots (foreign ones come first), or None; beyond:
@@ -107,11 +106,11 @@ class Context:
 
     @property
     def foreign(self) -> int:
-        """Slots in front that are others': they have no position and are near to every token."""
+        """The number of others' slots in front: they have no position and are near to every token."""
         return 0 if self.slot_bias is None else self.slot_bias[0].shape[-1]
 
     def repeat(self, times: int) -> Context:
-        """Every row `times` times in a row (to score that many continuations of it)."""
+        """Repeat every row `times` times in a row (to score that many continuations of it)."""
 
         def rows(tensor: Tensor) -> Tensor:
             return tensor.repeat_interleave(times, dim=0)
@@ -134,16 +133,32 @@ def step(
     valid_BQ: Tensor | None = None,
     *,
     all_logits: bool = False,
-    cache_only: bool = False,
     positions_BQ: Tensor | None = None,
-) -> tuple[Tensor | None, None]:
-    """Read Q tokens on top of `context` (extended in place) and return (logits, None).
+) -> Tensor:
+    """Read tokens as `extend` does, and return logits: (B, V) of each row's last valid token, or (B, Q, V) with
+    `all_logits`."""
+    states = extend(model, context, ids_BQ, valid_BQ, positions_BQ=positions_BQ)
+    assert states is not None, "only cache_only computes none"
+    if not all_logits:
+        last = -1 if valid_BQ is None else (valid_BQ.sum(1) - 1).clamp(min=0)
+        states = states[torch.arange(len(ids_BQ), device=states.device), last]
+    return model.lm_head(states).float()
 
-    ids_BQ is right-padded where valid_BQ is False. logits: (B, V) of each row's last valid token, or (B, Q, V) with
-    `all_logits`, or none with `cache_only`, where nothing is computed that the cache does not hold. positions_BQ: where
-    the tokens stand, if not one after another from next_position_B.
+
+def extend(
+    model: Any,
+    context: Context,
+    ids_BQ: Tensor,
+    valid_BQ: Tensor | None = None,
+    *,
+    positions_BQ: Tensor | None = None,
+    cache_only: bool = False,
+) -> Tensor | None:
+    """Read Q tokens on top of `context`, which is extended in place; returns the last hidden states (B, Q, D).
+
+    ids_BQ is right-padded where valid_BQ is False. positions_BQ: of the tokens, if not one after another from
+    next_position_B. cache_only: compute nothing that the cache does not hold, and return None.
     """
-    batch = ids_BQ.shape[0]
     whole = valid_BQ is None
     valid_BQ = torch.ones_like(ids_BQ, dtype=torch.bool) if valid_BQ is None else valid_BQ
     mask, counted_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
@@ -151,8 +166,9 @@ def step(
     window = window_of(model.config)
     far = window is not None and mask.shape[-1] > window
     plain = whole and not far and context.visible_BS.shape[1] == 0 and context.beyond is None
-    try:
-        out = model.model(
+    states = None
+    with suppress(_CacheComplete):
+        states = model.model(
             input_ids=ids_BQ,
             attention_mask=None if plain else mask,  # nothing to hide: the kernel's own causal order
             position_ids=positions_BQ,
@@ -162,18 +178,10 @@ def step(
             cache_only=cache_only,
             beyond=context.beyond,
             **{cache_argument(type(model.model)): context.cache},
-        )
-    except _CacheIsRead:
-        out = None
+        ).last_hidden_state
     context.visible_BS = torch.cat([context.visible_BS, valid_BQ], dim=1)
     context.next_position_B = torch.where(valid_BQ, positions_BQ + 1, context.next_position_B[:, None]).amax(1)
-    if out is None:
-        return None, None
-    states = out.last_hidden_state
-    if not all_logits:
-        last = (valid_BQ.sum(1) - 1).clamp(min=0)
-        states = states[torch.arange(batch, device=states.device), last]
-    return model.lm_head(states).float(), None
+    return states
 
 
 def _mask_and_positions(context: Context, valid_BQ: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -189,7 +197,7 @@ def _mask_and_positions(context: Context, valid_BQ: Tensor, dtype: torch.dtype) 
 
 
 def _distances(context: Context, positions_BQ: Tensor) -> Tensor:
-    """(B, Q, S + Q): how many tokens of the text lie between a new token and a slot; 0 for others' slots."""
+    """Compute the distance in tokens of every new token to every slot, (B, Q, S + Q); 0 to others' slots."""
     foreign = context.foreign
     own_BS = context.visible_BS[:, foreign:].cumsum(1) - 1
     distance_BQK = positions_BQ[:, :, None] - torch.cat([own_BS, positions_BQ], dim=1)[:, None]
@@ -200,31 +208,31 @@ def _distances(context: Context, positions_BQ: Tensor) -> Tensor:
 def prefill(
     model: Any, ids: list[list[int]], pad_id: int, state_layer: int | None = None
 ) -> tuple[KVCache, Tensor | None]:
-    """Read a batch of prompts from nothing: their caches, and the hidden states (B, T, D) after `state_layer` layers.
+    """Prefill a batch of prompts: their caches, and the hidden states (B, T, D) after `state_layer` layers for a gate.
 
-    state_layer 0 are the embeddings; the states are what a gate reads. Without a layer there are none.
+    state_layer 0 are the embeddings; None returns no states.
     """
     ids_BT, valid_BT = pad(ids, pad_id, model.device)
     context = empty_context(len(ids), model.device)
     context.cache = block(model.config.num_hidden_layers)
     kept: list[Tensor] = []
     even = len({len(row) for row in ids}) == 1
-    cache_only = ends_at_the_cache(model, state_layer)
     with keeping(model, state_layer, kept):
-        step(model, context, ids_BT, None if even else valid_BT, cache_only=cache_only)
+        cache_only = is_cache_enough(model, state_layer)
+        extend(model, context, ids_BT, None if even else valid_BT, cache_only=cache_only)
     lengths = valid_BT.sum(1)
     positions = torch.arange(ids_BT.shape[1], device=model.device)[None].expand(len(ids), -1).contiguous()
     return KVCache.from_dynamic(context.cache, lengths, positions), kept[0] if kept else None
 
 
-def ends_at_the_cache(model: Any, state_layer: int | None) -> bool:
-    """Whether nothing is read of the last layer but its keys and values."""
+def is_cache_enough(model: Any, state_layer: int | None) -> bool:
+    """Check whether of the last layer only keys and values are read."""
     return state_layer != model.config.num_hidden_layers
 
 
 @contextmanager
 def keeping(model: Any, layer: int | None, kept: list[Tensor]) -> Iterator[None]:
-    """Keep what a layer puts out during a forward pass."""
+    """Record the output of a layer during a forward pass."""
     if layer is None:
         yield
         return
@@ -239,14 +247,12 @@ def keeping(model: Any, layer: int | None, kept: list[Tensor]) -> Iterator[None]
 
 
 def pad(rows: list[list[int]], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded ids (B, T) and their validity (B, T)."""
-    longest = max((len(r) for r in rows), default=0)
-    ids = torch.full((len(rows), longest), fill, dtype=torch.long)
-    valid = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        valid[i, : len(row)] = True
-    return ids.to(device), valid.to(device)
+    """Right-pad token ids: (B, T), and their validity (B, T)."""
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    longest = max(map(len, rows), default=0)
+    padded = [row + [fill] * (longest - len(row)) for row in rows]
+    ids = torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
+    return ids.to(device), (torch.arange(longest)[None] < lengths[:, None]).to(device)
 
 
 def decode(
@@ -260,7 +266,7 @@ def decode(
     cancelled: Callable[[], bool],
     failed: set[int] | None = None,
 ) -> Iterator[list[int | None]]:
-    """Tokens step by step: per row the new token, or None where the row has ended. Greedy at temperature 0.
+    """Generate tokens step by step: per row the new token, or None where the row has ended. Greedy at temperature 0.
 
     A row ends at a stop id (but not with generation.full), after max_tokens, when its room (tokens its LLM's context
     still holds) is used up, or where its logits are no numbers: those are added to `failed`.
@@ -282,13 +288,11 @@ def decode(
         if index + 1 == generation.max_tokens:
             return
         ids = torch.tensor(tokens, device=logits_BV.device)[:, None]
-        logits, _ = step(model, context, ids)
-        assert logits is not None
-        logits_BV = logits
+        logits_BV = step(model, context, ids)
 
 
 def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> tuple[list[int], list[bool]]:
-    """Per row a token, and whether its logits are numbers; else the token means nothing."""
+    """Choose a token per row, and check whether its logits are numbers; else the token means nothing."""
     top = logits_BV.max(-1)  # which NaN comes through
     numbers_B = top.values.isfinite()
     if temperature <= 0:
@@ -300,9 +304,9 @@ def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -
 
 
 def check_numbers(name: str, logits: Tensor) -> None:
-    """Raises FedrayError naming a member whose logits say nothing: NaN, infinity, or minus infinity throughout.
+    """Validate logits. Raises FedrayError naming the member where they are NaN, infinite, or minus infinity throughout.
 
-    A single token may be at minus infinity: it is never said.
+    A single token may be at minus infinity: it is never generated.
     """
     if not bool(logits.amax(-1).isfinite().all()):
         raise FedrayError(f"{shown(name)}: {NO_NUMBERS}")
@@ -311,7 +315,7 @@ def check_numbers(name: str, logits: Tensor) -> None:
 def score(
     model: Any, context: Context, logits_BV: Tensor, choices: list[list[list[int]]], fill: int
 ) -> tuple[list[list[float]], list[list[bool]]]:
-    """Log-probability of every choice's tokens after `context`, and whether greedy decoding would say them.
+    """Score every choice after `context`: its log-probability, and whether greedy decoding would generate it.
 
     choices[b][c] are the token ids of choice c of row b; logits_BV are the context's next-token logits. The first token
     is read off them; only choices of several tokens cost another pass. Where logits are NaN, infinite or minus infinity
@@ -326,8 +330,7 @@ def score(
         return scores, greedy
     ids_RT, valid_RT = pad([ids for row in flat for ids in row], fill, logits_BV.device)
     extended = context.repeat(widest)
-    logits, _ = step(model, extended, ids_RT, valid_RT, all_logits=True)
-    assert logits is not None
+    logits = step(model, extended, ids_RT, valid_RT, all_logits=True)
     following = torch.log_softmax(logits[:, :-1], dim=-1)
     picked = following.gather(2, ids_RT[:, 1:, None])[..., 0].where(valid_RT[:, 1:], 0.0)
     rest = picked.sum(1).view(len(choices), widest)

@@ -1,4 +1,4 @@
-"""What transformers, tokenizers, safetensors, json and jinja raise on odd files, as one sentence each."""
+"""Convert what transformers, tokenizers, safetensors, json and jinja raise on odd files into one sentence each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from transformers.utils import logging as transformers_logging
 from fedray.types import FedrayError
 
 _LONGEST = 200  # characters of another library's words
-_ONE_AT_A_TIME = RLock()  # as transformers loads; the level of its warnings is everybody's too
+_LOADING = RLock()  # transformers loads one model at a time; the level of its warnings is global too
 
 
 @contextmanager
 def explained(title: str, what: str, remedy: str) -> Iterator[None]:
-    """Raise whatever goes wrong as FedrayError: "TITLE: WHAT (...); REMEDY". transformers' own warnings are not shown
-    meanwhile."""
-    with _ONE_AT_A_TIME:
+    """Raise any error as FedrayError: "TITLE: WHAT (...); REMEDY". transformers' warnings are off meanwhile."""
+    with _LOADING:
         level = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity(CRITICAL)
         try:
@@ -37,7 +36,7 @@ def explained(title: str, what: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def in_steps(most: int) -> Iterator[None]:
-    """Raise TimeoutError in a template of jinja that runs more lines than so many, which would go on for ever."""
+    """Limit the lines that a template of jinja may run. Raises TimeoutError beyond."""
     left, tracing = most, sys.gettrace()
 
     def count(frame: FrameType, event: str, argument: object) -> Any:
@@ -57,13 +56,13 @@ def in_steps(most: int) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why, in the words of who raised it: their first paragraph, on one line."""
+    """Extract the first paragraph of an error's message, on one line."""
     if type(error).__name__.startswith("StrictDataclass") and error.__cause__ is not None:
         error = error.__cause__  # huggingface_hub's validation, around what it says
     if isinstance(error, RecursionError):
         return "it goes round in circles, or is nested without end"
     if "trust_remote_code" in str(error):
         return "it wants code of its own to be run, which is never done"
-    said = " ".join(str(error).strip().partition("\n\n")[0].split())
-    said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
-    return said if " " in said else f"{type(error).__name__} {said}".strip()
+    text = " ".join(str(error).strip().partition("\n\n")[0].split())
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return text if " " in text else f"{type(error).__name__} {text}".strip()

@@ -1,4 +1,4 @@
-"""Which architectures are served, told by their configuration before a weight is loaded.
+"""Validate by its configuration, before a weight is loaded, that an architecture is served.
 
 A family is served where every layer keeps keys and values of all tokens: then a cache can be sent, fused and read
 again. Layers with a sliding window keep theirs too, and decoding.py hides what lies outside the window. Whatever else
@@ -22,33 +22,15 @@ from fedray.types import FedrayError
 SERVED = ("gemma", "gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 # What a config.json may hold that is about a program that ran the LLM, and not about the LLM.
 PASSING = (
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_attn_implementation_internal",
-    "_experts_implementation",
-    "attn_implementation",
-    "auto_map",
-    "dtype",
-    "gradient_checkpointing",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "torch_dtype",
-    "torchscript",
-    "use_bfloat16",
-    "use_cache",
-    "use_return_dict",
-)
+    "_attn_implementation _attn_implementation_autoset _attn_implementation_internal _experts_implementation "
+    "attn_implementation auto_map dtype gradient_checkpointing output_attentions output_hidden_states return_dict "
+    "torch_dtype torchscript use_bfloat16 use_cache use_return_dict"
+).split()
 _SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "max_position_embeddings"
+).split()
+_SERVED = ", ".join(SERVED)
 WINDOWED = "sliding_attention"
 _LAYERS = ("full_attention", WINDOWED)
 _FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # others rotate keys anew as the text grows
@@ -57,23 +39,22 @@ _REMEDY = f"correct {CONFIG}, or copy it again from where the LLM comes from"
 
 
 def check_config(name: str, config: Any) -> None:
-    """Refuse an LLM whose cache cannot be exchanged. Raises FedrayError naming the architecture."""
+    """Validate that an LLM's cache can be exchanged. Raises FedrayError naming the architecture."""
     with explained(shown(name), f"{CONFIG} describes no LLM", _REMEDY):
         _check(shown(name), config)
 
 
 def _check(name: str, config: Any) -> None:
-    kind = config.model_type
-    odd = _other_layers(config)
-    if odd:
+    kind, layers = config.model_type, getattr(config, "layer_types", None) or ()
+    if other := [layer for layer in layers if layer not in _LAYERS]:
         raise FedrayError(
-            f"{name} ({kind}) cannot take part: {odd}, and only caches of plain attention can be exchanged; choose an "
-            f"LLM of {_served()}"
+            f"{name} ({kind}) cannot take part: {len(other)} of its {len(layers)} layers are {other[0]}, and only "
+            f"caches of plain attention can be exchanged; choose an LLM of {_SERVED}"
         )
     if kind not in SERVED:
         inside = getattr(config, "text_config", None)
         what = f"{kind} holds a {inside.model_type} among other parts" if inside else f"{kind} is not served"
-        raise FedrayError(f"{name} cannot take part: the architecture {what}; choose an LLM of {_served()}")
+        raise FedrayError(f"{name} cannot take part: the architecture {what}; choose an LLM of {_SERVED}")
     if getattr(config, "quantization_config", None):
         raise FedrayError(f"{name} cannot take part: its weights are quantized; choose the repository it was made from")
     capped = [key for key in ("attn_logit_softcapping", "final_logit_softcapping") if getattr(config, key, None)]
@@ -110,13 +91,13 @@ def _check_sizes(name: str, config: Any) -> None:
 
 
 def window_of(config: Any) -> int | None:
-    """Tokens a sliding-window layer looks back, itself included; None where every layer sees everything."""
+    """Get the size in tokens of the sliding window, the token itself included; None where attention is full."""
     kinds = getattr(config, "layer_types", None)
     return None if kinds is not None and WINDOWED not in kinds else getattr(config, "sliding_window", None)
 
 
 def build_config(name: str, values: dict[str, Any]) -> Any:
-    """A transformers configuration from what config.json says of the LLM; what else it says is left out (PASSING).
+    """Build a transformers configuration from the content of config.json, without what PASSING lists.
 
     Raises FedrayError on an unknown architecture, and on values that describe no LLM.
     """
@@ -125,24 +106,14 @@ def build_config(name: str, values: dict[str, Any]) -> Any:
         raise FedrayError(f"{shown(name)}: {CONFIG} names no architecture, it has no model_type; {_REMEDY}")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise FedrayError(
-            f"{shown(name)} cannot take part: transformers knows no architecture {kind!r}; choose {_served()}"
+            f"{shown(name)} cannot take part: transformers knows no architecture {kind!r}; choose {_SERVED}"
         )
     with explained(shown(name), f"{CONFIG} describes no LLM", _REMEDY):
         return CONFIG_MAPPING[kind].from_dict({key: value for key, value in values.items() if key not in PASSING})
 
 
-def _other_layers(config: Any) -> str:
-    kinds = getattr(config, "layer_types", None) or ()
-    other = [kind for kind in kinds if kind not in _LAYERS]
-    return f"{len(other)} of its {len(kinds)} layers are {other[0]}" if other else ""
-
-
 def _rotations(config: Any) -> list[str]:
-    """The RoPE types, which may differ by kind of layer."""
+    """List the RoPE types, which may differ by kind of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
     return [p.get("rope_type", "default") for p in nested]
-
-
-def _served() -> str:
-    return ", ".join(SERVED)

@@ -1,9 +1,10 @@
-"""What lies in an LLM's folder, and what is wrong with it, before torch is imported or a weight is read."""
+"""Validate the files of an LLM's folder before torch is imported or a weight is read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,7 @@ from fedray.types import FedrayError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-)  # a folder of one has one of them
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of them
 ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS = ("F64", "F32", "BF16", "F16")
@@ -27,12 +23,12 @@ AGAIN = "save it again with save_pretrained(), or copy it again from where the f
 
 
 def titled(member: str, folder: Path) -> str:
-    """A member and its folder in a sentence."""
+    """Name a member and its folder in a sentence."""
     return shown(member) if Path(member) == folder else f"{member}: {shown(str(folder))}"
 
 
 def check_folder(name: str) -> None:
-    """Raises FedrayError where a path leads to no folder with an LLM's config.json, naming what it is instead."""
+    """Validate that a path is a folder with an LLM's config.json. Raises FedrayError naming what it is instead."""
     path, title = Path(name), shown(name)
     if path.is_file():
         what = _gguf(path) if _is_gguf(path) else "a file: give the folder that it lies in"
@@ -46,11 +42,16 @@ def check_folder(name: str) -> None:
 
 
 def check_files(member: str, folder: Path) -> None:
-    """Raises FedrayError naming a file of an LLM's folder that is missing, damaged, or not there but in git-lfs.
+    """Validate an LLM's folder, of the weights their headers only.
 
-    Of weights nothing but their headers is read.
+    Raises FedrayError naming a file that is missing, damaged, or a pointer of git-lfs.
     """
-    check_pointers(member, folder)
+    if pointers := sorted(path for path in folder.glob("*") if path.suffix in _READ and _is_pointer(path)):
+        are, what = "is", "a pointer of git-lfs and not the file"
+        if len(pointers) > 1:
+            are, what = "are", "pointers of git-lfs and not the files"
+        title, names = titled(member, folder), _listed(pointers)
+        raise FedrayError(f"{title}: {names} {are} {what}: run `git lfs pull` in the folder")
     if not (folder / CONFIG).is_file() and (held := _held(folder)):
         raise FedrayError(f"{titled(member, folder)} is no LLM's folder, it holds {held}")
     for name in (CONFIG, GENERATION):
@@ -59,19 +60,8 @@ def check_files(member: str, folder: Path) -> None:
     check_headers(member, weight_files(member, folder))
 
 
-def check_pointers(member: str, folder: Path) -> None:
-    """Raises FedrayError where git-lfs has not brought the files themselves."""
-    files = sorted(path for path in folder.glob("*") if path.suffix in _READ and _is_pointer(path))
-    if files:
-        what = "a pointer of git-lfs and not the file" if len(files) == 1 else "pointers of git-lfs and not the files"
-        raise FedrayError(
-            f"{titled(member, folder)}: {_listed(files)} {'is' if len(files) == 1 else 'are'} {what}: run `git lfs "
-            "pull` in the folder"
-        )
-
-
 def parse_config(member: str, path: Path, remedy: str = AGAIN) -> dict[str, Any]:
-    """The content of a .json file that holds keys and values. Raises FedrayError: missing, damaged."""
+    """Read the JSON object of a file. Raises FedrayError: missing, damaged."""
     title = titled(member, path.parent)
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -79,17 +69,16 @@ def parse_config(member: str, path: Path, remedy: str = AGAIN) -> dict[str, Any]
         raise FedrayError(
             f"{title}: {path.name} cannot be read ({error.strerror}); it must be an LLM's folder"
         ) from error
-    except RecursionError as error:
-        raise FedrayError(f"{title}: {path.name} is damaged (brackets in brackets without end); {remedy}") from error
-    except ValueError as error:
-        raise FedrayError(f"{title}: {path.name} is damaged ({error}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        why = "brackets in brackets without end" if isinstance(error, RecursionError) else error
+        raise FedrayError(f"{title}: {path.name} is damaged ({why}); {remedy}") from error
     if not isinstance(values, dict):
         raise FedrayError(f"{title}: {path.name} holds no keys and values; {remedy}")
     return values
 
 
 def weight_files(member: str, folder: Path) -> list[Path]:
-    """The safetensors of an LLM's folder. Raises FedrayError naming what is missing."""
+    """List the safetensors of an LLM's folder. Raises FedrayError naming what is missing."""
     title, index = titled(member, folder), folder / INDEX
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -111,7 +100,7 @@ def weight_files(member: str, folder: Path) -> list[Path]:
 
 
 def check_headers(member: str, paths: Sequence[Path]) -> None:
-    """Raises FedrayError naming a file of weights that is damaged or cut short; nothing but its header is read."""
+    """Validate the headers of safetensors. Raises FedrayError naming a file that is damaged or truncated."""
     from safetensors import SafetensorError, safe_open
 
     for path in paths:
@@ -130,8 +119,13 @@ def check_headers(member: str, paths: Sequence[Path]) -> None:
             )
 
 
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _held(folder: Path) -> str:
-    """What a folder holds in the place of an LLM, and how to make one of it; "" where nobody knows."""
+    """Say what a folder holds in the place of an LLM, and how to convert it; "" where it is unknown."""
     there = shown(str(folder))
     if (folder / ADAPTER).is_file():
         base = repr(_base(folder))
@@ -163,7 +157,7 @@ def _gguf(file: Path) -> str:
 
 
 def _base(adapter: Path) -> str:
-    """The LLM that an adapter was made for."""
+    """Find the LLM that an adapter was made for."""
     try:
         base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -183,6 +177,5 @@ def _is_name(file: object) -> bool:
     return isinstance(file, str) and bool(file) and Path(file).name == file
 
 
-def _listed(files: Iterable[Path], most: int = 3) -> str:
-    names = [path.name for path in files]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _listed(files: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub: which commit a revision is, what of it is still to download, where it lies.
+"""Pin, list and download repositories of the Hugging Face hub.
 
 Cache, locks, retries and checks of size are huggingface_hub's, which reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when
 it is imported. A revision becomes a commit once, on the driver, so that every node loads the same files.
@@ -17,26 +17,13 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
-    DryRunError,
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2, whichever that library uses
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    XetDownloadError,
-)
+from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars, logging
+from huggingface_hub.utils import disable_progress_bars, logging, tqdm
 
 from fedray.llm.catalogue import safe_name
-from fedray.llm.files import CONFIG, GENERATION, INDEX, WEIGHTS, parse_config, weight_files
+from fedray.llm.files import CONFIG, GENERATION, INDEX, WEIGHTS, hash_file, parse_config, weight_files
 from fedray.types import FedrayError
 
 WORKERS = 8  # files downloaded at a time
@@ -70,21 +57,21 @@ class File:
 
 
 def pin(repository: Repository) -> Repository:
-    """The same repository at the commit its revision stands for now. Raises FedrayError where it cannot be had."""
+    """Resolve a repository's revision to a commit. Raises FedrayError where it cannot be had."""
     with _explained(repository):
         path = hf_hub_download(repository.repo, CONFIG, revision=repository.revision)
     return replace(repository, revision=Path(path).parent.name)
 
 
 def read_config(pinned: Repository) -> dict[str, Any]:
-    """What config.json says. Raises FedrayError."""
+    """Read config.json. Raises FedrayError."""
     with _explained(pinned):
         path = Path(hf_hub_download(pinned.repo, CONFIG, revision=pinned.revision))
     return parse_config(pinned.member, path, "delete it and load again")
 
 
 def files(pinned: Repository) -> list[File]:
-    """What a member needs of its repository. Empty where the hub cannot be asked: then the cache decides."""
+    """List the files that a member needs of its repository; none where the hub cannot be asked: the cache decides."""
     with _explained(pinned):
         try:
             found = snapshot_download(
@@ -94,36 +81,24 @@ def files(pinned: Repository) -> list[File]:
                 ignore_patterns=["*/*"],
                 dry_run=True,
             )
-        except DryRunError:
+        except errors.DryRunError:
             return []
     return [File(pinned, info.filename, info.file_size or 0, not info.will_download) for info in found]
 
 
 def download(wanted: Sequence[File], arrived: Callable[[int], None] = lambda size: None) -> None:
-    """Bring files into the cache, those of all members side by side; arrived: hears of bytes. Raises FedrayError."""
+    """Download files into the cache, several at a time; arrived: is called with the bytes. Raises FedrayError."""
 
-    class Meter:
-        """What huggingface_hub takes for a progress bar."""
+    class Meter(tqdm):
+        """A disabled progress bar that passes its updates on."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-        def __enter__(self) -> Meter:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-        def update(self, size: float | None = 1) -> None:
-            arrived(int(size or 0))
-
-        def set_postfix_str(self, *args: Any, **kwargs: Any) -> None:
-            pass
+        def update(self, n: float | None = 1) -> None:
+            arrived(int(n or 0))
 
     def fetch(file: File) -> None:
         of = file.repository
         with _explained(of):
-            hf_hub_download(of.repo, file.name, revision=of.revision, tqdm_class=Meter)  # pyright: ignore
+            hf_hub_download(of.repo, file.name, revision=of.revision, tqdm_class=Meter)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         for _ in pool.map(fetch, [file for file in wanted if not file.cached]):
@@ -131,7 +106,7 @@ def download(wanted: Sequence[File], arrived: Callable[[int], None] = lambda siz
 
 
 def snapshot(pinned: Repository, *, weights: bool = True) -> Path:
-    """The folder that holds the repository's files, downloaded if they are not there. Raises FedrayError."""
+    """Download a repository's files unless they are cached, and return their folder. Raises FedrayError."""
     patterns = [*_TEXTS, *_SHARDS] if weights else _TEXTS
     with _explained(pinned):
         folder = Path(
@@ -143,12 +118,12 @@ def snapshot(pinned: Repository, *, weights: bool = True) -> Path:
 
 
 def content_hash(paths: Sequence[Path]) -> str:
-    """One hash of an LLM's weights, the same in the hub's cache and in a local copy."""
+    """Hash an LLM's weights, alike in the hub's cache and in a local copy."""
     return _combined([_digest(path) for path in paths])
 
 
 def weights_hash(pinned: Repository) -> str:
-    """The hash `content_hash` gives the repository's weights, which are downloaded only if its listing lacks theirs.
+    """Compute the content hash of a repository's weights, which are downloaded only if its listing lacks theirs.
 
     Raises FedrayError.
     """
@@ -160,8 +135,7 @@ def weights_hash(pinned: Repository) -> str:
 
 
 def _listing(pinned: Repository) -> list[RepoFile]:
-    """The files of a repository as the hub knows them (the cache's own listing tells no hashes); empty where it cannot
-    be asked."""
+    """List a repository's files on the hub (the cache's own listing has no hashes); none where it cannot be asked."""
     with suppress(HTTPError, OSError):
         found = HfApi().list_repo_tree(pinned.repo, revision=pinned.revision)
         return [file for file in found if isinstance(file, RepoFile)]
@@ -173,19 +147,16 @@ def _combined(digests: Sequence[str]) -> str:
 
 
 def _digest(path: Path) -> str:
-    """The cache names a large file by the hash of its content; any other is read."""
+    """Take the hash by which the cache names a large file; any other file is read."""
     blob = Path(os.readlink(path)).name if path.is_symlink() else ""
-    if _SHA256.fullmatch(blob):
-        return blob
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return blob if _SHA256.fullmatch(blob) else hash_file(path)
 
 
 def _check_sizes(pinned: Repository, folder: Path) -> None:
-    """A file that a full disk or a killed copy cut short is named before torch reads it."""
+    """Validate file sizes: a full disk or a killed copy may have truncated one. Raises FedrayError."""
     try:
         listed = {file.path: file.size for file in get_cached_repo_tree(pinned.repo, revision=pinned.revision)}
-    except CachedRepoTreeNotFoundError:
+    except errors.CachedRepoTreeNotFoundError:
         return
     for path in folder.iterdir():
         size = path.stat().st_size
@@ -198,10 +169,10 @@ def _check_sizes(pinned: Repository, folder: Path) -> None:
 
 @contextmanager
 def _explained(repository: Repository) -> Iterator[None]:
-    """huggingface_hub's errors as one sentence each, with the remedy."""
+    """Raise huggingface_hub's errors as FedrayError, with the remedy."""
     try:
         yield
-    except (HTTPError, OSError, XetDownloadError, HFValidationError) as error:
+    except (HTTPError, OSError, errors.XetDownloadError, errors.HFValidationError) as error:
         raise FedrayError(f"{repository.member}: {_reason(repository, error)}") from error
 
 
@@ -209,27 +180,27 @@ def _reason(repository: Repository, error: Exception) -> str:
     repo, revision, hub = repository.repo, repository.revision, constants.ENDPOINT
     setting = f"members.{safe_name(repository.member)}.revision"
     match error:
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return f"{repo} is gated: accept its terms at {hub}/{repo}, then `hf auth login` or set HF_TOKEN"
-        case RevisionNotFoundError():
+        case errors.RevisionNotFoundError():
             return f"{repo} has no revision {revision!r}: leave {setting} out for main, or see {hub}/{repo}/commits"
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             return f"{hub} has no repository {repo}: check the spelling, or `hf auth login` if it is private"
-        case RemoteEntryNotFoundError():
+        case errors.RemoteEntryNotFoundError():
             path = str(error.response.url).rpartition("/")[2]
             return f"{repo} at {revision} lacks {path}: choose another revision with {setting}, or another LLM"
-        case LocalEntryNotFoundError() if constants.is_offline_mode():
+        case errors.LocalEntryNotFoundError() if constants.is_offline_mode():
             return f"{repo} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: unset it once"
-        case LocalEntryNotFoundError() if isinstance(error.__cause__, FileMetadataError):
+        case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, errors.FileMetadataError):
             return f"{hub} does not answer as the Hugging Face hub does: check HF_ENDPOINT"
-        case LocalEntryNotFoundError():
+        case errors.LocalEntryNotFoundError():
             return (
                 f"{hub} cannot be reached and {repo} is not in the cache {constants.HF_HUB_CACHE}: check the network "
                 f"and HF_ENDPOINT, or give a local folder instead"
             )
-        case HfHubHTTPError() if error.response.status_code == 401:
+        case errors.HfHubHTTPError() if error.response.status_code == 401:
             return f"{hub} does not accept the access token: `hf auth login`, or set HF_TOKEN"
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             return f"{hub} refuses {repo} (HTTP {error.response.status_code}): try again later"
         case OSError() if error.errno is not None:
             return f"{repo} cannot be stored in {constants.HF_HUB_CACHE} ({error.strerror}): free space, or set HF_HOME"

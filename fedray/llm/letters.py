@@ -1,4 +1,4 @@
-"""Text without control tokens: what users and peers write is read letter by letter, whatever tokens it spells out.
+"""Tokenize text of users and peers without control tokens, whatever tokens it spells out.
 
 A tokenizer takes its added tokens ("<|im_end|>", "<think>") out of every text before its model reads the rest;
 `split_special_tokens` leaves out those that are special and no others, and models of words find theirs themselves.
@@ -19,8 +19,8 @@ _NO_LETTER = "\U0010fffd"  # in no vocabulary
 class Letters:
     """A tokenizer that shares another's normalizer, pre-tokenizer and model, and has none of its control tokens.
 
-    control: their ids and how they are spelled. Added tokens that are blanks or one letter are what they look like, and
-    stay, unless they are special. A letter that a model does not know is its unknown token still.
+    control: their ids and spellings. Added tokens that are blanks or one letter are kept, unless they are special. A
+    letter that a model does not know is its unknown token still.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -39,27 +39,27 @@ class Letters:
         self._ids = {self._tokenizer.token_to_id(content): i for i, content in self.kept.items()}
 
     def encode(self, text: str) -> tuple[list[int], list[Place]]:
-        """The ids of a text, and the characters that each covers."""
+        """Encode a text: its ids, and the characters that each covers."""
         read = self._tokenizer.encode(text, add_special_tokens=False)
         return [self._ids.get(i, i) for i in read.ids], read.offsets
 
     def is_spelled(self, token: int, text: str) -> bool:
-        """Whether a token is a control token that this text, which it covers, spells out: not one beside the text that
-        takes in the blanks around it, and not the unknown token in the place of a letter."""
+        """Check whether a token is a control token that this text, which it covers, spells out: not one beside the
+        text that takes in the blanks around it, and not the unknown token in the place of a letter."""
         spelling = self.control.get(token)
         if spelling is None or token == self._unknown:
             return spelling is not None and spelling in text
         return bool(text.strip()) or not spelling.strip()
 
 
-_READ: WeakKeyDictionary[Any, Letters] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[Any, Letters] = WeakKeyDictionary()
 
 
 def letters_of(tokenizer: Any) -> Letters:
-    """A tokenizer's letters, found once."""
-    if tokenizer not in _READ:
-        _READ[tokenizer] = Letters(tokenizer)
-    return _READ[tokenizer]
+    """Get a tokenizer's Letters, which are made once."""
+    if tokenizer not in _CACHE:
+        _CACHE[tokenizer] = Letters(tokenizer)
+    return _CACHE[tokenizer]
 
 
 def _is_a_letter(token: AddedToken) -> bool:
@@ -67,12 +67,12 @@ def _is_a_letter(token: AddedToken) -> bool:
 
 
 def _unknown(model: Any, control: dict[int, str]) -> int | None:
-    """The control token, if any, that a model reads what it does not know as."""
+    """Find the control token, if any, that is a model's unknown token."""
     return next((part.id for part in model.tokenize(_NO_LETTER) if part.id in control), None)
 
 
 def _without(model: Any, control: dict[int, str], unknown: int | None) -> Any:
-    """The model, or where it finds control tokens in letters itself a copy that does not."""
+    """Remove control tokens from a model: a copy where the model itself finds any in letters, else the model."""
     found = {token for i, token in control.items() if any(part.id == i for part in model.tokenize(token))}
     if not found:
         return model

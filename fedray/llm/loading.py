@@ -1,4 +1,4 @@
-"""An LLM in memory, from any zoo. Every failure is a sentence that names the model and the remedy."""
+"""Load an LLM of any zoo. Every failure is a sentence that names the model and the remedy."""
 
 from __future__ import annotations
 
@@ -12,37 +12,12 @@ import torch
 
 from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
-from fedray.llm.catalogue import EMBEDDED
-from fedray.llm.decoding import ATTENTION
+from fedray.llm.files import weight_files
 from fedray.llm.model import LLM, check_known, check_length, encode, hash_tokenizer, hash_vocabulary, template_of
 from fedray.llm.opening import open_model, outline
 from fedray.llm.products import pack_matrices
-from fedray.llm.source import (
-    HASHES,
-    Source,
-    check_weights,
-    config_of,
-    folder_of,
-    hash_file,
-    pin,
-    read_tokenizer,
-    tokenizer_of,
-    weights_hash,
-)
+from fedray.llm.source import Source, config_of, folder_of, pin, read_tokenizer, tokenizer_of, weights_hash
 from fedray.types import FedrayError, MemberInfo
-
-__all__ = [
-    "EMBEDDED",
-    "HASHES",
-    "check_prompts",
-    "check_weights",
-    "default_dtype",
-    "describe",
-    "hash_file",
-    "load",
-    "sketch",
-    "wrap",
-]
 
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # instructions for it, in the words of torch
 
@@ -63,33 +38,30 @@ def load(
     revision: of its repository (default: main); packed: for inference alone (products.py), no gradient flows then.
     """
     source = pin(Source(name, zoo, folder, revision))
-    precision = dtype or default_dtype(zoo, device)
+    config, precision = config_of(source), dtype or default_dtype(zoo, device)
+    kind = getattr(torch, precision)
     if zoo == "shapes":
-        return _at_random(source, device, precision, packed)
-    path = folder_of(source)
-    digest = hub.content_hash(hub.weight_files(name, path))[:16]
-    model = open_model(
-        source.llm,
-        path,
-        config_of(source),
-        device=device,
-        dtype=getattr(torch, precision),
-        remedy=source.remedy,
-    )
+        seed = shapes.seed_of(source.llm)
+        digest, tokenizer = shapes.hash_of(config, seed, precision), shapes.build_tokenizer(config)
+        model = shapes.build_model(config, device=device, dtype=kind, seed=seed)
+    else:
+        path = folder_of(source)
+        digest, tokenizer = hub.content_hash(weight_files(name, path))[:16], read_tokenizer(source, path)
+        model = open_model(source.llm, path, config, device=device, dtype=kind, remedy=source.remedy)
     if packed:
         pack_matrices(model)
-    return wrap(name, model.eval(), read_tokenizer(source, path), digest, source.revision or "")
+    return wrap(name, model.eval(), tokenizer, digest, source.revision or "")
 
 
 def sketch(name: str, *, zoo: str = "tiny", folder: Path | None = None, revision: str | None = None) -> LLM:
-    """An LLM as `load` would find it, its weights left where they are: enough to `describe` it. Raises FedrayError."""
+    """Prepare an LLM as `load` does, without its weights: enough to `describe` it. Raises FedrayError."""
     source = pin(Source(name, zoo, folder, revision))
     model = outline(source.title, config_of(source))
     return wrap(name, model, tokenizer_of(source), weights_hash(source)[:16], source.revision or "")
 
 
 def default_dtype(zoo: str, device: str) -> str:
-    """float32 for the scale model; else bfloat16 where the device has instructions for it, and float32 where not.
+    """Choose float32 for the scale model; else bfloat16 where the device has instructions for it, or float32.
 
     On a CPU with AVX512-BF16 a matrix product takes 0.4 of the time in bfloat16 (docs/log.md).
     """
@@ -104,7 +76,7 @@ def default_dtype(zoo: str, device: str) -> str:
 
 
 def check_prompts(sources: Sequence[Source], prompts: Sequence[str]) -> dict[str, int]:
-    """Per member the tokens of its longest prompt, before any LLM is loaded.
+    """Count per member the tokens of its longest prompt, before any LLM is loaded.
 
     Raises FedrayError naming a member for which a prompt is too long.
     """
@@ -127,7 +99,7 @@ def check_prompts(sources: Sequence[Source], prompts: Sequence[str]) -> dict[str
 
 
 def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str, revision: str = "") -> LLM:
-    """An LLM around a model and a tokenizer (or None) that are already in memory."""
+    """Build an LLM from a model and a tokenizer (or None) that are already in memory."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return LLM(
@@ -145,7 +117,7 @@ def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str, revision: str
 
 
 def describe(llm: LLM) -> MemberInfo:
-    """Who this LLM is and where it runs."""
+    """Describe an LLM and where it runs."""
     return MemberInfo(
         name=llm.name,
         family=llm.family,
@@ -161,15 +133,3 @@ def describe(llm: LLM) -> MemberInfo:
         revision=llm.revision,
         vocabulary=hash_vocabulary(llm.tokenizer),
     )
-
-
-def _at_random(source: Source, device: str, dtype: str, packed: bool) -> LLM:
-    """An LLM of zoo=shapes."""
-    config = config_of(source)
-    seed = shapes.seed_of(source.llm)
-    digest = shapes.hash_of(config, seed, dtype)
-    model = shapes.build_model(config, device=device, dtype=getattr(torch, dtype), seed=seed)
-    model.set_attn_implementation(ATTENTION)
-    if packed:
-        pack_matrices(model)
-    return wrap(source.name, model.eval(), shapes.build_tokenizer(config), digest)

@@ -1,4 +1,4 @@
-"""How many bytes an LLM takes, from its configuration alone.
+"""Estimate an LLM's memory from its configuration.
 
 Shape legend: B batch, T tokens. Everything is counted at the peak of one request; figures beside measurements are in
 docs/log.md.
@@ -6,6 +6,7 @@ docs/log.md.
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Any
 
@@ -20,21 +21,19 @@ CONTEXT_BYTES = {"cpu": 0, "cuda": 550 * MIB, "mps": 0}
 
 
 def count_parameters(config: Any) -> int:
-    """Parameters of the architecture, tied ones once. Nothing is allocated."""
+    """Count an architecture's parameters, tied ones once. Nothing is allocated."""
     return _count(type(config), config.to_json_string())
 
 
 @lru_cache
 def _count(kind: type, values: str) -> int:
-    import json
-
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(kind.from_dict(json.loads(values)))  # pyright: ignore
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def work_bytes(config: Any, rows: int, tokens: int, seen: int, dtype: str) -> int:
-    """Activations of a forward pass of B x T tokens over `seen` slots: the widest layer, the mask, the logits."""
+    """Estimate the activations of a forward pass of B x T tokens over `seen` slots: widest layer, mask, logits."""
     size = BYTES[dtype]
     wide = 6 * config.hidden_size + 3 * config.intermediate_size
     mask = tokens * (tokens + seen) * (2 * size + 1)
@@ -42,7 +41,7 @@ def work_bytes(config: Any, rows: int, tokens: int, seen: int, dtype: str) -> in
 
 
 def loading_bytes(config: Any, weights: int, dtype: str, zoo: str) -> int:
-    """What is in memory besides the weights while they are made or read."""
+    """Estimate the memory besides the weights while they are made or read."""
     size = BYTES[dtype]
     if zoo == "shapes":  # an output matrix of its own, until it is tied to the embeddings
         return config.vocab_size * config.hidden_size * size if config.tie_word_embeddings else 0

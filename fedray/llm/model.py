@@ -1,4 +1,4 @@
-"""One LLM with its tokenizer: text to token ids and back, and where each token lies in the user's text."""
+"""One LLM with its tokenizer: encode text with the place of each token in the user's text, and decode it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Encoded:
 class LLM:
     """A loaded decoder.
 
-    model: a transformers causal LM in evaluation mode; tokenizer: its fast tokenizer, or None (it reads and says token
-    ids only); context: tokens it can hold; template: what its chat template puts before and after the user's text;
-    revision: the commit of its repository.
+    model: a transformers causal LM in evaluation mode; tokenizer: its fast tokenizer, or None (it reads and generates
+    token ids only); context: tokens it can hold; template: what its chat template puts before and after the user's
+    text; revision: the commit of its repository.
     """
 
     name: str
@@ -68,59 +68,58 @@ class LLM:
         return pad if pad is not None else next(iter(self.stop_ids), 0)
 
     def encode(self, prompt: str) -> Encoded:
-        """The prompt in this LLM's chat template, with the generation prompt; raises FedrayError if too long."""
+        """Encode a prompt in this LLM's chat template, with the generation prompt. Raises FedrayError if too long."""
         encoded = encode(self.words(), self.template, prompt)
         self.check_ids(encoded.ids)
         return encoded
 
     def encode_part(self, text: str, *, first: bool, last: bool) -> list[int]:
-        """The ids of a part of a prompt: the template's head before the first part, its tail after the last."""
+        """Encode a part of a prompt: the template's head before the first part, its tail after the last."""
         before, after = self.template
         return encode(self.words(), (before if first else "", after if last else ""), text, strip=False).ids
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises FedrayError where a prompt is too long, or not in this LLM's vocabulary."""
+        """Validate a prompt's length and that its tokens are in this LLM's vocabulary. Raises FedrayError."""
         check_length(self.name, len(ids), self.context)
         self.check_known(ids)
 
     def check_known(self, ids: Sequence[int]) -> None:
-        """Raises FedrayError where a token is not in this LLM's vocabulary."""
+        """Validate that tokens are in this LLM's vocabulary. Raises FedrayError."""
         check_known(self.name, ids, self.model.get_input_embeddings().num_embeddings)
 
     def encode_answer(self, text: str) -> list[int]:
-        """The ids of a text that follows a prompt, control tokens spelled out in it as letters; raises FedrayError."""
+        """Encode a text that follows a prompt, control tokens spelled out in it as letters. Raises FedrayError."""
         ids, _ = letters_of(self.words()).encode(text)
         self.check_known(ids)
         return ids
 
     def encode_choice(self, text: str) -> list[int]:
-        """The ids of an answer that is scored. Raises FedrayError, also where nothing of it is read."""
+        """Encode an answer that is scored. Raises FedrayError, also where it has no tokens."""
         ids = self.encode_answer(text)
         if not ids:
             raise FedrayError(f"{shown(self.name)} knows no letter of the choice {text!r}; write it in other letters")
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of an answer; without a tokenizer the ids themselves."""
+        """Decode an answer; without a tokenizer to the ids themselves."""
         if self.tokenizer is None:
             return " ".join(map(str, ids))
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def words(self) -> Any:
-        """The tokenizer. Raises FedrayError where there is none."""
+        """Get the tokenizer. Raises FedrayError where there is none."""
         if self.tokenizer is None:
             raise FedrayError(f"{shown(self.name)} has no tokenizer and reads no text: give the request's token_ids")
         return self.tokenizer
 
 
 def encode(tokenizer: Any, template: Sequence[str], *turns: str, strip: bool = True) -> Encoded:
-    """The token ids of a prompt, or of all turns of a conversation, and where each lies in their texts, which count one
-    after the other, without the space around them unless told otherwise. template: what stands before, between and
-    behind them.
+    """Encode a prompt, or all turns of a conversation: token ids, and the place of each in the turns' texts.
 
-    What the user (or a peer's hint) wrote is text: control tokens spelled out in it stay letters (letters.py). What
-    stands between turns is marked as HEAD, like what stands before them. Raises FedrayError where the last turn is
-    empty.
+    The texts count one after the other; strip: without the space around them. template: what stands before, between
+    and behind them. Control tokens spelled out in what the user (or a peer's hint) wrote stay letters (letters.py).
+    What stands between turns is marked as HEAD, like what stands before them. Raises FedrayError where the last turn
+    is empty.
     """
     texts = [turn.strip() if strip else turn for turn in turns]
     if not texts[-1].strip():
@@ -144,7 +143,7 @@ def encode(tokenizer: Any, template: Sequence[str], *turns: str, strip: bool = T
 
 
 def _encode(tokenizer: Any, parts: Sequence[tuple[str, bool]], places: Sequence[tuple[int, int, int]]) -> Encoded:
-    """Parts of a text, each read on its own: as letters, or with its control tokens."""
+    """Encode parts of a text, each on its own: as letters, or with its control tokens."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     start = 0
@@ -153,11 +152,7 @@ def _encode(tokenizer: Any, parts: Sequence[tuple[str, bool]], places: Sequence[
             read, covered = letters_of(tokenizer).encode(text)
         else:
             batch = tokenizer(
-                text,
-                return_offsets_mapping=True,
-                add_special_tokens=False,
-                split_special_tokens=False,
-                verbose=False,
+                text, return_offsets_mapping=True, add_special_tokens=False, split_special_tokens=False, verbose=False
             )
             read, covered = batch["input_ids"], batch["offset_mapping"]
         ids += read
@@ -167,7 +162,7 @@ def _encode(tokenizer: Any, parts: Sequence[tuple[str, bool]], places: Sequence[
 
 
 def _span(index: int, a: int, b: int, places: Sequence[tuple[int, int, int]], tokens: int) -> Span:
-    """Of the token that covers characters a to b of what is read."""
+    """Find the span of the token that covers characters a to b of the whole text."""
     if a >= places[-1][1]:
         return TAIL, tokens - 1 - index
     first = bisect_right(places, a, key=lambda place: place[1])
@@ -179,7 +174,7 @@ def _span(index: int, a: int, b: int, places: Sequence[tuple[int, int, int]], to
 
 
 def check_known(name: str, ids: Sequence[int], known: int) -> None:
-    """Raises FedrayError where a token is not among the `known` first ones."""
+    """Validate that tokens are below `known`. Raises FedrayError."""
     strange = next((i for i in ids if not 0 <= i < known), None)
     if strange is not None:
         raise FedrayError(
@@ -189,7 +184,7 @@ def check_known(name: str, ids: Sequence[int], known: int) -> None:
 
 
 def check_length(name: str, tokens: int, context: int) -> None:
-    """Raises FedrayError where a prompt leaves no room for an answer, or nothing of it is read."""
+    """Validate that a prompt has tokens and leaves room for an answer. Raises FedrayError."""
     if not tokens:
         raise FedrayError(f"{shown(name)} knows no letter of the prompt; write it in letters that its tokenizer knows")
     if tokens >= context:
@@ -199,7 +194,7 @@ def check_length(name: str, tokens: int, context: int) -> None:
 
 
 def template_of(tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts before and after the user's text, thinking off and the date fixed.
+    """Split the chat template into what stands before and after the user's text, thinking off and the date fixed.
 
     A base model gets the tokens its tokenizer begins every text with, and a line of its own. Raises FedrayError where
     the template does not hold the user's text exactly once.
@@ -219,7 +214,7 @@ def template_of(tokenizer: Any) -> tuple[str, str]:
 
 
 def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
-    """Messages in the chat template, with the generation prompt. Raises FedrayError where the template fails."""
+    """Render messages in the chat template, with the generation prompt. Raises FedrayError where it fails."""
     with explained(shown(tokenizer.name_or_path), "its chat template fails", "repair or remove it"), in_steps(STEPS):
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=_DATE
@@ -227,7 +222,7 @@ def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
-    """Content hash of vocabulary, merges and chat template; "" where there is no tokenizer."""
+    """Hash vocabulary, merges and chat template; "" where there is no tokenizer."""
     if tokenizer is None:
         return ""
     text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
@@ -235,8 +230,7 @@ def hash_tokenizer(tokenizer: Any) -> str:
 
 
 def hash_vocabulary(tokenizer: Any) -> str:
-    """Content hash of the tokens and their ids, whatever the template: alike where ids mean the same; "" where there
-    is no tokenizer."""
+    """Hash the tokens and their ids, whatever the template: alike where ids mean the same; "" without a tokenizer."""
     if tokenizer is None:
         return ""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""An architecture and its weights from files: made, compared with each other, and tried out without memory for them."""
+"""Load an architecture and its weights from files, and validate them against each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ transformers_logging.disable_progress_bar()  # fedray shows its own
 
 
 def open_model(member: str, folder: Path, config: Any, *, device: str, dtype: torch.dtype, remedy: str = AGAIN) -> Any:
-    """A causal LM whose configuration is known, with the weights that lie in a folder.
+    """Load a causal LM of a known configuration with the weights of a folder.
 
     Raises FedrayError where they cannot be read, and naming a tensor where they do not fit the configuration.
     """
@@ -51,13 +51,13 @@ def open_model(member: str, folder: Path, config: Any, *, device: str, dtype: to
 
 
 def outline(title: str, config: Any) -> Any:
-    """The architecture of a configuration, without memory for its weights. Raises FedrayError."""
+    """Build an architecture on the meta device. Raises FedrayError."""
     with explained(title, f"no LLM comes of {CONFIG}", f"correct {CONFIG}"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
 
 
 def try_out(title: str, model: Any) -> None:
-    """Raises FedrayError where an architecture without memory for its weights cannot read two tokens."""
+    """Validate that a model on the meta device can read two tokens. Raises FedrayError."""
     with explained(title, f"the LLM that {CONFIG} describes does not run", f"correct {CONFIG}"), torch.no_grad():
         ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
         step(model, empty_context(1, ids.device), ids)
@@ -83,11 +83,10 @@ def _check_fit(title: str, info: dict[str, Any]) -> None:
 
 
 def _stops(member: str, folder: Path, config: Any) -> Any:
-    """The tokens that end an answer: an id, a list of some, or None. Raises FedrayError."""
-    told = (folder / GENERATION).is_file()
-    stops = (
-        parse_config(member, folder / GENERATION).get("eos_token_id") if told else getattr(config, "eos_token_id", None)
-    )
+    """Read the tokens that end an answer: an id, a list of some, or None. Raises FedrayError."""
+    stops = getattr(config, "eos_token_id", None)
+    if (folder / GENERATION).is_file():
+        stops = parse_config(member, folder / GENERATION).get("eos_token_id")
     if not all(type(stop) is int for stop in (stops if isinstance(stops, list) else [stops]) if stop is not None):
         raise FedrayError(
             f"{titled(member, folder)}: eos_token_id is {stops!r} in {GENERATION}; write the id of a token, or a list "

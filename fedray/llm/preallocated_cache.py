@@ -1,6 +1,6 @@
-"""Caches of transformers that write where keys and values will stay. Shapes: (B, N, T, H) as in cache.py.
+"""Preallocated caches of transformers. Shapes: (B, N, T, H) as in cache.py.
 
-A prompt is read into one block for all layers, so that it travels as one. What is decoded on has room to grow:
+A prompt is read into one block for all layers, so that it travels as one. A cache for decoding has room to grow:
 transformers' own cache copies every layer's whole cache for every token.
 """
 
@@ -19,20 +19,20 @@ GROWTH = 1.5
 
 
 class SlotLayer(DynamicLayer):
-    """One layer: `keys` and `values` are the filled part of larger tensors."""
+    """A cache layer whose `keys` and `values` are the filled part of larger tensors."""
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], room: int = ROOM) -> None:
-        """Pieces of the cache, one after the other: copied once to where they will stand."""
+        """keys, values: pieces of the cache, which are concatenated into the new tensors."""
         super().__init__()
         self.lazy_initialization(keys[0], values[0])
-        self._buffers = [_standing(pieces, room) for pieces in (keys, values)]
+        self._buffers = [_concatenated(pieces, room) for pieces in (keys, values)]
         self._fill(sum(piece.shape[2] for piece in keys))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start, stop = self._tokens, self._tokens + key_states.shape[2]
         if stop > self._buffers[0].shape[2]:
             more = int(stop * GROWTH) - start
-            self._buffers = [_standing([buffer[:, :, :start]], more) for buffer in self._buffers]
+            self._buffers = [_concatenated([buffer[:, :, :start]], more) for buffer in self._buffers]
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:stop] = states
         return self._fill(stop)
@@ -44,44 +44,32 @@ class SlotLayer(DynamicLayer):
 
 
 class BlockLayer(DynamicLayer):
-    """One layer of a prompt of known length, in its place in a block."""
+    """A cache layer in a block, which the layers share: the keys of all, (L, B, N, T, H), and the values of all."""
 
-    def __init__(self, block: PreallocatedBlock, index: int) -> None:
+    def __init__(self, block: list[Tensor], layers: int, index: int) -> None:
         super().__init__()
-        self._block, self._index = block, index
+        self._block, self._layers, self._index = block, layers, index
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = self._block.write(self._index, key_states, value_states)
+        if not self._block:
+            self._block += [states.new_empty(self._layers, *states.shape) for states in (key_states, value_states)]
+        keys, values = self._block
+        self.keys, self.values = keys[self._index].copy_(key_states), values[self._index].copy_(value_states)
         return self.keys, self.values
 
 
-class PreallocatedBlock:
-    """The keys of all layers in one tensor, (L, B, N, T, H), and the values in another."""
-
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
-        self._sides: list[Tensor] = []
-
-    def write(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep a layer's keys and values; returns where they stand."""
-        if not self._sides:
-            self._sides = [states.new_empty(self._layers, *states.shape) for states in (key, value)]
-        places = [side[index].copy_(states) for side, states in zip(self._sides, (key, value), strict=True)]
-        return places[0], places[1]
-
-
 def block(layers: int) -> DynamicCache:
-    """An empty cache for one pass over a whole prompt, not to be added to afterwards."""
-    cache, made = DynamicCache(), PreallocatedBlock(layers)
-    cache.layers.extend(BlockLayer(made, index) for index in range(layers))
+    """Make an empty cache for one pass over a whole prompt, not to be added to afterwards."""
+    cache, shared = DynamicCache(), []
+    cache.layers.extend(BlockLayer(shared, layers, index) for index in range(layers))
     return cache
 
 
 def slots(layers: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], room: int = ROOM) -> DynamicCache:
-    """A cache of its own, in which every layer's pieces of keys and values stand one after the other.
+    """Concatenate every layer's pieces of keys and values in a new cache with room to grow.
 
-    In training, whose gradients do not pass through writing in place, it is transformers' own.
+    In training, whose gradients do not pass through in-place writes, it is transformers' own.
     """
     if torch.is_grad_enabled() and any(p.requires_grad for layer in layers for side in layer for p in side):
         return DynamicCache([(torch.cat(list(keys), dim=2), torch.cat(list(values), dim=2)) for keys, values in layers])
@@ -90,7 +78,7 @@ def slots(layers: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], room: int
     return cache
 
 
-def _standing(pieces: Sequence[Tensor], room: int) -> Tensor:
+def _concatenated(pieces: Sequence[Tensor], room: int) -> Tensor:
     batch, heads, _, dim = pieces[0].shape
     tokens = sum(piece.shape[2] for piece in pieces)
     buffer = pieces[0].new_empty(batch, heads, tokens + room, dim)

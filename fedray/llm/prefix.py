@@ -1,6 +1,6 @@
-"""Reading on: of a prompt that begins as one that was read, only the rest goes through the LLM.
+"""Prefix caching: of a prompt whose prefix was read before, only the rest goes through the LLM.
 
-What is the same is found by token ids, so that whatever a chat template makes of a longer conversation, the caches are
+Prefixes are compared by token ids, so that whatever a chat template makes of a longer conversation, the caches are
 those of the whole prompt. Shape legend: B batch, N kv heads, T and Q tokens, H head dim, D hidden.
 """
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from fedray.llm.cache import KVCache, layers_of
-from fedray.llm.decoding import Context, ends_at_the_cache, keeping, pad, step
+from fedray.llm.decoding import Context, extend, is_cache_enough, keeping, pad
 from fedray.llm.preallocated_cache import slots
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The beginnings of a batch of prompts that were read before: cache.lengths[b] tokens of row b, and, where a gate
-    reads them, their hidden states (B, T, D), slot by slot as in the cache."""
+    """The prefixes of a batch of prompts: cache.lengths[b] tokens of row b, and, where a gate reads them, their hidden
+    states (B, T, D), slot by slot as in the cache."""
 
     cache: KVCache
     state_BTD: Tensor | None = None
@@ -30,8 +30,8 @@ class Known:
 def read_on(
     model: Any, ids: list[list[int]], pad_id: int, known: Known, state_layer: int | None = None
 ) -> tuple[KVCache, Tensor | None]:
-    """As decoding.prefill of the whole prompts, of which row b begins with the known.cache.lengths[b] tokens that were
-    read. `known` stays as it is."""
+    """Prefill prompts, as decoding.prefill, of which row b begins with known.cache.lengths[b] tokens that were read.
+    `known` stays as it is."""
     before = known.cache
     rest = [row[length:] for row, length in zip(ids, before.lengths.tolist(), strict=True)]
     ids_BQ, valid_BQ = pad(rest, pad_id, model.device)
@@ -41,7 +41,7 @@ def read_on(
     context = Context(slots(layers, room=ids_BQ.shape[1]), before.valid_BT(), before.lengths)
     kept: list[Tensor] = []
     with keeping(model, state_layer, kept):
-        step(model, context, ids_BQ, valid_BQ, cache_only=ends_at_the_cache(model, state_layer))
+        extend(model, context, ids_BQ, valid_BQ, cache_only=is_cache_enough(model, state_layer))
     lengths = context.next_position_B
     longest = int(lengths.max())
     # rows whose known parts are not equally long have padding between known and new: valid slots go to the front
@@ -49,17 +49,14 @@ def read_on(
     positions = torch.arange(longest, device=model.device)[None].expand(len(ids), -1).contiguous()
     ragged = not torch.equal(order_BT, positions)
 
-    def in_order(tensor: Tensor, dim: int) -> Tensor:
-        """Along its tokens, which are dimension `dim`."""
-        if not ragged:
-            return tensor.narrow(dim, 0, longest)
-        shape = [1] * tensor.ndim
-        shape[0], shape[dim] = order_BT.shape
-        return tensor.take_along_dim(order_BT.view(shape), dim)
+    def in_order(tensor_BNSH: Tensor) -> Tensor:
+        if ragged:
+            return tensor_BNSH.take_along_dim(order_BT[:, None, :, None], 2)
+        return tensor_BNSH[:, :, :longest]
 
-    keys, values = ([in_order(t, 2) for t in side] for side in zip(*layers_of(context.cache), strict=True))
-    cache = KVCache(before.spec, tuple(keys), tuple(values), lengths, positions)
+    keys, values = (tuple(map(in_order, side)) for side in zip(*layers_of(context.cache), strict=True))
+    cache = KVCache(before.spec, keys, values, lengths, positions)
     if not kept:
         return cache, None
     assert known.state_BTD is not None
-    return cache, in_order(torch.cat([known.state_BTD, kept[0]], dim=1), 1)
+    return cache, in_order(torch.cat([known.state_BTD, kept[0]], dim=1)[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""zoo=shapes: real architectures with random weights and a tokenizer of bytes. Nothing is downloaded, nothing is meant.
+"""Build the LLMs of zoo=shapes: real architectures with random weights and a tokenizer of bytes, without a download.
 
 For measuring seconds, memory and bytes on the wire: they depend on the shape of an LLM, not on what it has learnt. One
 token per byte is three to four times as many as a real tokenizer makes of English text.
@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from fedray.llm.catalogue import CATALOGUE
+from fedray.llm.decoding import ATTENTION
 from fedray.llm.families import build_config
 from fedray.llm.files import CONFIG, parse_config
 
@@ -28,34 +29,34 @@ TEMPLATE = (
 
 
 def config_of(name: str) -> Any:
-    """The architecture behind a name of the catalogue, or of a local folder's config.json. Raises FedrayError."""
+    """Build the configuration of a name of the catalogue, or of a local folder's config.json. Raises FedrayError."""
     values = dict(CATALOGUE[name].config) if name in CATALOGUE else parse_config(name, Path(name) / CONFIG)
     values.pop("quantization_config", None)
     return build_config(name, values)
 
 
 def build_model(config: Any, *, device: str, dtype: torch.dtype, seed: int) -> Any:
-    """The architecture, filled at random where it will stand: no second copy in memory."""
+    """Initialize a model at random on its device: no second copy in memory."""
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), torch.device(device):
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     model.generation_config = GenerationConfig.from_model_config(config)
     return model
 
 
 def seed_of(name: str) -> int:
-    """Other names, other weights; the same name has the same on every machine with the same kind of device."""
+    """Derive a seed from a name: its weights are the same on every machine with the same kind of device."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
 
 
 def hash_of(config: Any, seed: int, dtype: str) -> str:
-    """What stands for a content hash of the weights."""
+    """Hash what determines the weights, in place of a content hash."""
     meaning = json.dumps([config.to_dict(), seed, dtype], sort_keys=True, default=str)
     return "random-" + hashlib.sha256(meaning.encode()).hexdigest()[:9]
 
 
 def build_tokenizer(config: Any) -> Any:
-    """A tokenizer of bytes with exactly the LLM's vocabulary: every id it may say has a text."""
+    """Build a byte-level tokenizer of exactly the LLM's vocabulary size: every id that it may generate has a text."""
     size = config.vocab_size
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {byte: i for i, byte in enumerate(alphabet)}

@@ -1,12 +1,11 @@
-"""Where an LLM comes from: a zoo's folder, a local folder, the Hugging Face hub, or its architecture alone.
+"""Resolve where an LLM comes from: a zoo's folder, a local folder, the Hugging Face hub, or its architecture alone.
 
-What can be known without weights is known here: commit, architecture, tokenizer. Every failure is a sentence that names
-the LLM and the remedy.
+Commit, architecture and tokenizer are found and validated without weights. Every failure is a sentence that names the
+LLM and the remedy.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from fedray.llm import hub, shapes
 from fedray.llm.catalogue import EMBEDDED, original_of, repo_of, shown
 from fedray.llm.explained import explained
 from fedray.llm.families import build_config, check_config
-from fedray.llm.files import AGAIN, CONFIG, TOKENIZER, WEIGHTS, check_files, parse_config, titled
+from fedray.llm.files import AGAIN, CONFIG, TOKENIZER, WEIGHTS, check_files, hash_file, parse_config, titled
 from fedray.llm.letters import letters_of
 from fedray.llm.model import check_known, encode, template_of
 from fedray.llm.opening import open_model, outline, try_out
@@ -31,7 +30,7 @@ HASHES = "hashes.json"  # LLM name -> sha256 of its model.safetensors
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One LLM of a zoo. Copies of it (NAME#2) come from where it comes from.
+    """The source of one LLM of a zoo, and of its copies (NAME#2).
 
     folder: a zoo built elsewhere, which holds llms/NAME; None is the embedded one, or the hub's cache. revision: of the
     repository: a branch, a tag or a commit; None is main.
@@ -44,7 +43,7 @@ class Source:
 
     @property
     def llm(self) -> str:
-        """The name its files go by."""
+        """The name of the LLM whose files these are."""
         return original_of(self.name)
 
     @property
@@ -69,19 +68,19 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The LLM in a sentence about its files."""
+        """The LLM and its folder in a sentence."""
         return shown(self.llm) if self.local is None else titled(self.llm, self.local)
 
     @property
     def remedy(self) -> str:
-        """What helps where its files are there and cannot be read."""
+        """The remedy where its files cannot be read."""
         if self.zoo == "tiny":
             return "reinstall fedray"
         return AGAIN if self.repository is None else "delete the folder and load again"
 
 
 def pin(source: Source) -> Source:
-    """The source at one commit, after the checks that need no weights of the hub's. Raises FedrayError.
+    """Pin a source to a commit, and validate what needs no weights of the hub's. Raises FedrayError.
 
     Refused are: weights of the embedded zoo that are damaged, repositories and folders that are not there or lack
     files, architectures whose caches cannot be exchanged or that do not run, folders whose files do not go together.
@@ -118,7 +117,7 @@ def _check_local(source: Source, folder: Path) -> None:
 
 
 def config_of(source: Source) -> Any:
-    """Its transformers configuration. Raises FedrayError, also where its architecture is not served."""
+    """Read and validate the transformers configuration. Raises FedrayError."""
     if source.zoo == "shapes":
         config = shapes.config_of(source.llm)
     elif source.repository is not None:
@@ -132,14 +131,14 @@ def config_of(source: Source) -> Any:
 
 
 def tokenizer_of(source: Source) -> Any:
-    """Its tokenizer, downloaded if need be. Raises FedrayError."""
+    """Load the tokenizer, downloaded if need be. Raises FedrayError."""
     if source.zoo == "shapes":
         return shapes.build_tokenizer(config_of(source))
     return read_tokenizer(source, folder_of(source, weights=False))
 
 
 def folder_of(source: Source, *, weights: bool = True) -> Path:
-    """The folder with its files, downloaded if they are the hub's and not in the cache. Raises FedrayError."""
+    """Find the folder with the files, downloaded if they are the hub's and not cached. Raises FedrayError."""
     if source.repository is not None:
         return hub.snapshot(source.repository, weights=weights)
     assert source.local is not None
@@ -147,7 +146,7 @@ def folder_of(source: Source, *, weights: bool = True) -> Path:
 
 
 def weights_hash(source: Source) -> str:
-    """The content hash of its weights, without a download where its repository's listing tells. Raises FedrayError."""
+    """Compute the content hash of the weights, without a download where the hub lists hashes. Raises FedrayError."""
     if source.zoo == "tiny":
         return check_weights(source.llm, source.folder)
     if source.repository is not None:
@@ -156,9 +155,9 @@ def weights_hash(source: Source) -> str:
 
 
 def read_tokenizer(source: Source, folder: Path) -> Any:
-    """The tokenizer that lies in a folder; None where it has none, and its LLM reads token ids only.
+    """Load the tokenizer of a folder; None where it has none, and its LLM reads token ids only.
 
-    Raises FedrayError where it cannot be read or tells no places in a text.
+    Raises FedrayError where it cannot be read or gives no offsets.
     """
     if not any((folder / file).is_file() for file in TOKENIZER):
         return None
@@ -174,7 +173,7 @@ def read_tokenizer(source: Source, folder: Path) -> Any:
 
 
 def check_weights(name: str, folder: Path | None = None) -> str:
-    """The hash of an LLM's weight file, if it is the one recorded for it. Raises FedrayError naming the file."""
+    """Hash an LLM's weight file and compare it with the recorded hash. Raises FedrayError naming the file."""
     root = (folder or EMBEDDED) / "llms"
     weights, record = root / name / WEIGHTS, root / HASHES
     if not weights.is_file():
@@ -191,8 +190,3 @@ def check_weights(name: str, folder: Path | None = None) -> str:
             f"{name}: {weights} is damaged (hash {digest[:12]}, expected {expected[:12]}); reinstall fedray"
         )
     return digest
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Token ids of two prompts, compared. Nothing here knows torch."""
+"""Compare the token ids of two prompts, without torch."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from itertools import takewhile
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many token ids are the same from the beginning."""
+    """Count the token ids of a common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

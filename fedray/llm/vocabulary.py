@@ -1,4 +1,4 @@
-"""Whether LLMs speak in the same tokens."""
+"""Compare the vocabularies of LLMs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from fedray.types import FedrayError
 
 
 def check_vocabularies(server: Source, workers: Sequence[Source], vocab: str) -> None:
-    """Raises FedrayError before any LLM is loaded: under vocab=strict where a worker has other tokens than the server,
-    under vocab=map where every worker has (somebody must know all the tokens that are drafted)."""
+    """Compare the workers' vocabularies with the server's, before any LLM is loaded.
+
+    Raises FedrayError under vocab=strict where a worker has other tokens than the server, under vocab=map where every
+    worker has (one must know all the tokens that are drafted).
+    """
     own = _tokens(server)
     others = [worker.name for worker in workers if _tokens(worker) != own]
     if others and (vocab == "strict" or len(others) == len(workers)):
@@ -23,6 +26,6 @@ def check_vocabularies(server: Source, workers: Sequence[Source], vocab: str) ->
 
 
 def _tokens(source: Source) -> str:
-    """What MemberInfo.vocabulary will be; its size where there is no tokenizer or a made-up one."""
+    """Hash the vocabulary, as MemberInfo.vocabulary; its size where there is no tokenizer or a made-up one."""
     known = "" if source.zoo == "shapes" else hash_vocabulary(tokenizer_of(source))
     return known or str(config_of(source).vocab_size)

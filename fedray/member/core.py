@@ -75,9 +75,7 @@ class Core:
 
     def _read_last_token(self, held: Session, context: Context) -> Tensor:
         last = torch.tensor([[row[-1]] for row in held.ids], device=self.llm.device)
-        logits, _ = decoding.step(self.llm.model, context, last)
-        assert logits is not None
-        return logits
+        return decoding.step(self.llm.model, context, last)
 
     def _respond(self, session: str, held: Session, context: Context, request: Request) -> tuple[Row, ...]:
         """Score the choices, or decode, after the prompt's last token is read on top of what is fused."""

@@ -104,8 +104,7 @@ def answer_loss(llm: LLM, context: decoding.Context, last_B1: Tensor, ids: list[
     """
     target_BA, valid_BA = decoding.pad(ids, llm.pad_id, last_B1.device)
     read_BA = torch.cat([last_B1, target_BA[:, :-1]], dim=1)
-    logits, _ = decoding.step(llm.model, context, read_BA, valid_BA, all_logits=True)
-    assert logits is not None
+    logits = decoding.step(llm.model, context, read_BA, valid_BA, all_logits=True)
     token_loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target_BA, reduction="none")
     loss_B = (token_loss * valid_BA).sum(1) / valid_BA.sum(1)
     right_B = ((logits.argmax(-1) == target_BA) | ~valid_BA).all(1)

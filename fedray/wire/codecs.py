@@ -1,4 +1,4 @@
-"""How numbers are written on the wire: as they are, or as 8 or 4 bit integers with a scale per group.
+"""Encode numbers for the wire: as they are, or as 8 or 4 bit integers with a scale per group.
 
 Keys vary by channel, values by token (KIVI, arXiv 2402.02750, section 3): keys are quantized per head and channel over
 groups of 64 tokens of one row, values per token and head over the head dim. int8 is symmetric with a 16 bit scale;
@@ -42,9 +42,9 @@ class CacheSide:
         return self.layers * self.heads * self.tokens * self.dim
 
     def pieces(self, device: str) -> Iterator[tuple[slice, slice, slice]]:
-        """Layers, tokens and groups that are quantized at a time; as many layers as a processor's cache holds.
+        """Split into slices of layers, tokens and groups that are quantized at a time and fit a CPU's cache.
 
-        No group spans two rows, so that what a row becomes does not depend on its neighbours.
+        No group spans two rows, so that no row depends on its neighbours.
         """
         spans = [(0, self.tokens, slice(0, self.tokens))] if self.side == "values" else list(self._groups())
         for start, end, group in spans:
@@ -62,14 +62,14 @@ class CacheSide:
 
     @property
     def scales(self) -> tuple[int, int, int, int]:
-        """(L, N, G, H) of keys, (L, N, T, 1) of values."""
+        """The shape of the scales: (L, N, G, H) of keys, (L, N, T, 1) of values."""
         if self.side == "values":
             return self.layers, self.heads, self.tokens, 1
         return self.layers, self.heads, sum(-(-length // GROUP) for length in self.lengths), self.dim
 
 
 def sizes(codec: str, block: CacheSide, itemsize: int, joined: int = 0) -> list[int]:
-    """Bytes of every buffer that `encode` makes of a block of numbers of `itemsize` bytes.
+    """Compute the bytes of every buffer that `encode` makes of a block of numbers of `itemsize` bytes.
 
     joined: without a codec, all layers in one buffer, not one each.
     """
@@ -84,7 +84,7 @@ def sizes(codec: str, block: CacheSide, itemsize: int, joined: int = 0) -> list[
 
 
 def encode(codec: str, block: CacheSide, layers: Sequence[Tensor]) -> list[Tensor]:
-    """Layers (N, T, H) as contiguous tensors whose bytes travel. Raises ValueError where they cannot be written so.
+    """Encode layers (N, T, H) as contiguous tensors. Raises ValueError where the codec cannot.
 
     Without a codec layers that lie one after the other in memory are one tensor, or else one each.
     """
@@ -114,9 +114,9 @@ def encode(codec: str, block: CacheSide, layers: Sequence[Tensor]) -> list[Tenso
 
 
 def decode(codec: str, block: CacheSide, buffers: Sequence[Tensor], dtype: torch.dtype, out_LNTH: Tensor) -> bool:
-    """Write into `out_LNTH` what `encode` made of numbers of `dtype`; buffers: flat uint8, of the right sizes.
+    """Decode into `out_LNTH` what `encode` made of numbers of `dtype`; buffers: flat uint8, of the right sizes.
 
-    Returns whether every number is finite. Each piece is looked at while it is still in the processor's cache.
+    Returns whether every number is finite. Each piece is checked while it is still in the CPU's cache.
     """
     if block.numbers == 0:
         return True
@@ -150,15 +150,15 @@ def _adjacent(layers: Sequence[Tensor]) -> bool:
 
 
 def are_finite(extremes: Sequence[Tensor]) -> bool:
-    """Whether no number is NaN or infinite, of tensors whose smallest and largest numbers these are.
+    """Check that no number is NaN or infinite, of tensors whose smallest and largest numbers these are.
 
-    One pass at the memory's speed, and one wait for a device: NaN comes through aminmax(); isfinite() writes a mask.
+    One pass at the memory's speed, and one synchronization: NaN passes aminmax(); isfinite() would write a mask.
     """
     return bool(torch.stack(list(extremes)).isfinite().all())
 
 
 def relative_error(cache: KVCache, codec: str) -> dict[str, float]:
-    """What a codec changes of a cache's valid tokens: keys | values -> |changed - original| / |original|, 2-norms."""
+    """Measure a codec's error on a cache's valid tokens: keys | values -> |decoded - original| / |original|."""
     valid_BT, lengths = cache.valid_BT(), tuple(int(n) for n in cache.lengths)
     found = {}
     for side, layers in zip(SIDES, (cache.keys, cache.values), strict=True):
@@ -173,5 +173,5 @@ def relative_error(cache: KVCache, codec: str) -> dict[str, float]:
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    """What to multiply by: where all numbers of a group are alike its scale is 0, and so is every integer."""
+    """Invert scales; 0 stays 0, where all numbers of a group are alike, and so is every integer."""
     return torch.where(scale == 0, 0, scale.float().reciprocal())

@@ -1,4 +1,4 @@
-"""Next-token distributions on the wire: the top K entries of each, ids in few bits and probabilities as float16.
+"""Encode next-token distributions for the wire: the top K entries of each, ids in few bits, probabilities as float16.
 
 Layout of the header: magic `FRTK`, version u16, flags u16, rows u16, vocabulary u32, K u32,
 unmapped mass f32 (of all positions, on tokens that the vocabulary lacks), then per row of the request
@@ -51,7 +51,7 @@ class Entries:
     unmapped: float
 
     def at_all(self, values_N: Tensor) -> Tensor:
-        """What is known of the positions that have a distribution, at all positions; 0 at the others."""
+        """Scatter values of the positions that have a distribution to all positions; 0 at the others."""
         if len(values_N) == len(self.has_P):
             return values_N
         at_all = values_N.new_zeros(len(self.has_P), *values_N.shape[1:])
@@ -60,23 +60,19 @@ class Entries:
 
 
 def count_of(top_k: int | float, vocabulary: int) -> int:
-    """K: an integer counts entries, a float is their share of the vocabulary; at least 1, at most all."""
+    """Compute K: an integer counts entries, a float is their share of the vocabulary; at least 1, at most all."""
     wanted = top_k if isinstance(top_k, int) else math.ceil(top_k * vocabulary)
     return max(1, min(wanted, vocabulary))
 
 
 def top_entries(probabilities_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(ids (N, K) ascending, probabilities (N, K) float16): the likeliest entries, as they travel."""
+    """Select the likeliest entries: ids (N, K), ascending, and probabilities (N, K) in float16."""
     vocabulary = probabilities_NV.shape[1]
     if count == vocabulary:
-        ids_NK, exact_NK = (
-            _all_ids(len(probabilities_NV), vocabulary, probabilities_NV.device),
-            probabilities_NV.float(),
-        )
+        exact_NK = probabilities_NV.float()
+        ids_NK = _all_ids(len(exact_NK), vocabulary, exact_NK.device)
     else:
-        best_N1 = probabilities_NV.argmax(
-            1, keepdim=True
-        )  # of several likeliest ones, the one that greedy decoding takes
+        best_N1 = probabilities_NV.argmax(1, keepdim=True)  # of several likeliest, the one of greedy decoding
         ids_NK = probabilities_NV.scatter(1, best_N1, math.inf).topk(count, dim=1).indices.sort(dim=1).values
         exact_NK = probabilities_NV.gather(1, ids_NK).float()
     rounded_NK = exact_NK.half()
@@ -99,7 +95,7 @@ def pack_distributions(
     whole: bool = False,
     unmapped: float = 0.0,
 ) -> Payload:
-    """A payload of distributions, the positions of all rows one after another.
+    """Pack distributions, the positions of all rows one after another.
 
     rows: number and positions of each; has_P: which positions have a distribution, None is all; whole: send them as
     they are too, to measure by.
@@ -119,7 +115,7 @@ def pack_distributions(
 
 
 def sent_bytes(payload: Payload) -> int:
-    """Bytes on the wire, without what is there to measure by."""
+    """Count the bytes on the wire, without what is there to measure by."""
     flags = _PREFIX.unpack_from(payload.header)[2]
     return payload.nbytes - (payload.buffers[-1].nbytes if flags & WHOLE else 0)
 
@@ -132,7 +128,7 @@ def unpack_distributions(
     vocabulary: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Entries:
-    """Check a payload and rebuild its entries. Raises CorruptPayload.
+    """Validate and unpack a payload. Raises CorruptPayload.
 
     rows: the numbers and positions that were asked for; how: how many entries of each, and whether whole ones are sent
     beside; vocabulary: of who asked, which the sender's is close to. Nothing is allocated for anything else. None,
@@ -161,11 +157,10 @@ def unpack_distributions(
     got = [buffers[0].nbytes, buffers[1].nbytes, *([buffers[-1].nbytes] if flags & WHOLE else [])]
     if got != want[: len(got)]:
         raise CorruptPayload(f"a payload of distributions has buffers of {got} bytes where {want[: len(got)]} belong")
+    packed = buffers[0].reshape(there, row_bytes(count, vocabulary))
     if count == vocabulary:
         ids = _all_ids(there, vocabulary, device)
-    elif there == 0:
-        ids = torch.zeros(0, count, dtype=torch.long, device=device)
-    elif (found_NK := unpack_ids(buffers[0].reshape(there, -1), count, vocabulary)) is not None:
+    elif (found_NK := unpack_ids(packed, count, vocabulary)) is not None:
         ids = torch.from_numpy(found_NK).to(device)
     else:
         raise CorruptPayload(f"a payload of distributions has ids that are not {count} ascending ones of {vocabulary}")
@@ -176,26 +171,25 @@ def unpack_distributions(
     for numbers in (kept_NK, whole_NV):
         if numbers is not None and not _is_distribution(numbers):
             raise CorruptPayload("a payload of distributions holds numbers that are no probabilities")
-    whole_NV = whole_NV if whole_NV is None else whole_NV.to(device)
-    has_P = torch.from_numpy(has).to(device)
+    whole_NV, has_P = whole_NV if whole_NV is None else whole_NV.to(device), torch.from_numpy(has).to(device)
     return Entries(tuple(rows), has_P, ids, kept_NK.to(device), vocabulary, whole_NV, unmapped)
 
 
 def _read_header(header: bytes) -> tuple[int, int, int, float, tuple[tuple[int, int], ...]]:
-    """(flags, vocabulary, K, unmapped mass, rows), every field checked."""
-    if type(header) is not bytes or len(header) < _PREFIX.size:
+    """Read and validate a header: (flags, vocabulary, K, unmapped mass, rows)."""
+    if len(header) < _PREFIX.size:
         raise CorruptPayload(f"a header of distributions is shorter than {_PREFIX.size} bytes, or no bytes")
     magic, version, flags, rows, vocabulary, count, unmapped = _PREFIX.unpack_from(header)
     if magic != MAGIC or version != VERSION:
         raise CorruptPayload(f"payload starts with {magic!r} version {version}, expected {MAGIC!r} version {VERSION}")
     if len(header) != _PREFIX.size + rows * _ROW.size:
         raise CorruptPayload(f"a header of {len(header)} bytes does not hold {rows} rows")
-    found = tuple(_ROW.iter_unpack(header[_PREFIX.size :]))
+    found = tuple((row, n) for row, n in _ROW.iter_unpack(header[_PREFIX.size :]))
     sound = flags <= SOME | WHOLE and 0 < count <= vocabulary and len({row for row, _ in found}) == len(found)
     sound = sound and 0 <= unmapped <= 1.01 * sum(n for _, n in found)
     if not sound or sum(n for _, n in found) * vocabulary > _MAX_NUMBERS:
         raise CorruptPayload("a header of distributions has fields that do not hold together; ask the worker again")
-    return flags, vocabulary, count, unmapped, tuple((row, n) for row, n in found)
+    return flags, vocabulary, count, unmapped, found
 
 
 def _is_distribution(numbers_NK: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The header of a cache on the wire: JSON of a known form, compared with what the plan expects before it is believed.
+"""The header of a cache on the wire: JSON that is validated, also against what the plan expects.
 
 Layout: magic `FRKV`, version u16, body length u32 (little endian), then that many bytes of JSON.
 """
@@ -31,9 +31,12 @@ class CorruptPayload(FedrayError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """member: who packed it; layers: whose keys, and whose values, are sent; joined: 1 where a side's layers share a
-    buffer; rows: of the request; lengths: tokens of each that are sent, whole: that were read; positions,
-    spans: whether their buffers follow."""
+    """The header of a packed cache.
+
+    member: who packed it; layers: whose keys, and whose values, are sent; joined: 1 where a side's layers share a
+    buffer; rows: of the request; lengths: tokens of each that are sent, whole: that were read; positions, spans:
+    whether their buffers follow.
+    """
 
     member: str
     spec: KVSpec
@@ -76,22 +79,19 @@ class Expected:
 
     @property
     def header_bytes(self) -> int:
-        """The most that its header can need."""
+        """The largest size of its header."""
         numbers = 3 * len(self.rows) + sum(map(len, self.layers))
         return 512 + 6 * len(self.member.encode()) + _DIGITS * numbers
 
     def check(self, header: Header) -> None:
-        """Raises CorruptPayload naming the sender and what is not as it was asked for."""
+        """Validate a header. Raises CorruptPayload naming the sender and what is not as it was asked for."""
         if header.member != self.member:
             raise CorruptPayload(f"payload of {self.member}: it says it is of {printable(header.member, 60)!r}")
-        for what, got, want in (
-            ("a cache of {} (layers x heads x dim)", header.spec, self.spec),
-            ("codec {}", header.codec, self.wire.codec),
-        ):
+        cache, codec = f"a cache of {header.spec} (layers x heads x dim)", f"codec {header.codec}"
+        for what, got, want in ((cache, header.spec, self.spec), (codec, header.codec, self.wire.codec)):
             if got != want:
-                raise CorruptPayload(f"payload of {self.member}: {what.format(got)} where {want} was asked for")
-        asked = (("rows", self.rows), ("layers", self.layers), ("spans", self.spans))
-        other = [what for what, want in asked if getattr(header, what) != want]
+                raise CorruptPayload(f"payload of {self.member}: {what} where {want} was asked for")
+        other = [name for name in ("rows", "layers", "spans") if getattr(header, name) != getattr(self, name)]
         if other if self.exact else header.rows != tuple(row for row in self.rows if row in header.rows):
             raise CorruptPayload(f"payload of {self.member}: it holds other {other[0]} than were asked for")
         most = dict(zip(self.rows, self.max_tokens, strict=True))
@@ -105,28 +105,26 @@ class Expected:
 
 
 def read_header(data: object, expected: Expected | None = None) -> Header:
-    """Read a header, and compare it with what is expected. Raises CorruptPayload.
+    """Read and validate a header: its length, its form, the range of every number, and what is expected.
 
-    Nothing in it is believed: its length, its form, and the range of every number are checked.
+    Raises CorruptPayload.
     """
     of = "payload" if expected is None else f"payload of {expected.member}"
     longest = _LONGEST if expected is None else expected.header_bytes
     if type(data) is not bytes or not _PREFIX.size <= len(data) <= _PREFIX.size + longest:
         size = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
-        raise CorruptPayload(
-            f"{of}: its header is {size} where {_PREFIX.size} to {_PREFIX.size + longest} bytes can be"
-        )
+        least, most = _PREFIX.size, _PREFIX.size + longest
+        raise CorruptPayload(f"{of}: its header is {size} where {least} to {most} bytes can be")
     magic, version, length = _PREFIX.unpack_from(data)
     if magic != MAGIC or version != VERSION:
         raise CorruptPayload(f"{of}: it starts with {magic!r} version {version}, expected {MAGIC!r} version {VERSION}")
     if length != len(data) - _PREFIX.size:
         raise CorruptPayload(f"{of}: its header promises {length} bytes and has {len(data) - _PREFIX.size}")
     try:
-        body = json.loads(data[_PREFIX.size :], object_pairs_hook=_once, parse_constant=_refuse)
-        header = _typed(body)
+        header = _typed(json.loads(data[_PREFIX.size :], object_pairs_hook=_unique, parse_constant=_refuse))
     except (ValueError, TypeError, RecursionError) as error:
-        said = printable(str(error), 200)
-        raise CorruptPayload(f"{of}: its header cannot be read ({said}); ask the sender again") from error
+        reason = printable(str(error), 200)
+        raise CorruptPayload(f"{of}: its header cannot be read ({reason}); ask the sender again") from error
     if not _is_sound(header):
         raise CorruptPayload(f"{of}: its header does not hold together; ask the sender again")
     if expected is not None:
@@ -134,7 +132,7 @@ def read_header(data: object, expected: Expected | None = None) -> Header:
     return header
 
 
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands in it twice")
@@ -146,7 +144,7 @@ def _refuse(constant: str) -> None:
 
 
 def _typed(body: Any) -> Header:
-    """The fields with their types. Raises ValueError or TypeError."""
+    """Validate the types of the fields. Raises ValueError or TypeError."""
     if not isinstance(body, dict) or body.keys() != FIELDS:
         raise ValueError("it has other fields than a header")
     for name, kind in (("member", str), ("dtype", str), ("codec", str), ("positions", bool), ("spans", bool)):

@@ -1,4 +1,4 @@
-"""Ascending token ids in few bits (Elias-Fano): the low bits of each as they are, the high bits as a bitmap.
+"""Encode ascending token ids (Elias-Fano): the low bits of each as they are, the high bits as a bitmap.
 
 K of V ids take about K * (2 + log2(V / K)) bits; whole ids of 18 bits, in any order, would take twice that at 1 % of
 V = 151,936. Shape legend: N rows, K ids in each.
@@ -12,7 +12,7 @@ Array = np.ndarray
 
 
 def row_bytes(count: int, vocabulary: int) -> int:
-    """Bytes of `count` ids below `vocabulary`; none where all are there."""
+    """Count the bytes of `count` ids below `vocabulary`; none where all are there."""
     if count == vocabulary:
         return 0
     low = _low_bits(count, vocabulary)
@@ -20,7 +20,7 @@ def row_bytes(count: int, vocabulary: int) -> int:
 
 
 def pack_ids(ids_NK: Array, vocabulary: int) -> Array:
-    """(N, row_bytes) uint8. ids: ascending in every row, all different, below `vocabulary`."""
+    """Pack ids into (N, row_bytes) uint8. ids: ascending in every row, all different, below `vocabulary`."""
     rows, count = ids_NK.shape
     if count == vocabulary:
         return np.zeros((rows, 0), np.uint8)
@@ -32,7 +32,7 @@ def pack_ids(ids_NK: Array, vocabulary: int) -> Array:
 
 
 def unpack_ids(packed: Array, count: int, vocabulary: int) -> Array | None:
-    """(N, K) int64, ascending and below `vocabulary`; None where the bytes say something else."""
+    """Unpack and validate ids: (N, K) int64, ascending and below `vocabulary`; None where they are not."""
     rows = len(packed)
     if count == vocabulary:
         return np.broadcast_to(np.arange(vocabulary), (rows, vocabulary))

@@ -1,4 +1,4 @@
-"""Memory for what arrives, used again, and the copy into it: touching fresh pages costs more than that copy."""
+"""Pool memory for what arrives, and copy into it: touching fresh pages costs more than that copy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KEPT_BYTES = 512 << 20  # at most, of buffers that nobody uses at the moment
+KEPT_BYTES = 512 << 20  # at most, of free buffers
 FRESH_BYTES = 1 << 20  # below it the allocator has warm memory of its own
 PIECE = 1 << 20  # bytes that one thread copies at a time; a multiple of every number's size
 
 
 class Shelf:
-    """Lends flat byte arrays; one that nobody holds any more, nor any view or tensor of it, is lent again."""
+    """A pool of flat byte arrays; one that nobody holds any more, nor any view or tensor of it, is lent again."""
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self._kept_bytes = kept_bytes
@@ -30,7 +30,7 @@ class Shelf:
         return sum(buffer.nbytes for buffer in self._free)
 
     def take(self, nbytes: int) -> np.ndarray:
-        """A writable uint8 array of `nbytes`, its content arbitrary."""
+        """Allocate a writable uint8 array of `nbytes`, its content arbitrary."""
         if nbytes < FRESH_BYTES:
             return np.empty(nbytes, np.uint8)
         with self._lock:
@@ -57,9 +57,9 @@ _EXPONENT = {torch.float32: (32, 0x7F80_0000), torch.bfloat16: (16, 0x7F80), tor
 def copy_finite(out: Tensor, buffers: Sequence[np.ndarray]) -> bool:
     """Copy flat uint8 buffers, one after the other, into a tensor on a CPU; returns whether every number is finite.
 
-    Each piece is looked at right after its copy, as integers: what is not finite has all bits of the exponent set, and
-    so is at least that large, as a signed integer if it is positive and as an unsigned one if it is negative. NumPy,
-    which lets other threads work meanwhile: torch would gather its own for every piece.
+    Each piece is checked right after its copy, as integers: what is not finite has all bits of the exponent set, and
+    so is at least that large, as a signed integer if it is positive and as an unsigned one if it is negative. By NumPy,
+    which releases the GIL: torch would start its own threads for every piece.
     """
     bits, infinite = _EXPONENT[out.dtype]
     signed, unsigned = f"i{bits // 8}", f"u{bits // 8}"

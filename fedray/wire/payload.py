@@ -1,4 +1,4 @@
-"""What crosses a process border: a header and byte views, never code.
+"""Pack and unpack caches: a header and byte views, never code.
 
 `Payload.header` (header.py) describes the buffers, each a flat uint8 array: the keys of the layers that are sent, their
 values, each as the codec writes (N, T, H), T the tokens of all rows one after another, so that a ragged batch travels
@@ -36,7 +36,7 @@ _SHELF = Shelf()
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One cache on its way. `header` describes `buffers`; nothing in it is trusted before `unpack` has checked it."""
+    """One packed cache. `header` describes `buffers`; nothing in it is trusted before `unpack` has validated it."""
 
     header: bytes
     buffers: tuple[np.ndarray, ...]
@@ -70,7 +70,7 @@ def _is_flat(buffer: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """An unpacked payload: whose cache, which rows of the request it belongs to, and each token's place in the text.
+    """An unpacked payload: a member's cache, its rows of the request, and each token's place in the text.
 
     sent: keys and values (L, N, S, H) of the layers that came, `layers` says which; positions: (S,). spans: per row a
     (start, end) character span for every token that was read, or () where the sender gave none. lengths, whole: per row
@@ -118,7 +118,7 @@ def pack(
     layers: Layers | None = None,
     whole: Tensor | None = None,
 ) -> Payload:
-    """A payload of the valid tokens of `cache`, whose row b belongs to row rows[b] of the request.
+    """Pack the valid tokens of `cache`, whose row b belongs to row rows[b] of the request.
 
     layers: those to send, None is all. whole: (B,), the rows' tokens before some were left out; spans are theirs.
     The buffers are views of the cache where its layout allows.
@@ -168,7 +168,7 @@ def unpack(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Shipment:
-    """Check a payload and rebuild its cache in memory of one's own (one copy). Raises CorruptPayload.
+    """Validate a payload and unpack it into memory of one's own (one copy). Raises CorruptPayload.
 
     expected: what its sender was asked for; nothing is allocated for anything else. None, where nobody was asked (in
     measurements): whatever holds together.
@@ -192,7 +192,8 @@ def unpack(
     buffers = iter(payload.buffers)
     keys_buffers, values_buffers, positions, spans = ([next(buffers) for _ in part] for part in parts)
     positions_S = _positions(header, positions)
-    beyond = positions_S is None or bool((positions_S >= _of_tokens(header.whole, lengths)).any())
+    whole_S = torch.tensor(header.whole, dtype=torch.long).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+    beyond = positions_S is None or bool((positions_S >= whole_S).any())
     if positions_S is None or (beyond and expected is not None):
         raise CorruptPayload(f"payload of {member}: its tokens stand where none were read; ask the sender again")
     device, dtype = torch.device(device), dtype or wire_dtype
@@ -214,20 +215,12 @@ def unpack(
     if places is None:
         raise CorruptPayload(f"payload of {member}: its tokens' places are in no text; ask the sender again")
     return Shipment(
-        member,
-        spec,
-        header.rows,
-        lengths,
-        (keys_out, values_out),
-        positions_S.to(device),
-        places,
-        header.whole,
-        chosen,
+        member, spec, header.rows, lengths, (keys_out, values_out), positions_S.to(device), places, header.whole, chosen
     )
 
 
 def _positions(header: Header, buffers: list[np.ndarray]) -> Tensor | None:
-    """Read where each token stands in its row, ascending: (S,). None where they do not."""
+    """Read the position of each token in its row, (S,); None where they do not ascend."""
     if not buffers:
         return _counted(header.lengths)
     found = buffers[0].view(np.int32).astype(np.int64)
@@ -237,49 +230,44 @@ def _positions(header: Header, buffers: list[np.ndarray]) -> Tensor | None:
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
-    """A flat uint8 view of a tensor (bf16 has no NumPy dtype, bytes have)."""
+    """View a tensor as flat uint8 (bf16 has no NumPy dtype, bytes have)."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _tensor(buffer: np.ndarray) -> Tensor:
-    """A tensor over a buffer, never written to: the store's memory is shared with others."""
+    """View a buffer as a tensor, never written to: the store's memory is shared with others."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(buffer)
 
 
 def _memory(numbers: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Flat, its content arbitrary."""
+    """Allocate a flat tensor, its content arbitrary."""
     if device.type != "cpu" or not numbers:
         return torch.empty(numbers, dtype=dtype, device=device)
     return torch.from_numpy(_SHELF.take(numbers * dtype.itemsize)).view(dtype)
 
 
 def _counted(lengths: Sequence[int]) -> Tensor:
-    """The positions of rows that begin at 0, one after another: (T,)."""
+    """Count the positions of rows that begin at 0, one after another: (T,)."""
     return torch.cat([torch.arange(n) for n in lengths]) if lengths else torch.zeros(0, dtype=torch.long)
 
 
-def _of_tokens(of_rows: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """Repeat what each row has for its tokens: (S,)."""
-    return torch.tensor(of_rows, dtype=torch.long).repeat_interleave(torch.tensor(lengths, dtype=torch.long))
-
-
 def _squeeze(tensor_BNTH: Tensor, valid_BT: Tensor | None) -> Tensor:
-    """Only valid tokens, None is all: (N, sum of lengths, H); a view for a single row."""
+    """Select the valid tokens, None is all: (N, sum of lengths, H); a view for a single row."""
     tensor_NBTH = tensor_BNTH.transpose(0, 1)
     return tensor_NBTH.flatten(1, 2) if valid_BT is None else tensor_NBTH[:, valid_BT]
 
 
 def _layers(sent_LNSH: Tensor, chosen: Sequence[int], spec: KVSpec) -> tuple[Tensor, ...]:
-    """(1, N, S, H) of every layer: views of what was received."""
+    """View what was received as (1, N, S, H) of every layer."""
     nothing = sent_LNSH.new_zeros(()).expand(1, *sent_LNSH.shape[1:])
     found = dict(zip(chosen, sent_LNSH[:, None], strict=True))
     return tuple(found.get(layer, nothing) for layer in range(spec.layers))
 
 
 def _rows_of(found: np.ndarray, lengths: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...] | None:
-    """Split spans into rows; None where they are none: in a text each begins about where the last ended.
+    """Split spans into rows; None where they are invalid: in a text each begins about where the last ended.
 
     So comparing two texts' spans takes time in proportion to their lengths, and not to the product.
     """

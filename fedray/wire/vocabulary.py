@@ -1,4 +1,4 @@
-"""A vocabulary on the wire: the bytes of every token, so that another LLM can say which of its own mean the same.
+"""Pack a vocabulary: the bytes of every token, by which another LLM finds its own tokens of the same meaning.
 
 Header: magic `FRVO`, version u16, tokens u32. Buffers: u16 lengths, the bytes one after another, u32 ids that end an
 answer.
@@ -36,9 +36,9 @@ def pack_vocabulary(tokens: Sequence[bytes], stops: Sequence[int]) -> Payload:
 
 
 def unpack_vocabulary(payload: Payload) -> Vocabulary:
-    """Raises CorruptPayload."""
+    """Validate and unpack a vocabulary. Raises CorruptPayload."""
     payload = checked(payload, "the server")
-    if type(payload.header) is not bytes or len(payload.header) != _PREFIX.size or len(payload.buffers) != 3:
+    if len(payload.header) != _PREFIX.size or len(payload.buffers) != 3:
         raise CorruptPayload("a payload of a vocabulary has the wrong header or number of buffers")
     magic, version, count = _PREFIX.unpack(payload.header)
     lengths, text, stops = payload.buffers

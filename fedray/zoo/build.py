@@ -25,8 +25,9 @@ from fedray.files import write_whole
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import RECORD, norms_of
 from fedray.llm.catalogue import WORLD
-from fedray.llm.loading import HASHES, describe, hash_file, load
+from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM
+from fedray.llm.source import HASHES, hash_file
 from fedray.registry.store import Registry, fuser_name, load_fuser, read_manifest
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, believed, conversations
 from fedray.training.data import BATCH, prefill

@@ -80,7 +80,7 @@ def test_a_served_family_answers_as_transformers_does(case: str) -> None:
     own = cache.crop(cache.lengths - 1)
     assert cache.spec == spec_of(model.config) and cache.tokens == len(PROMPTS[0])
     context = Context(_dynamic(own), own.valid_BT(), own.lengths.clone())
-    logits, _ = step(model, context, torch.tensor([[ids[-1]] for ids in PROMPTS]))
+    logits = step(model, context, torch.tensor([[ids[-1]] for ids in PROMPTS]))
     assert logits is not None
     torch.testing.assert_close(logits, torch.stack(wanted), atol=1e-4, rtol=1e-4)
     assert float(torch.stack(wanted).std(1).min()) > 0.1
@@ -119,13 +119,13 @@ def test_a_window_hides_ones_own_distant_tokens_and_never_anothers_slots() -> No
     assert window_of(model.config) == 6
     ids = torch.tensor([PROMPTS[0]])
     alone = Context(_empty(), torch.zeros(1, 0, dtype=torch.bool), torch.zeros(1, dtype=torch.long))
-    wanted, _ = step(model, alone, ids)
+    wanted = step(model, alone, ids)
 
     def with_slot(log_weight: float) -> torch.Tensor:
         slot = [(torch.ones(1, 2, 1, 8), torch.ones(1, 2, 1, 8)) for _ in range(4)]
         bias = tuple(torch.full((1, 2, 1), log_weight) for _ in range(4))
         context = Context(_filled(slot), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, dtype=torch.long), bias)
-        logits, _ = step(model, context, ids)
+        logits = step(model, context, ids)
         assert logits is not None
         return logits
 

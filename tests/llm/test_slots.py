@@ -29,7 +29,7 @@ def test_tokens_read_one_by_one_give_the_same_logits(room: int) -> None:
     ours, theirs = context(slots(pieces, room)), context(DynamicCache(pairs))  # pyright: ignore[reportArgumentType]
     for token in range(10, 14):
         ids = torch.tensor([[token], [token + 1]])
-        got, want = step(llm.model, ours, ids)[0], step(llm.model, theirs, ids)[0]
+        got, want = step(llm.model, ours, ids), step(llm.model, theirs, ids)
         torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
     for one, other in zip(ours.cache.layers, theirs.cache.layers, strict=True):
         torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=0)

@@ -199,8 +199,7 @@ class Participant(Core):
         def work(park: Callable[[Own], Any]) -> tuple[Context, Tensor]:
             context = empty_context(batch, device)
             context.beyond = others = Others(layers, park)
-            logits, _ = step(self.llm.model, context, ids_BT, valid_BT, positions_BQ=positions_BT)
-            assert logits is not None
+            logits = step(self.llm.model, context, ids_BT, valid_BT, positions_BQ=positions_BT)
             others.settle()
             return context, logits
 
