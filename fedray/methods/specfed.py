@@ -45,7 +45,7 @@ class SpecFed(ProtocolSettings):
 
     def canonical(self, method: Method) -> Method:
         """Who drafts is the receiver by now; where all entries travel, their reconstruction makes no difference."""
-        own = replace(self, draft=None, gamma=0 if self.draft == "none" else self.gamma)
+        own = replace(self, draft=None) if self.draft != "none" and self.gamma else replace(self, draft="none", gamma=0)
         whole = isinstance(self.top_k, float) and self.top_k == 1
         found = replace(super().canonical(method), protocol=replace(own, reconstruct="spread") if whole else own)
         return replace(found, gate=method.gate, fusion=method.fusion) if self.weighs(method) else found
@@ -53,7 +53,7 @@ class SpecFed(ProtocolSettings):
     @property
     def baseline(self) -> SpecFed:
         """The same without drafts, whole distributions sent."""
-        return replace(self, gamma=0, top_k=1.0, reconstruct="spread", measure=False)
+        return replace(self, draft="none", gamma=0, top_k=1.0, reconstruct="spread", measure=False)
 
     @property
     def share(self) -> float | None:
