@@ -13,8 +13,9 @@ from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.decoding import prefill
 from fedray.llm.loading import load
 from fedray.llm.shapes import config_of
+from fedray.methods.parts import CODECS
 from fedray.types import KVSpec
-from fedray.wire.codecs import CODECS, are_finite, relative_error
+from fedray.wire.codecs import are_finite, relative_error
 from fedray.wire.payload import pack, unpack
 from fedray.wire.selection import keep_tokens
 from fedray.world.world import World

@@ -10,8 +10,8 @@ from typing import Any
 from fedray.errors import unknown
 from fedray.evaluation.settings import Block, EvaluateSettings
 from fedray.llm.catalogue import NAMES, resolve, safe_name
-from fedray.methods.fusers import KINDS as FUSERS
 from fedray.methods.method import Method, TextToText
+from fedray.methods.parts import FUSERS
 from fedray.protocols import ALONE, METHOD, PROTOCOLS, protocol_of
 from fedray.questions.tasks import for_task
 from fedray.settings.settings import BY_MEMBER, SCHEMA, Settings
@@ -150,7 +150,7 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[tu
         base = settings.protocol if protocol == settings.protocol.name else protocol
         how = METHOD.read({**settings.parts(), "protocol": base})
         if "fuser" in chosen and "fusion" not in chosen:
-            chosen["fusion"] = FUSERS[chosen["fuser"]][0] if chosen["fuser"] in FUSERS else how.fusion
+            chosen["fusion"] = FUSERS[chosen["fuser"]].operators[0] if chosen["fuser"] in FUSERS else how.fusion
         task, temperature = chosen.pop("task.name", settings.task.name), chosen.pop("generation.temperature", None)
         SCHEMA.read({"task": task, "generation": {} if temperature is None else {"temperature": temperature}})
         parts = how.parts()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Fuser, FuserConfig
-from fedray.fusion.mlp import MLPFuser
+from fedray.methods.parts import FUSERS
 
-FUSERS: dict[str, type[Fuser]] = {"mlp": MLPFuser, "c2c": C2CFuser}
+
+def fuser_class(kind: str) -> type[Fuser]:
+    """Import the class of a kind of fusers."""
+    return FUSERS[kind].load()
 
 
 def build_fuser(config: FuserConfig) -> Fuser:
     """Build an untrained fuser of the kind its configuration names."""
-    return FUSERS[config.kind](config)
+    return fuser_class(config.kind)(config)

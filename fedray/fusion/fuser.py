@@ -18,8 +18,8 @@ from fedray.fusion.norms import Norms
 from fedray.llm.alignment import LAYER_ALIGNMENTS, TOKEN_ALIGNMENTS, align_layers
 from fedray.llm.cache import KVCache
 from fedray.llm.products import pack_matrices
-from fedray.methods.fusers import KINDS
 from fedray.methods.method import Compile
+from fedray.methods.parts import FUSERS
 from fedray.schema import Schema
 from fedray.types import FedrayError, KVSpec, Layers
 
@@ -47,14 +47,15 @@ class FuserConfig:
     def __post_init__(self) -> None:
         """Validate names and sizes: what strangers describe must not take long to build. Raises FedrayError."""
         for what, name, names in (
-            ("fuser", self.kind, KINDS),
+            ("fuser", self.kind, FUSERS),
             ("layer alignment", self.layer_alignment, LAYER_ALIGNMENTS),
             ("token alignment", self.token_alignment, TOKEN_ALIGNMENTS),
         ):
             if name not in names:
                 raise FedrayError(f"{what} {name!r}; choose one of {', '.join(names)}")
-        if self.operator not in KINDS[self.kind]:
-            raise FedrayError(f"fuser={self.kind} with fusion={self.operator!r}; choose fusion={KINDS[self.kind][-1]}")
+        operators = FUSERS[self.kind].operators
+        if self.operator not in operators:
+            raise FedrayError(f"fuser={self.kind} with fusion={self.operator!r}; choose fusion={operators[-1]}")
         sizes = {name: getattr(self, name) for name in ("hidden", "intermediate", "num_layers")}
         for side, spec in (("sender", self.sender), ("receiver", self.receiver)):
             sizes |= {f"{side}.{name}": size for name, size in asdict(spec).items()}
@@ -174,7 +175,7 @@ class Fuser(nn.Module):
         """Run once, on zeros."""
         like = next(self.parameters())
         sent, own = (
-            ((like.new_zeros(1, spec.kv_heads, 7, spec.head_dim),) * spec.layers,) * 2
+            (layers := (like.new_zeros(1, spec.kv_heads, 7, spec.head_dim),) * spec.layers, layers)
             for spec in (self.config.sender, self.config.receiver)
         )
         if self.config.operator == "concat":

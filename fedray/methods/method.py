@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from fedray.methods.fusers import KINDS, OPERATORS
+from fedray.methods.parts import CODECS, FUSERS, OPERATORS
 from fedray.schema import within
 
-Codec = Literal["none", "int8", "int4"]
 Compile = Literal["default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
 if TYPE_CHECKING:
-    Kind = Operator = str
+    Codec = Kind = Operator = str
 else:
-    Kind, Operator = Literal[tuple(KINDS)], Literal[OPERATORS]
+    Codec, Kind, Operator = Literal[tuple(CODECS)], Literal[tuple(FUSERS)], Literal[OPERATORS]
 
 
 @dataclass(frozen=True, slots=True)

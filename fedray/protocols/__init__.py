@@ -4,6 +4,7 @@ port; it never sees a tensor. Nothing here needs torch.
 
 from __future__ import annotations
 
+from fedray.extensions import extended
 from fedray.methods.method import Method, ProtocolSettings
 from fedray.protocols import c2c, ensemble, fedattn, route, self_refine, specfed, standalone, t2t
 from fedray.protocols.protocol import Protocol
@@ -12,7 +13,7 @@ from fedray.types import Plan
 
 STANDALONE = standalone.PROTOCOL
 # Of two that are compared, the later is asked what it adds to the earlier: caches come last.
-PROTOCOLS: dict[str, Protocol] = {
+_OWN = {
     found.name: found
     for found in (
         STANDALONE,
@@ -25,6 +26,7 @@ PROTOCOLS: dict[str, Protocol] = {
         c2c.PROTOCOL,
     )
 }
+PROTOCOLS = extended("fedray.protocols", _OWN, Protocol)
 KINDS = {ProtocolSettings: {name: protocol.settings for name, protocol in PROTOCOLS.items()}}
 METHOD = Schema(Method, kinds=KINDS)
 ALONE = METHOD.read({"protocol": STANDALONE.name}).canonical()

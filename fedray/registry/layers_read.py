@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from fedray.fusion.build import FUSERS
+from fedray.fusion.build import fuser_class
 from fedray.fusion.fuser import FuserConfig
 from fedray.llm.alignment import align_layers
 from fedray.types import Layers
@@ -21,7 +21,7 @@ def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
     """
     aligned = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
     gates = {} if folder is None else _gates(folder / "model.safetensors")
-    gate_of = FUSERS[config.kind].gate_of
+    gate_of = fuser_class(config.kind).gate_of
 
     def reached(side: str) -> tuple[int, ...]:
         return tuple(sorted({s for t, s in enumerate(aligned) if gates.get(gate_of(t, side) or "", 1.0) > 0}))

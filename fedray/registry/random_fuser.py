@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from fedray.fusion.build import FUSERS, build_fuser
+from fedray.fusion.build import build_fuser, fuser_class
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.llm.catalogue import slug
 from fedray.registry.layers_read import layers_read
@@ -18,7 +18,7 @@ WIDTH = 1024  # hidden and intermediate, as published for LLMs of 0.5 to 8 billi
 
 def random_config(sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> FuserConfig:
     """The fuser a pair would be trained with."""
-    layers = FUSERS[kind].default_layers
+    layers = fuser_class(kind).default_layers
     return FuserConfig(kind, operator, sender.spec, receiver.spec, WIDTH, WIDTH, layer_alignment=layers)
 
 

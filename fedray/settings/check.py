@@ -13,7 +13,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.data.files import SUFFIXES, suffix
 from fedray.llm.catalogue import CATALOGUE, NAMES, original_of, repo_of, resolve, safe_name
 from fedray.llm.files import check_folder
-from fedray.methods.fusers import KINDS
+from fedray.methods.parts import FUSERS
 from fedray.protocols import protocol_of
 from fedray.settings.settings import (
     BUILD_SCHEMA,
@@ -61,7 +61,7 @@ def _check_names(settings: Settings) -> None:
     check_apart((receiver, *senders))
     if not senders and protocol.needs_senders and not protocol.copies:
         raise FedrayError(f"protocol={protocol.name} needs a sender: name some, as in {example}")
-    if settings.fusion not in KINDS[settings.fuser]:
+    if settings.fusion not in FUSERS[settings.fuser].operators:
         raise FedrayError(
             f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
         )

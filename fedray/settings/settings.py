@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, resolve, safe_name
-from fedray.methods.fusers import KINDS as FUSERS
 from fedray.methods.method import Method
+from fedray.methods.parts import FUSERS
 from fedray.protocols import KINDS, protocol_of
 from fedray.schema import Schema, within
 from fedray.text import decode_text
@@ -221,7 +221,7 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     task = settings.task
     if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
         task = replace(task, scoring="text")  # what the task's name implies is about its own questions
-    implied: Any = FUSERS[settings.fuser][0]
+    implied: Any = FUSERS[settings.fuser].operators[0]
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
     return replace(

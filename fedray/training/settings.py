@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedray.llm.catalogue import NAMES, resolve
-from fedray.methods.fusers import KINDS
+from fedray.methods.parts import FUSERS
 from fedray.schema import Schema, within
 from fedray.settings.check import check_apart, check_llm_folders, check_output, check_revision, check_store
 from fedray.settings.settings import (
@@ -190,7 +190,7 @@ def build_fuser_job(values: Mapping[str, Any]) -> FuserJob:
         settings,
         receiver=receiver,
         sender=sender if sender in (None, EVERYONE) else resolve(sender, "sender", zoo),
-        fusion=settings.fusion if "fusion" in values else KINDS[settings.fuser][0],
+        fusion=settings.fusion if "fusion" in values else FUSERS[settings.fuser].operators[0],
     )
 
 
@@ -205,7 +205,7 @@ def build_gate_job(values: Mapping[str, Any]) -> GateJob:
         settings,
         receiver=receiver,
         senders=tuple(resolve(sender, "sender", zoo) for sender in senders),
-        fusion=settings.fusion if "fusion" in values else KINDS[settings.fuser][0],
+        fusion=settings.fusion if "fusion" in values else FUSERS[settings.fuser].operators[0],
     )
 
 
@@ -317,7 +317,7 @@ def _check_data(data: TrainingData) -> None:
 
 
 def _check_operator(fuser: str, fusion: str) -> None:
-    if fusion not in KINDS[fuser]:
+    if fusion not in FUSERS[fuser].operators:
         raise FedrayError(
             f"fusion={fusion} does not go with fuser=c2c, which mixes: leave fusion out, or use fuser=mlp"
         )

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fedray.llm.cache import KVCache
+from fedray.methods.parts import CODECS
 
-CODECS = ("none", "int8", "int4")
 SIDES = ("keys", "values")
 GROUP = 64  # tokens that share a key channel's scale
 SCALE, MINIMUM = torch.bfloat16, torch.float16  # the range of any number; the precision of a bias
@@ -68,77 +68,110 @@ class CacheSide:
         return self.layers, self.heads, sum(-(-length // GROUP) for length in self.lengths), self.dim
 
 
+class Codec:
+    """How a block of numbers is written. A block is never empty; buffers are contiguous tensors, whose bytes travel."""
+
+    def sizes(self, block: CacheSide, itemsize: int, joined: int = 0) -> list[int]:
+        """Compute the bytes of every buffer that `encode` makes of numbers of `itemsize` bytes."""
+        raise NotImplementedError
+
+    def encode(self, block: CacheSide, layers: Sequence[Tensor]) -> list[Tensor]:
+        """Encode layers (N, T, H). Raises ValueError where the codec cannot."""
+        raise NotImplementedError
+
+    def decode(self, block: CacheSide, buffers: Sequence[Tensor], dtype: torch.dtype, out_LNTH: Tensor) -> bool:
+        """Decode into `out_LNTH`; buffers: flat uint8, of the right sizes. Returns whether every number is finite."""
+        raise NotImplementedError
+
+
+class Plain(Codec):
+    """Numbers as they are: layers that lie one after the other in memory as one buffer, or else one each."""
+
+    def sizes(self, block: CacheSide, itemsize: int, joined: int = 0) -> list[int]:
+        buffers = 1 if joined else block.layers
+        return [block.numbers // buffers * itemsize] * buffers
+
+    def encode(self, block: CacheSide, layers: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.as_strided(layers[0], (block.numbers,), (1,))] if _adjacent(layers) else list(layers)
+
+    def decode(self, block: CacheSide, buffers: Sequence[Tensor], dtype: torch.dtype, out_LNTH: Tensor) -> bool:
+        pieces: list[Tensor] = []
+        for layers, buffer in zip(out_LNTH.chunk(len(buffers)), buffers, strict=True):
+            pieces += layers.copy_(buffer.view(dtype).view(layers.shape)).aminmax()
+        return are_finite(pieces)
+
+
+class Quantized(Codec):
+    """Integers with a scale per group, and with a minimum where they are packed in pairs (4 bits)."""
+
+    def __init__(self, packed: bool) -> None:
+        self.packed = packed
+
+    def sizes(self, block: CacheSide, itemsize: int, joined: int = 0) -> list[int]:
+        layers, heads, groups, width = block.scales
+        scale = layers * heads * groups * width * SCALE.itemsize
+        return [block.numbers // 2, scale, scale] if self.packed else [block.numbers, scale]
+
+    def encode(self, block: CacheSide, layers: Sequence[Tensor]) -> list[Tensor]:
+        if self.packed and block.dim % 2:
+            raise ValueError(f"codec int4 packs pairs: a head dim of {block.dim} is odd")
+        dim = 2 if block.side == "keys" else 3
+        device = layers[0].device
+        shape = (block.layers, block.heads, block.tokens, block.dim // 2 if self.packed else block.dim)
+        codes_LNTH = torch.empty(shape, dtype=torch.uint8 if self.packed else torch.int8, device=device)
+        scales, minima = (torch.empty(block.scales, dtype=dtype, device=device) for dtype in (SCALE, MINIMUM))
+        for of, tokens, group in block.pieces(device.type):
+            x = torch.stack([layer[:, tokens] for layer in layers[of]]).float()
+            low, high = x.aminmax(dim=dim, keepdim=True)  # NaN and infinity come through, and are refused on arrival
+            if self.packed:
+                low = minima[of, :, group] = low.to(MINIMUM)
+                scale = scales[of, :, group] = ((high - low.float()) / 15).to(SCALE)
+                codes = x.sub_(low).mul_(_inverse(scale)).round_().clamp_(0, 15).to(torch.uint8)
+                codes_LNTH[of, :, tokens] = codes[..., ::2] | codes[..., 1::2] << 4
+            else:
+                scale = scales[of, :, group] = (torch.maximum(high, -low) / 127).to(SCALE)
+                codes_LNTH[of, :, tokens] = x.mul_(_inverse(scale)).round_().clamp_(-127, 127)
+        return [codes_LNTH, scales, minima] if self.packed else [codes_LNTH, scales]
+
+    def decode(self, block: CacheSide, buffers: Sequence[Tensor], dtype: torch.dtype, out_LNTH: Tensor) -> bool:
+        """Each piece is checked while it is still in the CPU's cache."""
+        pieces: list[Tensor] = []
+        shape = (block.layers, block.heads, block.tokens)
+        codes = buffers[0].view(*shape, -1) if self.packed else buffers[0].view(torch.int8).view(*shape, -1)
+        scales = buffers[1].view(SCALE).view(block.scales)
+        for of, tokens, group in block.pieces(out_LNTH.device.type):
+            part = codes[of, :, tokens]
+            if self.packed:
+                part = torch.stack((part & 15, part >> 4), dim=-1).flatten(-2)
+            numbers = part * scales[of, :, group].float()
+            if self.packed:
+                numbers += buffers[2].view(MINIMUM).view(block.scales)[of, :, group]
+            pieces += out_LNTH[of, :, tokens].copy_(numbers).aminmax()
+        return are_finite(pieces)
+
+
+NONE, INT8, INT4 = Plain(), Quantized(packed=False), Quantized(packed=True)
+
+
 def sizes(codec: str, block: CacheSide, itemsize: int, joined: int = 0) -> list[int]:
     """Compute the bytes of every buffer that `encode` makes of a block of numbers of `itemsize` bytes.
 
     joined: without a codec, all layers in one buffer, not one each.
     """
-    if block.numbers == 0:
-        return []
-    if codec == "none":
-        buffers = 1 if joined else block.layers
-        return [block.numbers // buffers * itemsize] * buffers
-    layers, heads, groups, width = block.scales
-    scale = layers * heads * groups * width * SCALE.itemsize
-    return [block.numbers, scale] if codec == "int8" else [block.numbers // 2, scale, scale]
+    return CODECS[codec].load().sizes(block, itemsize, joined) if block.numbers else []
 
 
 def encode(codec: str, block: CacheSide, layers: Sequence[Tensor]) -> list[Tensor]:
-    """Encode layers (N, T, H) as contiguous tensors. Raises ValueError where the codec cannot.
-
-    Without a codec layers that lie one after the other in memory are one tensor, or else one each.
-    """
-    if block.numbers == 0:
-        return []
-    if codec == "none":
-        return [torch.as_strided(layers[0], (block.numbers,), (1,))] if _adjacent(layers) else list(layers)
-    if codec == "int4" and block.dim % 2:
-        raise ValueError(f"codec int4 packs pairs: a head dim of {block.dim} is odd")
-    dim = 2 if block.side == "keys" else 3
-    device = layers[0].device
-    shape = (block.layers, block.heads, block.tokens, block.dim if codec == "int8" else block.dim // 2)
-    codes_LNTH = torch.empty(shape, dtype=torch.int8 if codec == "int8" else torch.uint8, device=device)
-    scales, minima = (torch.empty(block.scales, dtype=dtype, device=device) for dtype in (SCALE, MINIMUM))
-    for of, tokens, group in block.pieces(device.type):
-        x = torch.stack([layer[:, tokens] for layer in layers[of]]).float()
-        low, high = x.aminmax(dim=dim, keepdim=True)  # NaN and infinity come through, and are refused on arrival
-        if codec == "int8":
-            scale = scales[of, :, group] = (torch.maximum(high, -low) / 127).to(SCALE)
-            codes_LNTH[of, :, tokens] = x.mul_(_inverse(scale)).round_().clamp_(-127, 127)
-        else:
-            low = minima[of, :, group] = low.to(MINIMUM)
-            scale = scales[of, :, group] = ((high - low.float()) / 15).to(SCALE)
-            codes = x.sub_(low).mul_(_inverse(scale)).round_().clamp_(0, 15).to(torch.uint8)
-            codes_LNTH[of, :, tokens] = codes[..., ::2] | codes[..., 1::2] << 4
-    return [codes_LNTH, scales] if codec == "int8" else [codes_LNTH, scales, minima]
+    """Encode layers (N, T, H) as contiguous tensors. Raises ValueError where the codec cannot."""
+    return CODECS[codec].load().encode(block, layers) if block.numbers else []
 
 
 def decode(codec: str, block: CacheSide, buffers: Sequence[Tensor], dtype: torch.dtype, out_LNTH: Tensor) -> bool:
     """Decode into `out_LNTH` what `encode` made of numbers of `dtype`; buffers: flat uint8, of the right sizes.
 
-    Returns whether every number is finite. Each piece is checked while it is still in the CPU's cache.
+    Returns whether every number is finite.
     """
-    if block.numbers == 0:
-        return True
-    pieces: list[Tensor] = []
-    if codec == "none":
-        for layers, buffer in zip(out_LNTH.chunk(len(buffers)), buffers, strict=True):
-            pieces += layers.copy_(buffer.view(dtype).view(layers.shape)).aminmax()
-        return are_finite(pieces)
-    shape = (block.layers, block.heads, block.tokens, block.dim)
-    scales, *minima = (
-        b.view(dtype).view(block.scales) for b, dtype in zip(buffers[1:], (SCALE, MINIMUM), strict=False)
-    )
-    codes = buffers[0].view(torch.int8).view(shape) if codec == "int8" else buffers[0].view(*shape[:3], block.dim // 2)
-    for of, tokens, group in block.pieces(out_LNTH.device.type):
-        part, scale = codes[of, :, tokens], scales[of, :, group].float()
-        if codec == "int4":
-            part = torch.stack((part & 15, part >> 4), dim=-1).flatten(-2)
-        numbers = part * scale
-        if codec == "int4":
-            numbers += minima[0][of, :, group]
-        pieces += out_LNTH[of, :, tokens].copy_(numbers).aminmax()
-    return are_finite(pieces)
+    return not block.numbers or CODECS[codec].load().decode(block, buffers, dtype, out_LNTH)
 
 
 def _adjacent(layers: Sequence[Tensor]) -> bool:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fedray.methods.method import Wire
+from fedray.methods.parts import CODECS
 from fedray.text import printable
 from fedray.types import FedrayError, KVSpec, Layers
-from fedray.wire.codecs import CODECS
 
 MAGIC, VERSION = b"FRKV", 3
 DTYPES = ("float32", "bfloat16", "float16")

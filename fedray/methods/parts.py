@@ -1,0 +1,38 @@
+"""Fusers and codecs by the names that users write; their modules, which need torch, are imported when one is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
+
+from fedray.extensions import extended
+
+OPERATORS = ("concat", "mix")
+
+
+@dataclass(frozen=True, slots=True)
+class FuserKind:
+    """A fuser class, as "module:Class". operators: those that it can be trained for, the usual one first."""
+
+    where: str
+    operators: tuple[str, ...] = OPERATORS
+
+    def load(self) -> Any:
+        return resolve_name(self.where)
+
+
+@dataclass(frozen=True, slots=True)
+class CodecKind:
+    """A codec, as "module:object"."""
+
+    where: str
+
+    def load(self) -> Any:
+        return resolve_name(self.where)
+
+
+_FUSERS = {"mlp": FuserKind("fedray.fusion.mlp:MLPFuser"), "c2c": FuserKind("fedray.fusion.c2c:C2CFuser", ("mix",))}
+_CODECS = {name: CodecKind(f"fedray.wire.codecs:{name.upper()}") for name in ("none", "int8", "int4")}
+FUSERS = extended("fedray.fusers", _FUSERS, FuserKind)
+CODECS = extended("fedray.codecs", _CODECS, CodecKind)
