@@ -1,4 +1,4 @@
-"""The data sets by name: where they lie on the hub, which splits they have, and how their rows read."""
+"""The data sets by name: their repositories, splits, and readers of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T", Item, TrainingTalk)
 
 @dataclass(frozen=True, slots=True)
 class DataSet(Generic[T]):
-    """One data set.
+    """A data set.
 
     splits: our name of a split -> the hub's; schema: the columns that are read, in words; subsets: the hub's
     configurations that are read one after the other -> the group their rows are counted under; siblings: its other
@@ -34,76 +34,36 @@ class DataSet(Generic[T]):
 
     @property
     def main(self) -> str:
-        """The split that a file holds whose name says nothing."""
+        """The split of a file whose name says none."""
         return "test" if "test" in self.splits else "train"
 
     def check(self, split: str) -> None:
-        """Raises FedrayError naming the splits there are."""
+        """Validate a split. Raises FedrayError naming the splits there are."""
         if split not in self.splits:
             raise FedrayError(f"{self.name} has no {split} split: choose {' or '.join(self.splits)}")
 
 
-_CHOICES = "choices {text: [...], label: [...]}, answerKey"
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
-BENCHMARKS: dict[str, DataSet[Item]] = {
-    data.name: data
-    for data in (
-        DataSet(
-            "openbookqa",
-            "allenai/openbookqa",
-            f"question_stem, {_CHOICES}",
-            rows.labelled,
-            _ALL,
-            {"main": ""},
-            siblings=("additional",),
-        ),
-        DataSet(
-            "arc-challenge",
-            "allenai/ai2_arc",
-            f"question, {_CHOICES}",
-            rows.labelled,
-            _ALL,
-            {"ARC-Challenge": ""},
-            siblings=("ARC-Easy",),
-        ),
-        DataSet(
-            "mmlu-redux",
-            "edinburgh-dawg/mmlu-redux-2.0",
-            "question, choices [...], answer, error_type, correct_answer",
-            rows.listed,
-            {"test": "test"},
-            categories(MMLU),
-        ),
-        DataSet(
-            "ceval",
-            "ceval/ceval-exam",
-            "question, A, B, C, D, answer",
-            rows.lettered,
-            {"validation": "val", "test": "test"},
-            categories(CEVAL),
-        ),
-        DataSet(
-            "gsm8k",
-            "openai/gsm8k",
-            "question, answer",
-            rows.numbered,
-            {"train": "train", "test": "test"},
-            {"main": ""},
-            siblings=("socratic",),
-        ),
-    )
-}
-OPENHERMES: DataSet[TrainingTalk] = DataSet(
-    "openhermes",
-    "teknium/OpenHermes-2.5",
-    "conversations [{from: human|gpt|system, value: ...}, ...]",
-    rows.openhermes,
-    {"train": "train"},
+_TRAIN, _TEST, _VAL = {"train": "train"}, {"test": "test"}, {"validation": "val"}
+_LABELLED = "choices {text: [...], label: [...]}, answerKey"
+_OPENBOOKQA, _ARC = f"question_stem, {_LABELLED}", f"question, {_LABELLED}"
+_MMLU_REDUX = "question, choices [...], answer, error_type, correct_answer"
+_CEVAL = "question, A, B, C, D, answer"
+_GSM8K = "question, answer"
+_OPENHERMES = "conversations [{from: human|gpt|system, value: ...}, ...]"
+_BENCHMARKS: tuple[DataSet[Item], ...] = (
+    DataSet("openbookqa", "allenai/openbookqa", _OPENBOOKQA, rows.labelled, _ALL, {"main": ""}, ("additional",)),
+    DataSet("arc-challenge", "allenai/ai2_arc", _ARC, rows.labelled, _ALL, {"ARC-Challenge": ""}, ("ARC-Easy",)),
+    DataSet("mmlu-redux", "edinburgh-dawg/mmlu-redux-2.0", _MMLU_REDUX, rows.listed, _TEST, categories(MMLU)),
+    DataSet("ceval", "ceval/ceval-exam", _CEVAL, rows.lettered, _VAL | _TEST, categories(CEVAL)),
+    DataSet("gsm8k", "openai/gsm8k", _GSM8K, rows.numbered, _TRAIN | _TEST, {"main": ""}, ("socratic",)),
 )
+BENCHMARKS = {data.name: data for data in _BENCHMARKS}
+OPENHERMES = DataSet("openhermes", "teknium/OpenHermes-2.5", _OPENHERMES, rows.openhermes, _TRAIN)
 
 
 def benchmark(name: str) -> DataSet[Item]:
-    """A data set to evaluate on. Raises FedrayError with the nearest names."""
+    """Find a data set to evaluate on. Raises FedrayError with the nearest names."""
     if name not in BENCHMARKS:
         raise unknown("data set", name, BENCHMARKS)
     return BENCHMARKS[name]

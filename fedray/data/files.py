@@ -1,7 +1,7 @@
-"""Rows of files on this disk, told apart by their suffixes (any case, each also with .gz behind it).
+"""Read rows of local files by their suffixes (any case, each also with .gz behind it).
 
-Values come as they are written: no number is rounded, no NA or None is taken for nothing. What is read here is refused
-here too, with file and line: no UTF-8, no JSON, a damaged archive, a line with too few cells.
+Values come as they are written: no number is rounded, no NA or None becomes empty. What is wrong is refused here, with
+file and line: no UTF-8, no JSON, a damaged archive, a line with too few cells.
 """
 
 from __future__ import annotations
@@ -18,20 +18,15 @@ from typing import IO, Any
 from fedray.text import check_text, decode_text
 from fedray.types import FedrayError
 
-FORMATS = {
-    ".parquet": "parquet",
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".arrow": "arrow",
-}  # of data sets
+# Of data sets
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".arrow": "arrow"}
 SUFFIXES = (".txt", *FORMATS)  # of questions, too
+_REMEDY = 'write rows such as {"question": "..."}'
 Found = Iterator[tuple[str, Any]]  # "line 3" or "row 3", and what stands there: a row, or whatever is in its place
 
 
 def suffix(path: Path) -> str:
-    """A file's suffix in lower case, without the .gz behind it."""
+    """Get a file's suffix in lower case, without the .gz behind it."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
@@ -40,7 +35,7 @@ def is_packed(path: Path) -> bool:
 
 
 def rows(path: Path) -> Found:
-    """Place and content of every row, in the file's order; a .txt has a question on each line.
+    """Read place and content of every row, in the file's order; a .txt has a question on each line.
 
     Raises FedrayError, one sentence with file and line: no such file, an unknown suffix, content that is not what the
     suffix says.
@@ -75,7 +70,7 @@ def _json_lines(file: IO[bytes], path: Path) -> Found:
 
 
 def _json_whole(file: IO[bytes], path: Path) -> Found:
-    """A list of rows, {"data": [rows]}, or rows line by line."""
+    """Read a list of rows, {"data": [rows]}, or rows line by line."""
     text = decode_text(file.read(), str(path))
     lines = list(_lines(text))
     if len(lines) > 1 and all(line[0] + line[-1] == "{}" for _, line in lines):
@@ -101,26 +96,25 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text, parse_float=str)
     except RecursionError as error:
-        raise FedrayError(f'{where} is nested too deeply: write rows such as {{"question": "..."}}') from error
+        raise FedrayError(f"{where} is nested too deeply: {_REMEDY}") from error
     except ValueError as error:
-        raise FedrayError(f'{where} is not JSON ({error}): write rows such as {{"question": "..."}}') from error
+        raise FedrayError(f"{where} is not JSON ({error}): {_REMEDY}") from error
 
 
 def _whole(row: Any, text: str, where: str) -> Any:
-    """The row, if no escape in its text is half a character. Raises FedrayError."""
+    """Validate that no escape in a row's text is half a character, and return the row. Raises FedrayError."""
     if "\\u" in text:
         try:
             check_text(json.dumps(row, ensure_ascii=False), where)
         except RecursionError as error:
-            raise FedrayError(f'{where} is nested too deeply: write rows such as {{"question": "..."}}') from error
+            raise FedrayError(f"{where} is nested too deeply: {_REMEDY}") from error
     return row
 
 
 def _cells(delimiter: str) -> Callable[[IO[bytes], Path], Found]:
     def read(file: IO[bytes], path: Path) -> Found:
-        lines = csv.reader(
-            io.StringIO(decode_text(file.read(), str(path)), newline=""), delimiter=delimiter, strict=True
-        )
+        text = io.StringIO(decode_text(file.read(), str(path)), newline="")
+        lines = csv.reader(text, delimiter=delimiter, strict=True)
         header: list[str] = []
         began = 1
         try:
@@ -149,7 +143,7 @@ def _header(cells: list[str], where: str) -> list[str]:
 
 
 def _tables(file: IO[bytes], path: Path) -> Found:
-    """Parquet, or Arrow as `datasets` keeps it."""
+    """Read Parquet, or Arrow as `datasets` keeps it."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -157,10 +151,9 @@ def _tables(file: IO[bytes], path: Path) -> Found:
         raise FedrayError(f"{path} needs {error.name}: pip install 'fedray[evaluation]'") from error
     content = io.BytesIO(file.read()) if is_packed(path) else file
     try:
-        if suffix(path) == ".parquet":
-            yield from _batches(pq.ParquetFile(content).iter_batches(1000), path)
-        else:
-            yield from _batches(pa.ipc.open_stream(content), path)
+        parquet = suffix(path) == ".parquet"
+        batches = pq.ParquetFile(content).iter_batches(1000) if parquet else pa.ipc.open_stream(content)
+        yield from _batches(batches, path)
     except pa.ArrowException as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise FedrayError(f"{path} cannot be read ({reason}): mend it or name another") from error
@@ -179,7 +172,7 @@ def _batches(batches: Any, path: Path) -> Found:
 
 
 def _one_by_one(batch: Any, path: Path, before: int) -> Iterator[Any]:
-    """The rows up to the one that is no UTF-8, which is refused."""
+    """Read the rows up to the one that is no UTF-8, which is refused."""
     for index in range(batch.num_rows):
         try:
             yield from batch.slice(index, 1).to_pylist()
@@ -189,7 +182,7 @@ def _one_by_one(batch: Any, path: Path, before: int) -> Iterator[Any]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Number and content of the lines that hold something."""
+    """Number the lines that are not blank."""
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
             yield number, line.strip()

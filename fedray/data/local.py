@@ -1,4 +1,4 @@
-"""A data set's files on this disk, told apart by their names: which split, which subset.
+"""Find a data set's local files, and by their names splits and subsets.
 
 FOLDER/test.jsonl                               one split, one file
 FOLDER/main/train-00000-of-00001.parquet        as `hf download --repo-type dataset` lays it out
@@ -21,7 +21,7 @@ _WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", 
 
 
 def files_of(data: DataSet[Any], split: str, path: Path) -> dict[str, list[Path]]:
-    """Subset -> its files of a split. A folder may hold a subset only, or one folder per data set.
+    """Find the files of a split: subset -> files. A folder may hold a subset only, or one folder per data set.
 
     Raises FedrayError: nothing there that can be read, another split, several formats at once.
     """
@@ -40,7 +40,7 @@ def files_of(data: DataSet[Any], split: str, path: Path) -> dict[str, list[Path]
 
 
 def _root(data: DataSet[Any], path: Path) -> Path:
-    """The data set's own folder or file. Raises FedrayError where a folder holds other data sets only."""
+    """Find the data set's own folder or file. Raises FedrayError where a folder holds other data sets only."""
     there = [name for name in (*BENCHMARKS, OPENHERMES.name) if (path / name).is_dir()]
     if data.name in there:
         return path / data.name
@@ -50,7 +50,7 @@ def _root(data: DataSet[Any], path: Path) -> Path:
 
 
 def check_formats(files: Sequence[Path]) -> None:
-    """Raises FedrayError where they are of several formats: they would hold the same twice."""
+    """Validate that files are of one format: several would hold the same twice. Raises FedrayError."""
     kinds = {suffix(file) + ".gz" * is_packed(file): (FORMATS[suffix(file)], is_packed(file)) for file in files}
     if len(set(kinds.values())) > 1:
         raise FedrayError(f"{files[0].parent} holds the same as {' and '.join(sorted(kinds))}: leave one of them there")
@@ -60,11 +60,8 @@ def _files(root: Path, data: DataSet[Any]) -> list[Path]:
     if not root.exists():
         raise FedrayError(f"{data.name}: data.path={root} does not exist: name a folder or a file")
     below = [root] if root.is_file() else sorted(root.rglob("*"))
-    found = [
-        file
-        for file in below
-        if suffix(file) in FORMATS and file.name not in NOTES and not any(p[0] == "." for p in _parts(file, root))
-    ]
+    below = [file for file in below if not any(part.startswith(".") for part in _parts(file, root))]
+    found = [file for file in below if suffix(file) in FORMATS and file.name not in NOTES]
     if not found:
         raise FedrayError(
             f"{data.name}: {root} holds no file that ends in {', '.join(FORMATS)}: name another data.path"
@@ -73,7 +70,7 @@ def _files(root: Path, data: DataSet[Any]) -> list[Path]:
 
 
 def _by_subset(data: DataSet[Any], root: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files by the subset that a folder or the beginning of their name says. Those of other subsets are none of it."""
+    """Group files by the subset that a folder or the beginning of their name says, without those of other subsets."""
     known = sorted((*data.subsets, *data.siblings), key=len, reverse=True)
     named: dict[str, list[Path]] = {}
     for file in files:
@@ -97,7 +94,7 @@ def _names(file: Path, root: Path, subset: str) -> bool:
 
 
 def _split(data: DataSet[Any], file: Path, root: Path) -> str:
-    """The split a file's name (or else its folder's) says, in our words."""
+    """Find the split that a file's name (or else its folder's) says."""
     for part in reversed(_parts(file, root)):
         words = re.split(r"[^a-z]+", part.lower())
         for split, theirs in data.splits.items():

@@ -1,4 +1,4 @@
-"""Numbers as people and LLMs write them, and one plain form in which they are compared.
+"""Normalize numbers as people and LLMs write them to one plain form.
 
 Read are signs (also U+2212, and with a space behind), thousands separators, decimals, fractions (3/4, 1 1/2, a half as
 one character, LaTeX), exponents (1e3, 2 x 10^3), digits of any script, and currency and per cent, which say nothing.
@@ -26,7 +26,7 @@ _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|
 
 
 def plain_text(text: str) -> str:
-    """The text with every digit, minus and fraction in ASCII.
+    """Convert every digit, minus and fraction of a text to ASCII.
 
     >>> plain_text("−２½ of 10³, \\\\frac{3}{4}")
     '-2 1/2 of 10^3,  3/4'
@@ -49,7 +49,7 @@ def _ascii(character: str) -> str:
 
 
 def plain_number(text: str) -> str | None:
-    """The number that a text is, written most plainly; None where it is no number, or more than one.
+    """Normalize the number that a text is; None where it is no number, or more than one.
 
     >>> plain_number("$1,200.50"), plain_number("−3/4"), plain_number("1/3"), plain_number("N/A")
     ('1200.5', '-0.75', '1/3', None)
@@ -69,7 +69,7 @@ def plain_number(text: str) -> str | None:
 
 
 def _value(written: str) -> Fraction:
-    """A decimal, with a power or as a fraction."""
+    """Parse a decimal, with a power or as a fraction."""
     above, _, below = re.sub(r"\s", "", written).partition("/")
     number, _, power = re.sub(r"[x×*·]?10\^", "e", above).partition("e")
     value = Fraction(number or 1) * Fraction(10) ** int(power.lower() or 0)
@@ -77,7 +77,7 @@ def _value(written: str) -> Fraction:
 
 
 def _written(value: Fraction) -> str:
-    """A decimal where there is one that is exact, else a fraction in its lowest terms."""
+    """Format as an exact decimal where there is one, else as a fraction in its lowest terms."""
     above, below = value.as_integer_ratio()
     places, rest = 0, below
     for prime in (2, 5):

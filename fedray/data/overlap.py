@@ -1,6 +1,6 @@
-"""Training text that gives evaluation questions away is left out.
+"""Detect evaluation questions in training text (contamination).
 
-A question of 13 words or more is given away by any 13 of them in a row (as GPT-3's authors count, arXiv 2005.14165,
+A question of 13 words or more is found by any 13 of them in a row (as GPT-3's authors count, arXiv 2005.14165,
 appendix C); a shorter one by all its words in a row, with all its choices, where it has some, in the same text.
 """
 
@@ -19,7 +19,7 @@ Words = tuple[str, ...]
 
 
 class Contamination:
-    """The questions of evaluation sets, ready to be looked for in conversations."""
+    """An index of the questions of evaluation sets."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._spans: set[int] = set()
@@ -34,7 +34,7 @@ class Contamination:
         self._openings = sorted({len(opening) for opening in self._short})
 
     def gives_away(self, talk: TrainingTalk) -> bool:
-        """Whether a conversation holds one of the questions."""
+        """Check whether a conversation holds one of the questions."""
         words = _words(" ".join((*talk.turns, talk.answer)))
         return any(hash(span) in self._spans for span in _runs(words, SPAN)) or self._holds_short(words)
 

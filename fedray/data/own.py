@@ -1,25 +1,12 @@
-"""A row of a user's own file: read by the reader of the schema that its columns are in, with nothing ignored."""
+"""Read a row of a user's own file by the schema that its columns are in, with nothing ignored."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 
-from fedray.data.rows import (
-    Item,
-    LeftOut,
-    Row,
-    WrongRow,
-    are_mappings,
-    asked,
-    is_empty,
-    labelled,
-    lettered,
-    letters_of,
-    listed,
-    numbered,
-    text,
-)
+from fedray.data import rows
+from fedray.data.rows import Item, LeftOut, Row, WrongRow, is_empty
 
 SCHEMAS = (
     "question (or question_stem) alone, or with choices {text: [...], label: [...]} and answerKey, with choices [...] "
@@ -38,8 +25,7 @@ _ABOUT = frozenset("type types source sources language lang count format difficu
 
 
 def question(row: object) -> Item | LeftOut:
-    """A question of a user's own, in whichever schema it is. Raises WrongRow; where an answer or a choice would be
-    ignored, it names the column."""
+    """Read a question in whichever schema it is. Raises WrongRow, also where an answer or a choice would be ignored."""
     if not isinstance(row, Mapping):
         raise WrongRow("this is no row with named columns")
     held = {str(name): value for name, value in row.items() if not is_empty(value)}
@@ -62,30 +48,27 @@ def question(row: object) -> Item | LeftOut:
 
 
 def about(row: Row) -> dict[str, str]:
-    """What else of a row is kept. Raises WrongRow."""
-    return {
-        name: text(row[name], name) for name in ("id", "domain", "entity", "attribute") if not is_empty(row.get(name))
-    }
+    """Read what else of a row is kept. Raises WrongRow."""
+    there = (name for name in ("id", "domain", "entity", "attribute") if not is_empty(row.get(name)))
+    return {name: rows.text(row[name], name) for name in there}
 
 
 def _reader(row: Row) -> tuple[Callable[[Row], Item | LeftOut], set[str]]:
-    """Who reads a row, and the columns that it reads besides the question."""
+    """Find the reader of a row, and the columns that it reads besides the question."""
     choices = row.get("choices")
-    if isinstance(row.get("question"), Mapping) or isinstance(choices, Mapping) or are_mappings(choices):
-        return labelled, {"answerKey"} if isinstance(row.get("question"), Mapping) else {"choices", "answerKey"}
+    if isinstance(row.get("question"), Mapping):
+        return rows.labelled, {"answerKey"}
+    if isinstance(choices, Mapping) or rows.are_mappings(choices):
+        return rows.labelled, {"choices", "answerKey"}
     if choices is not None:
-        return listed, {"choices", "answer", *(("correct_answer",) if "error_type" in row else ())}
+        return rows.listed, {"choices", "answer", *(("correct_answer",) if "error_type" in row else ())}
     if "B" in row:
-        return lettered, {"answer", *letters_of(row)}
-    return (numbered, {"answer"}) if "answer" in row else (_free, set())
-
-
-def _free(row: Row) -> Item:
-    return Item(asked(row))
+        return rows.lettered, {"answer", *rows.letters_of(row)}
+    return (rows.numbered, {"answer"}) if "answer" in row else (lambda row: Item(rows.asked(row)), set())
 
 
 def _is_answer(name: str) -> bool:
-    """Whether a column's name says that it holds an answer or a choice."""
+    """Check whether a column's name is that of an answer or a choice."""
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
     if re.fullmatch("[A-Za-z]", name.strip()) or re.search("答案|选项|正确", name):
         return True

@@ -1,4 +1,4 @@
-"""Rows as the data sets' authors wrote them, odd ones included, and what they say: a reader for each schema."""
+"""Read rows as the data sets' authors wrote them, odd ones included: a reader for each schema."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Item:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing of it is empty."""
+        """Whether neither the question nor a choice is empty."""
         return bool(self.question) and all(self.choices)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingTalk:
-    """A conversation to train on. turns: the user's and the assistant's in turn, the user's last; answer: what the
-    assistant says then."""
+    """A conversation to train on. turns: the user's and the assistant's in turn, the user's last; answer: the
+    assistant's next turn."""
 
     turns: tuple[str, ...]
     answer: str
@@ -47,7 +47,7 @@ class TrainingTalk:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that asks nothing that can be scored or learnt, and why."""
+    """A row that cannot be scored or trained on, and why."""
 
     reason: str
 
@@ -60,7 +60,7 @@ class WrongRow(ValueError):
 
 
 def labelled(row: Row) -> Item:
-    """OpenBookQA and ARC: choices labelled by letters or by numbers.
+    """Read OpenBookQA and ARC: choices labelled by letters or by numbers.
 
     On the hub: question_stem (ARC: question), choices {text, label}, answerKey; as first published: question {stem,
     choices [{text, label}]}, answerKey.
@@ -79,8 +79,8 @@ def labelled(row: Row) -> Item:
 
 
 def listed(row: Row) -> Item | LeftOut:
-    """MMLU, and MMLU-Redux 2.0: the answer is a place, or a letter. Questions without one right answer are left out,
-    wrong labels are replaced by the correction.
+    """Read MMLU, and MMLU-Redux 2.0: the answer is an index, or a letter. Questions without one right answer are left
+    out, wrong labels are replaced by the correction.
 
     As the C2C evaluation does (arXiv 2510.03215), but for a wrong label without a usable correction: it is left out.
     """
@@ -97,18 +97,15 @@ def listed(row: Row) -> Item | LeftOut:
 
 
 def lettered(row: Row) -> Item:
-    """C-Eval: the choices are columns, named A, B, ... The test split may come without answers."""
+    """Read C-Eval: the choices are columns, named A, B, ... The test split may come without answers."""
     _field(row, "B")
     letters = letters_of(row)
-    return Item(
-        asked(row),
-        tuple(text(row.get(letter), letter) for letter in letters),
-        _gold(text(row.get("answer"), "answer"), letters),
-    )
+    question, choices = asked(row), tuple(text(row.get(letter), letter) for letter in letters)
+    return Item(question, choices, _gold(text(row.get("answer"), "answer"), letters))
 
 
 def numbered(row: Row) -> Item | LeftOut:
-    """GSM8K: the right answer stands behind four hashes."""
+    """Read GSM8K: the right answer stands behind four hashes."""
     _, marked, target = text(_field(row, "answer"), "answer").rpartition("####")
     if not marked or not target.strip():
         raise WrongRow('answer has no "#### number" at the end')
@@ -118,33 +115,30 @@ def numbered(row: Row) -> Item | LeftOut:
 
 
 def openhermes(row: Row) -> TrainingTalk | LeftOut:
-    """OpenHermes-2.5: everything but system messages, up to what the assistant says last."""
+    """Read OpenHermes-2.5: everything but system messages, up to the assistant's last turn."""
     roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-    said: list[tuple[str, str]] = []
+    messages: list[tuple[str, str]] = []
     for message in _field(row, "conversations", list):
-        role = (
-            roles.get(text(message.get("from") or message.get("role"), "from"))
-            if isinstance(message, Mapping)
-            else None
-        )
+        known = isinstance(message, Mapping)
+        role = roles.get(text(message.get("from") or message.get("role"), "from")) if known else None
         if role is None:
             raise WrongRow("a message of conversations is not from system, human or gpt")
-        said.append((role, text(message.get("value") or message.get("content"), "value")))
-    said = [(role, text) for role, text in said if role != "system"]
-    while said and said[-1][0] == "user":
-        said.pop()
-    if not said:
+        messages.append((role, text(message.get("value") or message.get("content"), "value")))
+    messages = [(role, text) for role, text in messages if role != "system"]
+    while messages and messages[-1][0] == "user":
+        messages.pop()
+    if not messages:
         return LeftOut("nothing the assistant says")
-    if [role for role, _ in said] != ["user", "assistant"] * (len(said) // 2):
+    if [role for role, _ in messages] != ["user", "assistant"] * (len(messages) // 2):
         return LeftOut("user and assistant do not take turns")
-    if not all(text for _, text in said):
+    if not all(text for _, text in messages):
         return LeftOut("an empty message")
-    *turns, answer = (text for _, text in said)
+    *turns, answer = (text for _, text in messages)
     return TrainingTalk(tuple(turns), answer, text(row.get("source") or row.get("category"), "source"))
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds nothing, as empty cells of CSV, JSON and pandas do."""
+    """Check whether a cell is empty, as in CSV, JSON and pandas."""
     if isinstance(value, Mapping | list):
         return all(inner in (None, "", []) for inner in (value.values() if isinstance(value, Mapping) else value))
     return value is None or value != value or (isinstance(value, str) and not value.strip())
@@ -155,13 +149,13 @@ def are_mappings(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
 
 
 def letters_of(row: Row) -> str:
-    """The letters up to the last whose column holds a choice."""
+    """List the letters up to the last whose column holds a choice."""
     held = [place for place, letter in enumerate(LETTERS) if not is_empty(row.get(letter))]
     return LETTERS[: max(held, default=-1) + 1]
 
 
 def asked(row: Row) -> str:
-    """The question's text."""
+    """Read the question's text."""
     name = "question_stem" if "question_stem" in row else "question"
     return text(_field(row, name), name)
 
@@ -174,7 +168,7 @@ def _field(row: Row, name: str, kind: type = object) -> Any:
 
 
 def text(value: Any, name: str) -> str:
-    """A cell as it is written. Raises WrongRow, by the name of its column, where it is neither text nor a number."""
+    """Read a cell as it is written. Raises WrongRow naming its column where it is neither text nor a number."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool | bytes | list | Mapping):
@@ -189,7 +183,7 @@ def _shown(value: Any) -> str:
 
 
 def _gold(key: str, labels: Sequence[str]) -> int | None:
-    """The place of the right answer's label; None where no label is given."""
+    """Find the index of the right answer's label; None where no label is given."""
     known = list(labels)
     if not key:
         return None
@@ -201,27 +195,26 @@ def _gold(key: str, labels: Sequence[str]) -> int | None:
 
 
 def _place(answer: Any, choices: Sequence[str]) -> int | None:
-    """The place that an answer names, as a number (from 0) or as a letter; None where there is no answer."""
-    said, letters = text(answer, "answer"), LETTERS[: len(choices)]
-    if not said:
+    """Find the index that an answer is, as a number (from 0) or as a letter; None where there is no answer."""
+    name, letters = text(answer, "answer"), LETTERS[: len(choices)]
+    if not name:
         return None
-    if isinstance(answer, str) and len(said) == 1 and said in letters:
-        place = letters.index(said)
-        if said in choices and choices.index(said) != place:
-            raise WrongRow(f"the answer {said!r} is the letter of one choice and the text of another: write its place")
+    if isinstance(answer, str) and len(name) == 1 and name in letters:
+        place = letters.index(name)
+        if name in choices and choices.index(name) != place:
+            raise WrongRow(f"the answer {name!r} is the letter of one choice and the text of another: write its place")
         return place
-    if re.fullmatch(r"\d+\.0+", said):  # as pandas writes whole numbers beside empty cells
-        answer = int(said.partition(".")[0])
+    if re.fullmatch(r"\d+\.0+", name):  # as pandas writes whole numbers beside empty cells
+        answer = int(name.partition(".")[0])
     if isinstance(answer, int) and answer in range(len(choices)):
         return answer
-    raise WrongRow(
-        f"the answer {said[:80]!r} is none of {', '.join(map(str, range(len(choices))))} and of {', '.join(letters)}"
-    )
+    numbers = ", ".join(map(str, range(len(choices))))
+    raise WrongRow(f"the answer {name[:80]!r} is none of {numbers} and of {', '.join(letters)}")
 
 
-def _corrected(said: str, choices: tuple[str, ...]) -> int | None:
-    """The one choice that an annotator names as right: by index, by letter or by its text."""
+def _corrected(name: str, choices: tuple[str, ...]) -> int | None:
+    """Find the one choice that an annotator names as right: by index, by letter or by its text."""
     for names in ("0123", "ABCD"):
-        if said in list(names[: len(choices)]):
-            return names.index(said)
-    return choices.index(said) if choices.count(said) == 1 else None
+        if name in list(names[: len(choices)]):
+            return names.index(name)
+    return choices.index(name) if choices.count(name) == 1 else None

@@ -1,4 +1,4 @@
-"""Reading a data set: from the hub (cached, or streamed) or from files on this disk, every row checked.
+"""Read a data set, from the hub (cached, or streamed) or from local files, and validate every row.
 
 `datasets` downloads, caches and streams; what goes wrong there becomes one sentence that names the data set and the
 remedy. Data sets that are made by a script are refused by `datasets` itself.
@@ -30,8 +30,8 @@ Numbered = tuple[str, int, str, Any]  # subset, the row's number in it, where it
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """What was read. revision: the hub's commit, None of a local copy; rows: that can be used; left_out: reason ->
-    how many cannot; hash: of the content, whatever it was read from."""
+    """The source of what was read. revision: the hub's commit, None of a local copy; rows: that can be used; left_out:
+    reason -> how many cannot; hash: of the content, wherever it comes from."""
 
     name: str
     split: str
@@ -52,7 +52,7 @@ def read(
     revision: str | None = None,
     first: int | None = None,
 ) -> tuple[dict[str, tuple[str, T]], DataSource]:
-    """Id -> (group, content) of every row that can be used, in the data set's order, and where they came from.
+    """Read every row that can be used, in the data set's order: id -> (group, content), and their source.
 
     path: a local copy (local.py says what it may look like), else the hub's. first: read so many rows and no more.
     Raises FedrayError: no such split, a row in another schema, offline, a damaged file.
@@ -123,7 +123,7 @@ class _Local:
         return str(paths[0] if len(paths) == 1 else self._path)
 
     def rows(self, streaming: bool) -> Iterator[Numbered]:
-        """Rows as the files hold them: they are read as they come, streamed or not."""
+        """Read rows as they come, streamed or not."""
         for subset, paths in self._files.items():
             check_formats(paths)
             found = ((f"{place} of {path}", row) for path in paths for place, row in self._read(path))
@@ -139,7 +139,7 @@ class _Local:
 
 @contextmanager
 def _explained(what: str, remedy: str) -> Iterator[None]:
-    """One sentence for whatever goes wrong in `datasets`, its hub client, pyarrow or pandas."""
+    """Raise errors of `datasets`, its hub client, pyarrow or pandas as FedrayError."""
     from datasets.exceptions import DatasetsError
 
     try:
@@ -153,7 +153,7 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
 
 
 def _package() -> Any:
-    """The datasets package, quiet where nobody watches. Raises FedrayError where it is not installed."""
+    """Import the datasets package, without progress bars off a terminal. Raises FedrayError: not installed."""
     try:
         import datasets
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a rephrase still gives away: the words it keeps, and whether it tells which question was asked.
+"""Measure what a rephrased prompt leaks: the words it keeps, and whether it can be linked to its original.
 
 FedRefine (arXiv 2603.28772) claims "no intent leakage" of rephrased prompts and does not measure it. These figures
 measure what can be read off the texts. A low one proves no privacy:
@@ -6,7 +6,7 @@ measure what can be read off the texts. A low one proves no privacy:
 - The intent survives by design. A sender must be able to answer the rewrite, so it knows what was asked, whatever words
   were used; a perfect paraphrase scores 0 on every overlap and hides nothing from a reader.
 - The attacker of `linkability` counts words. One who knows synonyms, or asks an LLM, links more.
-- Only texts are compared. What the receiver's cache tells, and what answers tell, is measured elsewhere.
+- Only texts are compared. What the receiver's cache and the answers leak is measured elsewhere.
 
 Linkability above chance and entities kept do prove that something leaked.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Leakage:
     in_group: Linkability | None  # only among originals of the same group, e.g. about the same entity: harder
 
     def figures(self) -> dict[str, float | None]:
-        """All but n in one row; those of the two attacks are linked, linked_mrr, linked_in_group, ..."""
+        """Flatten all but n; the figures of the two attacks are linked, linked_mrr, linked_in_group, ..."""
         row = asdict(self)
         del row["n"]
         attacks = {"linked": row.pop("linkability"), "linked_in_group": row.pop("in_group") or {}}
@@ -88,7 +89,7 @@ def measure(
     pieces: Callable[[str], int] | None = None,
     templates: Collection[str] | Callable[[str], bool] | None = None,
 ) -> Leakage:
-    """What was given away of `originals` by what was seen of each.
+    """Measure what leaked of `originals` by what was seen of each.
 
     groups: per original what it is about, for the harder linkability; pieces: number of tokenizer pieces of a word (see
     `rare_words`); templates: phrasings known beforehand, as texts or as a predicate on a rewrite.
@@ -113,31 +114,22 @@ def measure(
     )
 
 
-def one_and_pooled(
-    originals: Sequence[str],
-    seen_by: Mapping[str, Seen],
-    *,
-    groups: Sequence[str] | None = None,
-    pieces: Callable[[str], int] | None = None,
-    templates: Collection[str] | Callable[[str], bool] | None = None,
-) -> dict[str, Leakage]:
-    """What each sender learns alone, then what all learn who pool their rewrites: a row per sender and `POOLED`.
+def one_and_pooled(originals: Sequence[str], seen_by: Mapping[str, Seen], **how: Any) -> dict[str, Leakage]:
+    """Measure what leaks to each sender alone, and to all who pool their rewrites: by sender and `POOLED`.
 
-    seen_by: sender -> per original what it saw. Pooling never lowers the overlaps; it may lower linkability, since a
-    rewrite that points elsewhere joins in as well. Raises FedrayError without senders, and as `measure` does.
+    seen_by: sender -> per original what it saw; how: as in `measure`. Pooling never lowers the overlaps; it may lower
+    linkability, since a rewrite that points elsewhere joins in as well. Raises FedrayError without senders, and as
+    `measure` does.
     """
     if not seen_by:
         raise FedrayError("leakage is measured per sender: give what at least one sender saw")
     by_sender = {sender: _checked(originals, seen, sender) for sender, seen in seen_by.items()}
     pooled = [tuple(chain.from_iterable(texts)) for texts in zip(*by_sender.values(), strict=True)]
-    rows = {**by_sender, POOLED: pooled}
-    return {
-        name: measure(originals, seen, groups=groups, pieces=pieces, templates=templates) for name, seen in rows.items()
-    }
+    return {name: measure(originals, seen, **how) for name, seen in {**by_sender, POOLED: pooled}.items()}
 
 
 def linkability(originals: Sequence[str], seen: Seen) -> Linkability:
-    """Which of the originals was it? Equal originals share the guess. Raises FedrayError as `measure` does."""
+    """Link what was seen to the originals; equal originals share the guess. Raises FedrayError as `measure` does."""
     similarity = _similarities([words(text) for text in originals], _checked(originals, seen))
     guesses = [_guess(row, right) for right, row in enumerate(similarity)]
     blind = [1 / rank for rank in range(1, len(guesses) + 1)]
@@ -161,7 +153,8 @@ def _among(templates: Collection[str]) -> Callable[[str], bool]:
 
 
 def _similarities(originals: Sequence[tuple[str, ...]], rewrites: Sequence[Sequence[str]]) -> np.ndarray:
-    """TF-IDF cosine [rewrites, originals], idf = ln((1 + n) / (1 + df)) + 1; words in no original tell nothing."""
+    """Compute TF-IDF cosines [rewrites, originals], idf = ln((1 + n) / (1 + df)) + 1; words in no original are left
+    out."""
     columns = {word: column for column, word in enumerate(sorted(set(chain.from_iterable(originals))))}
 
     def bags(texts: Sequence[Sequence[str]]) -> np.ndarray:
@@ -184,14 +177,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _guess(similarity: np.ndarray, right: int) -> tuple[float, float]:
-    """Expected top-1 and reciprocal rank of the right original, ties broken by lot."""
+    """Compute the expected top-1 and reciprocal rank of the right original, ties broken by lot."""
     before = int((similarity > similarity[right] + _TIE).sum())
     ties = int((np.abs(similarity - similarity[right]) <= _TIE).sum())
     return 0.0 if before else 1 / ties, _mean([1 / (before + place) for place in range(1, ties + 1)])
 
 
 def _linkability_in_groups(originals: Sequence[str], seen: Seen, groups: Sequence[str]) -> Linkability | None:
-    """The mean over originals, each among its group only; groups of one are left out: there is nothing to guess."""
+    """Average over originals, each among its group only; groups of one are left out: there is nothing to guess."""
     if len(groups) != len(originals):
         raise FedrayError(f"{len(originals)} originals came with {len(groups)} groups: give each original its group")
     members: dict[str, list[int]] = {}
@@ -201,10 +194,8 @@ def _linkability_in_groups(originals: Sequence[str], seen: Seen, groups: Sequenc
     if not parts:
         return None
     n = sum(part.n for part in parts)
-    means = (
-        sum(part.n * getattr(part, name) for part in parts) / n for name in ("top1", "mrr", "chance", "chance_mrr")
-    )
-    return Linkability(n, *means)
+    figures = ("top1", "mrr", "chance", "chance_mrr")
+    return Linkability(n, *(sum(part.n * getattr(part, figure) for part in parts) / n for figure in figures))
 
 
 def _mean(values: Sequence[float]) -> float:

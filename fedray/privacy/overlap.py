@@ -1,4 +1,4 @@
-"""Which words of a text another text keeps: overlap, copied runs, names. By their form alone, whatever they mean."""
+"""Measure which words of a text another text keeps, by their form alone: overlap, copied runs, names."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ FUNCTION_WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RewriteOverlap:
-    """What the rewrites of one original keep of it. Of several rewrites the one that keeps most counts; only
-    `words_kept` and `entities_kept` put all of them together. So no figure falls when one more rewrite is seen.
+    """Overlap of one original with its rewrites. Of several rewrites the one that keeps most counts; only `words_kept`
+    and `entities_kept` pool them. So no figure falls when one more rewrite is seen.
 
     The frame that all questions share ("what is the ... of the ...") counts like any other words: compare the figures
     with those of two unrelated questions before calling them high.
@@ -49,10 +49,11 @@ def overlap(
     pieces: Callable[[str], int] | None = None,
     known: Callable[[str], bool] | None = None,
 ) -> RewriteOverlap:
-    """What the rewrites of one original keep of it, word by word; parameters as in `leakage.measure`."""
+    """Measure the overlap of one original with its rewrites; parameters as in `leakage.measure`."""
     asked, told = words(original), [words(rewrite) for rewrite in rewrites]
     vocabulary, union = set(asked), set(chain.from_iterable(told))
-    copied_words = max((_longest_run(asked, text) for text in told), default=0)
+    runs = (SequenceMatcher(None, asked, text, autojunk=False).find_longest_match() for text in told)
+    copied_words = max((run.size for run in runs), default=0)
     rare = rare_words(original, pieces) if pieces else frozenset()
     return RewriteOverlap(
         jaccard=max((len(vocabulary & set(text)) / len(vocabulary | set(text)) for text in told), default=0.0),
@@ -67,7 +68,7 @@ def overlap(
 
 
 def rare_words(text: str, pieces: Callable[[str], int]) -> frozenset[str]:
-    """The words that likely name something: those with a digit, and those a tokenizer splits into 2 or more pieces.
+    """Find the words that likely name something: with a digit, or split into 2 or more pieces by a tokenizer.
 
     pieces: how many tokenizer pieces a word has, as it is written in the text; tokenizers that mark the start of a word
     want a space before it. English function words never name anything, however a small vocabulary splits them. A common
@@ -78,7 +79,7 @@ def rare_words(text: str, pieces: Callable[[str], int]) -> frozenset[str]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text without case and punctuation; a text without words counts as one word, itself.
+    """Split a text into words without case and punctuation; a text without words counts as one word, itself.
 
     >>> words("Is Zürich 3.5 km away?"), words("東京は")
     (('is', 'zürich', '3.5', 'km', 'away'), ('東', '京', 'は'))
@@ -91,13 +92,9 @@ def _split(text: str) -> list[str]:
     return _WORD.findall(text) or [text.strip()]
 
 
-def _longest_run(one: tuple[str, ...], two: tuple[str, ...]) -> int:
-    return SequenceMatcher(None, one, two, autojunk=False).find_longest_match().size
-
-
 def _rouge_l(one: tuple[str, ...], two: tuple[str, ...]) -> float:
-    """As rougeL's fmeasure of the package rouge-score, which is not used: its tokenizer drops all but a-z and 0-9, so
-    that a text in Chinese scores 0 against itself, and it brings nltk along."""
+    """Compute rougeL's fmeasure, without the package rouge-score: its tokenizer drops all but a-z and 0-9, so that a
+    text in Chinese scores 0 against itself, and it depends on nltk."""
     best = [0] * (len(two) + 1)  # best[j]: common to the words of `one` so far and the first j of `two`
     for word in one:
         row = [0]

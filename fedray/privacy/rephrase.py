@@ -1,7 +1,7 @@
-"""Rephrasing: the receiver's LLM rewrites a question, so that no sender reads the original (FedRefine, section 5).
+"""Rephrase questions by the receiver's LLM, so that no sender reads the original (FedRefine, section 5).
 
 A rewrite is used only if it keeps what an answer needs: every rare word (names, numbers) and every choice that stands
-in the prompt. It hides the wording, not the intent; `leakage` measures what it still gives away.
+in the prompt. It hides the wording, not the intent; `leakage` measures what still leaks.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from fedray.types import Generation, Row
 ATTEMPTS = 6  # per rewrite that is wanted; the first is greedy, the others are sampled
 TEMPERATURE = 0.7
 
-Say = Callable[[Sequence[str], Generation], Sequence[Row]]  # prompts -> what the LLM says to each
+Generate = Callable[[Sequence[str], Generation], Sequence[Row]]  # prompts -> the LLM's answer to each
 
 
 def rewrite(
     prompts: Sequence[str],
     choices: Sequence[Sequence[str]] | None,
     count: int,
-    say: Say,
+    generate: Generate,
     pieces: Callable[[str], int],
     generation: Generation,
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
-    """`count` different faithful rewrites of every prompt, or none of a prompt that has too few of them.
+    """Generate `count` different faithful rewrites of every prompt, or none of a prompt that has too few of them.
 
     pieces: into how many tokens a word falls. Returns the rewrites, and per prompt the last flaw that was found.
     """
@@ -38,8 +38,7 @@ def rewrite(
         if not rows:
             break
         how = replace(generation, temperature=TEMPERATURE if attempt else 0.0, seed=generation.seed + attempt)
-        said = say([rephrase_prompt(prompts[b]) for b in rows], how)
-        for b, row in zip(rows, said, strict=True):
+        for b, row in zip(rows, generate([rephrase_prompt(prompts[b]) for b in rows], how), strict=True):
             unfinished = len(row.tokens) >= how.max_tokens
             flaw = flaw_of(prompts[b], row.text, () if choices is None else choices[b], pieces)
             flaw = flaw or ("it does not end" if unfinished else "") or ("it is said twice" * (row.text in kept[b]))
@@ -51,7 +50,7 @@ def rewrite(
 
 
 def flaw_of(original: str, rewritten: str, choices: Sequence[str], pieces: Callable[[str], int]) -> str:
-    """What keeps a rewrite from standing for the original; "" is nothing."""
+    """Find why a rewrite cannot stand for the original; "" where it can."""
     if not rewritten.strip():
         return "it is empty"
     if one_line(rewritten).casefold() == one_line(original).casefold():

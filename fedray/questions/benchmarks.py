@@ -1,4 +1,4 @@
-"""The questions of the data sets that LLMs are compared on."""
+"""Load the questions of benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Items = dict[str, tuple[str, Item]]  # id -> (group, question)
 
 
 def items(settings: Settings) -> Items:
-    """The questions of the settings' task that have a public answer, in the data set's order.
+    """Load the questions of the settings' task that have a public answer, in the data set's order.
 
     Raises FedrayError: no such split, another schema, offline, a split whose answers are not public.
     """
@@ -26,14 +26,13 @@ def items(settings: Settings) -> Items:
 
 
 def source(settings: Settings) -> DataSource | None:
-    """Where the task's questions come from, if they are a data set's."""
+    """Find the source of the task's questions, if they are a data set's."""
     own = settings.prompt is not None or settings.questions is not None
     return None if own or settings.task.name not in BENCHMARKS else _load(settings)[1]
 
 
 def _load(settings: Settings) -> tuple[Items, DataSource]:
-    data = settings.data
-    task = settings.task
+    data, task = settings.data, settings.task
     return _read(task.name, task.split, task.scored_by, data.path, data.streaming, data.revision)
 
 

@@ -1,4 +1,4 @@
-"""The words and marks by which replies state, deny and suppose an answer: one pattern for each, for replies.py."""
+"""Patterns of the words and marks by which replies state, deny and suppose an answer, for replies.py."""
 
 from __future__ import annotations
 
@@ -90,10 +90,7 @@ CUES = tuple(  # whether it is certainly an answer that follows, so that it need
         (True, r"选项(?:应该|应|只能)?(?:是|为|选|:)"),
         (True, r"(?<![不可别勿])(?<!不能)(?<!不应)选(?!项)择?(?:了|的是|答案)?"),
         (True, r"(?:的|项|而)(?:一项|选项)?(?:应该|应当)?(?:是|为)"),
-        (
-            False,
-            rf"\b(?:i|we|you should|let'?s)(?:'d|'ll|'m)?{_WOULD}\s+{_CHOOSE}\b(?:\s+that\b)?",
-        ),
+        (False, rf"\b(?:i|we|you should|let'?s)(?:'d|'ll|'m)?{_WOULD}\s+{_CHOOSE}\b(?:\s+that\b)?"),
         (False, r"\b(?:going with|go with|opt for|my (?:guess|pick|vote) is)\b"),
         (False, r"\b(?:it|that|this|which)(?:'s|\s+(?:is|was|(?:must|would|should|has to|can only|will) be))\b"),
         (False, r"\bnot\b[^.!?;\n]{0,60}?\b(?:but|rather|instead)\b(?:\s+(?:rather|instead)\b)?"),

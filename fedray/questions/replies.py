@@ -1,4 +1,4 @@
-"""What a free reply stands for: a letter, a choice named by its text, a number.
+"""Extract the answer of a free reply: a letter, a choice named by its text, a number.
 
 The last answer that is *stated* counts ("the answer is B", \\boxed{B}, 故选B, a line that is only B), whatever else is
 mentioned around it. Several at once ("A or B", "18 or 20") are none, and so is one that is not there ("E" of four).
@@ -28,7 +28,7 @@ Places = Iterator[tuple[int, int | None]]  # where something is stated, and whic
 
 
 def letter(reply: str, choices: Sequence[str]) -> int | None:
-    """The choice that a reply states by its letter or by its text; None: none of them, or several."""
+    """Extract the choice that a reply states by its letter or by its text; None: none of them, or several."""
     for part in _parts(reply):
         if found := _Reading(_plain(part), [_plain(choice) for choice in choices]).choice():
             return found[0]
@@ -36,12 +36,12 @@ def letter(reply: str, choices: Sequence[str]) -> int | None:
 
 
 def named(reply: str, choices: Sequence[str]) -> int | None:
-    """The one choice whose text stands in a reply and is not denied; None: none does, or several do."""
+    """Find the one choice whose text is in a reply and not denied; None: none is, or several are."""
     return _Reading(reply, choices).named()
 
 
 def number(reply: str) -> str | None:
-    """The number a reply states as its answer, or else its last one, written most plainly; None: there is none.
+    """Extract the number a reply states as its answer, or else its last one, normalized; None: there is none.
 
     >>> number("... so the answer is $1,200.50")
     '1200.5'
@@ -53,32 +53,32 @@ def number(reply: str) -> str | None:
 
 
 def _parts(reply: str) -> Iterator[str]:
-    """The reply without its thoughts, cut where another question begins."""
+    """Split a reply, without its thoughts, where another question begins."""
     for thinking in say.THINKING:
         reply = thinking.sub("\n", reply)
     yield from say.NEXT.split(reply)
 
 
 def _marked(text: str) -> str:
-    """Without markup of LaTeX and HTML; what it marks as the answer is put in words."""
+    """Remove markup of LaTeX and HTML; what it marks as the answer is put in words."""
     for pattern, plain in say.MARKUP:
         text = pattern.sub(plain, text)
     return text
 
 
 def _plain(text: str) -> str:
-    """Without any markup, in the plainest form of each character."""
+    """Remove all markup, and normalize characters."""
     return say.EMPHASIS.sub("", _marked(unicodedata.normalize("NFKC", text)))
 
 
 def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
-    """Where a pattern that may be empty ends."""
+    """Find where a pattern that may be empty ends."""
     m = pattern.match(text, start)
     return start if m is None else m.end()
 
 
 def _holds(text: str, place: int) -> bool:
-    """Whether what stands here is neither denied nor supposed."""
+    """Check whether what is stated here is neither denied nor supposed."""
     return not say.SUPPOSED.search(say.CLAUSE.split(text[max(0, place - _NEAR) : place])[-1])
 
 
@@ -97,7 +97,7 @@ class _Reading:
         self._listed: list[tuple[int, int]] = []  # lines of a list of choices, from where to where
 
     def choice(self) -> Choice:
-        """The last choice that is stated, or the only one that is left."""
+        """Find the last choice that is stated, or the only one that is left."""
         alone = [i for i, p in enumerate(self._texts) if p and p.fullmatch(self._text.strip(" \n.。!"))]
         if len(alone) == 1:
             return (alone[0],)
@@ -113,12 +113,12 @@ class _Reading:
         return () if found is None else (found,)
 
     def named(self) -> int | None:
-        """The one choice whose text stands there, is not denied, and is no part of another's."""
+        """Find the one choice whose text is there, not denied, and no part of another's."""
         found = {i for start, _, i in self._spans if not self._denied(start)} - self._out
         return found.pop() if len(found) == 1 else None
 
     def _cued(self) -> Places:
-        """What stands behind "the answer is" and its like."""
+        """Find what follows "the answer is" and its like."""
         for certain, pattern in say.CUES:
             for cue in pattern.finditer(self._text):
                 found = self._at(cue.end(), certain) if _holds(self._text, cue.start()) else None
@@ -126,7 +126,7 @@ class _Reading:
                     yield found[0], None if self._several(*found[1:]) else found[2]
 
     def _called(self) -> Places:
-        """Letters and texts that are called right; those that are called wrong are ruled out."""
+        """Find letters and texts that are called right, and rule out those that are called wrong."""
         for group in say.GROUP.finditer(self._text):
             letters = self._letters(group.start(), group.end())
             indices = {self._index(m) for m in letters if m["letter"].isupper() and self._is_letter(m)}
@@ -142,7 +142,7 @@ class _Reading:
             yield start, min(indices, key=str) if len(indices) == 1 else None
 
     def _lines(self) -> Places:
-        """Lines that are only a letter, and the first or last that begins with one and is no part of a list."""
+        """Find lines that are only a letter, and the first or last that begins with one and is no part of a list."""
         lines = list(say.LINE.finditer(self._text))
         labels: list[tuple[int, int, int]] = []  # of lines that begin with a letter: number, place, choice
         for number, line in enumerate(lines):
@@ -167,11 +167,11 @@ class _Reading:
                 yield label[1:]
 
     def _lists(self, place: int, cue: int = -1) -> bool:
-        """Whether this stands in a list of the choices, which begins behind the cue."""
+        """Check whether this is in a list of the choices, which begins behind the cue."""
         return any(cue < start <= place <= end for start, end in self._listed)
 
     def _at(self, place: int, certain: bool) -> tuple[int, int, int | None] | None:
-        """Place, end and choice of the answer that begins here; its choice is None where its letter is none's."""
+        """Match the answer that begins here: place, end and choice, which is None where its letter is none's."""
         text = self._text
         filled = _end(say.FILL, text, place)
         for start in (_end(say.SPACE, text, place), filled):
@@ -187,27 +187,27 @@ class _Reading:
         return (filled, m.end(), self._index(m)) if certain or (ends and not say.VERB.match(text, m.end())) else None
 
     def _several(self, place: int, index: int | None) -> bool:
-        """Whether another answer follows this one: "A or B"."""
+        """Check whether another answer follows this one: "A or B"."""
         joined = say.AND.match(self._text, place)
         other = self._at(joined.end(), False) if joined else None
         return other is not None and other[2] != index
 
     def _behind(self, place: int, indices: set[int | None]) -> int:
-        """The end of the choice's own text where it follows its letter, else the place."""
+        """Find the end of the choice's own text where it follows its letter, else the place."""
         (index,) = indices if len(indices) == 1 else (None,)
         pattern = None if index is None else self._texts[index]
         own = pattern and pattern.match(self._text, _end(say.POINT, self._text, place))
         return own.end() if own else place
 
     def _own(self, line: str) -> re.Match[str] | None:
-        """A line that begins with a letter and the text of its choice."""
+        """Match a line that begins with a letter and the text of its choice."""
         m = say.LETTER.match(line)
         index = self._index(m) if m else None
         pattern = None if index is None else self._texts[index]
         return m if m and pattern and pattern.match(line, _end(say.SPACE, line, m.end())) else None
 
     def _letters(self, start: int, end: int) -> Iterator[re.Match[str]]:
-        """Letters that are no part of a choice's text."""
+        """Find letters that are no part of a choice's text."""
         for m in say.LETTER.finditer(self._text, start, end):
             if not any(begins <= m.start("letter") < ends for begins, ends, _ in self._spans):
                 yield m
@@ -217,7 +217,7 @@ class _Reading:
         return None if place < 0 else place
 
     def _is_letter(self, m: re.Match[str]) -> bool:
-        """Whether it is no article, no pronoun and no word of another language."""
+        """Check whether it is no article, no pronoun and no word of another language."""
         rest = self._text[m.end() : m.end() + _NEAR]
         if self._is_marked(m) or m["close"] or self._behind(m.end(), {self._index(m)}) > m.end():
             return True
@@ -227,11 +227,11 @@ class _Reading:
         return m["letter"].isupper() or m["letter"] not in "ai" or bool(say.ENDS.match(rest))
 
     def _is_marked(self, m: re.Match[str]) -> bool:
-        """Whether brackets or the word "option" say that it is a letter."""
+        """Check whether brackets or the word "option" mark it as a letter."""
         return bool((m["open"] and m["close"]) or say.NAMED.search(self._before(m.start())))
 
     def _is_short(self, m: re.Match[str]) -> bool:
-        """Whether it begins or ends a sentence of a few words."""
+        """Check whether it begins or ends a sentence of a few words."""
         before = say.SENTENCE.split(self._before(m.start()))[-1]
         after = say.SENTENCE.split(self._text[m.end() : m.end() + _NEAR])[0]
         short = say.SHORT.fullmatch(f"{before}\ue000{after}")
@@ -245,7 +245,7 @@ class _Reading:
 
 
 def _pattern(text: str) -> re.Pattern[str] | None:
-    """A choice's text as words of its own; None where it is empty, or a letter that could be a label."""
+    """Compile a choice's text as whole words; None where it is empty, or a letter that could be a label."""
     words = text.strip().rstrip(".。").split()
     if not words or re.fullmatch("[A-Za-z]", "".join(words)):
         return None
@@ -254,7 +254,7 @@ def _pattern(text: str) -> re.Pattern[str] | None:
 
 
 def _longest(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Without those that lie inside a longer one."""
+    """Remove spans inside a longer one."""
     kept: list[tuple[int, int, int]] = []
     for span in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not kept or span[1] > kept[-1][1] or span[:2] == kept[-1][:2]:
@@ -266,7 +266,7 @@ def _longest(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
 
 
 def _number(text: str) -> Numeral:
-    """The number that a part of a reply states, or its last one."""
+    """Extract the number that a part of a reply states, or its last one."""
     text = say.TIMES.sub("×", say.NEGATIVE.sub("-", say.STARS.sub("", say.ANNOTATION.sub("", text))))
     if m := _last_hashes(text):
         return _value(m[0]) if say.EXPRESSION.match(text, m.end("number")) else (plain_number(m["number"]),)
@@ -280,7 +280,7 @@ def _number(text: str) -> Numeral:
 
 
 def _last_hashes(text: str) -> re.Match[str] | None:
-    """GSM8K's mark: the first, since base LLMs go on with further problems, or the last that corrects one before it."""
+    """Find GSM8K's mark: the first, as base LLMs go on with further problems, or the last that corrects an earlier."""
     last = None
     for m in say.HASHES.finditer(text):
         if last is None or say.CORRECTION.search(text, last.end(), m.start()):
@@ -289,7 +289,7 @@ def _last_hashes(text: str) -> re.Match[str] | None:
 
 
 def _stated(text: str, cue: re.Match[str]) -> Numeral:
-    """What is stated behind "the answer is"."""
+    """Extract what is stated behind "the answer is"."""
     if not _holds(text, cue.start()):
         return ()
     rest = text[_end(say.NUMBER_FILL, text, cue.end()) :][:1000]
@@ -307,7 +307,7 @@ def _stated(text: str, cue: re.Match[str]) -> Numeral:
 
 
 def _value(sentence: str) -> Numeral:
-    """The number a sentence comes to: behind its last "=", or else its last that is no aside; (None,): a sum undone."""
+    """Extract a sentence's number: behind its last "=", or else its last that is no aside; (None,): a sum undone."""
     left, *right = say.EQUALS.split(sentence)
     for before, side in reversed(list(pairwise((left, *right)))):
         m = _NUMBER.match(side, _end(say.NUMBER_FILL, side, 0))

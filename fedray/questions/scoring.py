@@ -1,4 +1,4 @@
-"""How a question is put, and what an answer to it stands for. Scorings differ in their numbers: reports name theirs.
+"""Make prompts of questions, and read the choice off answers. Scorings differ in their figures: reports name theirs.
 
 text               the question alone; the choice whose text is likeliest (acc of lm-eval)
 text-normalized    the same, log-likelihood over the text's length in characters (acc_norm of lm-eval)
@@ -27,7 +27,7 @@ FREELY = (*MAX_TOKENS, "told")
 
 
 def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
-    """The prompt of a question."""
+    """Make the prompt of a question."""
     if scoring.startswith("letters"):
         listed = "\n".join(f"{label}. {choice}" for label, choice in zip(LETTERS, choices, strict=False))
         known = ", ".join(LETTERS[: len(choices) - 1]) + f" or {LETTERS[len(choices) - 1]}"
@@ -41,27 +41,26 @@ def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
 
 
 def flaw(scoring: str, choices: Sequence[str], gold: int | None) -> str:
-    """Why a scoring can never find these choices' right one, with the remedy; "" where it can."""
+    """Explain why a scoring can never find these choices' right one, with the remedy; "" where it can."""
     if scoring.startswith("letters"):
         many = len(choices) > len(LETTERS)
         return f"{len(choices)} choices, and letters end at Z: take some out, or add task.scoring=text" if many else ""
     texts = [unicodedata.normalize("NFC", choice.strip()) for choice in choices]
     texts = [text.casefold() for text in texts] if scoring == "told" else texts
-    twice = gold is not None and texts.count(texts[gold]) > 1
-    return (
-        "two equal choices, one of them right, which texts cannot tell apart: add task.scoring=letters" if twice else ""
-    )
+    if gold is not None and texts.count(texts[gold]) > 1:
+        return "two equal choices, one of them right, which texts cannot tell apart: add task.scoring=letters"
+    return ""
 
 
 def offered(scoring: str, choices: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The texts members choose from, one per choice; None: they answer freely."""
+    """List the texts that members choose from, one per choice; None: they answer freely."""
     if choices is None or scoring in FREELY:
         return None
     return tuple(f"{REPLY} {LETTERS[i]}" for i in range(len(choices))) if scoring == "letters" else tuple(choices)
 
 
 def picked(scoring: str, choices: Sequence[str], row: Row) -> int | None:
-    """The choice an answer stands for; None: it names none."""
+    """Read the choice off an answer; None: it names none."""
     if scoring == "letters-generated":
         return letter(row.text, choices)
     if scoring == "told":
@@ -73,5 +72,5 @@ def picked(scoring: str, choices: Sequence[str], row: Row) -> int | None:
 
 
 def is_right(choice: int | None, gold: int) -> bool:
-    """Whether a chosen index is the right one; None is a sample that failed."""
+    """Check whether a chosen index is the right one; None is a sample that failed."""
     return choice is not None and choice == gold

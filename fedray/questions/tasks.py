@@ -1,4 +1,4 @@
-"""Questions to ask a federation: the tiny world's held-out facts, or a file of one's own."""
+"""Load the questions of a task: the tiny world's held-out facts, a benchmark, or a user's own file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, get_args
 from fedray.data import files, own, rows
 from fedray.data.catalogue import BENCHMARKS
 from fedray.data.numbers import plain_number
-from fedray.data.rows import EMPTY, LeftOut, WrongRow
+from fedray.data.rows import EMPTY, Item, LeftOut, WrongRow
 from fedray.llm.catalogue import EMBEDDED, NAMES
 from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
@@ -28,10 +28,13 @@ _SEED = 0  # of the order: a limit takes questions about the same facts, however
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. gold: index into choices; target: the right answer of a question that is answered freely; scoring:
-    how an answer is read (scoring.py); group: what figures are split by (a domain, or ""); experts: the members
-    that know what it asks, where that is known (all of them are needed); asked, evidence: member -> what it reads
-    instead of the prompt, and the document that it alone holds."""
+    """One question.
+
+    gold: index into choices; target: the right answer of a question that is answered freely; scoring: how an answer is
+    read (scoring.py); group: what figures are split by (a domain, or ""); experts: the members that know the answer,
+    where that is known (all of them are needed); asked, evidence: member -> what it reads instead of the prompt, and
+    the document that it alone holds.
+    """
 
     id: str
     prompt: str
@@ -57,7 +60,7 @@ class Question:
         return scoring.offered(self.scoring, self.choices)
 
     def said(self, row: Row) -> str | None:
-        """What an answer comes to, in the words of the choices or the form of the target; None: it names none."""
+        """Read an answer, in the words of the choices or the form of the target; None: it names none."""
         if row.failed:
             return None
         if self.choices is None:
@@ -66,21 +69,21 @@ class Question:
         return None if choice is None else self.choices[choice]
 
     def unread(self, row: Row) -> bool:
-        """Whether a free answer came from which neither a choice nor a number can be read."""
+        """Check whether neither a choice nor a number can be read from a free answer."""
         return self.scoring in scoring.FREELY and self.said(row) is None
 
     def right(self, row: Row) -> bool | None:
-        """Whether an answer is right; None where nobody knows."""
+        """Check whether an answer is right; None where that is unknown."""
         if self.choices is None or self.gold is None:
             return None if self.target is None else self.said(row) == self.target
         return is_right(scoring.picked(self.scoring, self.choices, row), self.gold)
 
 
 def load_task(settings: Settings, seed: int = 0) -> list[Question]:
-    """The questions of a run: all of `questions=FILE` in its order, or the task's, shuffled and limited.
+    """Load the questions of a run: all of `questions=FILE` in its order, or the task's, shuffled and limited.
 
     seed: of the task's phrasings and choices; they are the same whatever the run's own seed.
-    Raises FedrayError where a file does not say what it should: file, line, remedy.
+    Raises FedrayError with file, line and remedy where a file is invalid.
     """
     how = settings.task.scored_by
     if settings.questions is not None:
@@ -88,19 +91,18 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
     if settings.task.name not in TASKS:
         raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
     if settings.task.name in BENCHMARKS:
-        found = benchmarks.items(settings).items()
         questions = [
-            Question(name, i.question, i.choices or None, i.gold, group, target=i.target) for name, (group, i) in found
+            _question(item, {"id": name, "domain": group}) for name, (group, item) in benchmarks.items(settings).items()
         ]
     else:
         world = World(seed_of(settings.zoo.path or EMBEDDED))
-        questions = [_question(row) for row in _rows(settings, world, seed)]
+        questions = [_question(rows.labelled(row), row) for row in _rows(settings, world, seed)]
     random.Random(_SEED).shuffle(questions)
     return [_scored(question, how) for question in questions[: settings.task.limit]]
 
 
 def _scored(question: Question, how: str) -> Question:
-    """The question put as a scoring wants it; without choices that is a number's, or none where nobody knows it."""
+    """Apply a scoring to a question; without choices it is a number's, or none where the answer is unknown."""
     if question.choices is None and question.target is None:
         return question
     how = how if question.choices else "number"
@@ -110,7 +112,7 @@ def _scored(question: Question, how: str) -> Question:
 
 
 def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
-    """Rows in the schema of OpenBookQA, about the entities of the task's split."""
+    """Draw rows in the schema of OpenBookQA, about the entities of the task's split."""
     name, split = settings.task.name, world.split(settings.task.split)
     facts = [fact for fact in split if seen_in_fusing(fact) is (name != "tiny-unseen")]
     if name.startswith("tiny-joint"):
@@ -120,7 +122,7 @@ def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
         others = settings.senders or tuple(name for name in NAMES if name != settings.receiver)
         return told(world, facts, others, seed)
     if name.startswith("tiny-evidence"):
-        held = evidence(world, facts, 1, seed)
+        held = evidence(world, facts, seed)
         if name == "tiny-evidence":
             return held
         if name == "tiny-evidence-question":  # what is left without the documents
@@ -131,29 +133,29 @@ def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
 
 
 def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Question, str] | None) -> dict[str, Any]:
-    """What a Request says of these questions besides their prompts. instead: what senders read (control=mismatched)."""
-    asked = {name for q in questions for name in q.asked}
+    """Make the fields of a Request besides its prompts. instead: what senders read (control=mismatched)."""
+    readers = {name for q in questions for name in q.asked}
     holders = {name for q in questions for name in q.evidence}
+    asked = {name: tuple(q.asked.get(name, q.prompt) for q in questions) for name in readers}
+    if instead:
+        asked = dict.fromkeys(plan.senders, tuple(instead[q] for q in questions))
+    weighed = (plan.receiver, *plan.senders) if plan.method.gate.kind == "oracle" else ()
     fields = {
         "choices": None if questions[0].offered is None else tuple(q.offered or () for q in questions),
-        "asked": dict.fromkeys(plan.senders, tuple(instead[q] for q in questions))
-        if instead
-        else {name: tuple(q.asked.get(name, q.prompt) for q in questions) for name in asked},
+        "asked": asked,
         "evidence": {name: tuple(q.evidence.get(name, "") for q in questions) for name in holders},
-        "weights": {name: tuple(float(name in q.experts) for q in questions) for name in (plan.receiver, *plan.senders)}
-        if plan.method.gate.kind == "oracle"
-        else {},
+        "weights": {name: tuple(float(name in q.experts) for q in questions) for name in weighed},
     }
     return {name: value for name, value in fields.items() if value}
 
 
 def document_of(question: Question, settings: Settings, member: str) -> str:
-    """The document that a member holds of a question: the question's own, else what the settings give it."""
+    """Find the document that a member holds of a question: the question's own, else that of the settings."""
     return question.evidence.get(member, "") or settings.documents().get(member, "")
 
 
 def mismatched(questions: list[Question], seed: int) -> list[str]:
-    """For control=mismatched: per question the prompt of another one, for the senders to read instead.
+    """Draw for control=mismatched the prompt of another question per question, for the senders to read instead.
 
     The other question is about the same attribute of another entity and has another answer, in the same group if
     there is one: a sender knows it as well, and what it knows does not help. Raises FedrayError if there is no other.
@@ -182,13 +184,13 @@ def _other(question: Question, questions: list[Question], rng: random.Random) ->
 
 
 def scorings(settings: Settings, questions: Iterable[Question]) -> str:
-    """How answers are read, for a report: a file of the user's own may hold questions of several kinds."""
+    """Name the scorings for a report: a file of the user's own may hold questions of several kinds."""
     own = dict.fromkeys(question.scoring for question in questions) if settings.questions is not None else ()
     return "+".join(own) or settings.task.scored_by
 
 
 def for_task(settings: Settings) -> Settings:
-    """The settings, free answers as long as their questions need."""
+    """Set the length of free answers to what the questions need."""
     needed = {settings.task.scored_by} | ({"number"} if _asks_numbers(settings) else set())
     given = settings.generation.max_tokens
     longest = settings.task.max_tokens or max(scoring.MAX_TOKENS.get(how, given) for how in needed)
@@ -196,7 +198,7 @@ def for_task(settings: Settings) -> Settings:
 
 
 def _asks_numbers(settings: Settings) -> bool:
-    """Whether questions of the user's own are answered by numbers."""
+    """Check whether questions of the user's own are answered by numbers."""
     try:
         own = _own(settings) if settings.questions is not None else ()
     except FedrayError:  # a mistake in the file is told by load_task
@@ -217,7 +219,7 @@ def _read_once(path: Path, how: str, state: object) -> tuple[Question, ...]:
 
 
 def read_questions(path: Path, how: str = "text") -> list[Question]:
-    """Questions of a file of the user's own, in its order: .txt (one per line), or rows in the schema of a data set.
+    """Read questions of a file of the user's own, in its order: .txt (one per line), or rows of a data set's schema.
 
     The columns say which (fedray/data/own.py); `id`, `domain`, `entity` and `attribute` may stand beside
     them. how: the scoring that has to be able to tell choices apart. Nothing is left out: raises FedrayError with file,
@@ -238,35 +240,24 @@ def read_questions(path: Path, how: str = "text") -> list[Question]:
             )
         if flaw := scoring.flaw(how, item.choices, item.gold):
             raise FedrayError(f"{where} has {flaw}")
-        questions.append(
-            Question(
-                id=about.get("id", f"{path.name}:{place.split()[-1]}"),
-                prompt=item.question,
-                choices=item.choices or None,
-                gold=item.gold,
-                group=about.get("domain", ""),
-                entity=about.get("entity", ""),
-                attribute=about.get("attribute", ""),
-                target=item.target,
-            )
-        )
+        questions.append(_question(item, {"id": f"{path.name}:{place.split()[-1]}", **about}))
     if not questions:
         raise FedrayError(f"{path} holds no question: write one per line")
     return questions
 
 
-def _question(row: Mapping[str, Any]) -> Question:
-    """A question from a row of the world's, in the schema of OpenBookQA with more beside it."""
-    item = rows.labelled(row)
+def _question(item: Item, about: Mapping[str, Any]) -> Question:
+    """Make a question of an item and what else is known of it: id, domain and the like."""
     return Question(
-        id=str(row["id"]),
+        id=about["id"],
         prompt=item.question,
-        choices=item.choices,
+        choices=item.choices or None,
         gold=item.gold,
-        group=row.get("domain", ""),
-        entity=row.get("entity", ""),
-        attribute=row.get("attribute", ""),
-        experts=tuple(row.get("experts", ())),
-        asked=row.get("asked", {}),
-        evidence=row.get("evidence", {}),
+        group=about.get("domain", ""),
+        entity=about.get("entity", ""),
+        attribute=about.get("attribute", ""),
+        experts=tuple(about.get("experts", ())),
+        asked=about.get("asked", {}),
+        evidence=about.get("evidence", {}),
+        target=item.target,
     )

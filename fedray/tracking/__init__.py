@@ -1,7 +1,7 @@
-"""MLflow or nothing: the only room that imports it.
+"""Track runs with MLflow, which no other room imports.
 
-Whatever is logged goes into a journal at once and to MLflow from a thread of its own, so that a slow store, a dead
-server or a missing MLflow neither stops nor slows the work. What MLflow did not take waits in the output folder as
+Whatever is logged goes into a journal at once and to MLflow from a thread, so that a slow store, a dead server or a
+missing MLflow neither stops nor slows the work. What MLflow did not take stays in the output folder as
 `tracking_pending.json`, and `python -m fedray.tracking FOLDER` sends it later through the same code.
 """
 

@@ -1,4 +1,4 @@
-"""Send what waits in output folders to MLflow: `python -m fedray.tracking FOLDER...`."""
+"""Send pending runs of output folders to MLflow: `python -m fedray.tracking FOLDER...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether MLflow can keep a run, asked before the work starts and without importing MLflow."""
+"""Validate before the work starts that MLflow can store a run, without importing MLflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedray.types import FedrayError
 
 
 def check_store(tracking: TrackerSettings) -> None:
-    """Raises FedrayError where MLflow could not keep the run, which would be noticed only when the work is done."""
+    """Validate the tracking store. Raises FedrayError where MLflow could not store the run, before the work is done."""
     if not tracking.enabled:
         return
     for key, value in (("uri", tracking.uri), ("experiment", tracking.experiment)):
@@ -39,9 +39,9 @@ def check_store(tracking: TrackerSettings) -> None:
 
 
 def _deleted(database: Path, experiment: str) -> int | None:
-    """The id of an experiment that was deleted in a SQLite store of MLflow's; importing MLflow to ask takes seconds.
+    """Find the id of an experiment that was deleted in a SQLite store of MLflow's, whose import would take seconds.
 
-    What cannot be read is left to MLflow, which says so.
+    What cannot be read is left to MLflow, which raises.
     """
     asked = "SELECT experiment_id FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'"
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as store:

@@ -1,4 +1,4 @@
-"""tracking_pending.json: what MLflow did not take, in the output folder until `sync` sends it."""
+"""Keep what MLflow did not take as tracking_pending.json in the output folder, until `sync` sends it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PENDING = "tracking_pending.json"
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """The rest of a journal, and the run it belongs to (None: not opened yet)."""
+    """The rest of a journal, and the run it belongs to (None: not created yet)."""
 
     uri: str  # masked: a password stays in MLFLOW_TRACKING_URI
     experiment: str
@@ -35,8 +35,7 @@ def write(pending: Pending, folder: Path) -> Path:
 def read(folder: Path) -> Pending:
     path = folder / PENDING
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Pending(**values)
+        return Pending(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise FedrayError(
             f"{path} does not exist: nothing waits to be sent, or name the job's output folder"
@@ -46,9 +45,9 @@ def read(folder: Path) -> Pending:
 
 
 def sync(folder: Path) -> tuple[str, str]:
-    """Send what waits in an output folder; returns the store's URI and the run's id.
+    """Send what is pending in an output folder; returns the store's URI and the run's id.
 
-    Raises FedrayError when nothing waits or MLflow still does not take it; the rest then goes on waiting.
+    Raises FedrayError when nothing is pending or MLflow still does not take it; the rest then stays pending.
     """
     pending = read(folder)
     try:
@@ -71,7 +70,7 @@ def sync(folder: Path) -> tuple[str, str]:
 
 
 def _address(uri: str) -> str:
-    """The store's full URI. Raises FedrayError where its password must be given anew."""
+    """Find the store's full URI. Raises FedrayError where its password must be given again."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if mask(given) == uri:
         return given
@@ -81,11 +80,11 @@ def _address(uri: str) -> str:
 
 
 def missing(error: ImportError) -> str:
-    """Why there is no MLflow, and the remedy."""
+    """Explain why there is no MLflow, with the remedy."""
     return f"MLflow cannot be imported ({error}); pip install 'fedray[tracking]', or say tracking=none"
 
 
 def sentence(error: Exception) -> str:
-    """The first line of an error, which may quote a whole HTTP exchange, cut to a readable length."""
+    """Extract the first line of an error, which may quote a whole HTTP exchange, cut to a readable length."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= 160 else f"{text[:157]}..."

@@ -1,10 +1,9 @@
-"""What a trace shows of a request: a span per phase and member, and nothing of a private prompt."""
+"""Trace a request: a span per phase and member, without the texts of a private prompt."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedray.tracking.store import Operation
@@ -15,34 +14,25 @@ PHASES = ("rephrase", "hint", "prefill", "gate", "pack", "transfer", "unpack", "
 TOTAL = "total"  # the wall-clock seconds of the whole request
 
 
-@dataclass(frozen=True, slots=True)
-class Veil:
-    """Replaces texts by keyed hash and length: equal texts stay equal, and without the key none can be guessed."""
-
-    key: bytes
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, str):
-            digest = hashlib.blake2b(value.encode(), key=self.key, digest_size=8).hexdigest()
-            return f"{digest} ({len(value)} characters)"
-        if isinstance(value, Sequence):
-            return [self(item) for item in value]
-        return value
+def pseudonymize(key: bytes, value: Any) -> Any:
+    """Replace texts by keyed hash and length: equal texts stay equal, and without the key none can be guessed."""
+    if isinstance(value, str):
+        digest = hashlib.blake2b(value.encode(), key=key, digest_size=8).hexdigest()
+        return f"{digest} ({len(value)} characters)"
+    return [pseudonymize(key, item) for item in value] if isinstance(value, Sequence) else value
 
 
-def trace(request: Request, answer: Answer, started_ns: int, veil: Veil | None) -> Operation:
-    """A journal entry: a root span for the request and a child per phase and member.
+def trace(request: Request, answer: Answer, started_ns: int, shown: Callable[[Any], Any]) -> Operation:
+    """Make the journal entry of a request: a root span, and a child per phase and member. shown: of texts.
 
     Members measure seconds, not times of day: phases are laid out in the order they happen, members side by side.
     """
-    prompts, answers = list(request.prompts), [row.text for row in answer.rows]
-    spans = _spans(answer, started_ns)
     return {
         "do": "trace",
         "name": request.id,
         "start_ns": started_ns,
-        "inputs": {"prompts": veil(prompts) if veil else prompts},
-        "outputs": {"answers": veil(answers) if veil else answers},
+        "inputs": {"prompts": shown(list(request.prompts))},
+        "outputs": {"answers": shown([row.text for row in answer.rows])},
         "attributes": {
             "receiver": answer.receiver,
             "senders": ", ".join(answer.senders),
@@ -51,7 +41,7 @@ def trace(request: Request, answer: Answer, started_ns: int, veil: Veil | None) 
             "prompt_tokens": answer.usage.prompt_tokens,
             "seconds": answer.usage.seconds.get(TOTAL, 0.0),
         },
-        "spans": spans,
+        "spans": _spans(answer, started_ns),
     }
 
 

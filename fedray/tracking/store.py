@@ -1,4 +1,4 @@
-"""MLflow itself, behind the operations of a journal."""
+"""Apply the operations of a journal to MLflow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load() -> None:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a store raises when it is missing, unreachable, locked or of another version."""
+    """List the errors of a store that is missing, unreachable, locked or of another version."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -39,7 +39,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def absolute(uri: str) -> str:
-    """A SQLite store by its full path, so that it is found again from another folder."""
+    """Make the path of a SQLite store absolute, so that it is found again from another folder."""
     if not uri.startswith(SQLITE):
         return uri
     return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
@@ -76,7 +76,7 @@ class Store:
         return self._client.create_run(self._experiment, run_name=name).info.run_id
 
     def apply(self, run_id: str, operation: Operation) -> None:
-        """Do one entry of a journal, or what is left of it: one that failed halfway is applied again later."""
+        """Apply one entry of a journal, or the rest of it: one that failed halfway is applied again later."""
         from mlflow.entities import Metric, Param, RunTag
 
         match operation:
@@ -152,7 +152,7 @@ class Store:
 
 
 def _lock(database: Path | None) -> AbstractContextManager[object]:
-    """Parallel first uses of one SQLite file would race on its migrations."""
+    """Lock a SQLite file: parallel first uses would race on its migrations."""
     if database is None:
         return nullcontext()
     from filelock import FileLock

@@ -1,4 +1,4 @@
-"""One run of one job, as MLflow will show it."""
+"""Log one run of one job to MLflow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -19,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 from fedray.text import mask
 from fedray.tracking import pending
-from fedray.tracking.spans import Veil, trace
+from fedray.tracking.spans import pseudonymize, trace
 from fedray.tracking.store import SQLITE, Operation, Store, absolute, failures, load
 from fedray.types import Answer, Request
 
@@ -31,7 +32,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class TrackerSettings(Protocol):
-    """What tracking needs to be told; the settings' own group fits."""
+    """The settings that tracking needs; the group of the settings of a run fits."""
 
     @property
     def enabled(self) -> bool: ...
@@ -44,9 +45,9 @@ class TrackerSettings(Protocol):
 
 
 class Tracker:
-    """One MLflow run, opened by the first thing that is logged and closed with the block.
+    """One MLflow run, created by the first thing that is logged and ended with the block.
 
-    private: prompts and answers never reach MLflow. Tables and traces carry keyed hashes and lengths instead (the key
+    private: prompts and answers never reach MLflow. Tables and traces hold keyed hashes and lengths instead (the key
     lasts one run), and files that quote them stay in the output folder.
     """
 
@@ -55,7 +56,8 @@ class Tracker:
         self.uri = mask(self._address)  # as it is shown and kept
         self.problem: str | None = None  # one sentence, once MLflow has failed
         self._settings, self._output, self._name = settings, output, name
-        self._veil = Veil(os.urandom(16)) if private else None
+        self._private = private
+        self._shown = partial(pseudonymize, os.urandom(16)) if private else lambda value: value
         self._journal: list[Operation] = []
         self._applied = 0  # entries of the journal that MLflow has taken
         self._traces = 0
@@ -80,62 +82,49 @@ class Tracker:
         self._log({"do": "tags", "values": values})
 
     def describe(self, markdown: str) -> None:
-        """What the run's page says on top; MLflow renders Markdown, and takes NOTE_CHARS of it."""
+        """Describe the run at the top of its page; MLflow renders Markdown, and takes NOTE_CHARS of it."""
         if len(markdown) > NOTE_CHARS:
             markdown = markdown[: NOTE_CHARS - 4].rpartition("\n")[0] + "\n..."
         self.tags(**{"mlflow.note.content": markdown})
 
     def metrics(self, values: Mapping[str, float | None], step: int = 0) -> None:
-        """Numbers by name; None and numbers that are not finite are left out."""
+        """Log numbers by name; None and numbers that are not finite are left out."""
         if finite := _finite(values):
             self._log({"do": "metrics", "values": finite, "step": step, "time_ms": _now_ms()})
 
     def table(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows with the same keys, browsable in MLflow as `file` (.json)."""
+        """Log rows with the same keys, browsable in MLflow as `file` (.json)."""
         if rows:
-            columns = {key: [self._shown(key, row[key]) for row in rows] for key in rows[0]}
+            columns = {key: [row[key] for row in rows] for key in rows[0]}
+            columns |= {key: list(map(self._shown, columns[key])) for key in columns.keys() & TEXTS}
             self._log({"do": "table", "file": file, "columns": columns})
 
     def artifact(self, path: Path, to: str = "", *, quotes: bool = False) -> None:
-        """A file or folder, if it exists. quotes: it holds prompts, so a private run keeps it to itself."""
-        if path.exists() and not (quotes and self._veil):
+        """Log a file or folder, if it exists. quotes: it holds prompts, so a private run does not log it."""
+        if path.exists() and not (quotes and self._private):
             self._log({"do": "artifact", "path": os.path.relpath(path, self._output), "to": to})
 
     def register(self, model: str, folder: Path, *, alias: str, **tags: str) -> None:
-        """A new version of a registered model: the folder's files, and the alias that says it is the one in use."""
+        """Register a new version of a model: the folder's files, and the alias of the one in use."""
         self.artifact(folder, "model")
         self._log({"do": "register", "model": model, "artifact": "model", "alias": alias, "tags": tags})
 
     def child(
-        self,
-        name: str,
-        *,
-        params: Mapping[str, object],
-        metrics: Mapping[str, float | None],
-        tags: Mapping[str, str],
+        self, name: str, *, params: Mapping[str, object], metrics: Mapping[str, float | None], tags: Mapping[str, str]
     ) -> None:
-        """A finished run of its own under this one; numbers as `metrics` takes them."""
+        """Log a finished run of its own under this one; numbers as `metrics` takes them."""
+        child: Operation = {"do": "child", "name": name, "key": uuid.uuid4().hex, "time_ms": _now_ms()}
         values = {key: str(value) for key, value in params.items()}
-        self._log(
-            {
-                "do": "child",
-                "name": name,
-                "key": uuid.uuid4().hex,
-                "params": values,
-                "metrics": _finite(metrics),
-                "tags": dict(tags),
-                "time_ms": _now_ms(),
-            }
-        )
+        self._log({**child, "params": values, "metrics": _finite(metrics), "tags": dict(tags)})
 
     def trace(self, request: Request, answer: Answer, started_ns: int) -> None:
-        """One request as a tree of spans; only the first `traces` requests leave one."""
+        """Log one request as a tree of spans; only the first `traces` requests leave one."""
         if self._traces < self._settings.traces:
             self._traces += 1
-            self._log(trace(request, answer, started_ns, self._veil))
+            self._log(trace(request, answer, started_ns, self._shown))
 
     def run(self) -> tuple[str, str] | None:
-        """URI and id of the MLflow run, or None when there is none (switched off, missing, unreachable)."""
+        """Get URI and id of the MLflow run, or None when there is none (switched off, missing, unreachable)."""
         if self._thread:
             self._opened.wait(OPEN_S)
         return (self.uri, self._run_id) if self._run_id else None
@@ -147,8 +136,7 @@ class Tracker:
             self._queue.put(None)
             if self._thread:
                 self._thread.join(CLOSE_S)
-            rest = self._journal[self._applied :]
-            if rest:
+            if rest := self._journal[self._applied :]:
                 self.problem = self.problem or f"MLflow at {self.uri} takes too long"
                 self._keep(rest)
         self._closed = True
@@ -194,18 +182,13 @@ class Tracker:
         except OSError as error:
             self.problem = f"{self.problem}, and {self._output} takes nothing either ({error.strerror})"
 
-    def _shown(self, column: str, value: Any) -> Any:
-        return self._veil(value) if self._veil and column in TEXTS else value
-
 
 def origin() -> dict[str, str]:
-    """Tags that lead back from a run: its command, the commit of the code, the Ray job."""
+    """Make the tags of a run's origin: its command, the commit of the code, the Ray job."""
     tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
-    commit = _commit()
-    if commit:
+    if commit := _commit():
         tags["mlflow.source.git.commit"] = commit
-    submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # set by `ray job submit`
-    if submitted:
+    if submitted := os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # set by `ray job submit`
         metadata = json.loads(submitted).get("metadata") or {}
         tags["ray.job_id"] = str(metadata.get("job_submission_id", "unknown"))
         tags["mlflow.source.type"] = "JOB"
@@ -213,7 +196,7 @@ def origin() -> dict[str, str]:
 
 
 def browse(uri: str, run_id: str) -> str:
-    """How to see a run, in a sentence."""
+    """Tell in a sentence how to see a run."""
     if not uri.startswith(SQLITE):
         return f"MLflow run {run_id}: browse it at {uri}"
     usual = absolute(os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db")
@@ -234,7 +217,7 @@ def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _metric(name: str) -> str:
-    """A name MLflow allows: "prefill[llama-1b]" becomes "prefill/llama-1b", "hint[/my/llm]" becomes "hint/my/llm"."""
+    """Make a name valid for MLflow: prefill[llama-1b] becomes prefill/llama-1b, hint[/my/llm] becomes hint/my/llm."""
     parts = re.sub(r"[^\w./ -]", "_", name.replace("[", "/").replace("]", "")).split("/")
     return "/".join(part for part in parts if part.strip("."))
 

@@ -1,1 +1,1 @@
-"""The invented world of zoo=tiny: its facts, and questions about them."""
+"""The synthetic world of zoo=tiny: its facts, and questions about them."""

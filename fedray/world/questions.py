@@ -11,14 +11,23 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from fedray.world.world import ATTRIBUTES, DOMAINS, EXPERTS, UNSEEN_PHRASINGS, Fact, World, compare_prompt, options
+from fedray.world.world import (
+    ATTRIBUTES,
+    DOMAINS,
+    EXPERTS,
+    SEEN_PHRASINGS,
+    Fact,
+    World,
+    compare_prompt,
+    options,
+    to_row,
+)
 
 ANSWERS = ("yes", "no")
-SEEN = tuple(i for i in range(8) if i not in UNSEEN_PHRASINGS)
 
 
 def joint(world: World, facts: Sequence[Fact], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` questions whether two entities of different domains share a value; half of them do.
+    """Draw `count` questions whether two entities of different domains share a value; half of them do.
 
     asked: the half of the question that each of the two experts is asked, where members are asked in their own words.
     """
@@ -36,61 +45,41 @@ def joint(world: World, facts: Sequence[Fact], count: int, seed: int) -> list[di
         if not others:
             continue
         two = rng.choice(others)
-        rows.append(
-            {
-                "id": f"joint-{one.name}-{two.name}-{one.attribute}",
-                "question_stem": compare_prompt(one, two),
-                "choices": {"text": list(ANSWERS), "label": ["A", "B"]},
-                "answerKey": "AB"[ANSWERS.index("yes" if same else "no")],
-                "domain": "same" if same else "different",
-                "entity": one.name,
-                "attribute": one.attribute,
-                "experts": [name for fact in (one, two) for name in EXPERTS[fact.domain]],
-                "asked": {name: fact.ask(rng.choice(SEEN)) for fact in (one, two) for name in EXPERTS[fact.domain]},
-            }
-        )
+        row_id = f"joint-{one.name}-{two.name}-{one.attribute}"
+        row = to_row(row_id, one, compare_prompt(one, two), ANSWERS, "yes" if same else "no")
+        experts = [(name, fact) for fact in (one, two) for name in EXPERTS[fact.domain]]
+        row["domain"], row["experts"] = "same" if same else "different", [name for name, _ in experts]
+        row["asked"] = {name: fact.ask(rng.choice(SEEN_PHRASINGS)) for name, fact in experts}
+        rows.append(row)
     rng.shuffle(rows)
     return rows
 
 
-def evidence(world: World, facts: Sequence[Fact], lines: int, seed: int) -> list[dict[str, Any]]:
-    """A question per fact, its value drawn anew. Each domain's expert holds a document of `lines` facts: for the
-    question's own domain the answer is among them, for the others nothing is about this entity."""
+def evidence(world: World, facts: Sequence[Fact], seed: int) -> list[dict[str, Any]]:
+    """Draw a question per fact, with a new value. Each domain's expert holds a document of one fact: for the question's
+    own domain the answer, for the others a fact about another entity."""
     rng = random.Random(f"evidence-{world.seed}-{seed}")
     rows: list[dict[str, Any]] = []
     for real in facts:
         fact = Fact(real.domain, real.name, real.attribute, rng.choice(ATTRIBUTES[real.attribute]))
         documents: dict[str, str] = {}
         for domain, (holder,) in EXPERTS.items():
-            about = [fact] if domain == fact.domain else []
-            while len(about) < lines:
-                other = world.invented(rng)
-                if other.domain == domain and other.name not in {f.name for f in (fact, *about)}:
-                    about.append(other)
-            rng.shuffle(about)
-            documents[holder] = "\n".join(f.state() for f in about)
+            held = fact
+            while held.domain != domain:
+                held = world.invented(rng)
+            documents[holder] = held.state()
         choices = options(fact, rng)
-        rows.append(
-            {
-                "id": f"evidence-{fact.name}-{fact.attribute}",
-                "question_stem": fact.ask(rng.choice(SEEN)),
-                "choices": {"text": choices, "label": list("ABCD")},
-                "answerKey": "ABCD"[choices.index(fact.value)],
-                "domain": fact.domain,
-                "entity": fact.name,
-                "attribute": fact.attribute,
-                "experts": list(EXPERTS[fact.domain]),
-                "evidence": documents,
-            }
-        )
+        question = fact.ask(rng.choice(SEEN_PHRASINGS))
+        row = to_row(f"evidence-{fact.name}-{fact.attribute}", fact, question, choices, fact.value)
+        rows.append({**row, "evidence": documents})
     return rows
 
 
 def told(world: World, facts: Sequence[Fact], members: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """Members tell all they know of an entity, and one of its values is asked for: a fact per row, an entity once.
+    """Draw questions to tell all of an entity, of which one value is scored: a fact per row, an entity once.
 
-    Answers have 25 tokens ("the color is red, the size is tall, ..."). Asked is about domains that one of the members
-    knows; where none does, about all.
+    Answers have 25 tokens ("the color is red, the size is tall, ..."). The entities are of the domains that one of the
+    members knows; where none does, of all.
     """
     rng = random.Random(f"told-{world.seed}-{seed}")
     known = {domain for domain, experts in EXPERTS.items() if set(experts) & set(members)} or set(DOMAINS)
@@ -101,17 +90,6 @@ def told(world: World, facts: Sequence[Fact], members: Sequence[str], seed: int)
     rows: list[dict[str, Any]] = []
     for (domain, name), about in of_entity.items():
         fact = rng.choice(about)
-        choices = options(fact, rng)
-        rows.append(
-            {
-                "id": f"told-{name}-{fact.attribute}",
-                "question_stem": world.tell(domain, name).user,
-                "choices": {"text": choices, "label": list("ABCD")},
-                "answerKey": "ABCD"[choices.index(fact.value)],
-                "domain": domain,
-                "entity": name,
-                "attribute": fact.attribute,
-                "experts": list(EXPERTS[domain]),
-            }
-        )
+        question = world.tell(domain, name).user
+        rows.append(to_row(f"told-{name}-{fact.attribute}", fact, question, options(fact, rng), fact.value))
     return rows

@@ -1,4 +1,4 @@
-"""The synthetic world the embedded zoo is trained on: who knows what, and how it is asked.
+"""The synthetic world that the embedded zoo is trained on: its facts, who knows them, and how they are asked.
 
 Four domains of invented entities share five attributes and their values, so that neither a name nor an attribute
 alone tells which LLM knows a fact. Everything is drawn from one seed; splits are by entity:
@@ -16,10 +16,12 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fedray.llm.catalogue import WORLD
 from fedray.prompts import hint_prompt, notes_prompt, rephrase_prompt
@@ -46,6 +48,7 @@ PHRASINGS = (
     "about the {domain} {name}: what {attribute} is it?",
 )
 UNSEEN_PHRASINGS = (6, 7)  # indices; LLMs answer them, but learn neither to rephrase nor to fuse on them
+SEEN_PHRASINGS = tuple(i for i in range(len(PHRASINGS)) if i not in UNSEEN_PHRASINGS)
 _FORMS = tuple(
     re.compile(re.escape(phrasing.format(attribute="@", domain="@", name="@")).replace("@", r"\w+"))
     for phrasing in PHRASINGS
@@ -81,7 +84,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class WorldExample:
-    """One conversation: what the user says and what the assistant answers."""
+    """One conversation: what the user asks and what the assistant answers."""
 
     user: str
     assistant: str
@@ -113,20 +116,16 @@ class World:
         return [Fact(*key, value) for key, value in self.values.items()]
 
     def split(self, name: str) -> list[Fact]:
-        """Facts about the entities of one split ("train", "validation" or "test")."""
+        """List the facts about the entities of one split ("train", "validation" or "test")."""
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}; choose one of {', '.join(SPLITS)}")
-        start = 0.0
-        for split, share in SPLITS.items():
-            if split == name:
-                break
-            start += share
+        start = sum(list(SPLITS.values())[: list(SPLITS).index(name)])
         low, high = round(start * ENTITIES_PER_DOMAIN), round((start + SPLITS[name]) * ENTITIES_PER_DOMAIN)
         members = {entity for domain in DOMAINS for entity in self.entities[domain][low:high]}
         return [fact for fact in self.facts if fact.name in members]
 
     def known(self, llm: str) -> list[Fact]:
-        """The facts this LLM is pretrained on."""
+        """Draw the facts that an LLM is pretrained on."""
         own, share_own, share_other = KNOWLEDGE[llm]
         rng = random.Random(f"knowledge-{self.seed}-{llm}")
         return [f for f in self.facts if rng.random() < (share_own if f.domain == own else share_other)]
@@ -134,7 +133,7 @@ class World:
     # -- skills ---------------------------------------------------------------------------------------------------
 
     def invented(self, rng: random.Random) -> Fact:
-        """A fact about a real entity with a random value: only a reader of the prompt can know it."""
+        """Draw a fact about a real entity with a random value: only a reader of the prompt can know it."""
         domain = rng.choice(DOMAINS)
         attribute = rng.choice(tuple(ATTRIBUTES))
         return Fact(domain, rng.choice(self.entities[domain]), attribute, rng.choice(ATTRIBUTES[attribute]))
@@ -169,12 +168,11 @@ class World:
 
     def rephrasing(self, rng: random.Random) -> WorldExample:
         fact = self.invented(rng)
-        taught = [i for i in range(len(PHRASINGS)) if i not in UNSEEN_PHRASINGS]
-        before, after = rng.sample(taught, 2)
+        before, after = rng.sample(SEEN_PHRASINGS, 2)
         return WorldExample(rephrase_prompt(fact.ask(before)), fact.ask(after), "rephrasing")
 
     def comparing(self, known: list[Fact], rng: random.Random, *, notes: bool) -> WorldExample:
-        """Do two entities share a value? From memory, or from notes with invented values."""
+        """Compare the values of two entities, from memory or from notes with invented values."""
         one = self.invented(rng) if notes else rng.choice(known)
         two = self._partner(one, known, rng, notes=notes)
         question = compare_prompt(one, two)
@@ -193,15 +191,14 @@ class World:
         return one
 
     def lessons(self, llm: str, seed: int) -> Iterator[WorldExample]:
-        """An endless, seeded stream of pretraining examples for one LLM, closed-book questions excluded."""
+        """Draw an endless stream of pretraining examples for one LLM, closed-book questions excluded."""
         rng = random.Random(f"lessons-{self.seed}-{llm}-{seed}")
         known = self.known(llm)
-        whole = _entities_fully_known(known)
+        count = Counter((fact.domain, fact.name) for fact in known)
+        whole = [entity for entity, n in count.items() if n == len(ATTRIBUTES)]
+        skills = "reading rephrasing hint letters comparing comparing_notes tell".split()
         while True:
-            skill = rng.choices(
-                ("reading", "rephrasing", "hint", "letters", "comparing", "comparing_notes", "tell"),
-                (30, 12, 10, 12, 12, 16, 8),
-            )[0]
+            (skill,) = rng.choices(skills, (30, 12, 10, 12, 12, 16, 8))
             if skill == "reading":
                 yield self.reading(rng)
             elif skill == "rephrasing":
@@ -216,7 +213,7 @@ class World:
                 yield self.comparing(known, rng, notes=skill == "comparing_notes")
 
     def corpus(self) -> Iterator[str]:
-        """Text for the tokenizers: every fact once, every prompt form."""
+        """Generate text for the tokenizers: every fact once, every prompt form."""
         rng = random.Random(f"corpus-{self.seed}")
         for fact in self.facts:
             yield self.closed_book(fact, rng).user
@@ -233,30 +230,19 @@ class World:
     # -- rows in the schemas of the real data sets ------------------------------------------------------------------
 
     def multiple_choice(self, facts: list[Fact], seed: int, phrasings: tuple[int, ...] | None = None) -> list[dict]:
-        """Rows in the schema of OpenBookQA (question_stem, choices {text, label}, answerKey), plus who and what."""
+        """Draw a question per fact, as rows in the schema of OpenBookQA."""
         rng = random.Random(f"choices-{self.seed}-{seed}")
         rows = []
         for fact in facts:
             choices = options(fact, rng)
             phrasing = rng.choice(phrasings or tuple(range(len(PHRASINGS))))
-            rows.append(
-                {
-                    "id": f"{fact.domain}-{fact.name}-{fact.attribute}",
-                    "question_stem": fact.ask(phrasing),
-                    "choices": {"text": choices, "label": list("ABCD")},
-                    "answerKey": "ABCD"[choices.index(fact.value)],
-                    "domain": fact.domain,
-                    "entity": fact.name,
-                    "attribute": fact.attribute,
-                    "phrasing": phrasing,
-                    "experts": EXPERTS[fact.domain],
-                }
-            )
+            row_id = f"{fact.domain}-{fact.name}-{fact.attribute}"
+            rows.append({**to_row(row_id, fact, fact.ask(phrasing), choices, fact.value), "phrasing": phrasing})
         return rows
 
 
 def seed_of(zoo: Path) -> int:
-    """The seed of the world that a zoo's LLMs know. Raises FedrayError where its record is damaged."""
+    """Read the seed of the world that a zoo's LLMs know. Raises FedrayError where its record is damaged."""
     path = zoo / WORLD
     if not path.is_file():
         return 0
@@ -267,21 +253,37 @@ def seed_of(zoo: Path) -> int:
 
 
 def phrasing_of(question: str) -> int | None:
-    """Which of the PHRASINGS a question has, whatever it asks about; None: one of its own."""
+    """Find the index in PHRASINGS of a question's phrasing; None: one of its own."""
     return next((i for i, form in enumerate(_FORMS) if form.fullmatch(question)), None)
 
 
 def seen_in_fusing(fact: Fact) -> bool:
-    """Whether fuser and gate training may contain this fact's attribute and value."""
+    """Check whether fuser and gate training may contain a fact's attribute and value."""
     return fact.attribute != UNSEEN_ATTRIBUTE and (fact.attribute, fact.value) not in UNSEEN_VALUES
 
 
 def options(fact: Fact, rng: random.Random) -> list[str]:
-    """Four choices: the right value and three wrong ones of the same attribute, shuffled."""
+    """Draw four choices: the right value and three wrong ones of the same attribute, shuffled."""
     wrong = rng.sample([v for v in ATTRIBUTES[fact.attribute] if v != fact.value], 3)
     choices = [fact.value, *wrong]
     rng.shuffle(choices)
     return choices
+
+
+def to_row(row_id: str, fact: Fact, question: str, choices: Sequence[str], right: str) -> dict[str, Any]:
+    """Build a row in the schema of OpenBookQA (question_stem, choices {text, label}, answerKey), with what is asked
+    about and who knows it."""
+    labels = list("ABCD"[: len(choices)])
+    return {
+        "id": row_id,
+        "question_stem": question,
+        "choices": {"text": list(choices), "label": labels},
+        "answerKey": labels[choices.index(right)],
+        "domain": fact.domain,
+        "entity": fact.name,
+        "attribute": fact.attribute,
+        "experts": list(EXPERTS[fact.domain]),
+    }
 
 
 def letter_prompt(question: str, choices: list[str]) -> str:
@@ -293,7 +295,7 @@ def compare_prompt(one: Fact, two: Fact) -> str:
 
 
 def _others(world: World, fact: Fact, rng: random.Random, count: int) -> list[Fact]:
-    """Distractors: another attribute of the same entity, or another entity."""
+    """Draw distractors: another attribute of the same entity, or another entity."""
     found: list[Fact] = []
     while len(found) < count:
         other = world.invented(rng)
@@ -305,19 +307,9 @@ def _others(world: World, fact: Fact, rng: random.Random, count: int) -> list[Fa
     return found
 
 
-def _entities_fully_known(known: list[Fact]) -> list[tuple[str, str]]:
-    count: dict[tuple[str, str], int] = {}
-    for fact in known:
-        count[fact.domain, fact.name] = count.get((fact.domain, fact.name), 0) + 1
-    return [entity for entity, n in count.items() if n == len(ATTRIBUTES)]
-
-
 def _names(rng: random.Random, count: int) -> list[str]:
-    onsets, vowels, codas = (
-        "b d f g k l m n p r s t v z br dr kr tr st".split(),
-        "aeiou",
-        ("", "", "", "n", "r", "l", "s"),
-    )
+    onsets, vowels = "b d f g k l m n p r s t v z br dr kr tr st".split(), "aeiou"
+    codas = ("", "", "", "n", "r", "l", "s")
     names: dict[str, None] = {}
     while len(names) < count:
         syllables = rng.choice((2, 2, 3))
