@@ -29,7 +29,7 @@ CHOICES = [
 def compose(*overrides: str) -> Settings:
     """Hydra's own reading of a command line, without what `launch` does to it."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return load(hydra.compose("config", list(overrides)))
+        return load(hydra.compose("config", ["output=out", *overrides]))
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

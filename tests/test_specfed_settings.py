@@ -14,8 +14,7 @@ from fedray.jobs import evaluate
 from fedray.jobs.federate import run
 from fedray.llm.source import Source
 from fedray.llm.vocabulary import check_vocabularies
-from fedray.methods.specfed import SpecFed
-from fedray.protocols.specfed import WORKERS
+from fedray.methods.specfed import WORKERS, SpecFed
 from fedray.questions.tasks import load_task
 from fedray.settings.settings import Settings, build
 from fedray.types import FedrayError
@@ -49,7 +48,7 @@ def test_the_draft_is_the_receiver(
 ) -> None:
     settings = call.settings("protocol=specfed", *arguments)
     assert (settings.receiver, settings.senders) == (draft, workers)
-    assert settings.protocol.gamma == (0 if "protocol.draft=none" in arguments else 4)
+    assert settings.method.canonical().of(SpecFed).gamma == (0 if "protocol.draft=none" in arguments else 4)
     given = dict(argument.split("=") for argument in arguments)
     own = {"name": "specfed"} | {key.removeprefix("protocol."): value for key, value in given.items() if "." in key}
     values = {"protocol": own} | {key: value for key, value in given.items() if key == "receiver"}
@@ -62,7 +61,7 @@ def test_the_draft_is_the_receiver(
     ("arguments", "found"),
     [
         (("protocol.gamma=auto",), SpecFed(gamma="auto")),
-        (("protocol.draft=none", "receiver=qwen2.5-0.5b", "protocol.top_k=1.0"), SpecFed(gamma=0, top_k=1.0)),
+        (("protocol.draft=none", "receiver=qwen2.5-0.5b", "protocol.top_k=1.0"), SpecFed("none", top_k=1.0)),
         (("protocol.top_k=320",), SpecFed(top_k=320)),
         (("protocol.top_k=1",), SpecFed(top_k=1)),
         (("protocol.weights=[2,1]", "protocol.reconstruct=renorm"), SpecFed(weights=(2.0, 1.0), reconstruct="renorm")),
@@ -70,7 +69,7 @@ def test_the_draft_is_the_receiver(
     ],
 )
 def test_what_it_can_be_told(call: Call, arguments, found) -> None:
-    assert call.settings("protocol=specfed", *arguments).protocol.specfed == found
+    assert call.settings("protocol=specfed", *arguments).protocol == found
 
 
 @pytest.mark.parametrize(("name", "text"), [("q.txt", "what is red?\n"), ("q.jsonl", '{"question": "what is red?"}\n')])
