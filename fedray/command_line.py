@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
@@ -21,7 +21,7 @@ from fedray.errors import unknown
 from fedray.evaluation.check import check_evaluation
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation
 from fedray.files import new_folder, write_whole
-from fedray.protocols import KINDS
+from fedray.protocols import KINDS, PROTOCOLS
 from fedray.reporting.outlet import unfailing
 from fedray.schema import Schema
 from fedray.settings.check import check, check_build
@@ -176,6 +176,7 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
     try:
         import hydra
         import yaml
+        from hydra.core.config_store import ConfigStore
         from hydra.core.hydra_config import HydraConfig
         from hydra.errors import HydraException
         from omegaconf import OmegaConf
@@ -196,6 +197,9 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
     OmegaConf.register_new_resolver(
         "new_folder", lambda path: str(new_folder(Path(path))), replace=True, use_cache=True
     )
+    for name, protocol in PROTOCOLS.items():  # those of other packages have no file in conf/
+        if not (CONF / "protocol" / f"{name}.yaml").exists():
+            ConfigStore.instance().store(name, asdict(protocol.settings()), group="protocol", provider="fedray")
     collect.__module__ = job_name  # Hydra names a job after the module of its function
     said = io.StringIO()
     try:

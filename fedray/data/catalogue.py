@@ -10,6 +10,7 @@ from fedray.data import rows
 from fedray.data.rows import Item, LeftOut, Row, TrainingTalk
 from fedray.data.subjects import CEVAL, MMLU, categories
 from fedray.errors import unknown
+from fedray.extensions import extended
 from fedray.types import FedrayError
 
 T = TypeVar("T", Item, TrainingTalk)
@@ -21,7 +22,7 @@ class DataSet(Generic[T]):
 
     splits: our name of a split -> the hub's; schema: the columns that are read, in words; subsets: the hub's
     configurations that are read one after the other -> the group their rows are counted under; siblings: its other
-    configurations, which are something else.
+    configurations, which are something else; scoring: how its questions were published to be scored.
     """
 
     name: str
@@ -31,6 +32,7 @@ class DataSet(Generic[T]):
     splits: Mapping[str, str]
     subsets: Mapping[str, str] = field(default_factory=lambda: {"default": ""})
     siblings: tuple[str, ...] = ()
+    scoring: str = "letters-generated"
 
     @property
     def main(self) -> str:
@@ -56,9 +58,17 @@ _BENCHMARKS: tuple[DataSet[Item], ...] = (
     DataSet("arc-challenge", "allenai/ai2_arc", _ARC, rows.labelled, _ALL, {"ARC-Challenge": ""}, ("ARC-Easy",)),
     DataSet("mmlu-redux", "edinburgh-dawg/mmlu-redux-2.0", _MMLU_REDUX, rows.listed, _TEST, categories(MMLU)),
     DataSet("ceval", "ceval/ceval-exam", _CEVAL, rows.lettered, _VAL | _TEST, categories(CEVAL)),
-    DataSet("gsm8k", "openai/gsm8k", _GSM8K, rows.numbered, _TRAIN | _TEST, {"main": ""}, ("socratic",)),
+    DataSet("gsm8k", "openai/gsm8k", _GSM8K, rows.numbered, _TRAIN | _TEST, {"main": ""}, ("socratic",), "number"),
 )
-BENCHMARKS = {data.name: data for data in _BENCHMARKS}
+BENCHMARKS = extended("fedray.tasks", {data.name: data for data in _BENCHMARKS}, DataSet)
+_WORLD = "tiny tiny-unseen tiny-phrasings tiny-joint tiny-joint-halves tiny-evidence tiny-evidence-pooled"
+_WORLD += " tiny-evidence-question"
+# task -> how its questions are scored where nobody says otherwise
+TASKS = {
+    **dict.fromkeys(_WORLD.split(), "text"),
+    "tiny-tell": "told",
+    **{name: data.scoring for name, data in BENCHMARKS.items()},
+}
 OPENHERMES = DataSet("openhermes", "teknium/OpenHermes-2.5", _OPENHERMES, rows.openhermes, _TRAIN)
 
 

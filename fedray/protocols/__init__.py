@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from fedray.extensions import extended
 from fedray.methods.method import Method, ProtocolSettings
-from fedray.protocols import c2c, ensemble, fedattn, route, self_refine, specfed, standalone, t2t
+from fedray.protocols import c2c, ensemble, fedattn, route, self_consistency, self_refine, specfed, standalone, t2t
 from fedray.protocols.protocol import Protocol
 from fedray.schema import Schema
 from fedray.types import Plan
@@ -18,6 +18,7 @@ _OWN = {
     for found in (
         STANDALONE,
         self_refine.PROTOCOL,
+        self_consistency.PROTOCOL,
         ensemble.PROTOCOL,
         route.PROTOCOL,
         t2t.PROTOCOL,

@@ -7,21 +7,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fedray.data import files, own, rows
-from fedray.data.catalogue import BENCHMARKS
+from fedray.data.catalogue import BENCHMARKS, TASKS
 from fedray.data.numbers import plain_number
 from fedray.data.rows import EMPTY, Item, LeftOut, WrongRow
 from fedray.llm.catalogue import EMBEDDED, NAMES
 from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
-from fedray.settings.settings import Settings, Task
+from fedray.settings.settings import Settings
 from fedray.types import FedrayError, Plan, Row
 from fedray.world.questions import evidence, joint, told
 from fedray.world.world import UNSEEN_PHRASINGS, World, seed_of, seen_in_fusing
 
-TASKS = get_args(Task)
 JOINT = 1000  # questions about two facts; there are many more
 _SEED = 0  # of the order: a limit takes questions about the same facts, however they are phrased
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fedray.data.catalogue import BENCHMARKS
+from fedray.data.catalogue import TASKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, resolve, safe_name
 from fedray.methods.method import Method
 from fedray.methods.parts import FUSERS
@@ -19,24 +19,12 @@ from fedray.schema import Schema, within
 from fedray.text import decode_text
 from fedray.types import FedrayError, Generation
 
-Task = Literal[
-    "tiny",
-    "tiny-unseen",
-    "tiny-phrasings",
-    "tiny-joint",
-    "tiny-joint-halves",
-    "tiny-evidence",
-    "tiny-evidence-pooled",
-    "tiny-evidence-question",
-    "tiny-tell",
-    "openbookqa",
-    "arc-challenge",
-    "mmlu-redux",
-    "ceval",
-    "gsm8k",
-]
 Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
-OWN_SCORING: dict[str, Scoring] = {"gsm8k": "number", "tiny-tell": "told"}  # of a task's own questions alone
+if TYPE_CHECKING:
+    Task = str
+else:
+    Task = Literal[tuple(TASKS)]
+OWN_SCORING = {name: how for name, how in TASKS.items() if how in ("number", "told")}  # of a task's own questions alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +44,9 @@ class TaskSettings:
     max_tokens: int | None = within(None, 1, 4096)  # of a free answer; None: as its scoring needs
 
     @property
-    def scored_by(self) -> Scoring:
-        """The scoring, said or implied."""
-        return self.scoring or OWN_SCORING.get(self.name, "letters-generated" if self.name in BENCHMARKS else "text")
+    def scored_by(self) -> str:
+        """The scoring, set or implied."""
+        return self.scoring or TASKS[self.name]
 
 
 @dataclass(frozen=True, slots=True)
