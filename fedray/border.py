@@ -1,4 +1,4 @@
-"""Where what peers sent is read: whatever fails there costs its sender alone, by name."""
+"""Isolate failures in reading what peers sent: each costs its sender alone, by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedray.types import FedrayError, Missing
 
 
 class Border:
-    """Whose parts were refused, and why.
+    """The senders whose parts were refused, and why.
 
     >>> border = Border()
     >>> with border.of("llama-1b"):
@@ -21,7 +21,7 @@ class Border:
 
     @contextmanager
     def of(self, sender: str) -> Iterator[None]:
-        """Read what a sender sent; a failure ends the block and is kept under its name."""
+        """Isolate reading what a sender sent; a failure ends the block and is recorded under its name."""
         try:
             yield
         except Exception as error:  # noqa: BLE001  # a stranger wrote what is read: no failure may be the request's
@@ -32,7 +32,7 @@ class Border:
 
 
 def why(error: BaseException) -> str:
-    """Put an error into words, with its type where that says more."""
+    """Describe an error, with its type where that adds something."""
     kind = type(error).__name__
     try:
         text = str(error)

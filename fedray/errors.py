@@ -2,6 +2,7 @@
 
 FedrayError         a mistake of the user's or of the outside world
   SessionLost       a member does not hold the session a call refers to
+  MemberFailed      a member raised, died or was late
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ class SessionLost(FedrayError):
 
 
 def nearest(word: str, valid: Iterable[str], count: int = 3) -> list[str]:
-    """The valid names closest to a mistyped one, best first; empty where none is close."""
+    """Find the valid names closest to a mistyped one, best first; none where none is close."""
     names = {name.lower(): name for name in valid}
     return [names[match] for match in difflib.get_close_matches(word.lower(), names, n=count, cutoff=0.55)]
 
 
 def unknown(what: str, got: object, valid: Iterable[str]) -> FedrayError:
-    """The error for a name that is not one of `valid`, in one sentence.
+    """Make the error for a name that is not one of `valid`, in one sentence.
 
     >>> str(unknown("fuser", "mpl", ("mlp", "c2c")))
     "unknown fuser 'mpl' (did you mean mlp?): choose one of mlp, c2c"

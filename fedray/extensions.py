@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from importlib.metadata import entry_points
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
+from fedray.errors import FedrayError
 from fedray.text import one_line
 
 T = TypeVar("T")
 
 
-def extended(group: str, own: Mapping[str, T], kind: type[T]) -> dict[str, T]:
-    """Add what packages register under an entry-point group, by name, to fedray's own entries.
+class Entries(Mapping[str, T]):
+    """fedray's own entries and those that packages register under an entry-point group, by name.
 
-    One that cannot be imported, is of another kind or takes a name that exists is left out, and logged in one sentence.
+    A package's is imported when it is asked for, which raises FedrayError naming the package where it cannot be had.
+    One that takes a name of fedray's own is left out, and logged.
     """
-    found = dict(own)
-    for point in entry_points(group=group):
-        try:
-            if point.name in found:
-                raise ValueError("which takes a name that exists: rename it")
-            entry = point.load()
-            if not isinstance(entry, kind):
-                raise TypeError(f"which is no {kind.__name__}")
-            found[point.name] = entry
-        except Exception as error:  # noqa: BLE001 - a stranger's module may raise anything; everything else goes on
-            package = point.dist.name if point.dist else point.module
-            why = f"it cannot be imported ({error})" if isinstance(error, ImportError | AttributeError) else str(error)
-            what = f"{group.rpartition('.')[2].removesuffix('s')} {point.name}"
-            logging.getLogger("fedray").warning("left out: %s of package %s, %s", what, package, one_line(why))
-    return found
+
+    def __init__(self, group: str, own: Mapping[str, T], kind: type[T]) -> None:
+        self._what, self._kind, self._own = group.rpartition(".")[2].removesuffix("s"), kind, dict(own)
+        self._points: dict[str, EntryPoint] = {}
+        for point in entry_points(group=group):
+            if point.name in self._own:
+                logging.getLogger("fedray").warning(
+                    "%s; it is left out", self._wrong(point, "takes a name of fedray's own")
+                )
+            else:
+                self._points[point.name] = point
+
+    def __getitem__(self, name: str) -> T:
+        if name in self._points:
+            point = self._points[name]
+            try:
+                entry = point.load()
+            except Exception as error:
+                raise FedrayError(self._wrong(point, f"cannot be imported ({error})")) from error
+            if not isinstance(entry, self._kind):
+                raise FedrayError(self._wrong(point, f"is no {self._kind.__name__}"))
+            self._own[name] = entry
+            del self._points[name]
+        return self._own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._own, *self._points))
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._points)
+
+    def sound(self) -> dict[str, T]:
+        """Import all; what cannot be had is left out, and logged."""
+        found: dict[str, T] = {}
+        for name in tuple(self):
+            try:
+                found[name] = self[name]
+            except FedrayError as error:
+                logging.getLogger("fedray").warning("%s; it is left out", error)
+        return found
+
+    def _wrong(self, point: EntryPoint, why: str) -> str:
+        return one_line(f"{self._what}={point.name} of package {point.dist.name if point.dist else point.module} {why}")

@@ -1,8 +1,8 @@
-"""Files and folders that outlive a power cut, and are there whole or not at all.
+"""Write files and folders atomically and durably.
 
-What is being written lies beside its final place in a folder `.new-...`, what is being replaced in `.old-...`. Whoever
-works in one holds a lock on it, which ends with the process: what a kill has left is unlocked, and the next writer
-there removes it or puts it back.
+What is being written is staged beside its final place in a folder `.new-...`, what is being replaced in `.old-...`. A
+writer holds a lock on its folder, which ends with the process: what a kill has left is unlocked, and the next writer
+there removes it or rolls it back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NEW, _OLD = ".new-", ".old-"
 
 
 def flush(path: Path) -> None:
-    """Onto the disk itself: a file's bytes, or a folder's names. Raises OSError."""
+    """Fsync a file, or the names of a folder. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -30,7 +30,7 @@ def flush(path: Path) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """Make a folder that was not there: `path`, or with -2, -3, ... behind its name. Raises OSError."""
+    """Create a new folder: `path`, or with -2, -3, ... behind its name. Raises OSError."""
     for number in count(1):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
         with suppress(FileExistsError):
@@ -55,10 +55,10 @@ def write_whole(path: Path, text: str, *, private: bool = False) -> None:
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """Write a folder that takes the place of `final` when the block ends: by one rename, or by two where a folder is
-    there, which is removed only then.
+    """Atomically replace a folder when the block ends: by one rename, or by two where `final` exists, which is removed
+    only then.
 
-    Where the block fails or the disk is full, nothing of it is left and `final` stays as it was. Raises OSError.
+    Where the block fails or the disk is full, the new folder is removed and `final` stays as it was. Raises OSError.
     """
     with staged(final.parent) as new:
         yield new
@@ -78,8 +78,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(parent: Path, prefix: str = _NEW) -> Iterator[Path]:
-    """Make an empty folder in `parent` to put files into, until they are moved to their place; the rest is removed when
-    the block ends. Raises OSError."""
+    """Create a staging folder in `parent`; what is not moved away is removed when the block ends. Raises OSError."""
     parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         with _locked(parent, fcntl.LOCK_EX):  # nobody sweeps a folder that has no lock yet
@@ -98,13 +97,13 @@ def sweep(parent: Path) -> None:
 
 
 def flush_all(folder: Path) -> None:
-    """A folder's files, and their names, onto the disk itself. Raises OSError."""
+    """Fsync a folder's files and their names. Raises OSError."""
     for path in (*folder.iterdir(), folder):
         flush(path)
 
 
 def moved(folder: Path, final: Path) -> bool:
-    """Rename a folder; False where another that is not empty is there already. Raises OSError."""
+    """Rename a folder durably; False where another that is not empty exists. Raises OSError."""
     try:
         folder.rename(final)
     except OSError as error:
@@ -116,7 +115,7 @@ def moved(folder: Path, final: Path) -> bool:
 
 
 def _sweep(parent: Path) -> None:
-    """Under its lock. What a kill was about to replace goes back to its place."""
+    """Remove what a kill has left, under the folder's lock; what was about to be replaced is rolled back."""
     for left in [path for path in parent.iterdir() if path.name.startswith((_NEW, _OLD))]:
         with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
             if not free:
@@ -129,7 +128,7 @@ def _sweep(parent: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, how: int) -> Iterator[bool]:
-    """Hold a lock on a folder; False where another process has it, or the file system gives none."""
+    """Lock a folder; False where another process holds the lock, or the file system has none."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -1,7 +1,7 @@
-"""What members are asked in words: one place for every form that an LLM reads besides the user's own question.
+"""Build the prompts that an LLM reads besides the user's own question.
 
 What a peer wrote, and what a member keeps to itself, is data and never an instruction: it stands in the notes of the
-prompt, one line each. What no LLM can read (invalid Unicode) is refused where it comes in.
+prompt, one line each. Invalid Unicode is refused where it comes in.
 """
 
 from __future__ import annotations
@@ -20,6 +20,6 @@ def rephrase_prompt(question: str) -> str:
 
 
 def notes_prompt(notes: Sequence[str], question: str) -> str:
-    """The question under its notes, a line each; without notes the question alone."""
+    """Put a question under its notes, a line each; without notes it is the question alone."""
     lines = [one_line(note) for note in notes if note.strip()]
     return "notes:\n" + "".join(f"- {line}\n" for line in lines) + question if lines else question

@@ -1,4 +1,4 @@
-"""Type hints as a schema: nested mappings become frozen dataclasses, or one sentence says which setting is wrong."""
+"""Parse nested mappings into frozen dataclasses by their type hints, or raise one sentence on the wrong setting."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
 
 
 class Schema(Generic[T]):
-    """Reads values into one dataclass.
+    """A parser of values into one dataclass.
 
     keys: those that mappings may have, by dotted path. kinds: base dataclass -> name -> the dataclass that stands for
     it where values have that `name`.
@@ -57,19 +57,19 @@ class Schema(Generic[T]):
         self.names = tuple(self._walk(root, ""))
 
     def with_keys(self, more: Mapping[str, tuple[str, ...]]) -> Schema[T]:
-        """The same schema, in which mappings may have further keys."""
+        """Copy the schema with further keys of mappings."""
         keys = {path: (*keys, *more.get(path, ())) for path, keys in self.keys.items()}
         return Schema(self.root, keys, self.kinds)
 
     def read(self, values: Mapping[str, Any] | T) -> T:
-        """The typed form of nested values.
+        """Parse nested values.
 
         Raises FedrayError on an unknown or a missing key, an unknown choice, a wrong type or a number out of range.
         """
         return cast(T, self._dataclass(self.root, values, ""))
 
     def hint(self, path: str) -> Any:
-        """The type of a setting by its dotted name, its None left out; None for what is no setting."""
+        """Find the type of a setting by its dotted name, without None; None for what is no setting."""
         hint: Any = self.root
         for part in path.split("."):
             if is_dataclass(hint):
@@ -85,7 +85,7 @@ class Schema(Generic[T]):
         return hint
 
     def unknown(self, path: str) -> FedrayError:
-        """The error for a setting that does not exist."""
+        """Make the error for a setting that does not exist."""
         close = nearest(path, self.names, count=2)
         if close:
             return FedrayError(f"unknown setting {path!r}: did you mean {' or '.join(close)}?")
@@ -95,7 +95,7 @@ class Schema(Generic[T]):
         return FedrayError(f"unknown setting {path!r}: choose one of {', '.join(choices)}")
 
     def _walk(self, hint: Any, path: str) -> Iterator[str]:
-        """Every dotted name below a hint, branches included."""
+        """List every dotted name below a hint, branches included."""
         prefix = f"{path}." if path else ""
         if path:
             yield path
@@ -188,7 +188,7 @@ class Schema(Generic[T]):
 
 
 def _fitting(kinds: Sequence[Any], value: Any) -> Any:
-    """Of several kinds the one the value is of (of dataclasses, the one that has all its keys); else the first."""
+    """Find the kind that a value is of (of dataclasses, the one that has all its keys); else the first."""
     return next((kind for kind in kinds if _fits(kind, value)), kinds[0])
 
 
@@ -223,5 +223,5 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value as the command line writes it."""
+    """Format a value as on the command line."""
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

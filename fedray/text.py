@@ -1,4 +1,4 @@
-"""Text at the borders: what comes in is Unicode, and what is shown or kept holds no password."""
+"""Validate text that comes in as Unicode, and mask passwords in what is shown or stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mask(text: str) -> str:
 
 
 def check_text(text: str, where: str) -> str:
-    """Refuse invalid Unicode: a lone surrogate, which no tokenizer reads and no file keeps; returns the text.
+    """Validate Unicode and return the text: a lone surrogate is read by no tokenizer and stored in no file.
 
     Bytes that are no UTF-8 are lone surrogates too where they were decoded with `surrogateescape`, as Python does with
     the command line. Raises FedrayError; where: what the text is, as in "q.txt, line 3".
@@ -53,7 +53,7 @@ def decode_text(data: bytes, where: str, first: int = 1) -> str:
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    """Remove from a text of others what a terminal or a file would obey or refuse, and cut it to `limit` characters.
+    """Sanitize text of others for terminals and files, and cut it to `limit` characters.
 
     Control characters, escape sequences, bidirectional marks and lone surrogates go; line breaks and tabs stay, other
     white space becomes a space. The joiners of Indic and Persian scripts and of emoji stay.
@@ -64,5 +64,5 @@ def printable(text: str, limit: int | None = None) -> str:
 
 
 def one_line(text: str) -> str:
-    """Join the lines of a text, as of a note, which a line break would end."""
+    """Join the lines of a text, as of a note, which ends at a line break."""
     return " ".join(text.split())

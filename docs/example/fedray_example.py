@@ -1,5 +1,3 @@
-"""A protocol, a fuser and a codec; what needs torch lies in a module of its own, imported when it is used."""
-
 from dataclasses import dataclass, field, replace
 
 from fedray.methods.method import ProtocolSettings
@@ -15,11 +13,11 @@ class First(ProtocolSettings):
 
 async def run(request, plan, group):  # what the first sender answers, or else the receiver
     async with Exchange(request, plan, group) as exchange:
-        own, answers = await exchange.alone(), await exchange.ask({plan.senders[0]: exchange.open_rows()}, "answer")
-        rows = next((answer.rows for answer in answers.values()), own.rows)
-        return exchange.close(replace(own, rows=rows, senders=tuple(answers)))
+        answers = await exchange.ask({plan.senders[0]: exchange.open_rows()}, "answer")
+        answer = answers.get(plan.senders[0]) or await exchange.alone()
+        return exchange.close(replace(answer, senders=tuple(answers)))
 
 
 FIRST = Protocol(settings=First, run=run)
-LINEAR = FuserKind("fedray_example_torch:Linear", operators=("concat",))
+LINEAR = FuserKind("fedray_example_torch:Linear", operators=("concat",))  # imported when one is used
 HALF = CodecKind("fedray_example_torch:HALF")

@@ -7,14 +7,12 @@ from fedray.wire.codecs import Codec, are_finite
 class Linear(Fuser):  # a matrix for the keys and one for the values of every layer
     def __init__(self, config):
         super().__init__(config)
-        wide, self.heads = config.sender.kv_heads * config.sender.head_dim, config.receiver.kv_heads
-        size = (2 * len(self.layers), wide, self.heads * config.receiver.head_dim)
-        self.weight_GFF = torch.nn.Parameter(torch.randn(size) / wide**0.5)
+        sizes = (config.sender.kv_heads * config.sender.head_dim, config.receiver.kv_heads * config.receiver.head_dim)
+        self.weight_GFF = torch.nn.Parameter(torch.randn(2 * len(self.layers), *sizes) / sizes[0] ** 0.5)
 
     def project(self, keys, values):
-        made = torch.bmm(self._stack(keys, values, self.layers), self.weight_GFF)
-        made = made.view(*made.shape[:1], len(keys[0]), -1, self.heads, made.shape[-1] // self.heads).transpose(2, 3)
-        keys, values = made.chunk(2)
+        made, own = torch.bmm(self._stack(keys, values, self.layers), self.weight_GFF), self.config.receiver
+        keys, values = made.view(len(made), len(keys[0]), -1, own.kv_heads, own.head_dim).transpose(2, 3).chunk(2)
         return Projection(tuple(keys), tuple(values), tuple(torch.zeros_like(keys[..., 0])))
 
 

@@ -10,7 +10,7 @@ from fedray.data import rows
 from fedray.data.rows import Item, LeftOut, Row, TrainingTalk
 from fedray.data.subjects import CEVAL, MMLU, categories
 from fedray.errors import unknown
-from fedray.extensions import extended
+from fedray.extensions import Entries
 from fedray.types import FedrayError
 
 T = TypeVar("T", Item, TrainingTalk)
@@ -60,7 +60,7 @@ _BENCHMARKS: tuple[DataSet[Item], ...] = (
     DataSet("ceval", "ceval/ceval-exam", _CEVAL, rows.lettered, _VAL | _TEST, categories(CEVAL)),
     DataSet("gsm8k", "openai/gsm8k", _GSM8K, rows.numbered, _TRAIN | _TEST, {"main": ""}, ("socratic",), "number"),
 )
-BENCHMARKS = extended("fedray.tasks", {data.name: data for data in _BENCHMARKS}, DataSet)
+BENCHMARKS = Entries("fedray.tasks", {data.name: data for data in _BENCHMARKS}, DataSet).sound()
 _WORLD = "tiny tiny-unseen tiny-phrasings tiny-joint tiny-joint-halves tiny-evidence tiny-evidence-pooled"
 _WORLD += " tiny-evidence-question"
 # task -> how its questions are scored where nobody says otherwise

@@ -174,10 +174,9 @@ class Fuser(nn.Module):
     def _warm_up(self) -> None:
         """Run once, on zeros."""
         like = next(self.parameters())
-        sent, own = (
-            (layers := (like.new_zeros(1, spec.kv_heads, 7, spec.head_dim),) * spec.layers, layers)
-            for spec in (self.config.sender, self.config.receiver)
-        )
+        specs = (self.config.sender, self.config.receiver)
+        layers = ((like.new_zeros(1, spec.kv_heads, 7, spec.head_dim),) * spec.layers for spec in specs)
+        sent, own = ((side, side) for side in layers)
         if self.config.operator == "concat":
             self.project(*sent)
         else:

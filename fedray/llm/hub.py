@@ -30,6 +30,7 @@ WORKERS = 8  # files downloaded at a time
 _TEXTS = [CONFIG, GENERATION, "tokenizer*", "special_tokens_map.json", "added_tokens.json"]
 _TEXTS += ["vocab.json", "merges.txt", "chat_template.*"]
 _SHARDS = [WEIGHTS, INDEX, "model-?????-of-?????.safetensors"]
+_ALL = _TEXTS + _SHARDS
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -75,11 +76,7 @@ def files(pinned: Repository) -> list[File]:
     with _explained(pinned):
         try:
             found = snapshot_download(
-                pinned.repo,
-                revision=pinned.revision,
-                allow_patterns=[*_TEXTS, *_SHARDS],
-                ignore_patterns=["*/*"],
-                dry_run=True,
+                pinned.repo, revision=pinned.revision, allow_patterns=_ALL, ignore_patterns=["*/*"], dry_run=True
             )
         except errors.DryRunError:
             return []
@@ -107,7 +104,7 @@ def download(wanted: Sequence[File], arrived: Callable[[int], None] = lambda siz
 
 def snapshot(pinned: Repository, *, weights: bool = True) -> Path:
     """Download a repository's files unless they are cached, and return their folder. Raises FedrayError."""
-    patterns = [*_TEXTS, *_SHARDS] if weights else _TEXTS
+    patterns = _ALL if weights else _TEXTS
     with _explained(pinned):
         folder = Path(
             snapshot_download(pinned.repo, revision=pinned.revision, allow_patterns=patterns, ignore_patterns=["*/*"])

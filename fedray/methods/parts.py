@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from fedray.extensions import extended
+from fedray.extensions import Entries
 
 OPERATORS = ("concat", "mix")
 
@@ -34,5 +34,5 @@ class CodecKind:
 
 _FUSERS = {"mlp": FuserKind("fedray.fusion.mlp:MLPFuser"), "c2c": FuserKind("fedray.fusion.c2c:C2CFuser", ("mix",))}
 _CODECS = {name: CodecKind(f"fedray.wire.codecs:{name.upper()}") for name in ("none", "int8", "int4")}
-FUSERS = extended("fedray.fusers", _FUSERS, FuserKind)
-CODECS = extended("fedray.codecs", _CODECS, CodecKind)
+FUSERS = Entries("fedray.fusers", _FUSERS, FuserKind)
+CODECS = Entries("fedray.codecs", _CODECS, CodecKind)

@@ -4,7 +4,7 @@ port; it never sees a tensor. Nothing here needs torch.
 
 from __future__ import annotations
 
-from fedray.extensions import extended
+from fedray.extensions import Entries
 from fedray.methods.method import Method, ProtocolSettings
 from fedray.protocols import c2c, ensemble, fedattn, route, self_consistency, self_refine, specfed, standalone, t2t
 from fedray.protocols.protocol import Protocol
@@ -27,7 +27,7 @@ _OWN = {
         c2c.PROTOCOL,
     )
 }
-PROTOCOLS = extended("fedray.protocols", _OWN, Protocol)
+PROTOCOLS = Entries("fedray.protocols", _OWN, Protocol).sound()
 KINDS = {ProtocolSettings: {name: protocol.settings for name, protocol in PROTOCOLS.items()}}
 METHOD = Schema(Method, kinds=KINDS)
 ALONE = METHOD.read({"protocol": STANDALONE.name}).canonical()

@@ -13,7 +13,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.data.files import SUFFIXES, suffix
 from fedray.llm.catalogue import CATALOGUE, NAMES, original_of, repo_of, resolve, safe_name
 from fedray.llm.files import check_folder
-from fedray.methods.parts import FUSERS
+from fedray.methods.parts import CODECS, FUSERS
 from fedray.protocols import protocol_of
 from fedray.settings.settings import (
     BUILD_SCHEMA,
@@ -80,6 +80,7 @@ def check_apart(names: Sequence[str]) -> None:
 def _check_exchange(settings: Settings) -> None:
     """What does not go together."""
     protocol, rephrase = settings.protocol, settings.rephrase
+    CODECS[settings.wire.codec]  # of a package, which may not be importable
     if settings.fusion_order == "sequential" and settings.fusion != "mix":
         raise FedrayError(
             f"fusion_order=sequential is about fusion=mix, where one sender's change can build on another's: leave it "
