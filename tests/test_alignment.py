@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,3 +70,19 @@ def test_a_template_token_that_a_user_spells_out_stays_text():
         inside = [span for span in spelled.spans if span[0] >= 0]
         assert inside[-1][1] == len(f"is it {token} red?")
         assert len(spelled.ids) == len(spelled.spans)
+
+
+def test_texts_cut_alike_align_token_by_token() -> None:
+    """As they do where one token at the end differs, and each is looked for."""
+    for seed in range(200):
+        draw = random.Random(seed)
+        spans, at = [(HEAD, i) for i in range(draw.randrange(3))], 0
+        for _ in range(draw.randrange(1, 30)):
+            end = at + draw.choice((0, 1, 1, 2, 5))
+            spans += [(at, end)] * draw.choice((1, 1, 1, 3))  # pieces of one character share its span
+            at = end
+        tail = [(TAIL, i) for i in range(draw.randrange(3), -1, -1)]
+        other = [*spans, (at, at + 1), *tail]
+        looked_for = align_tokens(other, [*spans, *tail])
+        found = align_tokens([*spans, *tail], [*spans, *tail])
+        assert found == [i if i < len(spans) else i - 1 for i in looked_for]

@@ -51,9 +51,9 @@ def phases(bench: Bench, pair: BenchmarkPair) -> None:
         return
     receiver, sender = (pair.members[name].llm.model for name in (pair.receiver, pair.plan.senders[0]))
     size = receiver.dtype.itemsize
-    rate, bandwidth = _rates(bench, receiver.dtype, receiver.device)
-    body = {name: _numbers(model.model.layers) for name, model in (("receiver", receiver), ("sender", sender))}
-    fuser, head = _numbers(pair.fuser()), _numbers(receiver.lm_head)
+    rate, bandwidth = rates(bench, receiver.dtype, receiver.device)
+    body = {name: numbers(model.model.layers) for name, model in (("receiver", receiver), ("sender", sender))}
+    fuser, head = numbers(pair.fuser()), numbers(receiver.lm_head)
     once = {"prefill": body["receiver"], f"prefill[{pair.plan.senders[0]}]": body["sender"], "fuse": fuser}
     floors = {phase: max(2 * n * tokens / rate, n * size / bandwidth) for phase, n in once.items()}
     floors["decode"] = (body["receiver"] + head) * size / bandwidth
@@ -131,14 +131,16 @@ def _read(pair: BenchmarkPair, tokens: int) -> tuple[KVCache, list[list[tuple[in
     return own.crop(own.lengths - 1), [[(i, i + 1) for i in range(tokens)]], part
 
 
-def _rates(bench: Bench, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """Operations per second of a large product, and bytes per second of a copy (read and written)."""
-    a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
-    source: Tensor = torch.zeros(1 << 28, dtype=torch.uint8, device=device)
-    target = torch.zeros_like(source)
-    seconds = bench.seconds("the machine", {"product": lambda: a @ b, "copy": lambda: target.copy_(source)})
-    return 2 * 2048**3 / seconds["product"], 2 * source.numel() / seconds["copy"]
-
-
-def _numbers(module: torch.nn.Module) -> int:
+def numbers(module: torch.nn.Module) -> int:
+    """Of its parameters, each one once."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def rates(bench: Bench, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+    """Operations per second of a large product, and bytes per second of a copy (read and written)."""
+    side, size = (8192, 1 << 32) if device.type == "cuda" else (2048, 1 << 28)  # long enough for a clock
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    source: Tensor = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = bench.seconds("the machine", {"product": lambda: a @ b, "copy": lambda: target.copy_(source)})
+    return 2 * side**3 / seconds["product"], 2 * source.numel() / seconds["copy"]

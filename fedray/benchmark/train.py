@@ -1,4 +1,7 @@
-"""suite=train: a step of training a fuser, against one whose LLMs read prompts as causal LMs do by default."""
+"""suite=train: a step of training a fuser, against one whose LLMs read prompts as causal LMs do by default.
+
+On a GPU also a step as C2C was trained, its memory against what is foretold.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,58 @@ from fedray.fusion.build import build_fuser
 from fedray.llm import decoding
 from fedray.llm.loading import load
 from fedray.llm.model import LLM, Encoded
+from fedray.registry.random_fuser import WIDTH
+from fedray.training import memory
 from fedray.training.conversations import LabelledPrompt
 from fedray.training.data import Prefilled
-from fedray.training.fuser_trainer import FuserLoss
+from fedray.training.fuser_trainer import FuserLoss, FuserTraining
 from fedray.training.pair import EncodedExample, Pair
-from fedray.training.recipe import FuserRecipe, fuser_config
+from fedray.training.recipe import FuserRecipe, fuser_config, is_half
 
 ROWS, ANSWER = 2, 32  # conversations a step; tokens of what is learnt, at least
 RECIPE = FuserRecipe(hidden=512)
+STEP, PEAK = "train.published_step", "train.published_gib"
+PUBLISHED = FuserRecipe(
+    "c2c", "mix", hidden=WIDTH, steps=1000, batch_size=16, learning_rate=1e-4, layers="last_aligned"
+)
+LONGEST = 512
+_TEMPLATE = 16  # tokens around a prompt
 _SENTENCE = "what is the color of the star? "
 
 
 def measure(bench: Bench) -> None:
     """Its rows."""
-    if not bench.wants("train.tokens_per_s"):
-        return
+    if bench.wants("train.tokens_per_s"):
+        _tokens_per_s(bench)
+    if bench.settings.device.startswith("cuda") and bench.wants(STEP, PEAK):
+        _published(bench)
+
+
+def _published(bench: Bench, recipe: FuserRecipe = PUBLISHED, longest: int = LONGEST) -> None:
+    """A step of the published size, prompt and answer together of so many tokens."""
+    s = bench.settings
+    sender, receiver = (
+        load(name, zoo=s.zoo.name, folder=s.zoo.path, device=s.device) for name in (s.sender, s.receiver)
+    )
+    talks = [_talk(receiver, longest - ANSWER - _TEMPLATE)] * recipe.batch_size
+    pair = Pair(sender, receiver, talks, memory_bytes=0)
+    (example,) = pair.rows((0,))
+    tokens = len(example.own.ids) + len(example.answer)
+    half = is_half(recipe, receiver.device.type)
+    load_of = memory.BatchLoad(recipe.batch_size, tokens, receiver.model.dtype, half)
+    foretold = memory.estimate(sender.model.config, receiver.model.config, recipe, load_of)
+    training = FuserTraining(pair, recipe)
+    batch = pair.rows(range(recipe.batch_size))
+    module = FuserLoss(training.fuser, pair)
+    torch.cuda.reset_peak_memory_stats()
+    seconds = bench.seconds("a published training step", {"step": lambda: training._take_step(module, [batch])}, warm=2)
+    bench.row(STEP, seconds["step"], "s")
+    bench.row(f"{STEP}.tokens_per_s", recipe.batch_size * tokens / seconds["step"], "token/s")
+    taken = torch.cuda.max_memory_allocated()
+    bench.row(PEAK, taken / 2**30, "GiB", baseline=foretold.total / 2**30, against="foretold", at_most=1.0)
+
+
+def _tokens_per_s(bench: Bench) -> None:
     s = bench.settings
     sender, receiver = (
         load(name, zoo=s.zoo.name, folder=s.zoo.path, device=s.device) for name in (s.sender, s.receiver)

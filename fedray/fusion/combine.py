@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fedray.border import Border
-from fedray.fusion.fuser import Fuser
+from fedray.fusion.fuser import Fuser, Sides
 from fedray.llm.alignment import align_tokens
-from fedray.llm.cache import KVCache, side_by_side
+from fedray.llm.cache import KVCache, side_by_side, stacked
 from fedray.llm.decoding import Context
 from fedray.llm.model import HEAD, TAIL, Span
 from fedray.llm.preallocated_cache import slots
@@ -78,13 +78,31 @@ class Part:
         """Pad what was made of `cache` to (B, N, T, ...)."""
         return tensor if self.lengths is None else side_by_side(tensor, self.lengths)
 
-    def take(self, tensor_BNSH: Tensor, index_BT: Tensor) -> Tensor:
-        """Gather tokens of a layer of `cache` by their indices, as `row` counts them: (B, N, T, H)."""
-        if not any(tensor_BNSH.stride()):  # zeros without memory of their own: a layer that is not read
-            return tensor_BNSH[:, :, :1].expand(len(index_BT), -1, index_BT.shape[1], -1)
-        if self.lengths is not None:
-            return tensor_BNSH[0][:, index_BT].transpose(0, 1)
-        return tensor_BNSH.take_along_dim(index_BT[:, None, :, None], 2)
+    def take(self, index_BT: Tensor) -> Sides:
+        """Gather tokens of every layer of `cache`, as `row` counts them: keys and values, (B, N, T, H) each.
+
+        All layers at once: a GPU takes longer to start a small piece of work than to do it.
+        """
+        keys, values = (self._take(side, index_BT) for side in (self.cache.keys, self.cache.values))
+        return keys, values
+
+    def _take(self, layers: Sequence[Tensor], index_BT: Tensor) -> tuple[Tensor, ...]:
+        batch, tokens = index_BT.shape
+        came = [layer for layer, tensor in enumerate(layers) if any(tensor.stride())]
+        found: dict[int, Tensor] = {}
+        if came:
+            all_LBNSH = stacked([layers[layer] for layer in came])
+            if self.lengths is not None:
+                taken_LBNTH = all_LBNSH[:, 0][:, :, index_BT].transpose(1, 2)
+            else:
+                _, _, heads, _, dim = all_LBNSH.shape
+                index_LBNTH = index_BT[None, :, None, :, None].expand(len(came), -1, heads, -1, dim)
+                taken_LBNTH = all_LBNSH.gather(3, index_LBNTH)
+            found = dict(zip(came, taken_LBNTH, strict=True))
+        # zeros without memory of their own, layers that are not read, stay such
+        return tuple(
+            found[i] if i in found else layer[:, :, :1].expand(batch, -1, tokens, -1) for i, layer in enumerate(layers)
+        )
 
 
 def fuse(
@@ -153,16 +171,32 @@ def mix(
         with _at(border, part):
             part.check(own)
             index_BT, aligned_BT = alignment(part, own, own_spans)
-            sent = tuple(tuple(part.take(t, index_BT) for t in side) for side in (part.cache.keys, part.cache.values))
             base = (keys, values) if order == "sequential" else (own.keys, own.values)
-            change_keys, change_values = part.fuser.mix(base, sent, part.layers)  # pyright: ignore[reportArgumentType]
-            _check_finite(border, [c for c in (*change_keys, *change_values) if c is not None])
+            changes = [_together(side) for side in part.fuser.mix(base, part.take(index_BT), part.layers)]
+            _check_finite(border, [change_LBNTH for layers, change_LBNTH in changes if layers])
             scale_B1T1 = (aligned_BT * part.weight_B[:, None]).to(own.keys[0].dtype)[:, None, :, None]
-            keys, values = [
-                tuple(x if c is None else x + scale_B1T1 * c for x, c in zip(side, changes, strict=True))
-                for side, changes in ((keys, change_keys), (values, change_values))
-            ]
+            keys, values = (
+                _changed(side, *of_side, scale_B1T1) for side, of_side in zip((keys, values), changes, strict=True)
+            )
     return replace(own, keys=keys, values=values)
+
+
+def _together(changes: Sequence[Tensor | None]) -> tuple[list[int], Tensor]:
+    """Which layers change, and their changes in one tensor (L, B, N, T, H), so that a GPU has to be told once."""
+    layers = [layer for layer, change in enumerate(changes) if change is not None]
+    there = [change for change in changes if change is not None]
+    return layers, stacked(there) if there else torch.zeros(0)
+
+
+def _changed(
+    side: Sequence[Tensor], layers: Sequence[int], change_LBNTH: Tensor, scale_B1T1: Tensor
+) -> tuple[Tensor, ...]:
+    """Keys or values with some layers changed."""
+    if not layers:
+        return tuple(side)
+    new_LBNTH = torch.addcmul(stacked([side[layer] for layer in layers]), scale_B1T1, change_LBNTH)
+    changed = dict(zip(layers, new_LBNTH, strict=True))
+    return tuple(changed.get(layer, own) for layer, own in enumerate(side))
 
 
 def _at(border: Border | None, part: Part) -> AbstractContextManager[None]:
@@ -171,20 +205,21 @@ def _at(border: Border | None, part: Part) -> AbstractContextManager[None]:
 
 def _check_finite(border: Border | None, fused: Sequence[Tensor]) -> None:
     """Validate that a sender's part does not make the receiver's answer NaN. Raises FedrayError."""
-    if border is not None and fused and not are_finite([extreme for tensor in fused for extreme in tensor.aminmax()]):
+    if border is None or not fused:
+        return
+    as_they_lie = [x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)) for x in fused]  # else copied
+    if not are_finite([extreme for tensor in as_they_lie for extreme in tensor.aminmax()]):
         raise FedrayError("what its fuser makes of its cache is NaN or infinite")
 
 
 def alignment(part: Part, own: KVCache, own_spans: list[list[Span]]) -> tuple[Tensor, Tensor]:
     """Align tokens: per receiver slot the sender token it reads (B, T), and 1.0 where there is one."""
-    index = torch.zeros(own.batch, own.tokens, dtype=torch.long)
-    aligned = torch.zeros(own.batch, own.tokens)
-    for b, spans in enumerate(own_spans):
-        for t, source in enumerate(_sources(part, b, spans, int(own.lengths[b]))):
-            if source >= 0:
-                index[b, t], aligned[b, t] = source, 1.0
-    device = own.lengths.device
-    return index.to(device), aligned.to(device=device, dtype=own.keys[0].dtype)
+    source_BT = torch.full((own.batch, own.tokens), -1)
+    for b, (spans, length) in enumerate(zip(own_spans, own.lengths.tolist() if own_spans else (), strict=True)):
+        found = _sources(part, b, spans, length)
+        source_BT[b, : len(found)] = torch.tensor(found, dtype=torch.long)
+    source_BT = source_BT.to(own.lengths.device)
+    return source_BT.clamp(min=0), (source_BT >= 0).to(own.keys[0].dtype)
 
 
 def _sources(part: Part, b: int, spans: Sequence[Span], own_length: int) -> list[int]:
@@ -222,8 +257,8 @@ def openness(own: KVCache, own_spans: list[list[Span]], part: Part) -> Tensor:
     sent, read_BT = (part.cache.keys, part.cache.values), part.cache.valid_BT()
     if part.fuser.config.operator == "mix":
         index_BT, aligned_BT = alignment(part, own, own_spans)
-        sent, read_BT = tuple(tuple(part.take(t, index_BT) for t in side) for side in sent), aligned_BT > 0
-    weights_RLBNT = part.fuser.weights((own.keys, own.values), sent)  # pyright: ignore[reportArgumentType]
+        sent, read_BT = part.take(index_BT), aligned_BT > 0
+    weights_RLBNT = part.fuser.weights((own.keys, own.values), sent)
     return (weights_RLBNT * read_BT[:, None]).sum((2, 4)) / read_BT.sum().clamp(min=1)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedray.fusion.compiled import compiled
 from fedray.fusion.fuser import Changes, Sides
+from fedray.llm.cache import stacked
 from fedray.methods.method import Compile
 
 SIDES = ("key", "value")
@@ -52,13 +53,28 @@ class Stacked(nn.Module):
         if self._groups:
             batch, heads = own[0][0].shape[:2]
             # 1. features of both caches, heads flattened per token
-            mine = [own[side][t] for side, t in self._groups]
-            theirs = [sent[side][self._layers[t]] for side, t in self._groups]
-            features = torch.cat([_tokens(theirs), _tokens(mine)], dim=-1)
-            (changed,) = self._changed(features)
-            for (side, t), change_MF in zip(self._groups, changed, strict=True):
-                changes[side][t] = change_MF.unflatten(0, (batch, -1)).unflatten(-1, (heads, -1)).transpose(1, 2)
+            (changed,) = self._changed(self._features(own, sent).flatten(1, 2))
+            changed_GBNTH = changed.unflatten(1, (batch, -1)).unflatten(-1, (heads, -1)).transpose(2, 3)
+            for (side, t), change_BNTH in zip(self._groups, changed_GBNTH, strict=True):
+                changes[side][t] = change_BNTH
         return tuple(changes[0]), tuple(changes[1])
+
+    def _features(self, own: Sides, sent: Sides) -> Tensor:
+        """(G, B, T, F): the sender's numbers of a token, then the receiver's, each copied once."""
+        batch, _, tokens, _ = own[0][0].shape
+        widths = [of[0][0].shape[1] * of[0][0].shape[3] for of in (sent, own)]
+        features = own[0][0].new_empty(len(self._groups), batch, tokens, sum(widths))
+        for side in range(len(SIDES)):
+            groups = [group for group, (of, _) in enumerate(self._groups) if of == side]
+            if groups:
+                layers = [self._groups[group][1] for group in groups]
+                theirs = stacked([sent[side][self._layers[t]] for t in layers])
+                mine = stacked([own[side][t] for t in layers])
+                places = features[groups[0] : groups[-1] + 1].split(widths, dim=-1)
+                for place, numbers_GBNTH in zip(places, (theirs, mine), strict=True):
+                    numbers_GBTNH = numbers_GBNTH.transpose(2, 3)
+                    place.unflatten(-1, numbers_GBTNH.shape[3:]).copy_(numbers_GBTNH)
+        return features
 
     def _changed(self, features_GMF: Tensor) -> tuple[Tensor, ...]:
         """Compute the changes, (G, M, N*H)."""
@@ -82,8 +98,3 @@ class Stacked(nn.Module):
             x = torch.baddbmm(x, inner, self._weights[f"{block}.w2.weight"].mT)
             index += 1
         return x
-
-
-def _tokens(layers: list[Tensor]) -> Tensor:
-    """Stack layers (B, N, T, H) as groups of tokens, heads flattened: (G, B*T, N*H)."""
-    return torch.stack(layers).transpose(2, 3).flatten(3).flatten(1, 2)

@@ -36,6 +36,8 @@ def align_tokens(sender: Sequence[Span], receiver: Sequence[Span]) -> list[int]:
     read nothing of the question there. Pieces of one character, which share its span, align piece by piece from the
     last: two LLMs that cut a text alike read it token by token.
     """
+    if list(sender) == list(receiver):  # of one tokenizer: what follows would find each token itself
+        return [i if kind == TAIL or 0 <= kind < end else -1 for i, (kind, end) in enumerate(receiver)]
     tail = {span[1]: i for i, span in enumerate(sender) if span[0] == TAIL}
     text = [(i, *span) for i, span in enumerate(sender) if span[0] >= 0]
     aligned: list[int] = []
@@ -49,7 +51,8 @@ def align_tokens(sender: Sequence[Span], receiver: Sequence[Span]) -> list[int]:
             while first < len(text) and text[first][2] <= kind:
                 first += 1
             best, longest = -1, (0, False)
-            for index, a, b in text[first:]:
+            for place in range(first, len(text)):
+                index, a, b = text[place]
                 if a >= end:
                     break
                 overlap = (min(b, end) - max(a, kind), (a, b) == (kind, end))

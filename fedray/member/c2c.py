@@ -83,7 +83,7 @@ class C2C(Reader, Receiver):
         spans: send the place of every token in the text too (mix needs it). wire: how it is written, and which tokens
         and layers are left out; layers: those that are read, None is all.
         """
-        clock = Clock()
+        clock = Clock(self.llm.device)
         read = prompts is not None or token_ids is not None
         if read:
             self._read(session, rows, prompts or (), token_ids, None, talk)
@@ -104,7 +104,7 @@ class C2C(Reader, Receiver):
 
     def alone(self, session: str, request: Request, phase: str | None = None) -> Answer:
         """Answer with nobody's help: score the choices, or decode. phase: the name all its seconds go by."""
-        clock = Clock()
+        clock = Clock(self.llm.device)
         self._take(self._threads)
         self._read(session, tuple(range(request.rows())), request.prompts, request.token_ids, None, request.talk)
         clock.lap(phase or "prefill")
@@ -115,7 +115,7 @@ class C2C(Reader, Receiver):
 
     def rewrite(self, session: str, request: Request, count: int) -> Rewrites:
         """`count` rephrasings of every prompt that keep its rare words and choices (privacy/rephrase.py)."""
-        clock = Clock()
+        clock = Clock(self.llm.device)
 
         def say(prompts: Sequence[str], generation: Generation) -> tuple[Row, ...]:
             return self.alone(session, Request(tuple(prompts), generation=generation)).rows
@@ -133,7 +133,7 @@ class C2C(Reader, Receiver):
 
     def open(self, session: str, request: Request, plan: Plan) -> Opening:
         """Read the receiver's own prompts and weigh the plan's senders by its gate."""
-        clock = Clock()
+        clock = Clock(self.llm.device)
         self._take(self._reading if plan.senders and plan.method.gate.route == "eager" else self._threads)
         gate = self._gate(plan)
         clock.lap("gate")
@@ -161,7 +161,7 @@ class C2C(Reader, Receiver):
         Payload i is senders[i]'s. One that is not what the plan lets it send is left out and named in `missing`.
         asked: the rows of each sender's; None: any of them will do.
         """
-        clock = Clock()
+        clock = Clock(self.llm.device)
         context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
         rows = self._respond(session, held, context, request)
@@ -181,7 +181,7 @@ class C2C(Reader, Receiver):
         asked: Asked | None = None,
     ) -> Iterator[str | Answer]:
         """Like `answer` for one prompt: pieces of its text as they are decoded, then the Answer."""
-        clock = Clock()
+        clock = Clock(self.llm.device)
         context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
         logits = self._read_last_token(held, context)
@@ -206,7 +206,7 @@ class C2C(Reader, Receiver):
 
     def first_logits(self, session: str, senders: tuple[str, ...], plan: Plan, *payloads: Payload) -> list[list[float]]:
         """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
-        context, _, _, _ = self._fuse(session, senders, plan, payloads, None, Clock())
+        context, _, _, _ = self._fuse(session, senders, plan, payloads, None, Clock(self.llm.device))
         return self._read_last_token(self._sessions.get(session), context).tolist()
 
     def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:

@@ -37,7 +37,7 @@ class Reader(Core):
 
         Raises SessionLost where `talk` says that this member holds an earlier turn, and it does not.
         """
-        clock = Clock()
+        clock = Clock(self.llm.device)
         self._read(session, rows, prompts, token_ids, None, talk)
         clock.lap(f"prefill[{self.name}]")
         held = self._sessions.get(session)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from published import COMMON
 
-from fedray.benchmark import cost, fuse, request, second_turn, throughput
+from fedray.benchmark import cost, fuse, request, second_turn, throughput, train
 from fedray.benchmark.bench import Bench
 from fedray.benchmark.pair import BenchmarkPair, prompt
 from fedray.benchmark.settings import BenchmarkSettings
@@ -81,16 +81,39 @@ def test_fusing_has_its_rows(settings: BenchmarkSettings) -> None:
     rows = {row.name: row for row in bench.rows}
     dtypes = {"float32", default_dtype("shapes", "cpu")}
     assert rows.keys() == {f"{name}.{dtype}" for name in fuse.ROWS for dtype in dtypes}
-    assert all(row.value > 0 and row.ratio for row in rows.values())
+    differ = {row for name, row in rows.items() if name.startswith("fuse.groups_differ")}
+    assert all(row.holds for row in differ) and len(differ) == len(dtypes)
+    assert all(row.value > 0 and row.ratio for row in rows.values() if row not in differ)
+
+
+def test_all_of_fusing_has_its_rows(settings: BenchmarkSettings) -> None:
+    bench = Bench(replace(settings, rows=(fuse.WHOLE, fuse.FLOOR, fuse.MS)))
+    fuse.measure(bench)
+    dtypes = {"float32", default_dtype("shapes", "cpu")}
+    assert {row.name for row in bench.rows} == {
+        f"{row}.{dtype}" for row in (fuse.WHOLE, fuse.FLOOR) for dtype in dtypes
+    }
+    assert all(row.value > 0 and row.ratio for row in bench.rows)
+
+
+def test_a_published_training_step_has_its_rows(settings: BenchmarkSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is measured on a GPU alone."""
+    for name, value in (("reset_peak_memory_stats", None), ("max_memory_allocated", 1 << 20)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    bench = Bench(settings)
+    train._published(bench, replace(train.PUBLISHED, hidden=32, batch_size=2), longest=96)
+    rows = {row.name: row for row in bench.rows}
+    assert rows.keys() == {train.STEP, f"{train.STEP}.tokens_per_s", train.PEAK}
+    assert rows[train.PEAK].baseline and rows[train.STEP].value > 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(cpp_compiler() is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_fuser_has_its_row(settings: BenchmarkSettings) -> None:
-    bench = Bench(replace(settings, rows=(f"{fuse.COMPILED}.float32",)))
+    bench = Bench(replace(settings, rows=(f"{fuse.COMPILED}.default.float32",)))
     fuse.measure(bench)
     (row,) = bench.rows
-    assert row.name == f"{fuse.COMPILED}.float32" and row.value > 0 and row.ratio
+    assert row.name == f"{fuse.COMPILED}.default.float32" and row.value > 0 and row.ratio
 
 
 def test_the_first_token_has_its_rows(settings: BenchmarkSettings) -> None:

@@ -90,7 +90,7 @@ class Participant(Core):
         number: of the participant, 0 begins the prompt. Raises FedrayError where layers have a sliding window, and
         where the tokenizer reads parts of a text otherwise than the whole.
         """
-        clock = Clock()
+        clock = Clock(self.llm.device)
         self._sessions.forget()
         self._sessions.check(session)
         if window_of(self.llm.model.config) is not None:
@@ -108,7 +108,7 @@ class Participant(Core):
     @ships
     def begin(self, session: str, starts: tuple[int, ...]) -> Given:
         """Read up to the first sync layer, and send one's rows of it. starts: per row the tokens before the segment."""
-        clock = Clock()
+        clock = Clock(self.llm.device)
         held = self._segment(session)
         if held.running is None:
             self._take(self._reading)
@@ -128,7 +128,7 @@ class Participant(Core):
 
         Payload i is senders[i]'s, whose segments stand before one's own, in their order.
         """
-        clock = Clock()
+        clock = Clock(self.llm.device)
         held = self._segment(session)
         given = held.given(position + 1)
         if given is None:
@@ -146,7 +146,7 @@ class Participant(Core):
         *payloads: Payload,
     ) -> Answer:
         """As the publisher: take others' rows of the last sync, read to the end, and answer."""
-        clock = Clock()
+        clock = Clock(self.llm.device)
         held = self._segment(session)
         self._meet(held, position, senders, payloads, clock)
         clock.lap(f"prefill[{self.name}]")

@@ -37,7 +37,7 @@ class Server(Core):
     def draft(self, session: str, request: Request, gamma: int, room: tuple[int, ...]) -> Round:
         """The first drafts of an answer whose prompts `open` has read. room: per row the tokens that the workers'
         contexts still hold."""
-        clock = Clock()
+        clock = Clock(self.llm.device)
         held = self._sessions.get(session)
         self._take(self._threads)
         left = [min(rest, self.llm.context - len(row)) for rest, row in zip(room, held.ids, strict=True)]
@@ -65,7 +65,7 @@ class Server(Core):
         row's answer so far; payload i is workers[i]'s. One that does not hold together is left out and named; where
         none is left, the answers stay as they are.
         """
-        clock = Clock()
+        clock = Clock(self.llm.device)
         self._sessions.check(session)
         held = self._sessions.get(session)
         state = held.drafts

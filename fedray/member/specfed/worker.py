@@ -64,7 +64,7 @@ class Worker(Core):
         them that are certain; drafts: those that may be. vocabulary: the server's, where it is not this LLM's. The
         prompts were read by `prefill`.
         """
-        clock = Clock()
+        clock = Clock(self.llm.device)
         self._sessions.check(session)
         held = self._sessions.get(session)
         self._take(self._threads)
