@@ -6,20 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from fedray.methods.fedattn import FedAttn
-from fedray.methods.method import T2T, CacheToCache, Gate, Method, Standalone, TextToText, Wire
+from fedray.methods.method import Gate, Method
 from fedray.methods.specfed import SpecFed
-from fedray.protocols import ALONE
 from fedray.reporting import report
 from fedray.reporting.report import (
     Answered,
     Cost,
-    Evaluated,
     Found,
     Learned,
     MemberReport,
     Report,
-    SenderOrder,
     Spread,
     Tracked,
     Who,
@@ -54,7 +50,21 @@ FULL = Report(
         Answered("und größer?", None, None, "ja", None),
     ),
     learned=(
-        Learned("a--b", "fuser", "complete", "0123", "/x", "none", 9, 4, 100, 1.5, {"loss": 0.5}, {"bird": 1.0}, {"bird": 0.5}),
+        Learned(
+            "a--b",
+            "fuser",
+            "complete",
+            "0123",
+            "/x",
+            "none",
+            9,
+            4,
+            100,
+            1.5,
+            {"loss": 0.5},
+            {"bird": 1.0},
+            {"bird": 0.5},
+        ),
     ),
     needs=(Need("qwen3-0.6b", "receiver", "cpu", "float32", "", 1000, 9, 4000, 8, 7, 6, 5, 4, 0, None),),
     tracking=Tracked("sqlite:////x/mlflow.db", "abc"),

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from fedray.command_line import CONF, EVALUATION, EvaluateSettings, launch
-from fedray.evaluation.cases import STANDALONE, Case, Way, cases, neutral
+from fedray.evaluation.cases import Case, cases, neutral
 from fedray.evaluation.check import check_evaluation
 from fedray.evaluation.settings import build_evaluation
-from fedray.methods.method import Wire
+from fedray.methods.fedattn import FedAttn
+from fedray.methods.method import T2T, Gate, Method, SelfRefine, TextToText, Wire
+from fedray.methods.specfed import SpecFed
+from fedray.protocols import ALONE
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError
 
@@ -28,7 +31,7 @@ def settings(**blocks: Any) -> EvaluateSettings:
 
 def found(**block: Any) -> list[Case]:
     """The cases of one block, without the receivers alone."""
-    return [case for case in cases(settings(x=block), (A, B, C)) if case.way != STANDALONE]
+    return [case for case in cases(settings(x=block), (A, B, C)) if not case.is_alone]
 
 
 @pytest.mark.parametrize(
@@ -54,24 +57,25 @@ def test_prefixes_follow_the_order() -> None:
 def test_pairs_are_all_directed_pairs_and_every_receiver_stands_alone_first() -> None:
     listed = cases(settings(x={"senders": "pairs"}), (A, B, C))
     everyone = {"qwen3-0.6b", A, B, C}
-    assert {case.receiver for case in listed[:4]} == everyone and all(case.way == STANDALONE for case in listed[:4])
+    assert {case.receiver for case in listed[:4]} == everyone and all(case.is_alone for case in listed[:4])
     assert {(case.receiver, *case.senders) for case in listed[4:]} == {
         (a, b) for a in everyone for b in everyone if a != b
     }
 
 
 def test_every_combination_that_makes_a_difference_is_a_case() -> None:
-    ways = [c.way for c in found(protocol=["c2c", "t2t"], gate=["learned", "open"], rephrase=["none", "shared"])]
+    ways = [c.method for c in found(protocol=["c2c", "t2t"], gate=["learned", "open"], rephrase=["none", "shared"])]
     assert len(ways) == len(set(ways)) == 4 + 2, "text that every sender may say knows no gate"
-    assert all(way.gate == "none" for way in ways if way.protocol == "t2t")
-    gated = [c.way for c in found(protocol=["t2t"], t2t_gate=["none", "same"], gate=["learned", "open"])]
-    assert [str(way) for way in gated] == ["t2t", "t2t gated", "t2t gated (gate open)"]
-    assert [str(c.way) for c in found(senders="none", protocol=["standalone", "self_refine"])] == ["self_refine"]
+    assert all(how.gate.kind == "none" for how in ways if how.protocol.name == "t2t")
+    gated = found(protocol=["t2t"], gate=["learned", "open"], **{"t2t.gate": ["none", "same"]})
+    assert [case.way for case in gated] == ["t2t", "t2t gated", "t2t gated (gate open)"]
+    assert [c.way for c in found(senders="none", protocol=["standalone", "self_refine"])] == ["self_refine"]
 
 
 def test_a_case_is_a_run_of_its_own() -> None:
     base = build_evaluation({"evidence": {A: "a", B: "b"}, "gate": "open"})
-    case = Case("tiny-unseen", B, (A,), Way("t2t", rephrase="shared", t2t_gate="same", gate="random", full=True))
+    how = Method(TextToText(), gate=Gate("random"), rephrase="shared", t2t=T2T(gate="same", full=True))
+    case = Case("tiny-unseen", B, (A,), how)
     own = case.settings(base, 7)
     assert (own.receiver, own.senders, own.protocol.name, own.task.name) == (B, (A,), "t2t", "tiny-unseen")
     assert (own.gate.kind, own.t2t.gate, own.t2t.full, own.rephrase) == ("random", "same", True, "shared")
@@ -81,7 +85,7 @@ def test_a_case_is_a_run_of_its_own() -> None:
 
 def test_defaults_follow() -> None:
     bare = build_evaluation({"seed": 4})
-    assert bare.seeds == (4,) and [str(case.way) for case in cases(bare, bare.senders)] == ["standalone", "c2c"]
+    assert bare.seeds == (4,) and [case.way for case in cases(bare, bare.senders)] == ["standalone", "c2c"]
     assert build_evaluation({"blocks": {"x": None}}).blocks == bare.blocks, "null leaves a block out"
 
 
@@ -186,10 +190,10 @@ def test_yaml_and_dataclass_have_the_same_defaults(monkeypatch: pytest.MonkeyPat
 
 
 def test_blocks_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    block = "+blocks.mine={senders: llama-1b+qwen2.5-1.5b, protocol: [t2t], full: [true]}"
+    block = "+blocks.mine={senders: llama-1b+qwen2.5-1.5b, protocol: [t2t], t2t.full: [true]}"
     _, (ran,) = call(monkeypatch, block, f"output={tmp_path}/out")
     assert isinstance(ran, EvaluateSettings)
-    assert [str(case.way) for case in cases(ran, ran.senders)] == ["standalone", "t2t full"]
+    assert [case.way for case in cases(ran, ran.senders)] == ["standalone", "t2t full"]
 
 
 def test_a_bad_block_is_one_sentence(
@@ -210,61 +214,78 @@ def test_checks_load_neither_torch_nor_ray() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=CONF.parent, check=True)
 
 
-def test_a_block_takes_several_wires():
-    blocks = {
-        "wires": {"protocol": ["c2c", "t2t"], "wire": ["none", "int4"], "keep": [1.0, 0.5], "score": ["last", "norm"]}
-    }
-    settings = build_evaluation({"blocks": blocks})
-    found = [case for case in cases(settings, settings.senders) if case.way.protocol == "c2c"]
-    assert [case.way.wire for case in found] == [
+def test_a_block_takes_several_wires() -> None:
+    wires = {"codec": ["none", "int4"], "keep": [1.0, 0.5], "score": ["last", "norm"]}
+    settings = build_evaluation({"blocks": {"wires": {"protocol": ["c2c", "t2t"], "wire": wires}}})
+    found = [case for case in cases(settings, settings.senders) if case.method.protocol.name == "c2c"]
+    assert [case.method.wire for case in found] == [
         Wire(codec, *kept) for codec in ("none", "int4") for kept in ((1.0, "last"), (0.5, "last"), (0.5, "norm"))
     ]
-    assert str(found[-1].way) == "c2c (int4, norm 50%)" and str(found[0].way) == "c2c"
+    assert found[-1].way == "c2c (int4, norm 50%)" and found[0].way == "c2c"
     assert found[-1].settings(settings, 0).wire == Wire("int4", 0.5, "norm")
-    assert {case.way.over_plain_wire for case in found} == {found[0].way}
-    assert sum(case.way.protocol == "t2t" for case in cases(settings, settings.senders)) == 1
+    assert {replace(case.method, wire=Wire()) for case in found} == {found[0].method}
+    assert sum(case.method.protocol.name == "t2t" for case in cases(settings, settings.senders)) == 1
+    dotted = {"wire": wires["codec"], "wire.keep": wires["keep"], "wire.score": wires["score"]}
+    again = build_evaluation({"blocks": {"wires": {"protocol": ["c2c", "t2t"], **dotted}}})
+    assert again.blocks == settings.blocks, "nested or dotted, they are the same axes"
 
 
-def test_a_block_takes_shares_of_layers():
-    blocks = {"layers": {"protocol": ["c2c"], "keep_layers": [1.0, 0.5], "layer_score": ["spread", "deep"]}}
-    settings = build_evaluation({"blocks": blocks})
-    found = [case for case in cases(settings, settings.senders) if case.way.protocol == "c2c"]
-    assert [case.way.wire for case in found] == [
+def test_a_block_takes_shares_of_layers() -> None:
+    wires = {"wire.keep_layers": [1.0, 0.5], "wire.layer_score": ["spread", "deep"]}
+    settings = build_evaluation({"blocks": {"layers": {"protocol": ["c2c"], **wires}}})
+    found = [case for case in cases(settings, settings.senders) if case.method.protocol.name == "c2c"]
+    assert [case.method.wire for case in found] == [
         Wire(),
         Wire(keep_layers=0.5),
         Wire(keep_layers=0.5, layer_score="deep"),
     ]
-    assert [str(case.way) for case in found[1:]] == ["c2c (spread 50% of layers)", "c2c (deep 50% of layers)"]
-    assert found[-1].settings(settings, 0).wire == found[-1].way.wire
-    assert {case.way.over_plain_wire for case in found} == {found[0].way}
+    assert [case.way for case in found[1:]] == ["c2c (spread 50% of layers)", "c2c (deep 50% of layers)"]
+    assert found[-1].settings(settings, 0).wire == found[-1].method.wire
+    assert {replace(case.method, wire=Wire()) for case in found} == {found[0].method}
+
+
+def test_a_wire_is_of_caches_alone() -> None:
+    """Who answers alone is one case, whatever others send."""
+    listed = cases(settings(x={"protocol": ["standalone", "route", "c2c"], "wire": ["none", "int4"]}), (A, B, C))
+    assert [case.way for case in listed] == ["standalone", "route", "c2c", "c2c (int4)"]
+    given = build_evaluation({"wire": "int4", "blocks": {"x": {"protocol": ["standalone", "t2t", "c2c"]}}})
+    assert [case.way for case in cases(given, given.senders)] == ["standalone", "t2t", "c2c (int4)"]
+
+
+def own(case: Case) -> SpecFed:
+    return case.method.of(SpecFed)
 
 
 def speculative(**block: Any) -> list[Case]:
     """The cases of one block of specfed's."""
-    given = {"protocol": "specfed", "blocks": {"x": {"protocol": ["specfed"], **block}}}
+    given = {"protocol": "specfed", "blocks": {"x": {"protocol.name": ["specfed"], **block}}}
     settings = build_evaluation({**given, "task": "tiny-tell", "receiver": C, "senders": [B, "qwen2.5-coder-0.5b"]})
     check_evaluation(settings)
-    found = [case for case in cases(settings, settings.senders) if case.way != STANDALONE]
-    assert [str(case.settings(settings, 0).protocol.top_k) for case in found] == [case.way.top_k for case in found]
-    assert all(case.settings(settings, 0).generation.temperature == case.way.temperature for case in found)
+    found = [case for case in cases(settings, settings.senders) if not case.is_alone]
+    assert [repr(case.settings(settings, 0).protocol) for case in found] == [repr(own(case)) for case in found]
+    temperatures = [case.settings(settings, 0).generation.temperature for case in found]
+    assert temperatures == [case.temperature or 0.0 for case in found]
     return found
 
 
 def test_a_block_takes_what_specfed_is_told() -> None:
-    found = speculative(gamma=[2, "auto", "none"], temperature=[0.0, 0.8], reconstruct=["renorm", "spread"])
+    temperatures = {"generation.temperature": [0.0, 0.8]}
+    found = speculative(protocol={"gamma": [2, "auto"], "reconstruct": ["renorm", "spread"]}, **temperatures)
+    found += speculative(protocol={"draft": ["none"], "reconstruct": ["renorm", "spread"]}, **temperatures)
     assert len(found) == len(set(found)) == 3 * 2 * 2
-    assert str(found[0].way) == "specfed (gamma 2, K 0.01, renorm)"
-    assert str(found[-1].way) == "specfed (no drafts, K 0.01, spread, T 0.8)"
-    own = [case.settings(build_evaluation({}), 0).protocol.specfed.gamma for case in (found[0], found[4], found[-1])]
-    assert own == [2, "auto", 0]
-    greedy = {case.way.baseline for case in found if case.way.temperature == 0}
-    assert greedy == {Way("specfed", top_k="1.0", reconstruct="spread")}
+    assert found[0].way == "specfed (gamma 2, K 0.01, renorm)"
+    assert found[-1].way == "specfed (no drafts, K 0.01, spread, T 0.8)"
+    told = [case.settings(build_evaluation({}), 0).method.of(SpecFed) for case in (found[0], found[4], found[-1])]
+    assert [how.gamma for how in told] == [2, "auto", 0] and [how.draft for how in told] == [None, None, "none"]
+    greedy = {own(case).baseline for case in found if not case.temperature}
+    assert greedy == {SpecFed("none", gamma=0, top_k=1.0, reconstruct="spread")}
 
 
 def test_one_entry_is_not_all_of_them_and_small_shares_are_shares() -> None:
     """1 counts, 1.0 is a share: as numbers they would be one case."""
-    found = speculative(top_k=[1, 1.0, 0.00001, 320], reconstruct=["renorm", "spread"], measure=[True])
-    assert [(case.way.top_k, case.way.reconstruct) for case in found] == [
+    entries = {"top_k": [1, 1.0, 0.00001, 320], "reconstruct": ["renorm", "spread"], "measure": [True]}
+    found = speculative(protocol=entries)
+    assert [(repr(own(case).top_k), own(case).reconstruct) for case in found] == [
         ("1", "renorm"),
         ("1", "spread"),
         ("1.0", "spread"),
@@ -273,13 +294,13 @@ def test_one_entry_is_not_all_of_them_and_small_shares_are_shares() -> None:
         ("320", "renorm"),
         ("320", "spread"),
     ]
-    assert all(case.way.measured and "measured" in str(case.way) for case in found)
+    assert all(own(case).measure and "measured" in case.way for case in found)
 
 
 @pytest.mark.parametrize("top_k", [0, -3, 1.5, float("inf"), float("nan")])
 def test_entries_that_cannot_be_meant(top_k: float) -> None:
     with pytest.raises(FedrayError, match=r"blocks.x: protocol.top_k must be"):
-        speculative(top_k=[top_k])
+        speculative(protocol={"top_k": [top_k]})
 
 
 def test_the_experiment_of_specfed_measures_apart_from_what_it_times(
@@ -287,12 +308,164 @@ def test_the_experiment_of_specfed_measures_apart_from_what_it_times(
 ) -> None:
     _, (ran,) = call(monkeypatch, "+experiment=specfed", f"output={tmp_path}/out")
     assert isinstance(ran, EvaluateSettings)
-    ways = [case.way for case in cases(ran, ran.senders) if case.way.protocol == "specfed"]
-    timed = [way for way in ways if not way.measured]
-    assert len(ways) < 50 and {(way.temperature, way.top_k) for way in timed if way.gamma == "4"} == {
+    found = [case for case in cases(ran, ran.senders) if case.method.protocol.name == "specfed"]
+    timed = [case for case in found if not own(case).measure]
+    four = [case for case in timed if own(case).gamma == 4]
+    assert len(found) < 50 and {(case.temperature, str(own(case).top_k)) for case in four} == {
         (t, k) for t in (0.0, 0.8, 1.0, 1.2) for k in ("0.001", "0.01", "0.1", "1.0")
     }
-    assert {way.gamma for way in timed} >= {"none", "1", "8", "auto"}
-    assert all(way.reconstruct == "spread" for way in timed)
-    bounded = [replace(way, measured=False, reconstruct="spread") for way in ways if way.measured]
+    assert {own(case).gamma for case in timed} >= {0, 1, 8, "auto"}
+    assert all(own(case).reconstruct == "spread" for case in timed)
+    unmeasured = [
+        (case, replace(own(case), measure=False, reconstruct="spread")) for case in found if own(case).measure
+    ]
+    bounded = [replace(case, method=replace(case.method, protocol=told)) for case, told in unmeasured]
     assert len(bounded) == 18 and set(bounded) <= set(timed), "what is measured is timed too"
+
+
+# -- axes are settings ----------------------------------------------------------------------------------------------
+
+
+def test_axes_may_be_nested_or_dotted() -> None:
+    nested = {"protocol": {"name": ["fedattn"], "sync_every": [1, 2]}, "generation": {"temperature": [0.0, 0.5]}}
+    dotted = {"protocol": ["fedattn"], "protocol.sync_every": [1, 2], "generation.temperature": [0.0, 0.5]}
+    assert settings(x=nested).blocks == settings(x=dotted).blocks
+    assert dict(settings(x=nested).blocks["x"].axes) == {
+        "protocol.name": ("fedattn",),
+        "protocol.sync_every": (1, 2),
+        "generation.temperature": (0.0, 0.5),
+    }
+    ways = [(case.method.of(FedAttn).sync_every, case.temperature) for case in found(**nested)]
+    assert ways == [(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.5)]
+
+
+def test_a_bare_axis_is_its_first_setting() -> None:
+    block = {"gate": ["open"], "t2t": ["hint"], "wire": ["int8"], "task": ["tiny-unseen"], "protocol": ["c2c"]}
+    assert set(settings(x=block).blocks["x"].axes) == {
+        "gate.kind",
+        "t2t.ask",
+        "wire.codec",
+        "task.name",
+        "protocol.name",
+    }
+    (case,) = found(**block)
+    assert (case.task, case.method.gate.kind, case.method.wire.codec, case.method.t2t.ask) == (
+        "tiny-unseen",
+        "open",
+        "int8",
+        "hint",
+    )
+
+
+def test_an_axis_is_of_the_protocols_that_have_it() -> None:
+    block = {"protocol": ["standalone", "self_refine", "specfed"], "protocol.rounds": [1, 2], "protocol.gamma": [4, 8]}
+    assert [case.method.protocol for case in found(**block)] == [
+        SelfRefine(1),
+        SelfRefine(2),
+        SpecFed(gamma=4),
+        SpecFed(gamma=8),
+    ]
+
+
+def test_settings_of_the_protocol_are_what_its_axes_start_from() -> None:
+    given = {"protocol": {"name": "fedattn", "participants": 2}, "receiver": A, "task": "tiny-evidence-pooled"}
+    axes = {"protocol": {"name": ["fedattn", "self_refine"], "sync_every": [1, 7]}}
+    ran = build_evaluation({**given, "blocks": {"x": axes}})
+    listed = [case for case in cases(ran, ran.senders) if not case.is_alone]
+    assert [case.method.protocol for case in listed] == [
+        FedAttn(participants=2, sync_every=1),
+        FedAttn(participants=2, sync_every=7),
+        SelfRefine(),
+    ]
+    assert [case.senders for case in listed] == [(f"{A}#2",), (f"{A}#2",), ()]
+
+
+def test_copies_are_nobody_elses_senders() -> None:
+    """Copies of the receiver share a prompt with it; who fuses caches beside them hears the others."""
+    listed = found(protocol=["fedattn", "c2c", "t2t"])
+    assert {case.way: case.senders for case in listed} == {
+        "fedattn (N=3, H=2)": ("qwen3-0.6b#2", "qwen3-0.6b#3"),
+        "c2c": (A, B, C),
+        "t2t": (A, B, C),
+    }
+
+
+def test_temperatures_are_told_apart_and_none_is_as_the_settings_say() -> None:
+    base = build_evaluation({"senders": [A], "generation": {"temperature": 0.5}, "blocks": {"x": {}}})
+    listed = cases(base, (A,))
+    assert [case.settings(base, 0).generation.temperature for case in listed] == [0.5, 0.5]
+    cold, hot = found(**{"protocol": ["t2t"], "generation.temperature": [0.0, 0.8]})
+    assert (cold.way, hot.way) == ("t2t", "t2t (T 0.8)") and cold != hot and cold.method == hot.method
+    assert cold.settings(base, 0).generation.temperature == 0.0
+
+
+FORMER = [
+    ("sync_every", "protocol.sync_every"),
+    ("participants", "protocol.participants"),
+    ("placement", "protocol.placement"),
+    ("segments", "protocol.segments"),
+    ("exchange", "protocol.exchange"),
+    ("gamma", "protocol.gamma"),
+    ("top_k", "protocol.top_k"),
+    ("reconstruct", "protocol.reconstruct"),
+    ("measure", "protocol.measure"),
+    ("temperature", "generation.temperature"),
+    ("t2t_gate", "t2t.gate"),
+    ("full", "t2t.full"),
+    ("keep", "wire.keep"),
+    ("keep_layers", "wire.keep_layers"),
+    ("layer_score", "wire.layer_score"),
+]
+
+
+@pytest.mark.parametrize(("former", "now"), FORMER, ids=[former for former, _ in FORMER])
+def test_an_axis_by_its_former_name_is_shown_as_it_is_now(former: str, now: str) -> None:
+    with pytest.raises(FedrayError) as error:
+        settings(x={"protocol": ["c2c"], former: [1]})
+    said = str(error.value)
+    assert said.startswith(f"blocks.x.{former} is now ") and f"blocks.x.{now}" in said and "\n" not in said
+
+
+def test_the_former_name_of_one_axis_is_named_exactly() -> None:
+    with pytest.raises(FedrayError) as error:
+        settings(x={"sync_every": [1]})
+    assert str(error.value) == "blocks.x.sync_every is now blocks.x.protocol.sync_every: axes are settings"
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        (
+            {"protocol": ["c2c", "t2t"], "protocol.sync_every": [1]},
+            r"protocol\.sync_every is a setting of none of its protocols \(c2c, t2t\)",
+        ),
+        ({"protocol.gamma": [4]}, r"protocol\.gamma is a setting of none of its protocols \(c2c\)"),
+        ({"protocol": {"name": ["fedattn"], "gamma": [4]}}, "none of its protocols .fedattn.: add one that has it"),
+        ({"senders": "none", "protocol": ["standalone"], "protocol.rounds": [4]}, "none of its protocols .standalone."),
+    ],
+)
+def test_an_axis_of_none_of_a_blocks_protocols_is_refused(block: dict[str, Any], says: str) -> None:
+    with pytest.raises(FedrayError, match=f"blocks.x: .*{says}"):
+        check_evaluation(settings(x=block))
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ({"gate.knd": ["open"]}, r"unknown setting 'blocks\.x\.gate\.knd': did you mean blocks\.x\.gate\.kind"),
+        ({"seed": [1]}, r"unknown setting 'blocks\.x\.seed'"),
+        (
+            {"protocol": {"gama": [4]}},
+            r"unknown setting 'blocks\.x\.protocol\.gama': did you mean blocks\.x\.protocol\.gamma",
+        ),
+        ({"protocol.gamma": 4}, r"blocks\.x\.protocol\.gamma must be a list such as \[4\], got 4"),
+    ],
+)
+def test_an_axis_that_is_no_setting_is_refused(block: dict[str, Any], says: str) -> None:
+    with pytest.raises(FedrayError, match=says):
+        settings(x=block)
+
+
+def test_alone_is_one_case_of_the_receiver() -> None:
+    (alone, _) = cases(settings(x={"protocol": ["c2c"]}), (A, B, C))
+    assert alone.is_alone and alone.method == ALONE and alone.alone == alone and not alone.senders

@@ -15,6 +15,8 @@ from fedray.errors import MemberFailed
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation
 from fedray.federation.federation import Federation
 from fedray.jobs.evaluate import run
+from fedray.methods.method import NO_GATE, T2T, Gate, Method, TextToText
+from fedray.protocols import ALONE
 from fedray.questions.tasks import load_task
 from fedray.reporting import report
 from fedray.reporting.report import Evaluated, Report
@@ -75,17 +77,15 @@ def job(tmp_path: Path, random_federation: dict[str, Any], capsys: pytest.Captur
 
 def measured(row: Evaluated) -> Evaluated:
     """A row without what no two runs share."""
-    return replace(
-        row, latency={}, latency_mean=None, latency_p50=None, latency_p95=None, wall_s=0.0, tokens_per_s=None
-    )
+    return replace(row, cost=replace(row.cost, seconds={}, wall_s=0.0, tokens_per_s=None))
 
 
 def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:
     code, left, asked = job()
-    assert code == 0 and left.job == "evaluate" and left.status == "complete" and left.order
-    assert left.order.by == "validation" and set(left.order.senders) == {A, B} and left.order.n == 4
-    ways = [(row.way, row.senders) for row in left.rows]
-    first, both = left.order.senders[:1], left.order.senders
+    assert code == 0 and left.job == "evaluate" and left.status == "complete" and left.who.order
+    assert left.who.order.by == "validation" and set(left.who.order.senders) == {A, B} and left.who.order.n == 4
+    ways = [(row.way, row.who.senders) for row in left.rows]
+    first, both = left.who.order.senders[:1], left.who.order.senders
     assert ways == [
         ("standalone", ()),
         ("c2c (gate open)", first),
@@ -95,18 +95,35 @@ def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:
     ]
     assert asked == 3 * 1 + 5 * (2 + 2), "the order in one batch per case, each case in two and two times alone"
     alone, c2c, t2t = left.rows[0], left.rows[3], left.rows[4]
-    assert alone.fuser == alone.gate == alone.fusion == "none" and alone.type is None and alone.p_alone == 1.0
-    assert (c2c.fuser, c2c.fusion, c2c.gate, c2c.type) == ("mlp", "concat", "open", "heterogeneous cache")
-    assert (t2t.fuser, t2t.gate, t2t.type) == ("none", "none", "heterogeneous token")
+    assert alone.how == ALONE and alone.is_alone and alone.who.type is None and alone.p_value == 1.0
+    assert (c2c.how.fuser, c2c.how.fusion, c2c.how.gate.kind, c2c.who.type) == (
+        "mlp",
+        "concat",
+        "open",
+        "heterogeneous cache",
+    )
+    assert c2c.how == Method(gate=Gate("open"), t2t=T2T(max_tokens=2))
+    assert (
+        t2t.how == Method(TextToText(), gate=NO_GATE, t2t=T2T(max_tokens=2)) and t2t.who.type == "heterogeneous token"
+    )
+    assert left.how == job.settings().method, "what the blocks start from"
     for row in left.rows:
-        assert row.n == 6 and row.task == "tiny" and row.seeds == (0,) and not row.failed and not row.missing
-        assert row.accuracy_alone == alone.accuracy and row.rescued - row.harmed == round(row.gain_points * 6 / 100)
-        assert row.latency_requests == 2 and row.latency["total"].p50 == row.latency_p50 and row.latency_p50
-    assert f"prefill[{A}]" in c2c.latency and f"hint[{A}]" in t2t.latency
-    assert alone.bytes_per_token == 0 < t2t.bytes_per_token < 16 < c2c.bytes_per_token
-    assert t2t.bytes_per_token_analytic == 8
-    gate_open = c2c.bytes_per_token_analytic
-    assert gate_open and c2c.bytes_per_token == pytest.approx(gate_open, rel=0.35), "other tokens, the same caches"
+        assert (
+            row.found.n == 6
+            and row.task == "tiny"
+            and row.seeds == (0,)
+            and not row.found.failed
+            and not row.who.missing
+        )
+        assert row.found.accuracy_alone == alone.accuracy and row.found.rescued - row.found.harmed == round(
+            row.gain_points * 6 / 100
+        )
+        assert row.cost.requests == 2 and row.cost.seconds["total"] == row.seconds and row.seconds.p50
+    assert f"prefill[{A}]" in c2c.cost.seconds and f"hint[{A}]" in t2t.cost.seconds
+    assert alone.cost.bytes_per_token == 0 < t2t.cost.bytes_per_token < 16 < c2c.cost.bytes_per_token
+    assert t2t.cost.bytes_per_token_analytic == 8
+    gate_open = c2c.cost.bytes_per_token_analytic
+    assert gate_open and c2c.cost.bytes_per_token == pytest.approx(gate_open, rel=0.35), "other tokens, the same caches"
     assert {(c.a, c.b) for c in left.comparisons} == {("t2t", "c2c (gate open)")} and len(left.comparisons) == 2
     assert left.contributions == (), "nobody was left out but the last"
     table = (job.output / "table.md").read_text()
@@ -133,7 +150,7 @@ def test_a_killed_run_goes_on_with_the_row_it_was_at(job: Job) -> None:
     job.output = job.output.with_name("other")
     _, fresh, _ = job()
     assert list(map(measured, whole.rows)) == list(map(measured, fresh.rows))
-    assert whole.comparisons == fresh.comparisons and whole.order == fresh.order
+    assert whole.comparisons == fresh.comparisons and whole.who.order == fresh.who.order
 
 
 def test_what_decides_a_row_is_in_its_key(job: Job) -> None:
@@ -156,7 +173,7 @@ def test_seeds_are_drawn_anew_and_counted_together(job: Job) -> None:
     _, left, asked = job(seeds=[3, 4], blocks={"all": {"protocol": ["t2t"]}}, order="given")
     assert asked == 2 * (2 * 2 + 2), "seconds are measured with the first seed only"
     row = left.rows[1]
-    assert row.seeds == (3, 4) and row.n == 12 and row.latency_requests == 2
+    assert row.seeds == (3, 4) and row.found.n == 12 and row.cost.requests == 2
     questions = [load_task(job.settings(), seed) for seed in (3, 4)]
     assert [q.id for q in questions[0]] == [q.id for q in questions[1]] and questions[0] != questions[1]
 
@@ -169,10 +186,10 @@ def test_a_failed_request_counts_as_wrong_and_is_asked_again(job: Job) -> None:
     small: dict[str, Any] = {"blocks": {"all": {"protocol": ["t2t"]}}, "latency_requests": 0, "order": "given"}
     _, left, _ = job(refuse, **small)
     row = left.rows[1]
-    assert row.failed == 4 and row.n == 6 and row.missing[0].reason == "llama-1b died"
+    assert row.found.failed == 4 and row.found.n == 6 and row.who.missing[0].reason == "llama-1b died"
     assert "4 questions failed" in (job.output / "table.md").read_text()
     _, left, asked = job(**small)
-    assert asked == 2 and not left.rows[1].failed
+    assert asked == 2 and not left.rows[1].found.failed
 
 
 def test_a_missing_fuser_is_refused_before_anything_loads(job: Job) -> None:
@@ -197,9 +214,9 @@ def test_questions_that_no_rewrite_stood_for_are_counted_and_leak_nothing(job: J
     small: dict[str, Any] = {"latency_requests": 0, "order": "given"}
     _, left, _ = job(blocks={"all": {"protocol": ["c2c", "t2t"], "rephrase": ["shared", "distinct"]}}, **small)
     alone, *rephrased = left.rows
-    assert not alone.leakage and alone.unrephrased == 0 and len(rephrased) == 4
+    assert not alone.leakage and alone.found.unrephrased == 0 and len(rephrased) == 4
     for row in rephrased:
-        assert row.unrephrased == row.n == 6 and row.accuracy == alone.accuracy
+        assert row.found.unrephrased == row.found.n == 6 and row.accuracy == alone.accuracy
         assert all(told.figures["rewrites"] == told.figures["jaccard"] == 0 for told in row.leakage) and row.leakage
     table = (job.output / "table.md").read_text()
     assert "6 of 6 questions kept no whole rewrite" in table and "What rephrasing gives away" in table
@@ -230,7 +247,7 @@ def test_questions_without_answers_are_refused_before_anything_loads(job: Job, t
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(rows))
     _, left, _ = job(questions=path, blocks={"all": {}})
-    assert left.n == 2 and left.rows[1].senders == (A, B) and left.task == str(path)
+    assert left.found.n == 2 and left.rows[1].who.senders == (A, B) and left.task == str(path)
 
 
 def test_a_damaged_row_is_named(job: Job) -> None:
@@ -262,5 +279,5 @@ def test_mlflow_has_a_child_for_every_row(job: Job, tmp_path: Path) -> None:
     row = left.rows[1]
     assert c2c.info.status == "FINISHED" and c2c.data.params["senders"] == f"{A},{B}"
     assert c2c.data.metrics["accuracy"] == row.accuracy and c2c.data.tags["type"] == "heterogeneous cache"
-    assert c2c.data.metrics["seconds/total/p50"] == pytest.approx(row.latency_p50)
+    assert c2c.data.metrics["seconds/total/p50"] == pytest.approx(row.seconds.p50)
     assert {f.path for f in client.list_artifacts(left.tracking.run_id)} >= {"report.json", "table.md", "rows.json"}

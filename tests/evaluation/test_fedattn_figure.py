@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from fedray.evaluation.cases import STANDALONE, Case, Way
+from fedray.evaluation.cases import Case
 from fedray.evaluation.figures import base, fedattn
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.results import Results
 from fedray.llm.catalogue import copies
 from fedray.methods.fedattn import FedAttn
+from fedray.methods.method import Method
+from fedray.protocols import ALONE
 from fedray.questions.tasks import Question
-from fedray.reporting.report import Report
+from fedray.reporting.report import Report, Who
 from fedray.types import KVSpec, MemberInfo
 
 POOLED, BARE = "tiny-evidence-pooled", "tiny-evidence-question"
@@ -36,14 +37,13 @@ MEMBERS = {
 
 def made(*rows: tuple[str, str, FedAttn | None, int, int]) -> Report:
     """(task, receiver, how, right of ten, bytes per token) of every row; who answers alone has no `how`."""
-    found = Results("mlp", MEMBERS)
+    found = Results(MEMBERS)
     for task, receiver, how, right, sent in rows:
-        way = Way("fedattn", fedattn=how) if how else STANDALONE
-        case = Case(task, receiver, copies(receiver, how.participants)[1:] if how else (), way)
+        method = Method(how).canonical() if how else ALONE
+        case = Case(task, receiver, copies(receiver, how.participants)[1:] if how else (), method)
         answers = tuple(i < right for i in range(10))
         found.add(case, 0, QUESTIONS, Measurement(answers, payload_bytes=100 * sent, prompt_tokens=100))
-    left = Report("evaluate", "tiny", "llama-1b", (), 0, "complete", "fedattn", "mlp", "concat", "none", "none")
-    return replace(left, rows=found.rows())
+    return Report("evaluate", "tiny", 0, "complete", Who("llama-1b"), Method(FedAttn()), rows=found.rows())
 
 
 def drawn(report: Report, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], list[Figure]]:

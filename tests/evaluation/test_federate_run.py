@@ -12,10 +12,11 @@ from scarce import full_disk
 
 from fedray.evaluation.measure import batches
 from fedray.jobs.federate import run
+from fedray.methods.method import SelfRefine
 from fedray.questions.tasks import Question, load_task
 from fedray.reporting import report
 from fedray.reporting.report import Report
-from fedray.settings.settings import ProtocolSettings, Settings, TaskSettings, TrackingSettings
+from fedray.settings.settings import Settings, TaskSettings, TrackingSettings
 from fedray.types import Answer, FedrayError, KVSpec, MemberInfo, Missing, Plan, Request, Row, Usage
 
 LOST = Missing("qwen2.5-1.5b", "died")
@@ -125,16 +126,18 @@ def test_an_evaluation_is_counted_and_shown(job: Job) -> None:
     code, left, shown, _ = job()
     questions = load_task(job.settings)
     share = {g: sum(q.group == g for q in questions) for g in ("bird", "star")}
-    assert code == 0 and left.status == "complete" and left.n == 100 == len(left.answers)
-    assert (left.accuracy, left.accuracy_alone) == (share["bird"] / 100, share["star"] / 100)
-    assert (left.rescued, left.harmed) == (share["bird"], share["star"]) and 0 < (left.p_value or 0) <= 1
-    assert left.type == "homogeneous cache" and "type: homogeneous cache (FedRefine, Appendix A)" in shown
-    assert left.unrephrased == 0 and "rewrite" not in shown
-    assert left.usage.payload_bytes == 100_000 and left.usage.bytes_per_token == 100.0
-    assert left.usage.seconds["total"].p50 == 0.25 and left.missing == (LOST,)
-    assert left.trust["bird"] == {"llama-1b": pytest.approx(0.9)}
-    assert [(m.name, m.role) for m in left.members][:2] == [("qwen3-0.6b", "receiver"), ("qwen2.5-1.5b", "sender")]
-    assert [m.memory_bytes for m in left.members][:2] == [1 << 30, None] and left.members[0].dtype == "float32"
+    assert code == 0 and left.status == "complete" and left.found.n == 100 == len(left.answers)
+    assert (left.found.accuracy, left.found.accuracy_alone) == (share["bird"] / 100, share["star"] / 100)
+    assert (left.found.rescued, left.found.harmed) == (share["bird"], share["star"]) and 0 < (
+        left.found.p_value or 0
+    ) <= 1
+    assert left.who.type == "homogeneous cache" and "type: homogeneous cache (FedRefine, Appendix A)" in shown
+    assert left.found.unrephrased == 0 and "rewrite" not in shown
+    assert left.cost.payload_bytes == 100_000 and left.cost.bytes_per_token == 100.0
+    assert left.cost.seconds["total"].p50 == 0.25 and left.who.missing == (LOST,)
+    assert left.found.weights["bird"] == {"llama-1b": pytest.approx(0.9)}
+    assert [(m.name, m.role) for m in left.who.members][:2] == [("qwen3-0.6b", "receiver"), ("qwen2.5-1.5b", "sender")]
+    assert [m.memory_bytes for m in left.who.members][:2] == [1 << 30, None] and left.who.members[0].dtype == "float32"
     first = questions[0]
     assert left.answers[0].question == first.prompt and left.answers[0].gold == first.answer
     assert left.answers[0].choices == first.choices
@@ -165,7 +168,7 @@ def test_requests_carry_the_settings_and_come_in_batches(job: Job) -> None:
 
 def test_mismatched_senders_read_something_else(job: Job) -> None:
     _, left, _, pretended = job(control="mismatched")
-    assert left.control == "mismatched"
+    assert left.how.control == "mismatched"
     for request in pretended.requests:
         assert set(request.asked) == set(pretended.settings.senders)
         for texts in request.asked.values():
@@ -174,13 +177,13 @@ def test_mismatched_senders_read_something_else(job: Job) -> None:
 
 def test_what_no_rewrite_stood_for_is_counted_and_named(job: Job) -> None:
     _, left, shown, _ = job(rephrase="shared")
-    assert left.unrephrased == 4, "the first of every batch"
+    assert left.found.unrephrased == 4, "the first of every batch"
     assert "4 of 100 questions kept no whole rewrite (the choice 'red' is lost)" in shown
 
 
 def test_alone_nothing_crosses(job: Job) -> None:
-    _, left, shown, _ = job(protocol=ProtocolSettings("self_refine"))
-    assert left.type is None and "Appendix A" not in shown
+    _, left, shown, _ = job(protocol=SelfRefine())
+    assert left.who.type is None and "Appendix A" not in shown
 
 
 def test_a_full_disk_is_one_sentence(job: Job) -> None:
@@ -197,7 +200,7 @@ def test_ctrl_c_leaves_what_was_done(job: Job) -> None:
             raise KeyboardInterrupt
 
     code, left, shown, _ = job(second)
-    assert code == 130 and left.status == "interrupted" and left.n == 64
+    assert code == 130 and left.status == "interrupted" and left.found.n == 64
     assert "federated" in shown
 
 
@@ -206,7 +209,7 @@ def test_ctrl_c_before_anything_was_done(job: Job) -> None:
         raise KeyboardInterrupt
 
     code, left, _, _ = job(first)
-    assert code == 130 and left.n == 0 and left.accuracy is None and left.members
+    assert code == 130 and left.found.n == 0 and left.found.accuracy is None and left.who.members
 
 
 def test_an_error_leaves_what_was_done_and_goes_on(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +219,7 @@ def test_an_error_leaves_what_was_done_and_goes_on(job: Job, capsys: pytest.Capt
 
     with pytest.raises(FedrayError, match="llama-1b died"):
         job(second)
-    assert report.read(job.output).status == "failed" and report.read(job.output).n == 32
+    assert report.read(job.output).status == "failed" and report.read(job.output).found.n == 32
     assert capsys.readouterr().out.splitlines()[-1].startswith("report: ")
 
 
@@ -231,9 +234,9 @@ def test_a_federation_that_does_not_open_leaves_nothing(job: Job, capsys: pytest
 
 def test_a_prompt_is_answered_twice_and_streamed(job: Job) -> None:
     code, left, shown, _ = job(prompt="what is the color of the bird tari?")
-    assert code == 0 and left.task is None and left.n == 1 and left.accuracy is None
+    assert code == 0 and left.task is None and left.found.n == 1 and left.found.accuracy is None
     assert left.answers[0].alone == "[red] star" and left.answers[0].federated == "it is red\x1b[2J"
-    assert left.usage.payload_bytes == 640 and left.usage.bytes_per_token == 40.0
+    assert left.cost.payload_bytes == 640 and left.cost.bytes_per_token == 40.0
     assert "qwen3-0.6b alone  [red] star" in shown and "the federation  it is red" in shown
     assert "\x1b" not in shown, "control characters of a model never reach the terminal"
 
@@ -242,7 +245,7 @@ def test_questions_of_ones_own_without_answers(job: Job, tmp_path: Path) -> None
     path = tmp_path / "mine.txt"
     path.write_text("what is it?\nand [bold]why?\n")
     code, left, shown, pretended = job(questions=path)
-    assert code == 0 and left.task == str(path) and left.n == 2 and left.accuracy is None
+    assert code == 0 and left.task == str(path) and left.found.n == 2 and left.found.accuracy is None
     assert pretended.requests[0].choices is None and left.answers[1].federated == "[red] bird"
     assert "and [bold]why?" in shown and "Accuracy" not in shown
 
@@ -251,14 +254,14 @@ def test_answers_in_which_nothing_is_read_are_wrong_and_counted(job: Job, tmp_pa
     path = tmp_path / "mine.jsonl"
     path.write_text('{"question": "how many?", "answer": "#### 3"}\n{"question": "and now?", "answer": "#### 1/2"}\n')
     code, left, shown, pretended = job(questions=path)
-    assert code == 0 and (left.n, left.accuracy, left.accuracy_alone) == (2, 0, 0)
-    assert (left.unparseable, left.unparseable_alone, left.scoring) == (2, 2, "number")
+    assert code == 0 and (left.found.n, left.found.accuracy, left.found.accuracy_alone) == (2, 0, 0)
+    assert (left.found.unparseable, left.found.unparseable_alone, left.scoring) == (2, 2, "number")
     assert [answer.gold for answer in left.answers] == ["3", "0.5"] and not any(a.federated for a in left.answers)
     assert "no choice or number could be read in 2 of 2 answers alone and 2 federated: they count as wrong" in shown
     assert "Accuracy by number" in shown and "Answer: <number>" in pretended.requests[0].prompts[0]
     path.write_text('{"question": "what is red?"}\n')
     _, left, shown, _ = job(questions=path)
-    assert (left.unparseable, left.scoring) == (0, "text") and "could be read" not in shown
+    assert (left.found.unparseable, left.scoring) == (0, "text") and "could be read" not in shown
 
 
 def test_the_run_is_found_in_mlflow(job: Job, tmp_path: Path) -> None:
@@ -270,7 +273,11 @@ def test_the_run_is_found_in_mlflow(job: Job, tmp_path: Path) -> None:
     found = client.get_run(left.tracking.run_id)
     assert found.info.status == "FINISHED" and found.data.tags["zoo"] == "tiny"
     assert found.data.params["senders"] == "qwen2.5-1.5b,llama-1b"
-    assert found.data.metrics["accuracy"] == left.accuracy and found.data.metrics[
+    told = {
+        key: found.data.params[key] for key in ("protocol", "fuser", "gate", "gate.route", "t2t.max_tokens", "wire")
+    }
+    assert told == dict(zip(told, ("c2c", "mlp", "learned", "eager", "32", "none"), strict=True))
+    assert found.data.metrics["accuracy"] == left.found.accuracy and found.data.metrics[
         "trust/bird/llama-1b"
     ] == pytest.approx(0.9)
     assert found.data.metrics["seconds/prefill/llama-1b/p95"] == 0.2

@@ -6,7 +6,7 @@ from PIL import Image
 
 from fedray.evaluation.figures import base
 from fedray.evaluation.metrics import compare
-from fedray.reporting.report import Percentiles
+from fedray.reporting.report import Spread
 
 LABEL = base.label("tiny", "tiny-joint", 4)
 FOUND = compare([True, False, False, True], [True, True, True, False])
@@ -19,7 +19,7 @@ def test_accuracy_bars(tmp_path: Path) -> None:
 
 
 def test_latency_bars_grow_with_their_phases(tmp_path: Path) -> None:
-    seconds = {f"prefill[{i}]": Percentiles(0.1, 0.2) for i in range(12)} | {"total": Percentiles(0.9, 1.4)}
-    for name, part in (("many", seconds), ("one", {"decode": Percentiles(0.0, 0.0)})):
+    seconds = {f"prefill[{i}]": Spread(0.1, 0.1, 0.2) for i in range(12)} | {"total": Spread(1.0, 0.9, 1.4)}
+    for name, part in (("many", seconds), ("one", {"decode": Spread(0.0, 0.0, 0.0)})):
         path = base.latency(part, tmp_path / f"{name}.png", label=LABEL)
         assert Image.open(path).size > (600, 400)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
@@ -13,15 +14,17 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from fedray.evaluation import table
-from fedray.evaluation.cases import STANDALONE, Case, Way
+from fedray.evaluation.cases import Case
 from fedray.evaluation.figures import specfed
 from fedray.evaluation.ledger import Ledger
 from fedray.evaluation.measure import Measurement
 from fedray.evaluation.results import Results
-from fedray.methods.specfed import Speculation
+from fedray.methods.method import Method
+from fedray.methods.specfed import SpecFed, Speculation
+from fedray.protocols import ALONE
 from fedray.questions.tasks import Question
 from fedray.reporting import report
-from fedray.reporting.report import Evaluated, Report
+from fedray.reporting.report import Evaluated, Found, Report, Who
 from fedray.types import KVSpec, MemberInfo
 
 DRAFT, WORKERS = "qwen2.5-0.5b", ("qwen2.5-1.5b", "qwen2.5-coder-0.5b")
@@ -56,35 +59,40 @@ MEASURED = replace(
 )
 
 
-def way(gamma: str = "4", top_k: float = 0.01, how: str = "spread", t: float = 1.0, measured: bool = False) -> Way:
-    return Way("specfed", gamma=gamma, top_k=str(top_k), reconstruct=how, temperature=t, measured=measured)
+def case(t: float = 1.0, **told: Any) -> Case:
+    return Case("tiny-tell", DRAFT, WORKERS, Method(SpecFed(**told)).canonical(), t)
 
 
-def answered(how: Way) -> Measurement:
+def own(of: Case | Evaluated) -> SpecFed:
+    return (of.method if isinstance(of, Case) else of.how).of(SpecFed)
+
+
+def answered(of: Case) -> Measurement:
     """Rounds whose figures tell which case they are of: tokens per second are 100 gamma, of those measured 1."""
-    pace = 1 if how.measured else 50 if how.gamma == "none" else 300 if how.gamma == "auto" else 100 * int(how.gamma)
+    how = own(of)
+    pace = 1 if how.measure else 300 if how.gamma == "auto" else 100 * how.gamma or 50
     share, renormalised = float(how.top_k), how.reconstruct == "renorm"
-    found = MEASURED if how.measured else ROUNDS
+    found = MEASURED if how.measure else ROUNDS
     found = replace(found, payload_bytes=round(240_000 * share), delta=12 * share * (1 + renormalised))
     return Measurement((True, True, False, True), answer_tokens=pace, answering_s=1.0, speculation=found)
 
 
-WAYS = [
-    way("none", 1.0, t=0.0),
-    way("none", 1.0),
-    *(way(gamma, t=t) for t in (0.0, 1.0) for gamma in ("1", "2", "4", "auto")),
-    *(way(top_k=share) for share in (0.1, 0.001, 1.0)),
-    *(way(top_k=share, how=how, measured=True) for share in SHARES for how in ("renorm", "spread")),
+CASES = [
+    case(t=0.0, draft="none", top_k=1.0),
+    case(draft="none", top_k=1.0),
+    *(case(t, gamma=gamma) for t in (0.0, 1.0) for gamma in (1, 2, 4, "auto")),
+    *(case(top_k=share) for share in (0.1, 0.001, 1.0)),
+    *(case(top_k=share, reconstruct=how, measure=True) for share in SHARES for how in ("renorm", "spread")),
 ]
 
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[Evaluated, ...]:
-    found = Results("mlp", MEMBERS)
+    found = Results(MEMBERS)
     alone = Measurement((True, False, False, False))
-    found.add(Case("tiny-tell", DRAFT, (), STANDALONE), 0, QUESTIONS, alone)
-    for each in WAYS:
-        found.add(Case("tiny-tell", DRAFT, WORKERS, each), 0, QUESTIONS, answered(each))
+    found.add(Case("tiny-tell", DRAFT, (), ALONE), 0, QUESTIONS, alone)
+    for each in CASES:
+        found.add(each, 0, QUESTIONS, answered(each))
     return found.rows()
 
 
@@ -106,7 +114,7 @@ def bounds(axes: Axes) -> list[list[float]]:
 
 
 def test_drafting_is_drawn_without_what_was_measured(rows: Sequence[Evaluated]) -> None:
-    figure = specfed.by_gamma(rows, "here")
+    figure = specfed.by_gamma(rows[1:], "here")
     speed = panel(figure, "tokens per second")
     for t in (0, 1):
         assert points(speed, f"T {t}, K 1 %, spread") == [(1, 100), (2, 200), (4, 400)]
@@ -119,7 +127,7 @@ def test_drafting_is_drawn_without_what_was_measured(rows: Sequence[Evaluated]) 
 
 
 def test_entries_are_drawn_once_and_their_error_where_it_was_measured(rows: Sequence[Evaluated]) -> None:
-    figure = specfed.by_top_k(rows, "here")
+    figure = specfed.by_top_k(rows[1:], "here")
     speed = panel(figure, "tokens per second")
     assert points(speed, "T 1, gamma 4, spread") == [(share, 400) for share in (0.1, 1, 10, 100)], "one point at each K"
     for name in ("tokens per second", "bytes", "acceptance", "accuracy"):
@@ -135,15 +143,15 @@ def test_entries_are_drawn_once_and_their_error_where_it_was_measured(rows: Sequ
 
 
 def of(rows: Sequence[Evaluated]) -> Report:
-    return Report("evaluate", "tiny", DRAFT, WORKERS, 0, "complete", n=4, rows=tuple(rows))
+    return Report("evaluate", "tiny", 0, "complete", Who(DRAFT, WORKERS), found=Found(n=4), rows=tuple(rows))
 
 
 def test_figures_are_left_where_their_rows_are(rows: Sequence[Evaluated], tmp_path: Path) -> None:
     drawn = specfed.draw(of(rows), tmp_path)
     assert [path.name for path in drawn] == ["specfed-gamma.png", "specfed-top-k.png"]
     assert all(Image.open(path).size > (600, 400) for path in drawn)
-    assert specfed.draw(of([row for row in rows if row.gamma in ("none", "auto")]), tmp_path) == []
-    only = [row for row in rows if row.measured]
+    assert specfed.draw(of([row for row in rows if row.is_alone or own(row).gamma in (0, "auto")]), tmp_path) == []
+    only = [row for row in rows if not row.is_alone and own(row).measure]
     assert [path.name for path in specfed.draw(of(only), tmp_path)] == ["specfed-top-k.png"]
     other = [replace(row, task="tiny-evidence") for row in only]
     assert [path.name for path in specfed.draw(of([*only, *other]), tmp_path)] == [
@@ -153,16 +161,16 @@ def test_figures_are_left_where_their_rows_are(rows: Sequence[Evaluated], tmp_pa
 
 
 def test_a_share_without_a_point_is_a_share(rows: Sequence[Evaluated]) -> None:
-    row = rows[-1]
-    assert [replace(row, top_k=k).share for k in ("1e-05", "1.0", "1", "320", "none")] == [1e-05, 1.0, None, None, None]
-    small = [replace(row, top_k=k) for k in ("1e-05", "0.01")]
+    assert [SpecFed(top_k=k).share for k in (1e-05, 1.0, 1, 320)] == [1e-05, 1.0, None, None]
+    told = [replace(rows[-1].how, protocol=replace(own(rows[-1]), top_k=k)) for k in (1e-05, 0.01)]
+    small = [replace(rows[-1], how=how) for how in told]
     assert points(panel(specfed.by_top_k(small, "here"), "Delta"), "T 1, gamma 4, spread")[0][0] == 0.001
 
 
 def test_a_report_gives_its_rows_back(rows: Sequence[Evaluated], tmp_path: Path) -> None:
     left = of(rows)
     found = report.read(report.write(left, tmp_path))
-    assert found == left and sum(row.measured for row in found.evaluated) == 6
+    assert found == left and sum(own(row).measure for row in found.evaluated[1:]) == 6
 
 
 def test_the_table_of_rounds(rows: Sequence[Evaluated]) -> None:
@@ -170,7 +178,7 @@ def test_the_table_of_rounds(rows: Sequence[Evaluated]) -> None:
     own = text[text.index("## SpecFed") :].splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in own if "specfed" in line]
     lines = {way: figures for way, *figures in cells}
-    assert len(lines) == len(WAYS)
+    assert len(lines) == len(CASES)
     assert lines["specfed (gamma 4, K 0.01, spread, T 1)"] == [
         *("3.00", "0.80", "100", "200", "400.0", "0.0500", "", "", "75.0%")
     ]
@@ -181,7 +189,7 @@ def test_the_table_of_rounds(rows: Sequence[Evaluated]) -> None:
 
 def test_the_ledger_gives_rounds_back(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    for number, each in enumerate((WAYS[3], WAYS[-1])):
+    for number, each in enumerate((CASES[3], CASES[-1])):
         found = answered(each)
         ledger.put({"case": number}, found)
         again = ledger.get({"case": number})
