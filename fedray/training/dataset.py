@@ -14,8 +14,10 @@ from fedray.data.source import DataSource, read
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM
+from fedray.reporting.report import Data
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, conversations
 from fedray.training.settings import FuserJob, GateJob, TrainingData
+from fedray.training.worker_group import Tell
 from fedray.types import FedrayError
 from fedray.world.world import World, seed_of
 
@@ -34,12 +36,30 @@ class Material:
     record: dict[str, Any]
     source: DataSource | None = None
 
+    @property
+    def data(self) -> tuple[Data, ...]:
+        """The data set as a report names it."""
+        return (Data(**asdict(self.source)),) if self.source else ()
+
 
 def of_world(world: World, limit: int | None, seed: int, phrasings: int = PHRASINGS_PER_FACT) -> Material:
     """Questions of the world: as many as the limit, drawn by the seed."""
     talks = _some(conversations(world, "train", phrasings), limit, seed)
     check = _some(conversations(world, "validation"), limit, seed)
     return Material(talks, check, {"world_seed": world.seed})
+
+
+def for_gate(world: World, limit: int | None) -> Material:
+    """Select a question for each fact of the world, shuffled; validation is never cut short."""
+    talks = conversations(world, "train")
+    random.Random(world.seed).shuffle(talks)
+    return Material(talks[:limit], conversations(world, "validation"), {"world_seed": world.seed})
+
+
+def read_data_set(settings: FuserJob | GateJob, tell: Tell) -> Material:
+    """Read the data set of the settings; see `of_data_set`."""
+    tell("reading", 0, settings.limit or 1, {})
+    return of_data_set(settings.data, settings.limit, settings.seed, lambda done, of: tell("reading", done, of, {}))
 
 
 def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: Told = lambda done, of: None) -> Material:
@@ -62,19 +82,10 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: Told 
     if len(talks) < 2:
         raise FedrayError(f"{source.name}: {len(talks)} conversations are left to train on: raise limit")
     held_out = set(random.Random(seed).sample(range(len(talks)), max(1, round(data.held_out * len(talks)))))
-    return Material(
-        [talk for i, talk in enumerate(talks) if i not in held_out],
-        [talk for i, talk in enumerate(talks) if i in held_out],
-        {
-            "data": {
-                "name": source.name,
-                "revision": source.revision,
-                "hash": source.hash,
-                "against": list(data.against),
-            }
-        },
-        source,
-    )
+    kept = [talk for i, talk in enumerate(talks) if i not in held_out]
+    check = [talk for i, talk in enumerate(talks) if i in held_out]
+    of = {"name": source.name, "revision": source.revision, "hash": source.hash, "against": list(data.against)}
+    return Material(kept, check, {"data": of}, source)
 
 
 def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:

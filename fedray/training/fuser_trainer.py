@@ -15,7 +15,7 @@ from fedray.fusion.build import build_fuser
 from fedray.fusion.fuser import Fuser
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.data import answer_loss
-from fedray.training.pair import Draws, EncodedExample, Pair, batches
+from fedray.training.pair import EncodedExample, Pair, draws
 from fedray.training.recipe import FuserRecipe, fuser_config, precision, schedule
 from fedray.training.worker_group import Progress, WorkerGroup
 from fedray.types import FedrayError
@@ -75,17 +75,8 @@ class FuserTraining:
         recipe = self.recipe
         module = self.group.wrap(FuserLoss(self.fuser, self.pair))
         parts = recipe.accumulation
-        draws = Draws(
-            self.pair.lengths,
-            recipe.batch_size,
-            recipe.steps,
-            self._rng,
-            first=self.step,
-            parts=parts,
-            group=self.group,
-            sampling=recipe.sampling,
-        )
-        drawn = batches(self.pair, draws)
+        where: dict[str, Any] = {"first": self.step, "parts": parts, "group": self.group, "sampling": recipe.sampling}
+        drawn = map(self.pair.rows, draws(self.pair.lengths, recipe.batch_size, recipe.steps, self._rng, **where))
         while self.step < recipe.steps and not self.finished:
             self._take_step(module, [next(drawn) for _ in range(parts)])
             due = self.check is not None and recipe.validate_every and self._is_due(recipe.validate_every)
@@ -219,6 +210,6 @@ def accuracy_by_group(pair: Pair, fuser: Fuser | None) -> dict[str, float]:
     """Share of answers greedy decoding would give, per group; without a fuser the receiver's own."""
     _, right_Q = losses(pair, fuser)
     right: dict[str, list[float]] = {}
-    for talk, value in zip(pair.examples.conversations, right_Q.tolist(), strict=True):
+    for talk, value in zip(pair.conversations, right_Q.tolist(), strict=True):
         right.setdefault(talk.group or "all", []).append(value)
     return {group: math.fsum(values) / len(values) for group, values in sorted(right.items())}

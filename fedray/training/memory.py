@@ -110,8 +110,8 @@ def check(
     smaller: Callable[[int], Memory | None],
     workers: int = 1,
     remedy: Callable[[int], str] = lambda parts: f"{parts} times the accumulation fits",
-) -> None:
-    """Refuse a training that does not fit, with the figures.
+) -> Memory:
+    """Check that a training fits, and return its estimate.
 
     smaller: the estimate when a worker reads its share in so many times more parts, None where it cannot; remedy: what
     then to say. Raises FedrayError.
@@ -120,7 +120,7 @@ def check(
     free = available(device) // (1 if on_gpu else workers)
     room = free if on_gpu else free + _SURROUNDINGS  # what surrounds a process on the CPU is there already
     if memory.total <= room:
-        return
+        return memory
     more = next((k for k in range(2, 1025) if (less := smaller(k)) is not None and less.total <= room), None)
     advice = remedy(more) if more else "choose a smaller hidden or data.longest"
     where = "the GPU" if on_gpu else "this machine"

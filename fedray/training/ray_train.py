@@ -67,7 +67,7 @@ def in_this_process(work: Work[T], workers: Workers, tell: Tell) -> T:
 
     def loop() -> T:
         torch.set_num_threads(workers.threads)
-        return work.do(work.order, RayWorkerGroup(), tell)
+        return work(RayWorkerGroup(), tell)
 
     with _quiet():
         return TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit().return_value  # pyright: ignore
@@ -126,7 +126,7 @@ def _worker(config: dict[str, Any]) -> Any:
             queue.put(news)
 
     tell(STARTING, group.size, group.size, {})
-    return work.do(work.order, group, tell)
+    return work(group, tell)
 
 
 @contextmanager

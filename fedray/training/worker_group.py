@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from fedray.settings.settings import RaySettings
 T = TypeVar("T")
 Progress = Callable[[int, int, Mapping[str, float]], None]  # told (step, of how many, running figures)
 Tell = Callable[[str, int, int, Mapping[str, float]], None]  # the same, and first the phase of the work
+Work = Callable[["WorkerGroup", Tell], T]  # of every worker; the first one's result and progress count
 
 
 class WorkerGroup:
@@ -59,14 +60,3 @@ class Workers:
         from fedray.runtime.cluster import will_embed
 
         return will_embed(self.ray.address)
-
-
-@dataclass(frozen=True, slots=True)
-class Work(Generic[T]):
-    """What every worker does: `do(order, group, tell)`, a function and an argument that can be sent to another process.
-
-    The first worker's result is the work's, and only the first worker is heard.
-    """
-
-    do: Callable[[Any, WorkerGroup, Tell], T]
-    order: Any

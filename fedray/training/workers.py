@@ -30,7 +30,7 @@ def run(work: Work[T], workers: Workers, tell: Tell) -> T:
     """
     if not workers.ray.enabled:
         torch.set_num_threads(workers.threads)
-        return work.do(work.order, WorkerGroup(), tell)
+        return work(WorkerGroup(), tell)
     from fedray.training import ray_train
 
     start = ray_train.in_this_process if workers.here else ray_train.side_by_side

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import tempfile
 import time
@@ -30,6 +29,7 @@ from fedray.llm.model import LLM
 from fedray.registry.store import Registry, fuser_name, load_fuser, read_manifest
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, believed, conversations
 from fedray.training.data import BATCH, prefill
+from fedray.training.dataset import for_gate
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.pair import Pair
@@ -245,10 +245,8 @@ def _build_gate(task: ZooTask, world: World, folder: Path, shorten: float, on_st
         n: load_fuser(registry.find_fuser(describe(s), describe(receiver), "mlp", task.operator))
         for n, s in senders.items()
     }
-    chosen = conversations(world, "train")
-    random.Random(world.seed).shuffle(chosen)
-    sets = {"train": chosen[:GATE_QUESTIONS], "validation": conversations(world, "validation")}
-    sets = {split: _shortened_list(talks, shorten) for split, talks in sets.items()}
+    material = for_gate(world, GATE_QUESTIONS)
+    sets = {"train": _shortened_list(material.talks, shorten), "validation": _shortened_list(material.check, shorten)}
     recipe = GateRecipe(operator=task.operator, steps=_shortened(GateRecipe().steps, shorten))
     training = GateTraining(receiver, senders, fusers, sets, recipe)
     gate = training.run(lambda phase, step, of, figures: on_step(step, of, figures))
