@@ -1,4 +1,4 @@
-"""What a training reads: questions of the tiny world, or the conversations of a data set."""
+"""Training data: questions of the tiny world, or the conversations of a data set."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Material:
         return (Data(**asdict(self.source)),) if self.source else ()
 
 
-def of_world(world: World, limit: int | None, seed: int, phrasings: int = PHRASINGS_PER_FACT) -> Material:
-    """Questions of the world: as many as the limit, drawn by the seed."""
-    talks = _some(conversations(world, "train", phrasings), limit, seed)
+def of_world(world: World, limit: int | None, seed: int) -> Material:
+    """Draw questions of the world by the seed, as many as the limit."""
+    talks = _some(conversations(world, "train", PHRASINGS_PER_FACT), limit, seed)
     check = _some(conversations(world, "validation"), limit, seed)
     return Material(talks, check, {"world_seed": world.seed})
 
@@ -63,7 +63,7 @@ def read_data_set(settings: FuserJob | GateJob, tell: Tell) -> Material:
 
 
 def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: Told = lambda done, of: None) -> Material:
-    """The first conversations of the data set, without those that give evaluation questions away.
+    """Read the first conversations of the data set, without those that contain evaluation questions.
 
     A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.
     """
@@ -89,7 +89,7 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: Told 
 
 
 def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
-    """Without conversations that some LLM reads as more tokens than `longest`, prompt and answer together.
+    """Drop conversations that any LLM encodes as more tokens than `longest`, prompt and answer together.
 
     Raises FedrayError where too few are left.
     """
@@ -102,28 +102,28 @@ def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
     return replace(material, talks=kept[0], check=kept[1], source=source)
 
 
-def said_of(settings: FuserJob | GateJob) -> dict[str, Any]:
-    """What of the settings decides what is read and in which precision, wherever it lies."""
+def settings_of_data(settings: FuserJob | GateJob) -> dict[str, Any]:
+    """List the settings that decide what is read and in which precision, wherever it lies."""
     if settings.data.name == "tiny":
         return {"world_seed": world_of(settings).seed, "llm_dtype": settings.llm_dtype}
-    said = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
-    return {**{f"data.{key}": value for key, value in said.items()}, "llm_dtype": settings.llm_dtype}
+    values = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
+    return {**{f"data.{key}": value for key, value in values.items()}, "llm_dtype": settings.llm_dtype}
 
 
 def world_of(settings: FuserJob | GateJob) -> World:
-    """The tiny world whose questions are asked: the zoo's own, else the embedded one. Raises FedrayError."""
+    """Make the tiny world whose questions are asked: the zoo's own, else the embedded one. Raises FedrayError."""
     return World(seed_of(settings.zoo.path or EMBEDDED))
 
 
 def longest_of(settings: FuserJob | GateJob) -> int:
-    """Tokens of the longest conversation, prompt and answer together."""
+    """Bound the tokens of a conversation, prompt and answer together."""
     if settings.data.name != "tiny":
         return settings.data.longest
     return TINY_TOKENS if settings.zoo.name == "tiny" else FOREIGN_TOKENS
 
 
 def _questions(data: TrainingData, name: str) -> list[Any]:
-    """The questions of an evaluation set: beside the training data where a copy lies there, else the hub's."""
+    """Read the questions of an evaluation set: beside the training data where a copy lies there, else the hub's."""
     here = data.path if data.path is not None and (data.path / name).is_dir() else None
     try:
         found, _ = read(BENCHMARKS[name], "test", path=here, streaming=data.streaming)

@@ -18,7 +18,7 @@ from fedray.registry.store import Registry, fuser_name
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import LabelledPrompt, believed
 from fedray.training.data import BATCH
-from fedray.training.dataset import fitting, longest_of, of_world, read_data_set, said_of, world_of
+from fedray.training.dataset import fitting, longest_of, of_world, read_data_set, settings_of_data, world_of
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
@@ -64,7 +64,7 @@ class TrainFuser(TrainingJob[FuserJob]):
         settings, control, recipe = self.settings, self.settings.control, recipe_of(self.settings)
         name = fuser_name(sender.name, receiver.name)
         kind = f"{settings.fuser}-{settings.fusion}" + ("" if control == "none" else f"-{control}")
-        decisive = {**asdict(recipe), "answers": settings.learns, "limit": settings.limit, **said_of(settings)}
+        decisive = {**asdict(recipe), "answers": settings.learns, "limit": settings.limit, **settings_of_data(settings)}
         checkpoint = Checkpoint(
             settings.root.absolute() / FOLDER / f"{name}.{kind}",
             what=f"the fuser {sender.name} -> {receiver.name}" + ("" if control == "none" else f" (control={control})"),

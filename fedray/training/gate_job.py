@@ -15,7 +15,7 @@ from fedray.llm.loading import describe
 from fedray.llm.source import Source, config_of
 from fedray.registry.store import Registry, fuser_name, gate_name, load_fuser, read_manifest
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
-from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, said_of, world_of
+from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, settings_of_data, world_of
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
@@ -53,7 +53,7 @@ class TrainGate(TrainingJob[GateJob]):
             "limit": settings.limit,
             "senders": settings.senders,
             "fusers": {sender: artifact.hash for sender, artifact in fusers.items()},
-            **said_of(settings),
+            **settings_of_data(settings),
         }
         name = gate_name(receiver)
         checkpoint = Checkpoint(

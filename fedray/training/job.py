@@ -1,4 +1,4 @@
-"""What the training jobs do around a training: screen, MLflow, the registry, and a report whatever happens."""
+"""The frame of the training jobs: screen, MLflow, registry, and a report however a training ends."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class TrainingJob(Job[S, TrainingScreen]):
                 self.show_problem(tracker, folder)
 
     def _train(self, task: TrainingTask, tracker: Tracker, folder: Path) -> None:
-        """Train one, and keep what came of it. folder: where its figures go."""
+        """Train one, and add it to the report. folder: where its figures go."""
         part = Learned(task.name, task.role, "failed")
         started = time.perf_counter()
         tracker.tags(job=self.name, zoo=self.settings.zoo.name)
@@ -206,7 +206,7 @@ class TrainingJob(Job[S, TrainingScreen]):
 
 
 def settle(settings: S) -> S:
-    """The settings as all workers take them: paths that mean the same anywhere, the precision of the LLMs."""
+    """Make settings mean the same on every worker: absolute paths, the precision of the LLMs."""
     zoo, data = settings.zoo, settings.data
     return replace(
         settings,

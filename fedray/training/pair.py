@@ -1,4 +1,4 @@
-"""A sender and a receiver that read the same conversations, and the batches a fuser between them is trained on."""
+"""A sender and a receiver that prefill the same conversations, and the batches that a fuser is trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NORMS_FROM = 1024  # conversations, evenly chosen
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """One conversation as both LLMs read it; answer: the ids the receiver should decode."""
+    """One conversation as both LLMs encode it; answer: the ids the receiver should decode."""
 
     row: int
     sent: Encoded
@@ -35,7 +35,7 @@ class EncodedExample:
 
 
 class Pair:
-    """Both LLMs' caches of the conversations: read once where they fit in memory, else batch by batch.
+    """Both LLMs' caches of the conversations: prefilled once where they fit in memory, else batch by batch.
 
     memory_bytes: what all caches together may take, None is no limit. blind: the control without a sender; a constant
     (its mean over another, fixed text) stands in place of every cache it would send. at_once: conversations that
@@ -78,7 +78,7 @@ class Pair:
         return [self._examples[row] if self._examples else self._encode(row) for row in rows]
 
     def sent(self, batch: Sequence[EncodedExample]) -> Prefilled:
-        """What the sender has read."""
+        """Return the sender's prompts, prefilled."""
         if self._kept is None:
             found = read(self.sender, [e.sent for e in batch])
         else:
@@ -88,31 +88,25 @@ class Pair:
         return Prefilled(found.llm, controls.constant(found.cache, self._constant), found.spans, found.last_B1)
 
     def own(self, batch: Sequence[EncodedExample]) -> Prefilled:
-        """What the receiver has read."""
+        """Return the receiver's prompts, prefilled."""
         if self._kept is None:
             return read(self.receiver, [e.own for e in batch])
         return self._kept[1].select([e.row for e in batch])
 
-    def part(self, fuser: Fuser, batch: Sequence[EncodedExample]) -> combine.Part:
-        """The sender's share in a fusion, fully open."""
-        sent = self.sent(batch)
-        weight_B = torch.ones(len(batch), device=sent.llm.device, dtype=sent.llm.model.dtype)
-        return combine.Part(sent.llm.name, fuser, sent.cache, weight_B, tuple(map(tuple, sent.spans)))
-
     def context(self, fuser: Fuser | None, batch: Sequence[EncodedExample]) -> tuple[Context, Prefilled]:
-        """What the receiver sees of these examples through the fuser; without one, its own cache."""
+        """Fuse the sender's caches of these examples into the receiver's; without a fuser its own alone."""
         own = self.own(batch)
         if fuser is None:
             return combine.concat(own.own(), []), own
-        return combine.fuse(fuser.config.operator, own.own(), own.spans, [self.part(fuser, batch)]), own
+        return combine.fuse(fuser.config.operator, own.own(), own.spans, [self.sent(batch).part(fuser)]), own
 
     def openness(self, fuser: Fuser, batch: Sequence[EncodedExample]) -> torch.Tensor:
-        """Mean weight (R, L, N) the fuser gives the sender's tokens."""
+        """Compute the mean weight (R, L, N) the fuser gives the sender's tokens."""
         own = self.own(batch)
-        return combine.openness(own.own(), own.spans, self.part(fuser, batch))
+        return combine.openness(own.own(), own.spans, self.sent(batch).part(fuser))
 
     def norms(self) -> Norms:
-        """Measure the range of the sender's caches: of all conversations that are in memory, or else of NORMS_FROM."""
+        """Measure the range of the sender's caches: of all conversations in memory, or else of NORMS_FROM."""
         if self._kept is not None:
             return norms_of([self._kept[0].cache])
         rows = range(0, len(self), max(1, len(self) // NORMS_FROM))
@@ -120,7 +114,7 @@ class Pair:
         return norms_of(self.sent(self.rows(part)).cache for part in parts)
 
     def sample(self, rows: Sequence[int]) -> KVCache:
-        """The sender's caches of some rows, for a fuser to take its input's scale from."""
+        """Return the sender's caches of some rows, to which a fuser fits the scale of its input."""
         return self.sent(self.rows(rows)).cache
 
     def _encode(self, row: int) -> EncodedExample:
@@ -166,13 +160,13 @@ def draws(
 
 
 def independent(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
-    """Batches that are drawn each from all rows."""
+    """Draw every batch from all rows."""
     while True:
         yield draw(count, size, rng)
 
 
 def epochs(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
-    """Batches of rows in a drawn order; where it ends, another order begins."""
+    """Draw batches in epochs, each in an order of its own."""
     left: list[int] = []
     while True:
         while len(left) < size:
@@ -183,7 +177,7 @@ def epochs(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
 
 
 def draw(count: int, size: int, rng: random.Random) -> list[int]:
-    """A batch of distinct rows out of `count`."""
+    """Draw a batch of distinct rows out of `count`."""
     chosen: dict[int, None] = {}
     while len(chosen) < min(size, count):
         chosen[rng.randrange(count)] = None

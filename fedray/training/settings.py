@@ -1,4 +1,4 @@
-"""What the jobs about learned parts can be told: train a fuser or a gate, look into the registry, import a fuser."""
+"""Settings of the jobs about learned parts: train a fuser or a gate, list the registry, import a fuser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _REGISTRY = RegistrySettings(Path("outputs/registry"))
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What is trained on: the tiny world's questions, or conversations. A bare value is its name."""
+    """Training data: the tiny world's questions, or conversations. A bare value is its name."""
 
     name: Literal["tiny", "openhermes"] = "tiny"
     path: Path | None = None  # a local copy: a file or folder, or a folder with one folder per data set; None: the hub
@@ -45,7 +45,7 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class LLMSettings:
-    """What is said of one LLM."""
+    """Settings of one LLM."""
 
     revision: str | None = None  # branch, tag or commit of its repository; None is main
 
@@ -62,7 +62,7 @@ class RegistryUser:
 
     @property
     def root(self) -> Path:
-        """The registry that what is learned, or imported, goes to. Raises FedrayError where none is given."""
+        """The registry that is written to. Raises FedrayError where none is given."""
         if self.registry.path is None:
             raise FedrayError("the embedded registry is read-only: give one of your own with registry.path=DIR")
         return self.registry.path
@@ -114,7 +114,7 @@ class FuserJob(TrainingSettings):
 
     @property
     def learns(self) -> Literal["sender", "right"]:
-        """What the fuser learns to say: what the sender says, or what is right."""
+        """The answers to learn: the sender's, or the right ones."""
         return self.answers or ("sender" if self.data.name == "tiny" else "right")
 
     @property
@@ -217,7 +217,7 @@ def _canonical_sender(settings: FuserJob | ImportJob) -> str | None:
 
 
 def check_fuser_job(settings: FuserJob) -> None:
-    """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError."""
+    """Validate settings, before torch or Ray is imported. Raises FedrayError."""
     with_strangers(FUSER_JOB, settings.receiver, [settings.sender]).read(settings)
     _check_pair(settings)
     if settings.data.name != "tiny" and settings.answers == "sender":
@@ -238,7 +238,7 @@ def check_fuser_job(settings: FuserJob) -> None:
 
 
 def check_gate_job(settings: GateJob) -> None:
-    """As check_fuser_job. Raises FedrayError."""
+    """Validate settings, as check_fuser_job. Raises FedrayError."""
     with_strangers(GATE_JOB, settings.receiver, settings.senders).read(settings)
     receiver, senders = settings.receiver, settings.senders
     if not senders:
@@ -254,7 +254,7 @@ def check_gate_job(settings: GateJob) -> None:
 
 
 def check_registry_job(settings: RegistryJob) -> None:
-    """Refuse what cannot be meant. Raises FedrayError."""
+    """Validate settings. Raises FedrayError."""
     REGISTRY_JOB.read(settings)
     _check_zoo(settings.zoo)
     action, name = settings.action, settings.name
@@ -274,7 +274,7 @@ def check_registry_job(settings: RegistryJob) -> None:
 
 
 def check_import_job(settings: ImportJob) -> None:
-    """Refuse what cannot be meant. Raises FedrayError."""
+    """Validate settings. Raises FedrayError."""
     with_strangers(IMPORT_JOB, settings.receiver, [settings.sender]).read(settings)
     pair = "nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser"
     if not settings.source:
