@@ -1,4 +1,4 @@
-"""Rebuilds the embedded zoo from nothing: tokenizers and LLMs, then fusers, then gates.
+"""Builds the embedded zoo from nothing: tokenizers and LLMs, then fusers, then gates.
 
 Every part is one task in a process of its own with one torch thread, so that the same seed gives the same hashes on
 the same platform whatever else runs. What is already there is kept: a killed build goes on where it stopped.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fedray.files import write_whole
+from fedray.files import whole_folder, write_whole
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import RECORD, norms_of
 from fedray.llm.catalogue import WORLD
@@ -59,7 +57,7 @@ class ZooTask:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a task reports while it runs."""
+    """Progress of a task."""
 
     task: ZooTask
     step: int
@@ -68,7 +66,7 @@ class Progress:
 
 
 def stages(everything: bool = True) -> list[list[ZooTask]]:
-    """Tasks in three stages; those of one stage do not need each other. The default federation comes first."""
+    """List tasks in three stages; those of one stage are independent. The default federation comes first."""
     others = [n for n in NAMES if n != DEFAULT_RECEIVER]
     fusers = [ZooTask("fuser", (s, DEFAULT_RECEIVER), operator) for operator in ("concat", "mix") for s in others]
     gates = [ZooTask("gate", (DEFAULT_RECEIVER,), operator) for operator in ("concat", "mix")]
@@ -85,12 +83,12 @@ def build(
     everything: bool = True,
     workers: int | None = None,
     shorten: float = 1.0,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_done: Callable[[ZooTask, float], None] | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_done: Callable[[ZooTask, float], None] = lambda task, seconds: None,
 ) -> dict[str, float]:
     """Build what is missing under `folder`; returns seconds per task. shorten: factor on all step counts (tests).
 
-    on_done: hears of every part as soon as it is there, with its seconds.
+    on_done: receives every part as soon as it is built, with its seconds.
     """
     _claim(folder, seed, shorten)
     _record_hashes(folder)
@@ -105,17 +103,15 @@ def build(
             try:
                 for task, spent in _follow(futures, folder, queue, on_progress):
                     seconds[str(task)] = spent
-                    if on_done:
-                        on_done(task, spent)
+                    on_done(task, spent)
             except BaseException:
-                for future in futures:
-                    future.cancel()
+                pool.shutdown(cancel_futures=True)
                 raise
     return seconds
 
 
 def _claim(folder: Path, seed: int, shorten: float) -> None:
-    """One folder, one world, one length of training. Raises FedrayError where another zoo lies."""
+    """Claim a folder for one world and one length of training. Raises FedrayError where another zoo lies."""
     path = folder / WORLD
     (folder / "llms").mkdir(parents=True, exist_ok=True)
     wanted = {"seed": seed, **({"shorten": shorten} if shorten != 1.0 else {})}
@@ -125,8 +121,11 @@ def _claim(folder: Path, seed: int, shorten: float) -> None:
 
 
 def is_done(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> bool:
-    """Whether a part is there, whole, and fits the LLMs that are there now (`members`, read from the folder if not
-    given). A fuser is whole with the range of the caches it was trained on."""
+    """Check whether a part is there, whole, and fits the LLMs that are there now.
+
+    members: those LLMs, read from the folder if not given. A fuser is whole with the range of the caches it was trained
+    on.
+    """
     digest = hash_of(task, folder, members)
     if digest is None or task.kind != "fuser":
         return digest is not None
@@ -134,9 +133,9 @@ def is_done(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | Non
 
 
 def hash_of(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> str | None:
-    """The content hash of a part, None where there is none that fits the LLMs."""
+    """Look up the content hash of a part, None where there is none that fits the LLMs."""
     if task.kind == "llm":
-        return _hashes(folder).get(task.names[0]) if _llm_folder(folder, task.names[0]).is_dir() else None
+        return _hashes(folder).get(task.names[0]) if (folder / "llms" / task.names[0]).is_dir() else None
     registry = _registry(folder)
     members = members_of(folder) if members is None else members
     try:
@@ -149,19 +148,14 @@ def hash_of(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | Non
 
 
 def _follow(
-    futures: dict[Future[float], ZooTask],
-    folder: Path,
-    queue: Any,
-    on_progress: Callable[[Progress], None] | None,
+    futures: dict[Future[float], ZooTask], folder: Path, queue: Any, on_progress: Callable[[Progress], None]
 ) -> Iterator[tuple[ZooTask, float]]:
-    """Each task and its seconds, as soon as it is done; progress is passed on meanwhile."""
+    """Yield each task and its seconds, as soon as it is done; forward progress meanwhile."""
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
         while not queue.empty():
-            report = queue.get()
-            if on_progress:
-                on_progress(report)
+            on_progress(queue.get())
         for future in done:
             spent = future.result()
             if futures[future].kind == "llm":
@@ -170,7 +164,7 @@ def _follow(
 
 
 def _run(task: ZooTask, folder: Path, seed: int, shorten: float, queue: Any) -> float:
-    """One task in a worker process."""
+    """Build one part in a worker process; returns its seconds."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     last = 0.0
@@ -182,27 +176,18 @@ def _run(task: ZooTask, folder: Path, seed: int, shorten: float, queue: Any) -> 
             queue.put(Progress(task, step, steps, dict(metrics)))
 
     world = World(seed)
-    if task.kind == "llm":
-        _build_llm(task.names[0], world, folder, shorten, on_step)
-    elif task.kind == "fuser":
-        _build_fuser(task, world, folder, shorten, on_step)
-    else:
-        _build_gate(task, world, folder, shorten, on_step)
+    {"llm": _build_llm, "fuser": _build_fuser, "gate": _build_gate}[task.kind](task, world, folder, shorten, on_step)
     return time.perf_counter() - started
 
 
-def _build_llm(name: str, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+def _build_llm(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+    (name,) = task.names
     tokenizer = build_tokenizer(RECIPES[name].family, world)
     steps = _shortened(RECIPES[name].steps, shorten)
     model = pretrain(name, world, tokenizer, seed_offset=world.seed, steps=steps, on_step=on_step)
-    final = _llm_folder(folder, name)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=final.parent))
-    model.half().save_pretrained(staging)  # shipped in 16 bit: rounded before it is hashed
-    tokenizer.save_pretrained(staging)
-    staging.chmod(0o755)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(staging, final)
+    with whole_folder(folder / "llms" / name) as new:
+        model.half().save_pretrained(new)  # shipped in 16 bit: rounded before it is hashed
+        tokenizer.save_pretrained(new)
 
 
 def _build_fuser(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
@@ -286,19 +271,13 @@ def members_of(folder: Path) -> dict[str, MemberInfo]:
     return {name: describe(load(name, folder=folder)) for name in _hashes(folder)}
 
 
-def _llm_folder(folder: Path, name: str) -> Path:
-    return folder / "llms" / name
-
-
 def _hashes(folder: Path) -> dict[str, str]:
     path = folder / "llms" / HASHES
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _record_hashes(folder: Path) -> None:
-    """Hashes of all LLM folders, which are complete once they are there; written at one stroke by the parent alone."""
+    """Write the hashes of all LLM folders, which are complete once they are there; the parent process alone does."""
     root = folder / "llms"
     found = {p.parent.name: hash_file(p) for p in sorted(root.glob("[!.]*/model.safetensors"))}
-    staging = root / f".{HASHES}.{os.getpid()}"
-    staging.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(staging, root / HASHES)
+    write_whole(root / HASHES, json.dumps(found, indent=1) + "\n")
