@@ -26,7 +26,7 @@ READ_MS = 5.0  # on a GPU, bf16, one sender
 
 
 def measure(bench: Bench) -> None:
-    """Its rows, in 32 bit and in the precision that fedray picks."""
+    """Measure the rows, in 32 bit and in the precision that fedray picks."""
     picked = default_dtype(bench.settings.zoo.name, bench.settings.device)
     for dtype in dict.fromkeys(("float32", picked)):
         names = [f"{row}.{dtype}" for row in ROWS]
@@ -79,7 +79,7 @@ def _rows(bench: Bench, dtype: str) -> None:
 
 @torch.no_grad()
 def _compiled(bench: Bench, dtype: str) -> None:
-    """By torch.compile against as members have it."""
+    """Measure torch.compile against the fuser as members have it."""
     own, sent = _caches(bench.settings, dtype)
     fast, plain = (_fuser(bench.settings, dtype).for_inference(mode) for mode in ("default", None))
     ways = {"compiled": lambda: fast.mix(own, sent), "plain": lambda: plain.mix(own, sent)}
@@ -88,25 +88,25 @@ def _compiled(bench: Bench, dtype: str) -> None:
 
 
 def _members(s: BenchmarkSettings) -> tuple[MemberInfo, MemberInfo]:
-    """The sender and the receiver."""
+    """Describe the sender and the receiver."""
     return _info(s.sender, s.zoo.name), _info(s.receiver, s.zoo.name)
 
 
 def _fuser(s: BenchmarkSettings, dtype: str) -> C2CFuser:
-    """Of the published size, every gate open."""
+    """Build a fuser of the published size, every gate open."""
     fuser = build_random(random_artifact(*_members(s), "c2c", "mix"), s.device).to(getattr(torch, dtype))
     assert isinstance(fuser, C2CFuser)
     return fuser
 
 
 def _caches(s: BenchmarkSettings, dtype: str) -> tuple[Sides, Sides]:
-    """The receiver's own, and what was sent."""
+    """Make the receiver's own cache, and the one that was sent."""
     sent, own = (_sides(random_cache(m.spec, s.tokens, getattr(torch, dtype)), s.device) for m in _members(s))
     return own, sent
 
 
 def _info(name: str, zoo: str) -> MemberInfo:
-    """As much of an LLM as its fuser depends on; its weights are not loaded."""
+    """Describe an LLM as far as its fuser depends on it; its weights are not loaded."""
     return MemberInfo(name, "", 0, spec_of(config_of(Source(name, zoo))), "", "", "cpu", "", "", 0, 0)
 
 
