@@ -1,8 +1,8 @@
-"""Version folders on disk: validated when they are read, written aside and renamed, and never rewritten while sound.
+"""Version folders on disk: validated when they are read, written atomically, and never rewritten while sound.
 
-A version that is there and sound stays, so that whoever reads it, reads on; of a damaged one each file is replaced by a
-rename. The newest version of a name is the one whose manifest has the latest time of modification: registering it again
-sets that time, and changes nothing else.
+A sound version stays as it is, under its readers; each file of a damaged one is replaced by a rename. The newest
+version of a name is the one whose manifest has the latest time of modification: registering it again sets that time,
+and changes nothing else.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def write_version(root: Path, manifest: Manifest, blob: bytes) -> Path:
 
 
 def version_age(folder: Path) -> tuple[int, str]:
-    """What sorts the versions of a name, the newest first."""
+    """Make the sort key of a name's versions, the newest first."""
     return -_written(folder / MANIFEST), folder.name
 
 
 def is_gone(folder: Path) -> bool:
-    """Whether a version has been deleted meanwhile."""
+    """Check whether a version has been deleted."""
     try:
         folder.stat()
     except OSError as error:
