@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from commandline import Call
 
-from fedray.command_line import CONF, Settings, build, check, load
+from fedray.command_line import CONF, build, check, load
 from fedray.llm.catalogue import NAMES, safe_name
 from fedray.settings.settings import (
     GateSettings,
     MemberSettings,
     ProtocolSettings,
     RaySettings,
+    Settings,
     TaskSettings,
     TrackingSettings,
     ZooSettings,

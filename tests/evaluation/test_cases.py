@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fedray.command_line import CONF, EVALUATION, EvaluateSettings, launch
+from fedray.command_line import CONF, EVALUATION, launch
 from fedray.evaluation.cases import STANDALONE, Case, Way, cases, neutral
 from fedray.evaluation.check import check_evaluation
-from fedray.evaluation.settings import build_evaluation
+from fedray.evaluation.settings import EvaluateSettings, build_evaluation
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError, Wire
 
