@@ -26,19 +26,7 @@ from fedray.schema import Schema
 from fedray.settings.check import check, check_build
 from fedray.settings.settings import BUILD_SCHEMA, BY_MEMBER, SCHEMA, build
 from fedray.text import mask
-from fedray.training.settings import (
-    FUSER_JOB,
-    GATE_JOB,
-    IMPORT_JOB,
-    REGISTRY_JOB,
-    build_fuser_job,
-    build_gate_job,
-    build_import_job,
-    check_fuser_job,
-    check_gate_job,
-    check_import_job,
-    check_registry_job,
-)
+from fedray.training import settings as training
 from fedray.types import FedrayError
 
 if TYPE_CHECKING:
@@ -68,10 +56,12 @@ FEDERATION = Form(SCHEMA, build, check)
 EVALUATION = Form(Schema(EvaluateSettings, keys=BY_MEMBER), build_evaluation, check_evaluation)
 BENCHMARKS = Form(BENCHMARK, BENCHMARK.read, check_benchmark)
 ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
-FUSER_TRAINING = Form(FUSER_JOB, build_fuser_job, check_fuser_job)
-GATE_TRAINING = Form(GATE_JOB, build_gate_job, check_gate_job)
-REGISTRY = Form(REGISTRY_JOB, REGISTRY_JOB.read, check_registry_job, words=("action", "name"))
-IMPORT = Form(IMPORT_JOB, build_import_job, check_import_job, words=("source",))
+FUSER_TRAINING = Form(training.FUSER_JOB, training.build_fuser_job, training.check_fuser_job)
+GATE_TRAINING = Form(training.GATE_JOB, training.build_gate_job, training.check_gate_job)
+REGISTRY = Form(
+    training.REGISTRY_JOB, training.REGISTRY_JOB.read, training.check_registry_job, words=("action", "name")
+)
+IMPORT = Form(training.IMPORT_JOB, training.build_import_job, training.check_import_job, words=("source",))
 
 
 def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
@@ -90,10 +80,7 @@ def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
 
 
 def launch(
-    job: Callable[[Any], int | None],
-    config_name: str = "config",
-    job_name: str | None = None,
-    form: Form = FEDERATION,
+    job: Callable[[Any], int | None], config_name: str = "config", job_name: str | None = None, form: Form = FEDERATION
 ) -> NoReturn:
     """Compose the command line, validate it, run the job on each result and exit with its code.
 

@@ -11,17 +11,17 @@ from fedray.reporting.report import Measured
 
 
 class Bench:
-    """One run of the job. told: receives every row; turn: every round of a measurement."""
+    """One run of the job. on_row: receives every row; on_round: every round of a measurement."""
 
     def __init__(
         self,
         settings: BenchmarkSettings,
-        told: Callable[[Measured], None] = lambda row: None,
-        turn: Callable[[str], None] = lambda what: None,
+        on_row: Callable[[Measured], None] = lambda row: None,
+        on_round: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.settings = settings
         self.rows: list[Measured] = []
-        self._told, self._turn = told, turn
+        self._on_row, self._on_round = on_row, on_round
 
     def wants(self, *names: str) -> bool:
         """Check whether any of these rows is to be measured."""
@@ -37,7 +37,7 @@ class Bench:
     ) -> dict[str, float]:
         """Measure the median seconds of each way, in turns; before: what prepares a way, unmeasured."""
         s = self.settings
-        return in_turns(ways, s.repeats, warm=warm, device=s.device, before=before, done=lambda: self._turn(what))
+        return in_turns(ways, s.repeats, warm=warm, device=s.device, before=before, done=lambda: self._on_round(what))
 
     def row(
         self,
@@ -58,4 +58,4 @@ class Bench:
         ratio = value / baseline if baseline else None
         row = Measured(name, value, unit, baseline, ratio, limit, "" if limit is None else sense, against)
         self.rows.append(row)
-        self._told(row)
+        self._on_row(row)

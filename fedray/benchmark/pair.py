@@ -69,7 +69,7 @@ class BenchmarkPair(Exchanges):
     """Requests in this process, in a precision that can be changed."""
 
     def __init__(self, settings: BenchmarkSettings, dtype: str = "float32", copies: int = 1) -> None:
-        """copies: senders of the same weights, which stand in memory once."""
+        """copies: senders of the same weights, which are in memory once."""
         names = (settings.receiver, settings.sender)
         self.members: Mapping[str, Member] = {
             name: Member(name, zoo=settings.zoo.name, folder=settings.zoo.path, device=settings.device, dtype=dtype)

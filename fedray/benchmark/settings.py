@@ -16,7 +16,7 @@ SUITES = ("wire", "fuse", "request", "train")
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkSettings:
-    """jobs/benchmark.py."""
+    """Settings of jobs/benchmark.py."""
 
     suite: Literal["wire", "fuse", "request", "train", "all"] = "all"
     zoo: ZooSettings = field(default_factory=lambda: ZooSettings("shapes"))

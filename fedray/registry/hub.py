@@ -16,17 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of whatever HTTP library it is built on
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, errors, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
@@ -154,24 +144,24 @@ def _hub_errors(repo: str, doing: str, revision: str | None = None) -> Iterator[
     login = "log in with `hf auth login`, or set HF_TOKEN"
     try:
         yield
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise FedrayError(f"{repo} is gated: accept its terms on its page on the hub, then {login}") from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise FedrayError(f"{repo} has no revision {revision!r}: name a branch, a tag or a commit") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise FedrayError(f"there is no repository {repo} that you may {doing}: check its name, and {login}") from error
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise FedrayError(f"{repo!r} is no folder that is there, and no repository's id: write ORG/NAME") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise FedrayError(
             f"cannot {doing} {repo}: the hub is out of reach or HF_HUB_OFFLINE is set, and it is not in the cache; go "
             f"online once, or name a folder"
         ) from error
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         status = error.response.status_code
         remedy = login if status in (401, 403) else "try again later"
         raise FedrayError(f"cannot {doing} {repo}: the hub answers {status}; {remedy}") from error
-    except (HTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage]
         raise FedrayError(f"cannot {doing} {repo} ({_short(error)}); see that the hub can be reached") from error
 
 

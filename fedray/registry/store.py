@@ -114,7 +114,7 @@ class Registry:
         self, sender: str, receiver: str, weights: Mapping[str, str], kind: str, operator: str
     ) -> Artifact | None:
         """Find the fuser that a federation uses for LLMs of these weights (name -> hash), before any is loaded."""
-        wanted = {slug(llm): digest for llm, digest in weights.items()}
+        wanted = {slug(llm): weights[llm] for llm in (sender, receiver)}
         candidates = [
             (manifest, path)
             for manifest, path in self.versions(fuser_name(sender, receiver))

@@ -39,14 +39,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_weights(manifest: Manifest, folder: Path) -> None:
-    """Compare the weights of a version with the hash that its manifest promises. Raises FedrayError."""
+    """Compare the weights of a version with the hash in its manifest. Raises FedrayError."""
     with _weights(folder) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _compare(digest, manifest, folder)
 
 
 def read_weights(manifest: Manifest, folder: Path) -> bytes:
-    """Read the weights of a version, if they have the hash that its manifest promises. Raises FedrayError."""
+    """Read the weights of a version, if they have the hash in its manifest. Raises FedrayError."""
     with _weights(folder) as file:
         blob = file.read()
     _compare(hashlib.sha256(blob).hexdigest(), manifest, folder)
@@ -56,8 +56,8 @@ def read_weights(manifest: Manifest, folder: Path) -> bytes:
 def write_version(root: Path, manifest: Manifest, blob: bytes) -> Path:
     """Write a version below a root, as the newest of its name; blob: its model.safetensors.
 
-    The versions that are there stay as they are, whatever happens. Raises FedrayError where the version is not what it
-    says, and OSError where it cannot be written.
+    The versions that are there stay as they are, whatever happens. Raises FedrayError where the weights are not
+    those of the manifest, and OSError where it cannot be written.
     """
     folder, text = version_folder(root, manifest.name, manifest.hash), manifest.to_json()
     if hashlib.sha256(blob).hexdigest() != manifest.weights:

@@ -41,11 +41,7 @@ class Connection:
 
 
 def connect(
-    address: str | None = None,
-    *,
-    namespace: str = "fedray",
-    num_cpus: float | None = None,
-    object_store_mb: int = 256,
+    address: str | None = None, *, namespace: str = "fedray", num_cpus: float | None = None, object_store_mb: int = 256
 ) -> Connection:
     """Join the cluster at `address` or RAY_ADDRESS ("HOST:PORT", "auto"), else start one; "local" always starts one.
 

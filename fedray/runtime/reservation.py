@@ -46,9 +46,7 @@ def reserve(placements: Sequence[Placement], tell: Callable[[str], None] = lambd
     if not asking:
         return Reservation()
     group = placement_group(
-        [_resources(p) for p in asking],
-        strategy="SPREAD",
-        bundle_label_selector=[_selector(p) for p in asking],
+        [_resources(p) for p in asking], strategy="SPREAD", bundle_label_selector=[_selector(p) for p in asking]
     )
     held = Reservation(group, {p.member: number for number, p in enumerate(asking)})
     try:

@@ -42,9 +42,7 @@ def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list
 
 
 def believed(
-    llm: LLM,
-    talks: Sequence[LabelledPrompt],
-    on_done: Callable[[int, int], None] | None = None,
+    llm: LLM, talks: Sequence[LabelledPrompt], on_done: Callable[[int, int], None] | None = None
 ) -> list[LabelledPrompt]:
     """Replace the right answers by the LLM's own greedy ones.
 
@@ -52,12 +50,12 @@ def believed(
     knows; whether to trust it is left to the gate.
     """
     member = Member(llm.name, llm=llm)
-    said: list[LabelledPrompt] = []
+    answered: list[LabelledPrompt] = []
     for start in range(0, len(talks), BATCH):
         batch = talks[start : start + BATCH]
         request = Request(tuple(c.prompt for c in batch), generation=Generation(ANSWER_TOKENS))
         answer = member.alone("believed", request)
-        said += [replace(c, answer=row.text) for c, row in zip(batch, answer.rows, strict=True)]
+        answered += [replace(c, answer=row.text) for c, row in zip(batch, answer.rows, strict=True)]
         if on_done:
-            on_done(len(said), len(talks))
-    return said
+            on_done(len(answered), len(talks))
+    return answered

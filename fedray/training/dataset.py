@@ -23,13 +23,13 @@ from fedray.world.world import World, seed_of
 
 # The longest question of the tiny world, with its answer, is shorter: as the zoo's LLMs read it, and as any other may.
 TINY_TOKENS, FOREIGN_TOKENS = 96, 256
-Told = Callable[[int, int], None]  # how many of how many
+OnDone = Callable[[int, int], None]  # how many of how many
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """talks: to train on; check: held out, to validate with; record: what a manifest says of them; source: the data
-    set they come from, None: the tiny world."""
+    """Training data. talks: to train on; check: held out, to validate with; record: their entries in a manifest;
+    source: the data set they come from, None: the tiny world."""
 
     talks: list[LabelledPrompt]
     check: list[LabelledPrompt]
@@ -62,7 +62,7 @@ def read_data_set(settings: FuserJob | GateJob, tell: Tell) -> Material:
     return of_data_set(settings.data, settings.limit, settings.seed, lambda done, of: tell("reading", done, of, {}))
 
 
-def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: Told = lambda done, of: None) -> Material:
+def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDone = lambda done, of: None) -> Material:
     """Read the first conversations of the data set, without those that contain evaluation questions.
 
     A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.

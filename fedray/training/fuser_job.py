@@ -34,7 +34,7 @@ FuserOrder = Order[FuserJob, FuserRecipe]
 
 
 class TrainFuser(TrainingJob[FuserJob]):
-    """Trains one fuser, or every one that a receiver lacks."""
+    """Training of one fuser, or every one that a receiver lacks."""
 
     name = "train_fuser"
 
@@ -49,13 +49,9 @@ class TrainFuser(TrainingJob[FuserJob]):
     def _without_fuser(self, llms: Mapping[str, Source]) -> list[str]:
         """List senders whose fuser of this kind into the receiver a federation would not find."""
         settings, registry, weights = self.settings, registry_of(self.settings), hashes(llms)
-        receiver = settings.receiver
-
-        def has_one(sender: str) -> bool:
-            of_pair = {name: weights[name] for name in (sender, receiver)}
-            return registry.fuser_in_use(sender, receiver, of_pair, settings.fuser, settings.fusion) is not None
-
-        without = [name for name in NAMES if name != receiver and not has_one(name)]
+        wanted = (settings.receiver, weights, settings.fuser, settings.fusion)
+        others = [name for name in NAMES if name != settings.receiver]
+        without = [name for name in others if registry.fuser_in_use(name, *wanted) is None]
         self.screen.passed_over(registry.problems)
         return without
 
@@ -144,18 +140,9 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
         columns=tuple(f"{side} head {n}".strip() for side in sides for n in range(weights_RLN.shape[2])),
         title="How much of the sender the fuser lets in",
     )
-    return Outcome(
-        members,
-        len(training.pair),
-        training.step,
-        training.resumed_at,
-        {**training.figures(), "memory/estimated_gib": memory.total / GIB, "memory/peak_gib": _peak(s.device) / GIB},
-        heatmap,
-        record,
-        validation,
-        alone,
-        data=material.data,
-    )
+    peak = {"memory/estimated_gib": memory.total / GIB, "memory/peak_gib": _peak(s.device) / GIB}
+    figures, of = {**training.figures(), **peak}, (len(training.pair), training.step, training.resumed_at)
+    return Outcome(members, *of, figures, heatmap, record, validation, alone, data=material.data)
 
 
 def _needed(s: FuserJob, recipe: FuserRecipe, sender: Source, receiver: Source) -> Memory:

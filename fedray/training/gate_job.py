@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,14 +30,20 @@ GateOrder = Order[GateJob, GateRecipe]
 
 
 class TrainGate(TrainingJob[GateJob]):
-    """Trains one gate."""
+    """Training of one gate."""
 
     name = "train_gate"
 
     def tasks(self) -> list[TrainingTask]:
         settings = self.settings
         llms = pin(settings, (settings.receiver, *settings.senders))
-        _check_layers(settings.layers, llms[settings.receiver])
+        deepest = config_of(llms[settings.receiver]).num_hidden_layers
+        if max(settings.layers) > deepest:
+            there = [layer for layer in settings.layers if layer <= deepest]
+            raise FedrayError(
+                f"layers={list(settings.layers)}: {settings.receiver} has {deepest} layers, name no deeper one, as in "
+                f"'layers={there}'"
+            )
         return [self._task(llms)]
 
     def _task(self, llms: Mapping[str, Source]) -> TrainingTask:
@@ -77,15 +83,6 @@ def run(settings: GateJob) -> int:
     return TrainGate(settle(settings), f"train {gate_name(settings.receiver)}").run()
 
 
-def _check_layers(layers: Sequence[int], receiver: Source) -> None:
-    deepest = config_of(receiver).num_hidden_layers
-    if max(layers) > deepest:
-        fitting = [layer for layer in layers if layer <= deepest]
-        raise FedrayError(
-            f"layers={list(layers)}: {receiver.name} has {deepest} layers, name no deeper one, as in 'layers={fitting}'"
-        )
-
-
 def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     """Do one worker's part in the training of one gate."""
     s = order.settings
@@ -113,12 +110,8 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     record = {
         **material.record,
         **revisions(members),
-        "questions": len(training.sets["train"]),
-        "steps": order.recipe.steps,
-        "price": order.recipe.price,
-        "layer": gate.config.layer,
+        **training.record(),
         "fusers": {slug(name): artifact.hash for name, artifact in order.fusers.items()},
-        "validation": training.worth,
     }
     heatmap = Heatmap(
         values=tuple(tuple(row.values()) for row in trust.values()),
@@ -126,17 +119,13 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
         columns=tuple(order.fusers),
         title="Whom the gate trusts for what",
     )
-    return Outcome(
-        members,
-        len(training.sets["train"]),
-        steps,
-        training.resumed_at * order.recipe.steps,
-        {"validation/worth": training.worth, "layer": gate.config.layer, "memory/estimated_gib": memory.total / GIB},
-        heatmap,
-        record,
-        trust=trust,
-        data=material.data,
-    )
+    of = (len(training.sets["train"]), steps, training.resumed_at * order.recipe.steps)
+    figures = {
+        "validation/worth": training.worth,
+        "layer": gate.config.layer,
+        "memory/estimated_gib": memory.total / GIB,
+    }
+    return Outcome(members, *of, figures, heatmap, record, trust=trust, data=material.data)
 
 
 def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers: Mapping[str, Artifact]) -> Memory:
@@ -154,8 +143,7 @@ def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers:
 def _fuser(settings: GateJob, registry: Registry, sender: str, weights: Mapping[str, str]) -> Artifact:
     """Find the fuser in use between a sender and the receiver. Raises FedrayError where there is none."""
     receiver, kind, operator = settings.receiver, settings.fuser, settings.fusion
-    of_pair = {name: weights[name] for name in (sender, receiver)}
-    found = registry.fuser_in_use(sender, receiver, of_pair, kind, operator)
+    found = registry.fuser_in_use(sender, receiver, weights, kind, operator)
     if found is None:
         hub = "" if settings.zoo.name == "tiny" else f"zoo={settings.zoo.name} "
         raise FedrayError(

@@ -29,8 +29,11 @@ from fedray.training.worker_group import Progress, Tell, WorkerGroup
 
 @dataclass(frozen=True, slots=True)
 class GateRecipe:
-    """price: how much likelier a right answer must become for a sender to be let in. layers, starts: the states the
-    gate may read, and how often it is begun anew for each; the best on validation questions is kept."""
+    """Hyperparameters of a gate's training.
+
+    price: gain in the probability of a right answer from which a sender is worth its weight. layers, starts: the states
+    the gate may read, and how many restarts each has; the best on validation questions is kept.
+    """
 
     operator: str = "concat"
     steps: int = 500
@@ -117,6 +120,13 @@ class GateTraining:
             mean_S = weights_QS[torch.tensor([g == group for g in groups])].mean(0)
             found[group] = dict(zip(self.senders, mean_S.tolist(), strict=True))
         return found
+
+    def record(self) -> dict[str, Any]:
+        """Describe the training for a manifest."""
+        assert self.gate is not None
+        recipe, layer = self.recipe, self.gate.config.layer
+        own = {"questions": len(self.sets["train"]), "layer": layer, "validation": self.worth}
+        return {**own, "steps": recipe.steps, "price": recipe.price}
 
     def _read(self, talks: Sequence[LabelledPrompt], layer: int) -> Prefilled:
         return states(self.receiver, _encoded(self.receiver, talks), layer, self._at_once)

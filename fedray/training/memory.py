@@ -58,7 +58,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class BatchLoad:
-    """What one worker reads at once. rows: conversations; longest: tokens of each, prompt and answer together;
+    """Batch of one worker. rows: conversations read at once; longest: tokens of each, prompt and answer together;
     dtype: of the LLMs; half: whether the fuser computes in 16 bit; workers: that share a step."""
 
     rows: int

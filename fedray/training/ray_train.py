@@ -175,7 +175,7 @@ def _ctrl_c() -> Iterator[None]:
 
 
 def _silence() -> None:
-    """Silence Ray Train's own log; what goes wrong is raised."""
+    """Silence Ray Train's own log; failures are raised."""
     logging.getLogger("ray.train").setLevel(logging.CRITICAL + 1)
 
 

@@ -1,4 +1,4 @@
-"""How a fuser is trained, and what follows from it: the fuser's shape, the learning rate, the numbers' precision."""
+"""Hyperparameters of a fuser's training, and the fuser's shape, learning rate and precision that follow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class FuserRecipe:
-    """How a fuser is trained: what decides its weights, beside the LLMs and the questions.
+    """Hyperparameters of a fuser's training: what decides its weights, beside the LLMs and the questions.
 
     batch_size: questions a step, over all workers; accumulation: parts in which a worker reads its share of them.
     schedule: onecycle (up and down along cosines, with the momentum against it), linear (down to nothing) or constant;

@@ -89,7 +89,7 @@ class TrainingSettings(RegistryUser):
 
 @dataclass(frozen=True, slots=True)
 class FuserJob(TrainingSettings):
-    """jobs/train_fuser.py. What FuserRecipe explains (fuser_trainer.py) is named here as it is there."""
+    """Settings of jobs/train_fuser.py; recipe.py explains those that FuserRecipe has too."""
 
     sender: str | None = None  # a name, or "all": every pair into the receiver that has no fuser yet
     control: Literal["none", "single", "identical"] = "none"  # no sender; the receiver as its own sender
@@ -131,7 +131,7 @@ class FuserJob(TrainingSettings):
 
 @dataclass(frozen=True, slots=True)
 class GateJob(TrainingSettings):
-    """jobs/train_gate.py. What GateRecipe explains (gate_trainer.py) is named here as it is there."""
+    """Settings of jobs/train_gate.py; gate_trainer.py explains those that GateRecipe has too."""
 
     senders: tuple[str, ...] = tuple(NAMES[1:])
     limit: int | None = within(3000, 1)  # training questions, or conversations read; None takes all
@@ -148,7 +148,7 @@ class GateJob(TrainingSettings):
 
 @dataclass(frozen=True, slots=True)
 class RegistryJob(RegistryUser):
-    """jobs/registry.py."""
+    """Settings of jobs/registry.py."""
 
     action: Literal["list", "show", "delete", "export", "push", "load"] = "list"
     name: str | None = None  # an LLM, a fuser (sender--receiver) or a gate (gate--receiver); load: ORG/NAME or a folder
@@ -162,7 +162,7 @@ class RegistryJob(RegistryUser):
 
 @dataclass(frozen=True, slots=True)
 class ImportJob(RegistryUser):
-    """jobs/import_c2c.py."""
+    """Settings of jobs/import_c2c.py."""
 
     source: str | None = None  # a published pair: its folder, or ORG/NAME/PAIR on the hub
     revision: str | None = None  # of a pair on the hub: a branch, tag or commit; None is the newest

@@ -49,12 +49,12 @@ class Workers:
 
     @property
     def here(self) -> bool:
-        """Whether this process is the only worker: no cluster is asked for."""
+        """Check whether this process is the only worker: no cluster is asked for."""
         return self.count == 1 and (self.ray.address is None or not self.ray.enabled)
 
     @property
     def local(self) -> bool:
-        """Whether all workers are on this machine: in this process, or on a cluster started for them."""
+        """Check whether all workers are on this machine: in this process, or on a cluster started for them."""
         if self.here:
             return True
         from fedray.runtime.cluster import will_embed

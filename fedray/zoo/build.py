@@ -235,15 +235,7 @@ def _build_gate(task: ZooTask, world: World, folder: Path, shorten: float, on_st
     recipe = GateRecipe(operator=task.operator, steps=_shortened(GateRecipe().steps, shorten))
     training = GateTraining(receiver, senders, fusers, sets, recipe)
     gate = training.run(lambda phase, step, of, figures: on_step(step, of, figures))
-    record = {
-        "world_seed": world.seed,
-        "questions": len(sets["train"]),
-        "steps": recipe.steps,
-        "price": recipe.price,
-        "layer": gate.config.layer,
-        "validation": training.worth,
-    }
-    registry.add_gate(gate, describe(receiver), record)
+    registry.add_gate(gate, describe(receiver), {**material.record, **training.record()})
 
 
 def _shortened(steps: int, factor: float) -> int:
@@ -263,7 +255,7 @@ def _registry(folder: Path) -> Registry:
 
 
 def _version(task: ZooTask, folder: Path, digest: str) -> Path:
-    """The folder of a fuser."""
+    """Build the path of a fuser's version."""
     return folder / "registry" / fuser_name(*task.names) / digest
 
 

@@ -16,16 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fedray.world.world import World, WorldExample
 
@@ -64,11 +55,6 @@ RECIPES = {
     "qwen2.5-1.5b": Recipe("qwen2", 8, 96, 4, 2, 24, 256, seed=44, steps=1200),
     "llama-1b": Recipe("llama", 7, 88, 4, 4, 16, 240, seed=55, steps=1600),
 }
-_CLASSES: dict[str, tuple[type, type]] = {
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "llama": (LlamaConfig, LlamaForCausalLM),
-}
 
 
 def build_tokenizer(family: str, world: World) -> PreTrainedTokenizerFast:
@@ -101,8 +87,8 @@ def build_tokenizer(family: str, world: World) -> PreTrainedTokenizerFast:
 
 def build_model(name: str, tokenizer: PreTrainedTokenizerFast, seed_offset: int = 0) -> PreTrainedModel:
     recipe = RECIPES[name]
-    config_class, model_class = _CLASSES[recipe.family]
-    config = config_class(
+    config = AutoConfig.for_model(
+        recipe.family,
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
         intermediate_size=recipe.intermediate,
@@ -118,7 +104,7 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerFast, seed_offset: int 
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(recipe.seed + 1000 * seed_offset)
-    return model_class(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def encode(tokenizer: Any, example: WorldExample) -> tuple[list[int], list[int]]:
