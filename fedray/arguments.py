@@ -1,6 +1,6 @@
-"""The command line's own reading: names, folders and prompts are free text, whatever Hydra's grammar says of them.
+"""Parsing of the command line before Hydra: names, folders and prompts are free text, whatever Hydra's grammar.
 
-A setting whose type is text, a path or a list of texts takes what the shell hands over as it is; Hydra gets it in the
+A setting whose type is text, a path or a list of texts takes what the shell passes as it is; Hydra receives it in the
 quotes of its grammar. Three things mean something else: `null` alone unsets a setting; a value, or an item of a list,
 that is one quoted string as a whole means what is between the quotes; a comma separates the items of a list and, with
 -m, the runs of a sweep, unless it stands between such quotes.
@@ -47,24 +47,24 @@ def overrides(
 
 
 def quoted(text: str) -> str:
-    """A text in Hydra's quotes: escaped are quotes, and the backslashes in front of one."""
+    """Quote a text for Hydra: escaped are quotes, and the backslashes in front of one."""
     return '"' + re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), text) + '"'
 
 
 def literal(text: str) -> str:
-    """A text without interpolations: escaped are ${, and the backslashes in front of one."""
+    """Escape interpolations: ${, and the backslashes in front of one."""
     return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", text)
 
 
 def for_shell(argument: str) -> str:
-    """An argument as it is typed."""
+    """Quote an argument for the shell."""
     key, equals, value = argument.partition("=")
     readable = equals and re.fullmatch(r"[\w.-]+", key) and not value.startswith(("[", "{"))
     return f"{key}={shlex.quote(value)}" if readable else shlex.quote(argument)
 
 
 def uncut(argument: str, arguments: Sequence[str]) -> str:
-    """The argument that the shell has cut into this one and its neighbours at unquoted spaces."""
+    """Join an argument that the shell has split at unquoted spaces."""
     pieces: list[list[str]] = [[]]
     for piece in arguments:
         if "=" in piece or piece.startswith("-"):
@@ -74,7 +74,7 @@ def uncut(argument: str, arguments: Sequence[str]) -> str:
 
 
 def _named(arguments: Sequence[str], words: Sequence[str]) -> Iterator[str]:
-    """Bare words with the names they stand for: show llama-1b becomes action=show name=llama-1b."""
+    """Name bare words: show llama-1b becomes action=show name=llama-1b."""
     left = iter(words)
     for argument in arguments:
         is_path = argument.startswith(("./", "../", "/", "~/"))
@@ -116,7 +116,7 @@ def _override(
 
 
 def _key(key: str, known: Collection[str]) -> tuple[str, str]:
-    """A key as Hydra wants it, and the setting it names. A + in front of a setting that exists says nothing."""
+    """Split a key into its form for Hydra and the setting it names; + before an existing setting is dropped."""
     name = key.lstrip("+")
     group, _, rest = name.partition(".")
     member, _, its = (rest, "", "") if group == "evidence" else rest.rpartition(".")
@@ -127,7 +127,7 @@ def _key(key: str, known: Collection[str]) -> tuple[str, str]:
 
 
 def _items(text: str) -> list[str]:
-    """What stands between the commas outside quotes, its own quotes still around it."""
+    """Split a text at the commas outside quotes; the quotes of items stay."""
     items, at = [], 0
     while at < len(text) or (at and text[at - 1] == ","):
         found = _ITEM.match(text, at)
@@ -140,17 +140,19 @@ def _items(text: str) -> list[str]:
 
 
 def _check_commas(items: Sequence[str], form: str) -> None:
-    """Raises FedrayError where a folder that is there was cut at a comma of its name; form: around the items."""
+    """Check that no existing folder was split at a comma of its name. Raises FedrayError; form: around the items."""
     for first, item in enumerate(items):
         for end in range(first + 2, len(items) + 1) if is_foreign(item) else ():
             whole = ",".join(items[first:end])
             if os.path.isdir(os.path.expanduser(whole)) and not os.path.isdir(os.path.expanduser(item)):
-                told = form.format(",".join((*items[:first], quoted(whole), *items[end:])))
-                raise FedrayError(f"{whole} is one folder with a comma in its name: quote it, as in {for_shell(told)}")
+                whole_argument = form.format(",".join((*items[:first], quoted(whole), *items[end:])))
+                raise FedrayError(
+                    f"{whole} is one folder with a comma in its name: quote it, as in {for_shell(whole_argument)}"
+                )
 
 
 def _text(value: str, name: str) -> str:
-    """A free text as Hydra's grammar returns it unchanged: out of its own quotes, ~ expanded, and quoted anew."""
+    """Quote a free text so that Hydra returns it unchanged: its own quotes removed, ~ expanded, quoted anew."""
     if _WHOLLY_QUOTED.fullmatch(value):
         value = re.sub(rf"(\\+)({value[0]}|\Z)", lambda m: m[1][: len(m[1]) // 2] + m[2], value[1:-1])
     if not _NO_PATH.fullmatch(name):

@@ -1,6 +1,6 @@
-"""The only room that knows Hydra: its dict becomes `Settings` here, once, and its errors become one sentence.
+"""The only file that knows Hydra: validates what it composes as settings, and translates its errors.
 
-Hydra composes; the job runs after it, so a sweep is checked as a whole before its first run starts.
+The job runs after Hydra has composed all runs, so a sweep is validated as a whole before its first run starts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 from fedray.arguments import for_shell, literal, overrides, quoted, uncut
-from fedray.benchmark.settings import BENCHMARK, BenchmarkSettings, check_benchmark
+from fedray.benchmark.settings import BENCHMARK, check_benchmark
 from fedray.errors import unknown
 from fedray.evaluation.check import check_evaluation
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation
@@ -25,81 +25,23 @@ from fedray.protocols import KINDS, PROTOCOLS
 from fedray.reporting.outlet import unfailing
 from fedray.schema import Schema
 from fedray.settings.check import check, check_build
-from fedray.settings.settings import (
-    BUILD_SCHEMA,
-    BY_MEMBER,
-    SCHEMA,
-    BuildSettings,
-    MemberSettings,
-    RaySettings,
-    RegistrySettings,
-    Settings,
-    TaskSettings,
-    TrackingSettings,
-    ZooSettings,
-    build,
-)
+from fedray.settings.settings import BUILD_SCHEMA, BY_MEMBER, SCHEMA, build
 from fedray.text import mask
-from fedray.training.settings import (
-    FUSER_JOB,
-    GATE_JOB,
-    IMPORT_JOB,
-    REGISTRY_JOB,
-    FuserJob,
-    GateJob,
-    ImportJob,
-    RegistryJob,
-    build_fuser_job,
-    build_gate_job,
-    build_import_job,
-    check_fuser_job,
-    check_gate_job,
-    check_import_job,
-    check_registry_job,
-)
+from fedray.training import settings as training
 from fedray.types import FedrayError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = [
-    "BENCHMARKS",
-    "EVALUATION",
-    "FUSER_TRAINING",
-    "GATE_TRAINING",
-    "IMPORT",
-    "REGISTRY",
-    "ZOO_BUILD",
-    "BenchmarkSettings",
-    "BuildSettings",
-    "EvaluateSettings",
-    "Form",
-    "FuserJob",
-    "GateJob",
-    "ImportJob",
-    "MemberSettings",
-    "RaySettings",
-    "RegistryJob",
-    "RegistrySettings",
-    "Settings",
-    "TaskSettings",
-    "TrackingSettings",
-    "ZooSettings",
-    "build",
-    "check",
-    "launch",
-    "load",
-]
-
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BAD_INPUT, INTERRUPTED = 2, 130
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, whose working folder Ray removes later
-_HOME = "FEDRAY_HOME"  # where outputs/ and mlflow.db lie by default: here, or ~/fedray for a submitted job
+_HOME = "FEDRAY_HOME"  # folder of outputs/ and mlflow.db: the current one, or ~/fedray for a submitted job
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a job can be told: the names of its settings, how values become typed ones, and the checks before it runs.
+    """The settings of a job: their names, how values become typed ones, and their validation before it runs.
 
     Typed settings have a field `output`, the folder the job writes to. words: settings that bare words on the command
     line stand for, in their order.
@@ -115,14 +57,16 @@ FEDERATION = Form(SCHEMA, build, check)
 EVALUATION = Form(Schema(EvaluateSettings, BY_MEMBER, KINDS), build_evaluation, check_evaluation)
 BENCHMARKS = Form(BENCHMARK, BENCHMARK.read, check_benchmark)
 ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
-FUSER_TRAINING = Form(FUSER_JOB, build_fuser_job, check_fuser_job)
-GATE_TRAINING = Form(GATE_JOB, build_gate_job, check_gate_job)
-REGISTRY = Form(REGISTRY_JOB, REGISTRY_JOB.read, check_registry_job, words=("action", "name"))
-IMPORT = Form(IMPORT_JOB, build_import_job, check_import_job, words=("source",))
+FUSER_TRAINING = Form(training.FUSER_JOB, training.build_fuser_job, training.check_fuser_job)
+GATE_TRAINING = Form(training.GATE_JOB, training.build_gate_job, training.check_gate_job)
+REGISTRY = Form(
+    training.REGISTRY_JOB, training.REGISTRY_JOB.read, training.check_registry_job, words=("action", "name")
+)
+IMPORT = Form(training.IMPORT_JOB, training.build_import_job, training.check_import_job, words=("source",))
 
 
 def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
-    """Settings from what Hydra composed. Raises FedrayError on unknown keys and values, and on wrong types."""
+    """Build settings from what Hydra composed. Raises FedrayError on unknown keys and values, and on wrong types."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -137,12 +81,9 @@ def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
 
 
 def launch(
-    job: Callable[[Any], int | None],
-    config_name: str = "config",
-    job_name: str | None = None,
-    form: Form = FEDERATION,
+    job: Callable[[Any], int | None], config_name: str = "config", job_name: str | None = None, form: Form = FEDERATION
 ) -> NoReturn:
-    """Compose the command line, check it, run the job on each result and exit with its code.
+    """Compose the command line, validate it, run the job on each result and exit with its code.
 
     A FedrayError or an error of Hydra's ends with one sentence on stderr and exit code 2, Ctrl-C with 130.
     """
@@ -172,7 +113,7 @@ def _run(job: Callable[[Any], int | None], config_name: str, job_name: str, form
 
 
 def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, Any]]:
-    """What the command line asks for, as (its own words, settings): several with --multirun, none with --help."""
+    """Compose the runs as (overrides, settings): several with --multirun, none with --help."""
     try:
         import hydra
         import yaml
@@ -187,12 +128,12 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
     runs: list[tuple[str, Any]] = []
 
     def collect(cfg: DictConfig) -> None:
-        hydra_says = HydraConfig.get()
-        output = Path(hydra_says.runtime.output_dir)
-        for folder in (output / ".hydra", Path(hydra_says.sweep.dir)):  # a sweep's own file lies above its runs
-            _veil(folder)
+        config = HydraConfig.get()
+        output = Path(config.runtime.output_dir)
+        for folder in (output / ".hydra", Path(config.sweep.dir)):  # a sweep's own file lies above its runs
+            _make_private(folder)
         settings = replace(load(cfg, form), output=output)
-        runs.append((" ".join(hydra_says.overrides.task), settings))
+        runs.append((" ".join(config.overrides.task), settings))
 
     OmegaConf.register_new_resolver(
         "new_folder", lambda path: str(new_folder(Path(path))), replace=True, use_cache=True
@@ -201,14 +142,14 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
         if not (CONF / "protocol" / f"{name}.yaml").exists():
             ConfigStore.instance().store(name, asdict(protocol.settings()), group="protocol", provider="fedray")
     collect.__module__ = job_name  # Hydra names a job after the module of its function
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with _command_line(form), redirect_stderr(said):
+        with _command_line(form), redirect_stderr(stderr):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(collect)()
     except FedrayError:
         raise
     except SystemExit as stop:
-        wrong = said.getvalue().rpartition("error: ")[2].strip()
+        wrong = stderr.getvalue().rpartition("error: ")[2].strip()
         if stop.code and wrong:  # what argparse does with an unknown flag
             raise FedrayError(f"{wrong}: see --help") from stop
         raise  # --help and its like, or a signal: Ray makes an exit of SIGTERM
@@ -217,7 +158,7 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
     return runs
 
 
-def _veil(folder: Path) -> None:
+def _make_private(folder: Path) -> None:
     """Mask passwords in what Hydra wrote of the command line, and make it private: it may hold prompts."""
     for file in folder.glob("*.yaml"):
         write_whole(file, mask(file.read_text(encoding="utf-8")), private=True)
@@ -225,7 +166,7 @@ def _veil(folder: Path) -> None:
 
 @contextmanager
 def _command_line(form: Form) -> Iterator[None]:
-    """Hydra's view of the process: arguments in its grammar, and its errors raised instead of printed."""
+    """Set the process up for Hydra: arguments in its grammar, and errors raised instead of printed."""
     for name in (_HOME, "MLFLOW_TRACKING_URI"):
         if os.environ.get(name) == "":  # as if it were not there, like Ray, MLflow and the shell have it
             del os.environ[name]
@@ -248,7 +189,7 @@ def _command_line(form: Form) -> Iterator[None]:
 
 
 def _readable(override: str) -> str:
-    """An override; what Hydra's grammar cannot read is quoted, so that the setting itself says what it takes."""
+    """Quote what Hydra's grammar cannot parse, so that the setting's own validation reports it."""
     key, equals, value = override.partition("=")
     if not equals or override.startswith("-") or value.startswith(("[", "{")) or _parses(override):
         return override
@@ -268,7 +209,7 @@ def _parses(override: str) -> bool:
 
 
 def _how_to_write(override: str, form: Form) -> str:
-    """The remedy for an argument that Hydra's grammar refuses, with a form of it that works."""
+    """Suggest a valid form of an argument that Hydra's grammar refuses."""
     key, equals, value = override.partition("=")
     whole = uncut(override, sys.argv[1:])
     if not equals and form.schema.hint(whole.partition("=")[0]) in (str, Path):
@@ -280,7 +221,7 @@ def _how_to_write(override: str, form: Form) -> str:
 
 
 def _which_one(key: str, value: str, form: Form) -> str:
-    """The remedy for several values where one is wanted."""
+    """Suggest a remedy for several values where one is wanted."""
     kind = form.schema.hint(key)
     if get_origin(kind) is tuple and not value.startswith("["):
         return f"write a list as {for_shell(f'{key}=[{value}]')}, or add -m to run each"
@@ -293,7 +234,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _translated(error: Exception, form: Form) -> FedrayError:
-    """One sentence for an error of Hydra's, OmegaConf's, YAML's, or of the folder Hydra writes to."""
+    """Translate an error of Hydra, OmegaConf, YAML or the folder Hydra writes to into one sentence."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     text = _one_line(error)

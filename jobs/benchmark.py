@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import BENCHMARKS, BenchmarkSettings, launch
+from fedray.command_line import BENCHMARKS, launch
+from fedray.benchmark.settings import BenchmarkSettings
 
 
 def benchmark(settings: BenchmarkSettings) -> int:

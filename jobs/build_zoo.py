@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import ZOO_BUILD, BuildSettings, launch
+from fedray.command_line import ZOO_BUILD, launch
+from fedray.settings.settings import BuildSettings
 
 
 def build_zoo(settings: BuildSettings) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import EVALUATION, EvaluateSettings, launch
+from fedray.command_line import EVALUATION, launch
+from fedray.evaluation.settings import EvaluateSettings
 
 
 def evaluate(settings: EvaluateSettings) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import Settings, launch
+from fedray.command_line import launch
+from fedray.settings.settings import Settings
 
 
 def federate(settings: Settings) -> int:

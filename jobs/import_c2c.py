@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import IMPORT, ImportJob, launch
+from fedray.command_line import IMPORT, launch
+from fedray.training.settings import ImportJob
 
 
 def import_c2c(settings: ImportJob) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import REGISTRY, RegistryJob, launch
+from fedray.command_line import REGISTRY, launch
+from fedray.training.settings import RegistryJob
 
 
 def registry(settings: RegistryJob) -> int:

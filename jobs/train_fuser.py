@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import FUSER_TRAINING, FuserJob, launch
+from fedray.command_line import FUSER_TRAINING, launch
+from fedray.training.settings import FuserJob
 
 
 def train_fuser(settings: FuserJob) -> int:

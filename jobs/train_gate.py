@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import GATE_TRAINING, GateJob, launch
+from fedray.command_line import GATE_TRAINING, launch
+from fedray.training.settings import GateJob
 
 
 def train_gate(settings: GateJob) -> int:

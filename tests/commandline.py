@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from fedray.command_line import EVALUATION, FUSER_TRAINING, EvaluateSettings, Settings, launch
+from fedray.command_line import EVALUATION, FUSER_TRAINING, launch
+from fedray.evaluation.settings import EvaluateSettings
+from fedray.settings.settings import Settings
 
 
 class Call:

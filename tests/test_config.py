@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 from commandline import Call
 
-from fedray.command_line import CONF, Settings, build, check, load
+from fedray.command_line import CONF, build, check, load
 from fedray.llm.catalogue import NAMES, safe_name
 from fedray.methods.method import Gate, SelfRefine, Standalone
-from fedray.settings.settings import MemberSettings, RaySettings, TaskSettings, TrackingSettings, ZooSettings
+from fedray.settings.settings import (
+    MemberSettings,
+    RaySettings,
+    Settings,
+    TaskSettings,
+    TrackingSettings,
+    ZooSettings,
+)
 from fedray.types import Generation
 
 hydra = pytest.importorskip("hydra")

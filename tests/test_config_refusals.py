@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from commandline import Call
 
-from fedray.command_line import Settings, check
-from fedray.settings.settings import TaskSettings
+from fedray.command_line import check
+from fedray.settings.settings import Settings, TaskSettings
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")

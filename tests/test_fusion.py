@@ -283,6 +283,6 @@ def test_the_user_registry_lies_over_the_embedded_one(tmp_path):
     both = Registry(tmp_path / "user", embedded=tmp_path / "embedded")
     for seed, root in ((0, tmp_path / "embedded"), (1, tmp_path / "user")):
         fuser = random_fuser(sender, receiver, "concat", seed=seed)
-        artifact = both.add_fuser(fuser, describe(sender), describe(receiver), {}, root=root)
+        artifact = Registry(root).add_fuser(fuser, describe(sender), describe(receiver), {})
     assert both.find_fuser(describe(sender), describe(receiver), "mlp", "concat") == artifact
     assert len(both.list()) == 2

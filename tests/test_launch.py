@@ -12,7 +12,8 @@ from typing import NoReturn
 import pytest
 from commandline import Call
 
-from fedray.command_line import CONF, FEDERATION, Settings, launch
+from fedray.command_line import CONF, FEDERATION, launch
+from fedray.settings.settings import Settings
 from fedray.types import FedrayError
 
 pytest.importorskip("hydra")

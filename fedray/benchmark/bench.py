@@ -1,4 +1,4 @@
-"""What a suite of rows is given: the settings, a clock, and a place to put what it measures."""
+"""The interface of a suite of rows: settings, a clock, and the rows measured so far."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fedray.reporting.report import Measured
 
 
 class Bench:
-    """One run of the job. told: hears of every row; turn: of every round of a measurement."""
+    """One run of the job. on_row: receives every row; on_round: every round of a measurement."""
 
     def __init__(
         self,
         settings: BenchmarkSettings,
-        told: Callable[[Measured], None] = lambda row: None,
-        turn: Callable[[str], None] = lambda what: None,
+        on_row: Callable[[Measured], None] = lambda row: None,
+        on_round: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.settings = settings
         self.rows: list[Measured] = []
-        self._told, self._turn = told, turn
+        self._on_row, self._on_round = on_row, on_round
 
     def wants(self, *names: str) -> bool:
-        """Whether some of these rows are to be measured."""
+        """Check whether any of these rows is to be measured."""
         return any(map(self.settings.wants, names))
 
     def seconds(
@@ -35,9 +35,9 @@ class Bench:
         warm: int = 1,
         before: Mapping[str, Callable[[], Any]] | None = None,
     ) -> dict[str, float]:
-        """Median seconds of each way, measured in turns; before: what readies a way, unmeasured."""
+        """Measure the median seconds of each way, in turns; before: what prepares a way, unmeasured."""
         s = self.settings
-        return in_turns(ways, s.repeats, warm=warm, device=s.device, before=before, done=lambda: self._turn(what))
+        return in_turns(ways, s.repeats, warm=warm, device=s.device, before=before, done=lambda: self._on_round(what))
 
     def row(
         self,
@@ -50,7 +50,7 @@ class Bench:
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
-        """Keep a row. against: what the baseline is; at_most, at_least: where its ratio (or, without a baseline, its
+        """Add a row. against: what the baseline is; at_most, at_least: where its ratio (or, without a baseline, its
         value) should lie."""
         if not self.settings.wants(name):
             return
@@ -58,4 +58,4 @@ class Bench:
         ratio = value / baseline if baseline else None
         row = Measured(name, value, unit, baseline, ratio, limit, "" if limit is None else sense, against)
         self.rows.append(row)
-        self._told(row)
+        self._on_row(row)

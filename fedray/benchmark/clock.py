@@ -1,4 +1,4 @@
-"""Seconds of several ways of doing the same, in turns, so that whatever else the machine does meets all alike."""
+"""Seconds of several ways of doing the same, in turns, so that other load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def in_turns(
     before: Mapping[str, Callable[[], Any]] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Median seconds of each way; every one runs `warm` times unmeasured, then `repeats` times, one after the other.
+    """Measure the median seconds of each way; every one runs `warm` times unmeasured, then `repeats` times, in turns.
 
-    before: what readies a way, unmeasured; done: hears of every round.
+    before: what prepares a way, unmeasured; done: called after every round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warm, repeats):
         for name, way in ways.items():
             if before and name in before:
                 before[name]()
-            _settle(device)
+            _synchronize(device)
             started = time.perf_counter()
             way()
-            _settle(device)
+            _synchronize(device)
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - started)
         done()
     return {name: median(found) for name, found in seconds.items()}
 
 
-def _settle(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()

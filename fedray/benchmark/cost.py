@@ -1,4 +1,4 @@
-"""What a request is made of: its phases beside what they cannot be faster than, and how they grow."""
+"""The phases of a request beside their lower bounds, and how they grow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANSWER = 16  # tokens decoded to measure one
 
 
 def reading(pair: BenchmarkPair, name: str, tokens: int) -> Callable[[], Any]:
-    """One member's prefill."""
+    """Prepare one member's prefill."""
     llm, ids = pair.members[name].llm, prompt(tokens)
     return lambda: decoding.prefill(llm.model, [ids], llm.pad_id)
 
@@ -37,15 +37,17 @@ def fusing(pair: BenchmarkPair, tokens: int) -> Callable[[], Any]:
 
 
 def stepping(pair: BenchmarkPair, tokens: int) -> Callable[[], Any]:
-    """One token read on top of a cache, and its logits."""
+    """Prepare a decode step on top of a cache."""
     model, (own, _, _) = pair.members[pair.receiver].llm.model, _read(pair, tokens)
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     return torch.no_grad()(lambda: decoding.step(model, concat(own, []), ids))
 
 
 def phases(bench: Bench, pair: BenchmarkPair) -> None:
-    """Seconds of each phase of a request, beside operations over the rate of a large product and bytes over a copy's
-    bandwidth, whichever is more."""
+    """Measure seconds of each phase of a request, beside a lower bound.
+
+    It is operations over the rate of a large product or bytes over a copy's bandwidth, whichever is more.
+    """
     tokens = bench.settings.tokens
     if not bench.wants("request.phase"):
         return
@@ -66,7 +68,7 @@ def phases(bench: Bench, pair: BenchmarkPair) -> None:
 
 
 def decode(bench: Bench, pair: BenchmarkPair) -> None:
-    """Seconds per decoded token, beside a cache that is copied for every token (transformers' DynamicCache)."""
+    """Measure seconds per decoded token, beside a cache that is copied for every token (transformers' DynamicCache)."""
     model, (own, _, _) = pair.members[pair.receiver].llm.model, _read(pair, bench.settings.tokens)
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
 
@@ -87,7 +89,7 @@ def decode(bench: Bench, pair: BenchmarkPair) -> None:
 
 
 def growth(bench: Bench, pair: BenchmarkPair) -> None:
-    """Seconds to the first token and bytes on the wire, against the prompt's length and the number of senders."""
+    """Measure seconds to the first token and bytes on the wire, by the prompt's length and the number of senders."""
     by_length = {n: _asked(bench, pair.with_senders(1), n) for n in LENGTHS if n <= bench.settings.longest}
     by_senders = {n: _asked(bench, pair.with_senders(n), bench.settings.tokens) for n in SENDERS}
     for what, found in (("tokens", by_length), ("senders", by_senders)):
@@ -100,7 +102,7 @@ def growth(bench: Bench, pair: BenchmarkPair) -> None:
 def draw(
     by_length: dict[int, tuple[float, int]], by_senders: dict[int, tuple[float, int]], path: Path, of: str
 ) -> Path:
-    """Both against both; the line through the first and the last point shows what linear growth would be."""
+    """Draw both against both; the line through the first and the last point shows what linear growth would be."""
     figure = Figure(figsize=(8.4, 6.0), layout="constrained")
     grid = figure.subplots(2, 2)
     for column, (found, label) in enumerate(((by_length, "prompt tokens"), (by_senders, "senders"))):
@@ -123,7 +125,7 @@ def _asked(bench: Bench, exchanges: Exchanges, tokens: int) -> tuple[float, int]
 
 
 def _read(pair: BenchmarkPair, tokens: int) -> tuple[KVCache, list[list[tuple[int, int]]], Part]:
-    """The receiver's cache of a prompt, and a sender's share in it."""
+    """Prefill the receiver's cache of a prompt, and a sender's share in it."""
     ids, sender = prompt(tokens), pair.plan.senders[0]
     caches = {name: decoding.prefill(pair.members[name].llm.model, [ids], 0)[0] for name in (pair.receiver, sender)}
     own = caches[pair.receiver]
@@ -132,7 +134,6 @@ def _read(pair: BenchmarkPair, tokens: int) -> tuple[KVCache, list[list[tuple[in
 
 
 def numbers(module: torch.nn.Module) -> int:
-    """Of its parameters, each one once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

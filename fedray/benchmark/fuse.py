@@ -38,7 +38,7 @@ APART = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}  # rounding is all 
 
 
 def measure(bench: Bench) -> None:
-    """Its rows, in 32 bit and in the precision that fedray picks."""
+    """Measure the rows, in 32 bit and in the precision that fedray picks."""
     on_gpu = bench.settings.device.startswith("cuda")
     picked = default_dtype(bench.settings.zoo.name, bench.settings.device)
     for dtype in dict.fromkeys(("float32", picked)):
@@ -134,12 +134,12 @@ def _compiled(bench: Bench, dtype: str, mode: Compile) -> None:
 
 
 def _members(s: BenchmarkSettings) -> tuple[MemberInfo, MemberInfo]:
-    """The sender and the receiver."""
+    """Describe the sender and the receiver."""
     return _info(s.sender, s.zoo.name), _info(s.receiver, s.zoo.name)
 
 
 def _fuser(s: BenchmarkSettings, dtype: str) -> C2CFuser:
-    """Of the published size, every gate open."""
+    """Build a fuser of the published size, every gate open."""
     fuser = build_random(random_artifact(*_members(s), "c2c", "mix"), s.device).to(getattr(torch, dtype))
     assert isinstance(fuser, C2CFuser)
     return fuser
@@ -152,7 +152,7 @@ def _caches(s: BenchmarkSettings, dtype: str) -> tuple[KVCache, KVCache]:
 
 
 def _info(name: str, zoo: str) -> MemberInfo:
-    """As much of an LLM as its fuser depends on; its weights are not loaded."""
+    """Describe an LLM as far as its fuser depends on it; its weights are not loaded."""
     return MemberInfo(name, "", 0, spec_of(config_of(Source(name, zoo))), "", "", "cpu", "", "", 0, 0)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ SESSION = "benchmark"
 
 
 class Exchanges:
-    """Requests to a receiver and its senders, the receiver the group's first member."""
+    """Requests to a receiver and its senders; the receiver is the group's first member."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -39,22 +39,22 @@ class Exchanges:
         self._call(self.receiver, "prepare", self.plan)
 
     def ask(self, tokens: int, answer: int = 1) -> Answer:
-        """The answer of so many tokens to a prompt of so many, by cache-to-cache."""
+        """Answer a prompt of so many tokens with so many, by cache-to-cache."""
         return asyncio.run(protocol_of(self.plan).run(request(prompt(tokens), answer), self.plan, self.group))
 
     def read_on(self, ids: Sequence[int], talk: Talk | None) -> Answer:
-        """The first token after a conversation's ids, all of them, by cache-to-cache."""
+        """Answer a conversation, all of its ids given, with one token by cache-to-cache."""
         return asyncio.run(protocol_of(self.plan).run(replace(request(ids, 1), talk=talk), self.plan, self.group))
 
     def tell(self, tokens: int, hint: int) -> Answer:
-        """The receiver's first token by text: the first sender writes a hint of so many tokens, which it reads too."""
+        """Answer with one token by text: the receiver also reads a hint of so many tokens by the first sender."""
         ids = prompt(tokens)
-        said: Answer = self._call(self.plan.senders[0], "alone", SESSION, request(ids, hint))
-        heard = [token % VOCABULARY for token in said.rows[0].tokens]
-        return self._call(self.receiver, "alone", SESSION, request(ids + heard, 1))
+        hinted: Answer = self._call(self.plan.senders[0], "alone", SESSION, request(ids, hint))
+        ids += [token % VOCABULARY for token in hinted.rows[0].tokens]
+        return self._call(self.receiver, "alone", SESSION, request(ids, 1))
 
     def read(self, senders: Sequence[str], tokens: int) -> Usage:
-        """Let senders read a prompt at the same time."""
+        """Prefill a prompt in several senders at the same time."""
         ids = (tuple(prompt(tokens)),)
         handles = [self.group.start(name, "prefill", SESSION, (0,), (), ids) for name in senders]
         asyncio.run(self.group.wait(handles))
@@ -67,10 +67,10 @@ class Exchanges:
 
 
 class BenchmarkPair(Exchanges):
-    """In this process, in whichever precision is asked for."""
+    """Requests in this process, in a precision that can be changed."""
 
     def __init__(self, settings: BenchmarkSettings, dtype: str = "float32", copies: int = 1) -> None:
-        """copies: senders of the same weights, which stand in memory once."""
+        """copies: senders of the same weights, which are in memory once."""
         names = (settings.receiver, settings.sender)
         self.members: Mapping[str, Member] = {
             name: Member(name, zoo=settings.zoo.name, folder=settings.zoo.path, device=settings.device, dtype=dtype)
@@ -85,13 +85,13 @@ class BenchmarkPair(Exchanges):
         self.published = Published(receiver, sender, self.fuser())
 
     def fuser(self) -> C2CFuser:
-        """Of all senders, which are alike."""
+        """Return the fuser of the senders, which are alike."""
         fuser = self.members[self.receiver].fuser(self.plan.fusers[self.plan.senders[0]])
         assert isinstance(fuser, C2CFuser)
         return fuser
 
     def to(self, dtype: str, packed: bool = True) -> None:
-        """Bring LLMs and fuser to another precision where they stand: both at a time would not fit.
+        """Convert LLMs and fuser to another precision in place: both at a time would not fit.
 
         packed: with their matrices as members lay them out (llm/products.py); else as torch and the published code do.
         """
@@ -105,34 +105,25 @@ class BenchmarkPair(Exchanges):
                 pack_matrices(module)
 
     def with_senders(self, count: int) -> Exchanges:
-        """The same with the first so many senders."""
+        """Restrict the exchanges to the first so many senders."""
         names = (self.receiver, *self.plan.senders[:count])
         return Exchanges(LocalGroup({name: self.members[name] for name in names}))
 
 
 @contextmanager
 def spread(settings: BenchmarkSettings, senders: Sequence[str], dtype: str) -> Iterator[Exchanges]:
-    """In actors on the cluster of the settings, or on one of their own."""
+    """Start actors on the cluster of the settings, or on one of their own."""
     from fedray.runtime import actors, cluster
     from fedray.runtime.placement import Placement, place
 
-    ray = settings.ray
-    connection = cluster.connect(
-        ray.address, namespace=ray.namespace, num_cpus=ray.num_cpus, object_store_mb=ray.object_store_mb
-    )
-    try:
-        device, gpus = settings.device, float(settings.device.startswith("cuda"))
-        names = (settings.receiver, *senders)
-        wanted = [Placement(name, device, dtype, num_gpus=gpus / len(names)) for name in names]
-        group = actors.load_members(
-            place(wanted, all_cores=connection.is_embedded), zoo=settings.zoo.name, folder=settings.zoo.path
-        )
-        try:
+    ray, zoo, names = settings.ray, settings.zoo, (settings.receiver, *senders)
+    gpus = float(settings.device.startswith("cuda")) / len(names)
+    wanted = [Placement(name, settings.device, dtype, num_gpus=gpus) for name in names]
+    own = {"namespace": ray.namespace, "num_cpus": ray.num_cpus, "object_store_mb": ray.object_store_mb}
+    with closing(cluster.connect(ray.address, **own)) as connection:
+        placed = place(wanted, all_cores=connection.is_embedded)
+        with closing(actors.load_members(placed, zoo=zoo.name, folder=zoo.path)) as group:
             yield Exchanges(group)
-        finally:
-            group.close()
-    finally:
-        connection.close()
 
 
 def request(ids: Sequence[int], answer: int) -> Request:
@@ -140,13 +131,13 @@ def request(ids: Sequence[int], answer: int) -> Request:
 
 
 def prompt(tokens: int) -> list[int]:
-    """Token ids of a prompt, the same every time."""
+    """Draw the token ids of a prompt, the same every time."""
     generator = torch.Generator().manual_seed(tokens)
     return torch.randint(VOCABULARY, (tokens,), generator=generator).tolist()
 
 
 def plan(receiver: MemberInfo, senders: Sequence[MemberInfo]) -> Plan:
-    """Open gates, and fusers of the published size that read token by token. Senders of one space share a fuser."""
+    """Plan open gates, and fusers of the published size, token by token. Senders of one space share a fuser."""
     made = Planner(name="shapes").plan(receiver, senders, Method(fuser="c2c", fusion="mix", gate=Gate("open")))
     return replace(made, fusers={s.name: _token_by_token(random_artifact(s, receiver, "c2c", "mix")) for s in senders})
 

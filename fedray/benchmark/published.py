@@ -31,7 +31,7 @@ class Published:
 
     @torch.no_grad()
     def first_token(self, ids: list[int]) -> Tensor:
-        """Next-token logits (V,) after a prompt that both read as the same token ids."""
+        """Compute next-token logits (V,) after a prompt that both read as the same token ids."""
         device = self._receiver.device
         ids_1T = torch.tensor([ids], device=device)
         times = [time.perf_counter()]
@@ -67,7 +67,7 @@ class Published:
 
 
 def _read(model: Any, ids_1T: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits (1, T, V) of what is read on top of a cache, which grows."""
+    """Compute logits (1, T, V) of ids read on top of a cache, which grows."""
     return model(input_ids=ids_1T, use_cache=True, **{cache_argument(type(model)): cache}).logits
 
 

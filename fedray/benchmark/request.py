@@ -23,7 +23,7 @@ HINT = 64  # tokens that a sender of T2T writes
 
 
 def measure(bench: Bench) -> None:
-    """Its rows. One pair of LLMs is in memory at a time, but for ray_over_local."""
+    """Measure the rows. One pair of LLMs is in memory at a time, but for ray_over_local."""
     s = bench.settings
     picked = default_dtype(s.zoo.name, s.device)
     if bench.wants(FIRST, "request.published"):
@@ -50,20 +50,20 @@ def measure(bench: Bench) -> None:
 
 
 def _first_token(bench: Bench, pair: BenchmarkPair, picked: str) -> None:
-    """fedray's path and the published sequence, in 32 bit and in the precision that fedray picks, all in turns."""
+    """Measure fedray's path and the published sequence in turns, in 32 bit and in the precision that fedray picks."""
     tokens = bench.settings.tokens
     ids = prompt(tokens)
-    said: dict[str, int] = {}
+    first: dict[str, int] = {}
     split: dict[str, list[dict[str, float]]] = {}
 
     def published(dtype: str) -> None:
-        said[dtype] = int(pair.published.first_token(ids).argmax())
+        first[dtype] = int(pair.published.first_token(ids).argmax())
         split.setdefault(dtype, []).append(pair.published.seconds)
 
     def ours(dtype: str) -> None:
         (token,) = pair.ask(tokens).rows[0].tokens
-        if dtype == "float32" and token != said[dtype]:
-            raise FedrayError(f"fedray's first token {token} is not the published sequence's {said[dtype]}")
+        if dtype == "float32" and token != first[dtype]:
+            raise FedrayError(f"fedray's first token {token} is not the published sequence's {first[dtype]}")
 
     ways: dict[str, Callable[[], Any]] = {}
     before: dict[str, Callable[[], Any]] = {}
@@ -83,7 +83,7 @@ def _first_token(bench: Bench, pair: BenchmarkPair, picked: str) -> None:
 
 
 def _floor(bench: Bench, pair: BenchmarkPair) -> None:
-    """The first token against the slowest prefill, fusing, and one decode step, each by itself."""
+    """Measure the first token against the slowest prefill, fusing, and one decode step, each by itself."""
     if not bench.wants(FLOOR):
         return
     tokens, cores = bench.settings.tokens, torch.get_num_threads()
@@ -107,7 +107,7 @@ def _over_local(bench: Bench, pair: BenchmarkPair, dtype: str) -> None:
 
 
 def _two_senders(bench: Bench, dtype: str) -> None:
-    """Two senders of one size, each with a core of its own."""
+    """Measure two senders of one size, each with a core of its own."""
     s = bench.settings
     both = (s.sender, s.second)
     with spread(s, both, dtype) as remote:

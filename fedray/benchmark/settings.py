@@ -1,4 +1,4 @@
-"""What jobs/benchmark.py can be told."""
+"""Settings of jobs/benchmark.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUITES = ("wire", "fuse", "request", "train")
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkSettings:
-    """jobs/benchmark.py."""
+    """Settings of jobs/benchmark.py."""
 
     suite: Literal["wire", "fuse", "request", "train", "all"] = "all"
     zoo: ZooSettings = field(default_factory=lambda: ZooSettings("shapes"))
@@ -39,7 +39,7 @@ class BenchmarkSettings:
         return SUITES if self.suite == "all" else (self.suite,)
 
     def wants(self, name: str) -> bool:
-        """Whether a row is to be measured."""
+        """Check whether a row is to be measured."""
         return not self.rows or any(name.startswith(beginning) for beginning in self.rows)
 
 
@@ -47,7 +47,7 @@ BENCHMARK = Schema(BenchmarkSettings)
 
 
 def check_benchmark(settings: BenchmarkSettings) -> None:
-    """Refuse what cannot be meant. Raises FedrayError."""
+    """Validate settings. Raises FedrayError."""
     BENCHMARK.read(settings)
     if settings.zoo.name == "hub":
         raise FedrayError("a benchmark downloads nothing: take zoo=shapes, which has the same sizes, or zoo=tiny")

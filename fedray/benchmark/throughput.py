@@ -16,7 +16,7 @@ Choices = list[int | None]
 
 
 def rows(bench: Bench) -> None:
-    """The default federation of zoo=tiny; its questions are scored as an evaluation scores them."""
+    """Measure the default federation of zoo=tiny; its questions are scored as an evaluation scores them."""
     if bench.wants(BATCHED):  # in this process
         settings = build({"task": {"limit": QUESTIONS}, "ray": {"enabled": False}})
         with Federation(settings) as fed:
@@ -32,7 +32,7 @@ def rows(bench: Bench) -> None:
 
 
 def _asking(fed: Federation, settings: Settings) -> Callable[[int, int], Choices]:
-    """What asks all questions, so many in a batch and so many batches on their way together."""
+    """Make a function that asks all questions, so many in a batch and so many batches in flight."""
     questions = load_task(settings)
 
     def request(batch: Sequence[Question]):
@@ -61,9 +61,9 @@ def _row(
     against: str,
     at_least: float | None = None,
 ) -> None:
-    """The first way's throughput over the second's. Raises FedrayError where their answers differ."""
-    said = [way() for way in ways.values()]
-    if different := sum(one != other for one, other in zip(*said, strict=True)):
+    """Measure the first way's throughput over the second's. Raises FedrayError where their answers differ."""
+    answers = [way() for way in ways.values()]
+    if different := sum(one != other for one, other in zip(*answers, strict=True)):
         raise FedrayError(f"{different} of {questions} questions are answered differently {where}")
     value, baseline = (questions / s for s in bench.seconds(against, ways, warm=0).values())
     bench.row(name, value, "questions/s", baseline=baseline, against=against, at_least=at_least)

@@ -82,7 +82,7 @@ def _tokens_per_s(bench: Bench) -> None:
 
 
 class WithAllLogits(Pair):
-    """Both LLMs read prompts with the logits of every token, which nothing needs."""
+    """Pair whose LLMs compute the logits of every prompt token, which nothing needs."""
 
     def sent(self, batch: Sequence[EncodedExample]) -> Prefilled:
         _all_logits(self.sender, [example.sent for example in batch])
@@ -95,13 +95,13 @@ class WithAllLogits(Pair):
 
 @torch.no_grad()
 def _all_logits(llm: LLM, encoded: Sequence[Encoded]) -> None:
-    """What those logits cost on top: the output matrix, over states of the right shape."""
+    """Compute what those logits cost on top: the output matrix, over states of the right shape."""
     ids_BT, _ = decoding.pad([e.ids for e in encoded], llm.pad_id, llm.device)
     llm.model.lm_head(llm.model.get_input_embeddings()(ids_BT)).float()
 
 
 def _step(module: FuserLoss) -> Callable[[], None]:
-    """Forward, backward and AdamW's update of all conversations."""
+    """Make a training step: forward, backward and AdamW's update of all conversations."""
     optimizer = torch.optim.AdamW(module.fuser.parameters(), 1e-5)
     batch = module.pair.rows(range(ROWS))
 
@@ -115,12 +115,12 @@ def _step(module: FuserLoss) -> Callable[[], None]:
 
 
 def _talk(llm: LLM, tokens: int) -> LabelledPrompt:
-    """A conversation whose prompt the LLM reads as about so many tokens."""
+    """Make a conversation whose prompt is about so many tokens to the LLM."""
 
-    def said(wanted: int) -> str:
+    def repeat(wanted: int) -> str:
         text = _SENTENCE
         while len(llm.encode_answer(text)) < wanted:
             text += _SENTENCE
         return text
 
-    return LabelledPrompt(said(tokens), said(ANSWER))
+    return LabelledPrompt(repeat(tokens), repeat(ANSWER))

@@ -32,7 +32,7 @@ REST_S = 0.05  # torch's threads go on spinning for a while
 
 
 def measure(bench: Bench) -> None:
-    """Its rows."""
+    """Measure the rows."""
     if bench.wants(*ACTORS):
         _across_actors(bench)
     if bench.wants("wire.bytes."):
@@ -44,7 +44,7 @@ def measure(bench: Bench) -> None:
 
 
 def _bytes(bench: Bench) -> None:
-    """Bytes of the sender's cache of a prompt, all that is sent with it included."""
+    """Count bytes of the sender's cache of a prompt, all that is sent with it included."""
     cache = random_cache(_spec(bench, bench.settings.sender), bench.settings.tokens, torch.bfloat16)
     whole = pack("sender", cache, [0]).nbytes
     for codec, limit in LIMITS.items():
@@ -53,7 +53,7 @@ def _bytes(bench: Bench) -> None:
 
 
 def _four_senders(bench: Bench) -> None:
-    """Bytes of four senders' caches, for each token of the prompt."""
+    """Count bytes of four senders' caches, for each token of the prompt."""
     tokens, whole, sent = bench.settings.tokens, 0, 0
     for name in SENDERS:
         cache = random_cache(_spec(bench, name), tokens, torch.bfloat16)
@@ -65,17 +65,17 @@ def _four_senders(bench: Bench) -> None:
 
 
 def _codecs(bench: Bench) -> None:
-    """What a codec changes of a cache that an LLM has made, and how long packing and unpacking 56 MiB takes."""
+    """Measure a codec's error on a cache of an LLM, and the seconds of a round trip of 56 MiB."""
     cache = _read(bench.settings.sender)
     for codec in LIMITS:
         for side, error in relative_error(cache, codec).items():
             bench.row(f"wire.error.{codec}.{side}", error, "of the norm")
     cache = random_cache(SPEC, TOKENS, getattr(torch, DTYPE))
 
-    def there_and_back(codec: str) -> None:
+    def round_trip(codec: str) -> None:
         unpack(pack("sender", cache, [0], codec=codec))
 
-    seconds = bench.seconds("codecs", {codec: partial(there_and_back, codec) for codec in CODECS})
+    seconds = bench.seconds("codecs", {codec: partial(round_trip, codec) for codec in CODECS})
     for codec in LIMITS:
         bench.row(f"wire.codec.{codec}", seconds[codec], "s", baseline=seconds["none"], against="no codec")
 
@@ -85,14 +85,14 @@ def _spec(bench: Bench, name: str) -> KVSpec:
 
 
 def _read(name: str) -> KVCache:
-    """What a trained LLM of the tiny zoo makes of questions of its world: random numbers have no channels to lose."""
+    """Prefill questions of the tiny world in a trained LLM: random numbers have no channels to lose."""
     llm = load(name)
     prompts = [fact.ask() for fact in World(0).facts[:16]]
     return prefill(llm.model, [llm.encode(prompt).ids for prompt in prompts], llm.pad_id)[0]
 
 
 def _across_actors(bench: Bench) -> None:
-    """56 MiB from actor to actor on one node, cloned and checked where they arrive."""
+    """Measure 56 MiB from actor to actor on one node, cloned and validated where they arrive."""
     cache = random_cache(SPEC, TOKENS, getattr(torch, DTYPE))
     layers = (*cache.keys, *cache.values)
     source = torch.cat([layer.flatten().view(torch.uint8) for layer in layers])

@@ -1,11 +1,11 @@
-"""Actors that hold a cache and take others', without an LLM: the wire alone."""
+"""Actors that send and receive caches, without an LLM: the wire alone."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from fedray.wire.payload import Payload, pack, ships, unpack
 
 
 class Station:
-    """Sends the cache it was made with, in every way there is to compare, and takes what another sends."""
+    """Actor that sends its cache in every way that is compared, and receives another's."""
 
     def __init__(self, name: str, *, spec: tuple[int, int, int], tokens: int, dtype: str, threads: int = 1) -> None:
         torch.set_num_threads(threads)
@@ -31,7 +31,7 @@ class Station:
         return MemberInfo(self.name, "none", 0, self.cache.spec, "", "", "cpu", dtype, platform.node(), os.getpid(), 0)
 
     def nothing(self) -> None:
-        """What a call costs."""
+        """Do nothing: the cost of a call."""
 
     @ships
     def payload(self) -> tuple[None, Payload]:
@@ -39,11 +39,11 @@ class Station:
 
     @ships
     def tensors(self) -> tuple[None, list[torch.Tensor]]:
-        """As Ray pickles tensors by itself."""
+        """Send plain tensors, as Ray pickles them."""
         return None, [tensor.clone() for tensor in (*self.cache.keys, *self.cache.values)]
 
     def take(self, payload: Payload) -> int:
-        """Check a payload and rebuild its cache in memory of one's own."""
+        """Validate a payload and rebuild its cache in memory of one's own."""
         return unpack(payload).cache.tokens
 
     def take_tensors(self, tensors: list[torch.Tensor]) -> int:
@@ -75,34 +75,23 @@ class Hop:
 
 @contextmanager
 def hop(ray: RaySettings, spec: KVSpec, tokens: int, dtype: str) -> Iterator[Hop]:
-    """Two stations on the cluster of the settings, or one of their own with room for what is measured."""
+    """Start two stations on the cluster of the settings, or one of their own with room for what is measured."""
     from fedray.runtime import actors, cluster
     from fedray.runtime.placement import Placement, place
 
-    connection = cluster.connect(
-        ray.address, namespace=ray.namespace, num_cpus=ray.num_cpus, object_store_mb=max(ray.object_store_mb, 1024)
-    )
-    loop = Background()
-    try:
-        made = {"spec": (spec.layers, spec.kv_heads, spec.head_dim), "tokens": tokens, "dtype": dtype}
-        made["threads"] = torch.get_num_threads()  # as the copy that it is compared with
-        names = ("receiver", "sender")
-        group = actors.start(Station, place([Placement(name) for name in names]), dict.fromkeys(names, made))
-        try:
+    made = {"spec": (spec.layers, spec.kv_heads, spec.head_dim), "tokens": tokens, "dtype": dtype}
+    made["threads"] = torch.get_num_threads()  # as the copy that it is compared with
+    names = ("receiver", "sender")
+    own = {"namespace": ray.namespace, "num_cpus": ray.num_cpus, "object_store_mb": max(ray.object_store_mb, 1024)}
+    with closing(cluster.connect(ray.address, **own)), closing(Background()) as loop:
+        placed = place([Placement(name) for name in names])
+        with closing(actors.start(Station, placed, dict.fromkeys(names, made))) as group:
             yield Hop(group, loop)
-        finally:
-            group.close()
-    finally:
-        loop.close()
-        connection.close()
 
 
 def random_cache(spec: KVSpec, tokens: int, dtype: torch.dtype, batch: int = 1) -> KVCache:
-    """A cache of Gaussian numbers."""
+    """Make a cache of Gaussian numbers."""
     shape = (batch, spec.kv_heads, tokens, spec.head_dim)
-    sides: list[tuple[torch.Tensor, ...]] = [
-        torch.randn(spec.layers, *shape).to(dtype).unbind()
-        for _ in range(2)  # as a prompt that was read lies
-    ]
-    lengths = torch.full((batch,), tokens)
-    return KVCache(spec, sides[0], sides[1], lengths, torch.arange(tokens)[None].repeat(batch, 1))
+    keys, values = (torch.randn(spec.layers, *shape).to(dtype).unbind() for _ in range(2))  # as a prefill leaves them
+    positions = torch.arange(tokens)[None].repeat(batch, 1)
+    return KVCache(spec, keys, values, torch.full((batch,), tokens), positions)

@@ -1,4 +1,4 @@
-"""The body of jobs/benchmark.py: suites one after the other, a table on the screen, rows in the report and MLflow."""
+"""The body of jobs/benchmark.py: run suites; a table on the screen, rows in the report and MLflow."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ class Benchmark(Job[BenchmarkSettings, Screen]):
         tracker.params(suite=settings.suite, tokens=settings.tokens, repeats=settings.repeats, device=settings.device)
         with self.screen.console.status("") as shown:
             bench = Bench(
-                settings,
-                lambda row: self.screen.line(_line(row)),
-                lambda what: shown.update(f"measuring {what}"),
+                settings, lambda row: self.screen.line(_line(row)), lambda what: shown.update(f"measuring {what}")
             )
             self.rows = bench.rows
             for suite in settings.suites:
@@ -67,12 +65,12 @@ class Benchmark(Job[BenchmarkSettings, Screen]):
 
 
 def run(settings: BenchmarkSettings) -> int:
-    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
+    """Run the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
     return Benchmark(settings).run()
 
 
 def machine() -> str:
-    """What the figures were measured on, in a line."""
+    """Describe the machine in a line."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     cpu = platform.processor() or platform.machine()

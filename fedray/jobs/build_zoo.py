@@ -1,4 +1,4 @@
-"""The body of jobs/build_zoo.py: build what is missing, measure it, and leave a report whatever happens."""
+"""The body of jobs/build_zoo.py: build what is missing, measure it, and report however it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedray.zoo.build import ZooTask, build, hash_of, members_of, stages
 
 
 class Build(Job[BuildSettings, ZooScreen]):
-    """One build. The report is written anew with every part that is done: a killed build has one too."""
+    """One build. The report is rewritten after every part, so that a killed build has one."""
 
     name = "build_zoo"
 
@@ -74,7 +74,7 @@ class Build(Job[BuildSettings, ZooScreen]):
 
 
 def run(settings: BuildSettings) -> int:
-    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
+    """Run the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
     return Build(settings).run()
 
 
@@ -84,7 +84,7 @@ def _part(task: ZooTask, digest: str | None, seconds: float) -> Learned:
 
 
 def _before(folder: Path) -> dict[str, float]:
-    """Seconds of the parts that an earlier run built."""
+    """Read the seconds of the parts that an earlier run built."""
     try:
         return {part.name: part.seconds for part in reports.read(folder).learned}
     except FedrayError:  # no report yet

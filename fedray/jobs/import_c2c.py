@@ -1,4 +1,4 @@
-"""Takes a fuser that Cache-to-Cache has published into the registry; jobs/import_c2c.py is thin over it."""
+"""The body of jobs/import_c2c.py: import a fuser that Cache-to-Cache has published into the registry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedray.types import FedrayError
 
 
 class ImportC2C(Job[ImportJob, Screen]):
-    """One fuser that is taken in."""
+    """Import of one fuser."""
 
     name = "import_c2c"
 
@@ -72,18 +72,18 @@ class ImportC2C(Job[ImportJob, Screen]):
 
 
 def run(settings: ImportJob) -> int:
-    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
+    """Run the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
     return ImportC2C(settings).run()
 
 
 def _zoo(zoo: ZooSettings) -> str:
-    """What the command line must say of it."""
+    """Write a zoo as the command line names it."""
     name = "" if zoo.name == "tiny" else f"zoo={zoo.name} "
     return name if zoo.path is None else f"{name}zoo.path={zoo.path} "
 
 
 def find(source: str, revision: str | None = None) -> tuple[Path, dict[str, str]]:
-    """The folder of a published pair, fetched from the hub if it is there, and where it comes from.
+    """Find the folder of a published pair, downloading from the hub, and its origin.
 
     source: a folder, or ORG/NAME/PAIR; where a repository holds one pair, PAIR may be left out. Raises FedrayError.
     """
@@ -94,7 +94,7 @@ def find(source: str, revision: str | None = None) -> tuple[Path, dict[str, str]
     repo, pair = "/".join(parts[:2]), "/".join(parts[2:])
     if not hub.is_repo(repo) or source.startswith("."):
         raise FedrayError(f"{source} is no folder, and no pair on the hub, which is written ORG/NAME/PAIR")
-    root = hub.download(repo, [f"*{published.MAP}"], revision)  # a few bytes each: they say which pairs there are
+    root = hub.download(repo, [f"*{published.MAP}"], revision)  # a few bytes each: they list the pairs
     pairs = sorted(file.parent.parent.relative_to(root).as_posix() for file in root.rglob(f"final/{published.MAP}"))
     if not pairs:
         raise FedrayError(f"{repo} holds no published C2C fuser: no final/{published.MAP} is there")
@@ -109,7 +109,7 @@ def find(source: str, revision: str | None = None) -> tuple[Path, dict[str, str]
 
 
 def check_names(recipe: Mapping[str, Any], sender: str, receiver: str) -> None:
-    """Whether a recipe names the LLMs that these names stand for: LLMs of one shape may differ. Raises FedrayError."""
+    """Check that a recipe is of the LLMs these names stand for: LLMs of one shape may differ. Raises FedrayError."""
     asked = {"sender": sender, "receiver": receiver}
     for (role, name), trained in zip(asked.items(), published.trained_for(recipe), strict=True):
         repo = repo_of(name)
@@ -120,11 +120,11 @@ def check_names(recipe: Mapping[str, Any], sender: str, receiver: str) -> None:
 
 
 def _bare(repo: str) -> str:
-    """A model's name without its owner or folder."""
+    """Strip owner or folder from a model's name."""
     return repo.rstrip("/").rpartition("/")[2].lower()
 
 
 def _gates(fuser: C2CFuser) -> tuple[int, int]:
-    """How many gates are open, and how many there are: one each for keys and values per layer."""
+    """Count the open gates and all gates: one each for keys and values per layer."""
     logits = [float(tensor) for name, tensor in fuser.state_dict().items() if name.endswith("gate_logit")]
     return sum(logit > 0 for logit in logits), len(logits)

@@ -1,11 +1,11 @@
-"""What there is: LLMs, fusers and gates; jobs/registry.py is thin over it."""
+"""The body of jobs/registry.py: LLMs, fusers and gates, and what can be done with them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ from fedray.types import FedrayError
 
 
 class Inventory:
-    """The LLMs of a zoo, and the registry of its fusers and gates under one's own."""
+    """The LLMs of a zoo, and the registry of its fusers and gates under the user's own."""
 
     def __init__(self, registry: Path | None, zoo: Path | None) -> None:
         self.zoo = zoo
@@ -33,17 +33,18 @@ class Inventory:
 
     def llms(self) -> list[Learned]:
         root = (self.zoo or EMBEDDED) / "llms"
-        there = [name for name in NAMES if (root / name / "model.safetensors").is_file()]
         return [
-            Learned(name, "llm", "complete", check_weights(name, self.zoo)[:16], str(root / name)) for name in there
+            Learned(name, "llm", "complete", check_weights(name, self.zoo)[:16], str(root / name))
+            for name in NAMES
+            if (root / name / "model.safetensors").is_file()
         ]
 
     def learned(self) -> list[tuple[Manifest, Path]]:
-        """All fusers and gates by name, the newest version first."""
+        """List all fusers and gates by name, the newest version first."""
         return sorted(self.registry.list(), key=lambda version: (version[0].role, version[0].name))
 
     def home(self, version: Path) -> str:
-        """Where a version lies, in words."""
+        """Describe where a version lies."""
         own = self.registry.path
         if own and version.is_relative_to(own):
             return str(own)
@@ -59,7 +60,10 @@ class Inventory:
             return hub.write(*self.registry.pick(name, digest), to / name)
         if name in CATALOGUE:
             check_weights(name, self.zoo)
-            return _copy((self.zoo or EMBEDDED) / "llms" / name, to / "llms" / name)
+            with _to(to / "llms" / name) as target, whole_folder(target) as folder:
+                for file in ((self.zoo or EMBEDDED) / "llms" / name).iterdir():
+                    shutil.copy2(file, folder)
+            return target
         manifest, version = self.registry.pick(name, digest)
         blob = read_weights(manifest, version)
         with _to(version_folder(to, manifest.name, manifest.hash)) as target:
@@ -75,9 +79,9 @@ class Inventory:
             return manifest, hub.push(folder, repo, f"{manifest.name} {manifest.hash}", private=private)
 
     def load(self, where: str, revision: str | None = None) -> tuple[Manifest, Path]:
-        """Take a version from a folder of `export`, or a repository of `push`, into one's own registry.
+        """Load a version from a folder of `export`, or a repository of `push`, into the user's registry.
 
-        Raises FedrayError: unknown, out of reach, not what it says.
+        Raises FedrayError: unknown, out of reach, invalid.
         """
         folder = Path(where)
         manifest, blob = hub.read(folder if folder.is_dir() else hub.download(where, hub.FILES, revision))
@@ -97,15 +101,8 @@ class RegistryCommand(Job[RegistryJob, Screen]):
         self.lines: list[str] = []
 
     def work(self) -> None:
-        actions: dict[str, Callable[[str], Iterable[Learned]]] = {
-            "list": self._list,
-            "show": self._show,
-            "delete": self._delete,
-            "export": self._export,
-            "push": self._push,
-            "load": self._load,
-        }
-        self.learned = tuple(actions[self.settings.action](self.settings.name or ""))
+        action: Callable[[str], Sequence[Learned]] = getattr(self, f"_{self.settings.action}")
+        self.learned = tuple(action(self.settings.name or ""))
 
     def report(self, status: Status) -> Report | None:
         if status == "failed":
@@ -180,13 +177,13 @@ class RegistryCommand(Job[RegistryJob, Screen]):
 
 
 def run(settings: RegistryJob) -> int:
-    """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
+    """Run the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
     return RegistryCommand(settings).run()
 
 
 def _learned(manifest: Manifest, path: Path) -> Learned:
     counts = (manifest.training.get(key, 0) for key in ("steps", "questions"))
-    steps, questions = (count if type(count) is int else 0 for count in counts)  # nobody has checked the record
+    steps, questions = (count if type(count) is int else 0 for count in counts)  # the record is not validated
     return Learned(manifest.name, manifest.role, "complete", manifest.hash, str(path), steps=steps, questions=questions)
 
 
@@ -205,17 +202,9 @@ def _text(value: object) -> str:
     return json.dumps(value, indent=1) if isinstance(value, Mapping) else str(value)
 
 
-def _copy(source: Path, target: Path) -> Path:
-    """A folder's files, all of them or none."""
-    with _to(target), whole_folder(target) as folder:
-        for file in source.iterdir():
-            shutil.copy2(file, folder)
-    return target
-
-
 @contextmanager
 def _to(target: Path) -> Iterator[Path]:
-    """Where something is exported to. Raises FedrayError where that cannot be written."""
+    """Translate errors of writing to a folder to FedrayError."""
     try:
         yield target
     except OSError as error:

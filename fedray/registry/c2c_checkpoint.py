@@ -5,8 +5,8 @@
     <pair>/final/projector_config.json   {"0": {"1": {"<receiver layer>": [[sender layer, p]]}}}
     <pair>/config.json                   the training recipe
 
-A .pt file is a pickle: only its tensors are read, nothing in it is run. Nothing is skipped: what is missing, too much,
-of another shape or of a kind that is not known here is refused by name.
+A .pt file is a pickle: only its tensors are read, nothing in it is run. What is missing, unexpected, of another shape
+or of an unknown kind is refused by name.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fedray.types import FedrayError, MemberInfo
 FILES = "final/projector_*"  # what a download needs, below the pair's folder, besides config.json
 RECIPE = "config.json"
 MAP = "projector_config.json"
+_SIZES = {"hidden": "hidden_dim", "intermediate": "intermediate_dim", "num_layers": "num_layers"}  # ours, and theirs
 _DEFAULTS = {
     "source_num_heads": 1,
     "target_num_heads": 1,
@@ -41,18 +42,13 @@ _TRAINED_FOR = ("teacher_model", "base_model")
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError)
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a published pair's, or its `final`."""
-    return (_final(folder) / MAP).is_file()
-
-
 def read_checkpoint(folder: Path, sender: MemberInfo, receiver: MemberInfo) -> tuple[C2CFuser, dict[str, Any]]:
-    """The fuser of a published pair, its tensors in their own dtype, and the recipe it was trained by ({} if unknown).
+    """Read the fuser of a published pair, its tensors in their own dtype, and its training recipe ({} if unknown).
 
     folder: the pair's, or its `final`. Raises FedrayError: not the layout, damaged, of another pair.
     """
     final = _final(folder)
-    if not is_checkpoint(folder):
+    if not (final / MAP).is_file():
         raise FedrayError(f"{folder} is no published C2C fuser: it has no final/{MAP}; name the pair's folder")
     recipe = read_recipe(folder)
     model = recipe.get("model", {})
@@ -61,17 +57,11 @@ def read_checkpoint(folder: Path, sender: MemberInfo, receiver: MemberInfo) -> t
     sources, projectors = _mapping(final / MAP)
     arguments = _arguments([final / f"projector_{p}.json" for p in projectors])
     _check_pair(final, sources, arguments, sender, receiver)
+    shape: dict[str, Any] = {ours: arguments[theirs] for ours, theirs in _SIZES.items()}
+    tokens = "text" if model.get("is_do_alignment") else "ids"
     try:
         config = FuserConfig(
-            "c2c",
-            "mix",
-            sender.spec,
-            receiver.spec,
-            hidden=arguments["hidden_dim"],
-            intermediate=arguments["intermediate_dim"],
-            num_layers=arguments["num_layers"],
-            layer_alignment="last_aligned",
-            token_alignment="text" if model.get("is_do_alignment") else "ids",
+            "c2c", "mix", sender.spec, receiver.spec, layer_alignment="last_aligned", token_alignment=tokens, **shape
         )
     except FedrayError as error:
         raise FedrayError(f"{final} describes no fuser that can be built: {error}") from error
@@ -86,7 +76,7 @@ def read_checkpoint(folder: Path, sender: MemberInfo, receiver: MemberInfo) -> t
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """The training recipe beside `final`; {} where there is none. Raises FedrayError where it is damaged."""
+    """Read the training recipe beside `final`; {} where there is none. Raises FedrayError where it is damaged."""
     path = _final(folder).parent / RECIPE
     recipe = _json(path) if path.is_file() else {}
     if not isinstance(recipe, dict) or not isinstance(recipe.get("model", {}), dict):
@@ -95,7 +85,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def trained_for(recipe: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The sender and the receiver a recipe names, as hub ids or paths."""
+    """Read the sender and the receiver of a recipe, as hub ids or paths."""
     model = recipe.get("model", {})
     sender, receiver = (name if isinstance(name := model.get(key), str) else None for key in _TRAINED_FOR)
     return sender, receiver
@@ -106,7 +96,7 @@ def _final(folder: Path) -> Path:
 
 
 def _mapping(path: Path) -> tuple[list[int], list[int]]:
-    """Per receiver layer the sender layer it reads and the number of its projector."""
+    """Read per receiver layer the sender layer it reads and the number of its projector."""
     try:
         ((_, senders),) = _json(path).items()
         ((_, layers),) = senders.items()
@@ -120,7 +110,7 @@ def _mapping(path: Path) -> tuple[list[int], list[int]]:
 
 
 def _arguments(paths: list[Path]) -> dict[str, Any]:
-    """What all projectors were built with. Raises FedrayError where they differ or are of another class."""
+    """Read the arguments of all projectors. Raises FedrayError where they differ or are of another class."""
     read = [_json(path) for path in paths]
     for path, made in zip(paths, read, strict=True):
         kind = made.get("class") if isinstance(made, dict) else None
@@ -143,7 +133,7 @@ def _arguments(paths: list[Path]) -> dict[str, Any]:
 def _check_pair(
     final: Path, sources: list[int], arguments: Mapping[str, Any], sender: MemberInfo, receiver: MemberInfo
 ) -> None:
-    """Whether these two LLMs have the shapes of the two it was trained for."""
+    """Validate that these two LLMs have the shapes of the two it was trained for. Raises FedrayError."""
     own = f"{arguments['source_num_heads']}x{arguments['source_dim']} into {len(sources)} layers of "
     own += f"{arguments['target_num_heads']}x{arguments['target_dim']}"
     s, r = sender.spec, receiver.spec

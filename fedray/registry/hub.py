@@ -4,7 +4,7 @@
     model.safetensors   its weights, byte for byte those of the registry
     README.md           the model card
 
-What comes from there is data of strangers: names, hashes, shapes and weights are checked before anything is stored.
+Downloads are untrusted: names, hashes, shapes and weights are validated before anything is stored.
 """
 
 from __future__ import annotations
@@ -16,17 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of whatever HTTP library it is built on
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, errors, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
@@ -41,7 +31,7 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_repo(text: str) -> bool:
-    """Whether a text has the form of a repository's id, such as org/name."""
+    """Check whether a text has the form of a repository's id, such as org/name."""
     return _REPO.fullmatch(text) is not None
 
 
@@ -60,7 +50,7 @@ def write(manifest: Manifest, version: Path, folder: Path, repo: str = "ORG/NAME
 
 def push(folder: Path, repo: str, message: str, *, private: bool) -> str:
     """Commit a folder of `write` to a repository, which is made if there is none; returns the commit's address."""
-    with _told(repo, "write to"):
+    with _hub_errors(repo, "write to"):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         files = [CommitOperationAdd(name, folder / name) for name in FILES]
@@ -68,14 +58,16 @@ def push(folder: Path, repo: str, message: str, *, private: bool) -> str:
 
 
 def download(repo: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """The files of a repository that match, in the hub's cache; the folder is named by the commit. Raises FedrayError
-    with the remedy: unknown, gated, no such revision, out of reach."""
-    with _told(repo, "read", revision):
+    """Download the files of a repository that match into the hub's cache; the folder is named by the commit.
+
+    Raises FedrayError with the remedy: unknown, gated, no such revision, out of reach.
+    """
+    with _hub_errors(repo, "read", revision):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
 
 
 def read(folder: Path) -> tuple[Manifest, bytes]:
-    """A version as `write` left it, checked from its name to its last tensor. Raises FedrayError."""
+    """Read and validate a version that `write` made, from its name to its last tensor. Raises FedrayError."""
     path = folder / CONFIG
     try:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
@@ -97,7 +89,7 @@ def read(folder: Path) -> tuple[Manifest, bytes]:
 
 
 def card(manifest: Manifest, repo: str) -> str:
-    """The model card: what it is, how to use it, which LLMs it fits, how it was trained."""
+    """Write the model card: what it is, how to use it, which LLMs it fits, how it was trained."""
     *senders, receiver = _llms(manifest)
     zoo = "zoo=hub " if manifest.training.get("revisions") else ""
     front = ModelCardData(library_name="fedray", tags=["kv-cache", "cache-to-cache", manifest.role]).to_yaml()
@@ -139,7 +131,7 @@ Others are refused: a fuser or gate means nothing for weights that it was not tr
 
 
 def _llms(manifest: Manifest) -> list[str]:
-    """The senders' names, then the receiver's."""
+    """List the senders' names, then the receiver's."""
     if manifest.role == "gate":
         return [*manifest.config["senders"], manifest.config["receiver"]]
     sender, _, receiver = manifest.name.partition("--")
@@ -147,29 +139,29 @@ def _llms(manifest: Manifest) -> list[str]:
 
 
 @contextmanager
-def _told(repo: str, doing: str, revision: str | None = None) -> Iterator[None]:
-    """What goes wrong with the hub, as one sentence with the remedy."""
+def _hub_errors(repo: str, doing: str, revision: str | None = None) -> Iterator[None]:
+    """Translate the hub's errors to FedrayError with the remedy."""
     login = "log in with `hf auth login`, or set HF_TOKEN"
     try:
         yield
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise FedrayError(f"{repo} is gated: accept its terms on its page on the hub, then {login}") from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise FedrayError(f"{repo} has no revision {revision!r}: name a branch, a tag or a commit") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise FedrayError(f"there is no repository {repo} that you may {doing}: check its name, and {login}") from error
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise FedrayError(f"{repo!r} is no folder that is there, and no repository's id: write ORG/NAME") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise FedrayError(
             f"cannot {doing} {repo}: the hub is out of reach or HF_HUB_OFFLINE is set, and it is not in the cache; go "
             f"online once, or name a folder"
         ) from error
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         status = error.response.status_code
         remedy = login if status in (401, 403) else "try again later"
         raise FedrayError(f"cannot {doing} {repo}: the hub answers {status}; {remedy}") from error
-    except (HTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage]
         raise FedrayError(f"cannot {doing} {repo} ({_short(error)}); see that the hub can be reached") from error
 
 

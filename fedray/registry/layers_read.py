@@ -1,4 +1,4 @@
-"""What a stored fuser reads of a sender's cache, known without loading it: only that is sent."""
+"""The sender's layers that a stored fuser reads, without loading it: only these are sent."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from fedray.types import Layers
 
 
 def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
-    """The sender's layers whose keys, and whose values, reach an answer; folder: of the fuser's version, None where
-    every gate is open.
+    """Find the sender's layers whose keys, and whose values, reach an answer.
+
+    folder: of the fuser's version, None where every gate is open.
 
     Layers that no receiver layer is aligned to reach none, nor do those behind a gate that is closed at inference.
     """
@@ -30,7 +31,7 @@ def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
 
 
 def _gates(weights: Path) -> dict[str, float]:
-    """The gate logits of a version; none where its file cannot be read, so that whoever loads it says why."""
+    """Read the gate logits of a version; none where its file cannot be read, which loading reports."""
     try:
         there = weights.stat()
         return _logits(weights, (there.st_ino, there.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""What lies in a version folder of the registry, validated whenever it is read: nothing else of it is believed."""
+"""The manifest of a version in the registry, validated whenever it is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _DEEPEST = 64  # levels of nesting; what fedray writes has fewer than ten
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What lies in a version folder.
+    """Description of a version of a fuser or gate.
 
     role: "fuser" or "gate"; config: FuserConfig or GateConfig fields; llms: LLM name -> {weights, tokenizer} hashes;
     training: what it was trained on and for how long; weights: sha256 of model.safetensors; hash: the version's name,
@@ -58,10 +58,9 @@ class Manifest:
         return manifest
 
     def to_json(self) -> str:
-        """The text of manifest.json. Raises FedrayError where it could not be read again."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Serialize as manifest.json. Raises FedrayError where that could not be read again."""
         try:
-            text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+            text = json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
         except RecursionError as error:
             raise FedrayError("it is nested too deep") from error
         self.from_json(text)
@@ -91,7 +90,7 @@ class Manifest:
             raise FedrayError(f"{error}; train it again") from error
 
     def artifact(self, folder: Path) -> Artifact:
-        """What a plan needs to know of this version."""
+        """Make the artifact by which a plan refers to this version."""
         reads_ids = self.config.get("token_alignment") == "ids"
         layers = layers_read(FuserConfig.from_dict(self.config), folder) if self.role == "fuser" else None
         return Artifact(self.name, self.hash, str(folder), reads_ids, layers)
@@ -103,7 +102,7 @@ class Manifest:
         return build_fuser(FuserConfig.from_dict(self.config))
 
     def _check(self) -> None:
-        """Validate what types alone do not tell: what is named is printable, and name, LLMs and hash say the same."""
+        """Validate what types do not cover: names are printable, and name, LLMs and hash agree."""
         hashes = [text for of_llm in self.llms.values() for text in of_llm.values()]
         if any(len(text) > 200 or not text.isprintable() for text in (self.name, self.code, *self.llms, *hashes)):
             raise FedrayError("a name or hash in it is no printable text of 200 characters at most")
@@ -139,10 +138,8 @@ def parse_json(text: str) -> Any:
         raise FedrayError(f"it is no JSON: {error}") from error
     level = [values]
     for _ in range(_DEEPEST):
-        inner = [
-            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
-        ]
-        level = [item for items in inner for item in items]
+        nested = (value for value in level if isinstance(value, dict | list))
+        level = [item for value in nested for item in (value.values() if isinstance(value, dict) else value)]
     if level:
         raise FedrayError("it is nested too deep")
     return values
@@ -157,23 +154,23 @@ def gate_name(receiver: str) -> str:
 
 
 def digest_of(role: str, config: Mapping[str, Any], llms: Mapping[str, Any], weights: str) -> str:
-    """A version's name: the hash of its weights and of what they mean."""
+    """Hash a version's weights and what they mean: its name."""
     meaning = json.dumps({"role": role, "config": config, "llms": llms, "weights": weights}, sort_keys=True)
     return hashlib.sha256(meaning.encode()).hexdigest()[:16]
 
 
 def is_name(name: str) -> bool:
-    """Whether a text has the form of a fuser's or gate's name."""
+    """Check whether a text has the form of a fuser's or gate's name."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_version(folder: Path) -> bool:
-    """Whether a folder is called as a version is: NAME/HASH."""
+    """Check whether a folder is named as a version: NAME/HASH."""
     return is_name(folder.parent.name) and _HASH.fullmatch(folder.name) is not None
 
 
 def version_folder(root: Path, name: str, digest: str) -> Path:
-    """Where a version lies below a root. Raises FedrayError for what is no name or no hash, and would be elsewhere."""
+    """Build the path of a version below a root. Raises FedrayError for an invalid name or hash (path traversal)."""
     if not is_name(name):
         raise FedrayError(f"{name[:100]!r} is no name for a registry; use lower-case letters, digits, '.', '_' and '-'")
     if not _HASH.fullmatch(digest):

@@ -17,13 +17,13 @@ WIDTH = 1024  # hidden and intermediate, as published for LLMs of 0.5 to 8 billi
 
 
 def random_config(sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> FuserConfig:
-    """The fuser a pair would be trained with."""
+    """Make the configuration a pair's fuser would be trained with."""
     layers = fuser_class(kind).default_layers
     return FuserConfig(kind, operator, sender.spec, receiver.spec, WIDTH, WIDTH, layer_alignment=layers)
 
 
 def random_artifact(sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
-    """What stands in a plan for a fuser that nobody has trained; its hash says so."""
+    """Make the artifact of an untrained fuser, whose hash begins with random-."""
     config = random_config(sender, receiver, kind, operator)
     fields = config.to_dict()
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
@@ -32,7 +32,7 @@ def random_artifact(sender: MemberInfo, receiver: MemberInfo, kind: str, operato
 
 
 def build_random(artifact: Artifact, device: str) -> Fuser:
-    """The same weights for the same artifact; every gate is open, so that nothing is skipped."""
+    """Build a fuser deterministically from its artifact; every gate is open, so that nothing is skipped."""
     assert artifact.random is not None
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), torch.device(device):
         torch.manual_seed(int(artifact.hash.rpartition("-")[2], 16))

@@ -7,8 +7,8 @@ The embedded registry is read-only and lies in the package; a user registry (`re
 safetensors are read. The content hash covers the weights and what they mean (kind, configuration, the hashes of both
 LLMs), never a date, host or path; when its manifest was last written or touched says which version is the newest.
 
-A version is validated when it is written and when it is loaded (store.py). What does not hold is passed over and named
-(`problems`), and the version before it is served.
+A version is validated when it is written and when it is loaded. Invalid ones are skipped and named (`problems`), and
+the version before is used.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ M = TypeVar("M", Fuser, Gate)
 
 
 class Registry:
-    """The embedded registry under an optional user registry. A later registration of a pair wins."""
+    """The embedded registry under an optional user registry. The latest version of a name is the newest."""
 
     def __init__(self, path: Path | None = None, embedded: Path | None = SHIPPED) -> None:
         self.path = path
@@ -59,21 +59,21 @@ class Registry:
 
     @property
     def problems(self) -> dict[Path, str]:
-        """What was found that does not hold and is passed over: its absolute folder, and a sentence that names it."""
+        """Versions that are invalid and skipped: absolute folder -> a sentence that names it."""
         return {**self._unreadable, **self._damaged}
 
     def list(self) -> list[tuple[Manifest, Path]]:
-        """All versions that can be read, user registry first, newest first within a name."""
+        """List all versions that can be read, user registry first, newest first within a name."""
         return self._readable(self._folders())
 
     def versions(self, name: str) -> list[tuple[Manifest, Path]]:
-        """Those of one fuser or gate. What cannot be read, or was found damaged, is in `problems`."""
+        """List the versions of one fuser or gate; `problems` has those that cannot be read or are damaged."""
         return self._readable(self._folders(name))
 
     def sound(self, versions: Iterable[tuple[Manifest, Path]]) -> Iterator[tuple[Manifest, Path]]:
-        """Those of some versions whose weights have the hash in their manifest: read as they are asked for, and once.
+        """Yield the versions whose weights have the hash in their manifest: each is hashed lazily, and once.
 
-        What is damaged is passed over from now on, and in `problems`.
+        Damaged ones are skipped from now on, and in `problems`.
         """
         for manifest, folder in versions:
             key = folder.absolute()
@@ -87,11 +87,11 @@ class Registry:
                 yield manifest, folder
 
     def pass_over(self, damaged: Mapping[Path, str]) -> None:
-        """Pass over what another process has found, and nothing else: its `problems`."""
+        """Skip exactly the damaged versions that another process found: its `problems`."""
         self._damaged = dict(damaged)
 
     def find_fuser(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
-        """The fuser of a pair, trained for exactly these two LLMs. Raises FedrayError naming what there is."""
+        """Find the fuser of a pair, trained for exactly these two LLMs. Raises FedrayError naming what there is."""
         name = fuser_name(sender.name, receiver.name)
         versions = self.versions(name)
         candidates = [(m, p) for m, p in versions if m.kind == kind and m.operator == operator]
@@ -113,8 +113,8 @@ class Registry:
     def fuser_in_use(
         self, sender: str, receiver: str, weights: Mapping[str, str], kind: str, operator: str
     ) -> Artifact | None:
-        """The fuser a federation would find for LLMs of these weights (name -> hash), before any is loaded."""
-        wanted = {slug(llm): digest for llm, digest in weights.items()}
+        """Find the fuser that a federation uses for LLMs of these weights (name -> hash), before any is loaded."""
+        wanted = {slug(llm): weights[llm] for llm in (sender, receiver)}
         candidates = [
             (manifest, path)
             for manifest, path in self.versions(fuser_name(sender, receiver))
@@ -126,7 +126,7 @@ class Registry:
         return None
 
     def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str) -> Artifact:
-        """The gate of a receiver that knows all these senders. Raises FedrayError."""
+        """Find the gate of a receiver that covers all these senders. Raises FedrayError."""
         name = gate_name(receiver.name)
         gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
         for manifest, path in gates:
@@ -146,13 +146,13 @@ class Registry:
         )
 
     def passed_over(self, name: str) -> str:
-        """What of a name was passed over, as the end of a sentence; "" where nothing was."""
+        """Name the skipped versions of a name, as the end of a sentence; "" where there are none."""
         roots = [root.absolute() for root in self.roots]
-        said = [text for folder, text in self.problems.items() if name in folder.parts or folder in roots]
-        return "".join(f"; passed over: {text}" for text in said)
+        texts = [text for folder, text in self.problems.items() if name in folder.parts or folder in roots]
+        return "".join(f"; passed over: {text}" for text in texts)
 
     def pick(self, name: str, digest: str | None = None) -> tuple[Manifest, Path]:
-        """The newest version of a fuser or gate that is sound, or the one whose hash begins with `digest`.
+        """Choose the newest sound version of a fuser or gate, or the one whose hash begins with `digest`.
 
         Raises FedrayError: unknown, damaged.
         """
@@ -188,66 +188,49 @@ class Registry:
         return folder
 
     def add_fuser(
-        self,
-        fuser: Fuser,
-        sender: MemberInfo,
-        receiver: MemberInfo,
-        training: Mapping[str, Any],
-        root: Path | None = None,
-        *,
-        halve: bool = True,
+        self, fuser: Fuser, sender: MemberInfo, receiver: MemberInfo, training: Mapping[str, Any], *, halve: bool = True
     ) -> Artifact:
         """Store a fuser and return where it lies; in 16 bit, unless `halve` is off and every tensor stays as it is."""
         name = fuser_name(sender.name, receiver.name)
-        llms = {slug(m.name): {"weights": m.weights_hash, "tokenizer": m.tokenizer_hash} for m in (sender, receiver)}
-        tensors = _tensors(fuser, halve)
-        return self._add(name, "fuser", tensors, fuser.config.to_dict(), llms, training, root)
+        return self._add(name, fuser, (sender, receiver), training, halve)
 
-    def add_gate(
-        self, gate: Gate, receiver: MemberInfo, training: Mapping[str, Any], root: Path | None = None
-    ) -> Artifact:
-        llms = {slug(receiver.name): {"weights": receiver.weights_hash, "tokenizer": receiver.tokenizer_hash}}
-        tensors = _tensors(gate)
-        return self._add(gate_name(receiver.name), "gate", tensors, gate.config.to_dict(), llms, training, root)
+    def add_gate(self, gate: Gate, receiver: MemberInfo, training: Mapping[str, Any]) -> Artifact:
+        """Store a gate in 16 bit and return where it lies."""
+        return self._add(gate_name(receiver.name), gate, (receiver,), training, True)
 
-    def _add(
-        self,
-        name: str,
-        role: str,
-        tensors: Mapping[str, torch.Tensor],
-        config: dict[str, Any],
-        llms: dict[str, dict[str, str]],
-        training: Mapping[str, Any],
-        root: Path | None,
-    ) -> Artifact:
-        blob = save_tensors(dict(tensors))
-        weights = hashlib.sha256(blob).hexdigest()
-        digest = digest_of(role, config, llms, weights)
-        return self.adopt(Manifest(name, role, config, llms, dict(training), weights, digest, __version__), blob, root)
-
-    def adopt(self, manifest: Manifest, blob: bytes, root: Path | None = None) -> Artifact:
+    def adopt(self, manifest: Manifest, blob: bytes) -> Artifact:
         """Store a version as the newest of its name; blob: its model.safetensors. Raises FedrayError."""
-        root = root or self.path
-        if root is None:
+        if self.path is None:
             raise FedrayError(
                 f"{manifest.name} cannot be stored: the embedded registry is read-only; give registry.path=DIR"
             )
         try:
-            folder = write_version(root, manifest, blob)
+            folder = write_version(self.path, manifest, blob)
         except OSError as error:
             raise FedrayError(
-                f"{version_folder(root, manifest.name, manifest.hash)} cannot be written ({error.strerror}); the "
+                f"{version_folder(self.path, manifest.name, manifest.hash)} cannot be written ({error.strerror}); the "
                 "versions before it are untouched"
             ) from error
         self._forget(folder)
         return manifest.artifact(folder)
+
+    def _add(
+        self, name: str, module: Fuser | Gate, members: Iterable[MemberInfo], training: Mapping[str, Any], halve: bool
+    ) -> Artifact:
+        role = "gate" if isinstance(module, Gate) else "fuser"
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(module.state_dict().items())}
+        blob = save_tensors({name: tensor.half() for name, tensor in tensors.items()} if halve else tensors)
+        config, llms = module.config.to_dict(), {slug(member.name): _hashes(member) for member in members}
+        weights = hashlib.sha256(blob).hexdigest()
+        digest = digest_of(role, config, llms, weights)
+        return self.adopt(Manifest(name, role, config, llms, dict(training), weights, digest, __version__), blob)
 
     def _forget(self, folder: Path) -> None:
         for found in (self._unreadable, self._damaged):
             found.pop(folder.absolute(), None)
 
     def _folders(self, name: str | None = None) -> list[Path]:
-        """Where the versions of a name lie, or all versions, the user's newest first within a name."""
+        """List the folders of a name's versions, or of all, the user's newest first within a name."""
         if name is not None and not is_name(name):
             return []
         found = []
@@ -279,7 +262,7 @@ class Registry:
         return found
 
     def _choose(self, name: str, digest: str) -> Path:
-        """The version whose hash begins with `digest`, the newest for "". Raises FedrayError: none, or several."""
+        """Choose the version whose hash begins with `digest`, or the newest. Raises FedrayError: none, or several."""
         if not set(digest) <= set("0123456789abcdef"):
             raise FedrayError(f"{digest[:100]!r} is no hash: give at least its first four hexadecimal digits")
         folders = self._folders(name)
@@ -294,10 +277,7 @@ class Registry:
 
 
 def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
-    """Load a fuser whose file still has the hash its manifest promises. Raises FedrayError.
-
-    An artifact of random weights is made on the spot.
-    """
+    """Load a fuser whose file has the hash in its manifest, or build one of random weights. Raises FedrayError."""
     if artifact.random is not None:
         return build_random(artifact, device)
     return _load(artifact, Fuser).to(device).eval()
@@ -332,15 +312,14 @@ def _load(artifact: Artifact, what: type[M]) -> M:
 
 
 def _locate(artifact: Artifact) -> Path:
-    """Where the artifact lies on this machine: another node may have the package installed elsewhere."""
+    """Find the artifact on this machine: another node may have the package installed elsewhere."""
     path, embedded = Path(artifact.path), version_folder(SHIPPED, artifact.name, artifact.hash)
     return embedded if not path.is_dir() and embedded.is_dir() else path
 
 
 def _fits(manifest: Manifest, member: MemberInfo) -> bool:
-    return manifest.llms.get(slug(member.name)) == {"weights": member.weights_hash, "tokenizer": member.tokenizer_hash}
+    return manifest.llms.get(slug(member.name)) == _hashes(member)
 
 
-def _tensors(module: torch.nn.Module, halve: bool = True) -> dict[str, torch.Tensor]:
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(module.state_dict().items())}
-    return {name: tensor.to(torch.float16) for name, tensor in kept.items()} if halve else kept
+def _hashes(member: MemberInfo) -> dict[str, str]:
+    return {"weights": member.weights_hash, "tokenizer": member.tokenizer_hash}

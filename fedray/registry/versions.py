@@ -1,8 +1,8 @@
-"""Version folders on disk: validated when they are read, written aside and renamed, and never rewritten while sound.
+"""Version folders on disk: validated when they are read, written atomically, and never rewritten while sound.
 
-A version that is there and sound stays, so that whoever reads it, reads on; of a damaged one each file is replaced by a
-rename. The newest version of a name is the one whose manifest has the latest time of modification: registering it again
-sets that time, and changes nothing else.
+A sound version stays as it is, under its readers; each file of a damaged one is replaced by a rename. The newest
+version of a name is the one whose manifest has the latest time of modification: registering it again sets that time,
+and changes nothing else.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_weights(manifest: Manifest, folder: Path) -> None:
-    """Compare the weights of a version with the hash that its manifest promises. Raises FedrayError."""
+    """Compare the weights of a version with the hash in its manifest. Raises FedrayError."""
     with _weights(folder) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _compare(digest, manifest, folder)
 
 
 def read_weights(manifest: Manifest, folder: Path) -> bytes:
-    """Read the weights of a version, if they have the hash that its manifest promises. Raises FedrayError."""
+    """Read the weights of a version, if they have the hash in its manifest. Raises FedrayError."""
     with _weights(folder) as file:
         blob = file.read()
     _compare(hashlib.sha256(blob).hexdigest(), manifest, folder)
@@ -56,8 +56,8 @@ def read_weights(manifest: Manifest, folder: Path) -> bytes:
 def write_version(root: Path, manifest: Manifest, blob: bytes) -> Path:
     """Write a version below a root, as the newest of its name; blob: its model.safetensors.
 
-    The versions that are there stay as they are, whatever happens. Raises FedrayError where the version is not what it
-    says, and OSError where it cannot be written.
+    The versions that are there stay as they are, whatever happens. Raises FedrayError where the weights are not
+    those of the manifest, and OSError where it cannot be written.
     """
     folder, text = version_folder(root, manifest.name, manifest.hash), manifest.to_json()
     if hashlib.sha256(blob).hexdigest() != manifest.weights:
@@ -77,12 +77,12 @@ def write_version(root: Path, manifest: Manifest, blob: bytes) -> Path:
 
 
 def version_age(folder: Path) -> tuple[int, str]:
-    """What sorts the versions of a name, the newest first."""
+    """Make the sort key of a name's versions, the newest first."""
     return -_written(folder / MANIFEST), folder.name
 
 
 def is_gone(folder: Path) -> bool:
-    """Whether a version has been deleted meanwhile."""
+    """Check whether a version has been deleted."""
     try:
         folder.stat()
     except OSError as error:

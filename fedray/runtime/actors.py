@@ -1,4 +1,4 @@
-"""Members as Ray actors, and the group that speaks to them.
+"""Members as Ray actors, and their group.
 
 A call's small result comes to the driver, its payload stays in the object store of the member's node: the driver
 holds a reference and passes it on, and Ray moves the bytes from store to store.
@@ -42,13 +42,10 @@ _PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
 
 
 def as_actor(cls: type) -> Any:
-    """A class of Member's shape as an actor: calls in any order, one computing, two more in control."""
-    options: dict[str, Any] = {
-        "concurrency_groups": {"compute": 1, "control": 2},
-        "allow_out_of_order_execution": True,
-        "max_restarts": 0,  # a session dies with its process: the request goes on without this member
-        "max_task_retries": 0,
-    }
+    """Make an actor class of a class of Member's shape: calls in any order, one computing, two more in control."""
+    # Never restarted: a session dies with its process, and the request goes on without this member.
+    options: dict[str, Any] = {"allow_out_of_order_execution": True, "max_restarts": 0, "max_task_retries": 0}
+    options["concurrency_groups"] = {"compute": 1, "control": 2}
     return ray.remote(**options)(opening(cls))
 
 
@@ -63,9 +60,9 @@ def load_members(
     loaded: Callable[[MemberInfo], None] = lambda info: None,
     slow: Callable[[str], None] = lambda text: None,
 ) -> RayGroup:
-    """Start one actor per placement, all at once, and wait until every one has its LLM; `loaded` hears of each.
+    """Start one actor per placement, all at once, and wait until every one has its LLM; `loaded` receives each.
 
-    slow: hears what is waited for, once the cluster takes long to find room or members to load.
+    slow: receives what is waited for, once the cluster takes long to find room or members to load.
     Raises FedrayError where the cluster has no room, and naming the first member that cannot start; the others are
     ended.
     """
@@ -83,7 +80,7 @@ def start(
     loaded: Callable[[MemberInfo], None] = lambda info: None,
     slow: Callable[[str], None] = lambda text: None,
 ) -> RayGroup:
-    """One actor of a class of Member's shape per placement; given: by name, what else each is made with.
+    """Start one actor of a class of Member's shape per placement; given: by name, what else each is made with.
 
     Raises FedrayError where the cluster has no room for all within ROOM_S.
     """
@@ -106,7 +103,7 @@ def gather_infos(
     loaded: Callable[[MemberInfo], None] = lambda info: None,
     slow: Callable[[str], None] = lambda text: None,
 ) -> dict[str, MemberInfo]:
-    """Who every member is and on which node, in the order of `actors`, as soon as its constructor is through.
+    """Fetch every member's info with its node, in the order of `actors`, once its constructor has returned.
 
     Two nodes may share a machine, so that a node's name is the machine's and a piece of Ray's id.
     """
@@ -124,8 +121,8 @@ def gather_infos(
             try:
                 infos[name] = ray.get(ref)
             except RayError as error:
-                said = reason(error)
-                raise FedrayError(said if said.startswith(name) else f"{name} cannot be loaded: {said}") from error
+                why = reason(error)
+                raise FedrayError(why if why.startswith(name) else f"{name} cannot be loaded: {why}") from error
             loaded(infos[name])
     return {name: infos[name] for name in actors}
 
@@ -143,7 +140,7 @@ def _options(p: Placement) -> dict[str, Any]:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """The handle of RayGroup. `reply` is the small value (or receipt), `payload` what a member gets for the handle."""
+    """Handle of RayGroup. `reply` is the small value (or receipt), `payload` what a member receives for the handle."""
 
     member: str
     reply: ObjectRef
@@ -151,10 +148,6 @@ class Call:
     value: Any = None
     error: BaseException | None = None
     settled: bool = False
-
-    @property
-    def argument(self) -> ObjectRef:
-        return self.reply if self.payload is None else self.payload
 
     def settle(self, timeout: float) -> None:
         """Fetch the small value, or the error that took its place. Raises GetTimeoutError."""
@@ -193,7 +186,7 @@ class RayGroup:
         return Call(member, *refs) if ships else Call(member, refs)
 
     async def wait(self, handles: Sequence[Call], deadline: float | None = None) -> Waited:
-        """A dead member's call fails at once; a frozen one's is late, since only the deadline can tell."""
+        """Wait for calls: a dead member's fails at once, a frozen one's is late at the deadline."""
         pending = {call.reply for call in handles if not call.settled}
         while pending:
             left = SLICE_S if deadline is None else max(0.0, min(SLICE_S, deadline - time.monotonic()))
@@ -231,7 +224,7 @@ class RayGroup:
             self._remote(member, "release", (session,), {})
 
     def close(self) -> None:
-        """End the members, and give their resources back."""
+        """Kill the members and release their resources."""
         for actor in self._actors.values():
             ray.kill(actor)
         self._room.release()
@@ -251,7 +244,7 @@ def _given(argument: Any) -> Any:
 
 
 def _settle(calls: Sequence[Call], timeout: float, fetch_s: float) -> None:
-    """Settle those that are ready by now; waits until all are, at most `timeout`."""
+    """Settle the calls that are ready within `timeout`."""
     replies = list({call.reply for call in calls})
     done = set(ray.wait(replies, num_returns=len(replies), timeout=timeout, fetch_local=False)[0])
     for call in calls:

@@ -33,7 +33,6 @@ class Connection:
 
     address: str
     is_embedded: bool
-    namespace: str
     owned: bool = field(default=True, repr=False)
 
     def close(self) -> None:
@@ -42,11 +41,7 @@ class Connection:
 
 
 def connect(
-    address: str | None = None,
-    *,
-    namespace: str = "fedray",
-    num_cpus: float | None = None,
-    object_store_mb: int = 256,
+    address: str | None = None, *, namespace: str = "fedray", num_cpus: float | None = None, object_store_mb: int = 256
 ) -> Connection:
     """Join the cluster at `address` or RAY_ADDRESS ("HOST:PORT", "auto"), else start one; "local" always starts one.
 
@@ -54,14 +49,14 @@ def connect(
     is. Raises FedrayError within seconds where there is no cluster to join.
     """
     if ray.is_initialized():
-        return Connection(_joined_at(), False, namespace, owned=False)
+        return Connection(_joined_at(), False, owned=False)
     if will_embed(address):
         return _embed(namespace, num_cpus, object_store_mb)
     return _join(address or os.environ["RAY_ADDRESS"], namespace)
 
 
 def will_embed(address: str | None = None) -> bool:
-    """Whether `connect` would start a cluster of its own. Raises FedrayError where it could not."""
+    """Check whether `connect` would start a cluster of its own. Raises FedrayError where it could not."""
     embeds = not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
     if embeds:
         _check_length(_folder())
@@ -79,7 +74,7 @@ def _join(address: str, namespace: str) -> Connection:
         _init(address, namespace=namespace)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise FedrayError(f"cannot join the Ray cluster at {address} ({_why(error)}); {_remedy(error)}") from error
-    return Connection(_joined_at(), False, namespace)
+    return Connection(_joined_at(), False)
 
 
 def _embed(namespace: str, num_cpus: float | None, object_store_mb: int) -> Connection:
@@ -98,16 +93,16 @@ def _embed(namespace: str, num_cpus: float | None, object_store_mb: int) -> Conn
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise FedrayError(f"Ray cannot start on this machine ({_why(error)}); try ray.enabled=false") from error
     _warm_up(object_store_mb << 20)
-    return Connection(_joined_at(), True, namespace)
+    return Connection(_joined_at(), True)
 
 
 def _warm_up(capacity: int) -> None:
-    """Touch the store's first pages now: a cold store makes the first transfers slow by up to two seconds."""
+    """Touch the store's first pages: a cold store slows the first transfers by up to two seconds."""
     ray.put(bytes(min(WARM_BYTES, capacity // 4)))
 
 
 def _init(address: str, **options: Any) -> None:
-    """ray.init, quietly. Ctrl-C waits until it is through: a cluster that is half there leaves processes behind.
+    """Call ray.init quietly. Ctrl-C waits until it returns: a cluster that is half there leaves processes behind.
 
     A token mode that Ray turns on for this cluster is not left in the environment for the next one.
     """
@@ -125,7 +120,7 @@ def _init(address: str, **options: Any) -> None:
 
 @contextmanager
 def _held_interrupt() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of raising it. Only the main thread is ever interrupted."""
+    """Collect Ctrl-C instead of raising it. Only the main thread is ever interrupted."""
     interrupted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
@@ -139,7 +134,7 @@ def _held_interrupt() -> Iterator[list[int]]:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """What Ray writes (its access token, logs, spilled caches) is for this user alone: Ray's own default is 0644."""
+    """Make what Ray writes (access token, logs, spilled caches) private to this user: Ray's default is 0644."""
     before = os.umask(0o077)
     try:
         yield
@@ -149,8 +144,10 @@ def _private_files() -> Iterator[None]:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Ray's own switch for machines that are no part of a cluster, its default on laptops: all that it opens is bound
-    to loopback. Its environment variable is read when Ray is imported, which a user's script may have done before."""
+    """Bind all that Ray opens to loopback, its own default on laptops.
+
+    The environment variable of this switch is read when Ray is imported, which a user's script may have done before.
+    """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -164,7 +161,7 @@ def _folder() -> Path:
 
 
 def _private_folder() -> Path:
-    """Make a folder that nobody else may enter: Ray opens its own, with logs and sockets, to all users of a machine.
+    """Make a folder for this user alone: Ray opens its own, with logs and sockets, to all users of a machine.
 
     Raises FedrayError where there can be none.
     """
@@ -183,7 +180,7 @@ def _private_folder() -> Path:
 
 
 def _check_length(folder: Path) -> None:
-    """Raises FedrayError where Ray could not open its sockets in a folder."""
+    """Check that Ray can open its sockets in a folder. Raises FedrayError."""
     session = f"session_{'0000-00-00_00-00-00_000000'}_{os.getpid()}"
     longest = folder / "ray" / session / "sockets" / "plasma_store"
     over = len(os.fsencode(longest)) - SOCKET_BYTES
@@ -199,7 +196,7 @@ def _joined_at() -> str:
 
 
 def _why(error: Exception) -> str:
-    """What Ray says, without its advice: the first line, of which a mismatch of versions needs all."""
+    """Shorten Ray's message to its first sentence, or a mismatch of versions to one line."""
     text = str(error).strip()
     text = " ".join(text.split()) if text.startswith("Version mismatch") else text.split("\n", 1)[0]
     return text.split(". ", 1)[0].rstrip(".")

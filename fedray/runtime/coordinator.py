@@ -1,7 +1,7 @@
-"""The coordinator: an actor of its own that holds the registry and hands out plans.
+"""The coordinator: an actor that holds the registry and makes plans.
 
-It sees names, hashes and infos, never a prompt and never a cache. It keeps nothing that the registry on disk does not
-hold, so Ray may restart it at any time; requests go on with the plans they hold.
+It receives names, hashes and infos, never a prompt or a cache. Its only state is the registry on disk, so Ray may
+restart it at any time; requests go on with their plans.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedray.types import MemberInfo, Plan
 
 
 class Coordinator:
-    """A Planner behind `async` methods: many may ask at once, nobody waits for a member's work."""
+    """Planner behind `async` methods, which serve many calls at once."""
 
     def __init__(self, registry: Path | None = None, zoo: Path | None = None, name: str = "tiny") -> None:
         self._planner = Planner(registry, zoo, name)
@@ -58,9 +58,9 @@ def plan(
     seed: int = 0,
     damaged: Mapping[Path, str] | None = None,
 ) -> Plan:
-    """Planner.plan, asked of the coordinator; damaged: the `problems` of a planner here. Raises its FedrayError."""
+    """Call Planner.plan in the coordinator; damaged: the `problems` of a planner here. Raises its FedrayError."""
+    made: Any = coordinator.plan.remote(receiver, list(senders), method, seed, damaged or {})
     try:
-        made: Any = ray.get(coordinator.plan.remote(receiver, list(senders), method, seed, damaged or {}))
+        return ray.get(made)
     except RayError as error:
         raise as_error("the coordinator", error) from None
-    return made

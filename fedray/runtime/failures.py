@@ -1,4 +1,4 @@
-"""What Ray's errors mean, in a few words a user can read."""
+"""Ray's errors as short messages for users."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Lost|Payload)): (.+)$",
 
 
 def reason(error: BaseException) -> str:
-    """Why a call failed: "died (process exited)", "ValueError: no such thing", or a FedrayError's own sentence."""
+    """Describe why a call failed: "died (process exited)", "ValueError: no such thing", or a FedrayError's message."""
     match error:
         case exceptions.RayTaskError():
             return reason(error.cause)
@@ -35,7 +35,7 @@ def reason(error: BaseException) -> str:
 
 
 def as_error(member: str, error: BaseException) -> FedrayError:
-    """The error to raise in the driver: a member's own FedrayError as it was (SessionLost stays one)."""
+    """Convert an error for the driver: a member's own FedrayError stays as it is (SessionLost too)."""
     cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
     if isinstance(cause, FedrayError):
         return cause
@@ -54,7 +54,7 @@ def _death(error: exceptions.RayActorError) -> str:
 
 
 def _raised_in_constructor(message: str) -> str:
-    """Ray keeps only the text of what a constructor raised: its last `SomeError: message`."""
+    """Extract the last `SomeError: message`: Ray keeps only the text of what a constructor raised."""
     raised = _RAISED.findall(message)
     if not raised:
         return f"could not start: {_first_line(message)}"

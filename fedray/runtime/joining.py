@@ -1,7 +1,7 @@
-"""Whether a Ray cluster answers at an address and lets this process in.
+"""Check that a Ray cluster answers at an address and accepts this process.
 
-Asked before ray.init, which tries for long, writes to stderr and may end the process. What is read here is what Ray
-documents: where `ray start` notes its address, and where an access token may lie.
+It runs before ray.init, which retries for long, writes to stderr and may end the process. Only files that Ray documents
+are read: where `ray start` notes its address, and where an access token may lie.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import grpc
 
 from fedray.types import FedrayError
 
-PROBE_S = 2.0  # a head node that says nothing for so long is not there; ray.init would try for two minutes
+PROBE_S = 2.0  # ray.init would try for two minutes
 HOW = "start one with `ray start --head`, or leave ray.address and RAY_ADDRESS unset for a cluster of fedray's own"
 TOKEN = (
     "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's own (~/.ray/auth_token on its head "
@@ -23,7 +23,7 @@ _CHECK = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
 def check(address: str) -> None:
-    """Raises FedrayError within seconds where nobody answers, or does not accept this process's token.
+    """Probe the head node. Raises FedrayError within seconds: no answer, or this process's token is not accepted.
 
     address: HOST:PORT, or auto, for which Ray looks on this machine itself.
     """
@@ -45,12 +45,12 @@ def check(address: str) -> None:
 
 
 def system_folder() -> Path:
-    """Where Ray keeps its folder `ray` by default."""
+    """Find where Ray keeps its folder `ray` by default."""
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
 def _noted() -> str | None:
-    """The address that the latest `ray start --head` on this machine has noted."""
+    """Read the address that the latest `ray start --head` on this machine has written."""
     try:
         return (system_folder() / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip() or None
     except OSError:
@@ -58,7 +58,7 @@ def _noted() -> str | None:
 
 
 def _token() -> tuple[str | None, str]:
-    """The access token, and what it was read from."""
+    """Read the access token; returns it and where it was found."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip(), "RAY_AUTH_TOKEN"
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -69,7 +69,7 @@ def _token() -> tuple[str | None, str]:
 
 
 def _refused(address: str, mode: str, token: str, error: grpc.RpcError) -> FedrayError:
-    """mode: of authentication; token: what it was read from, empty where there was none."""
+    """Describe a refusal. mode: of authentication; token: where it was found, empty where there was none."""
     code = error.code()  # pyright: ignore[reportAttributeAccessIssue]  # every RpcError of a call is a Call too
     if code == grpc.StatusCode.UNAUTHENTICATED:
         what = f"does not accept the access token of {token}" if token else "wants an access token"

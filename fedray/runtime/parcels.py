@@ -1,4 +1,4 @@
-"""What runs in a member's process before its own methods: payloads are opened there, for the member alone to suffer.
+"""Wrapper of a member's methods in its process: payloads are deserialized there, and may fail for it alone.
 
 Imports nothing of LLMs: an actor's process imports this before the class that it makes.
 """
@@ -21,9 +21,9 @@ from fedray.types import MemberInfo
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A payload on its way to the member that opens it.
+    """Reference to a payload that the member deserializes itself.
 
-    Ray would open an argument itself before the call, and fail the receiver's call where a sender's payload is lost or
+    Ray would resolve an argument before the call, and fail the receiver's call where a sender's payload is lost or
     cannot be unpickled.
     """
 
@@ -31,7 +31,7 @@ class Parcel:
 
 
 def opening(cls: type) -> type:
-    """Make a class of the same methods, which get payloads for parcels."""
+    """Subclass a class so that its public methods receive payloads for parcels."""
 
     def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -62,6 +62,6 @@ def _payload(ref: ObjectRef) -> Any:
 
 
 def info(member: Any) -> MemberInfo:
-    """Who a member is, and on which node."""
+    """Describe a member, with its node."""
     found: MemberInfo = member.info()
     return replace(found, node=f"{found.node}/{ray.get_runtime_context().get_node_id()[:8]}")

@@ -1,4 +1,4 @@
-"""Which share of a cluster each member asks Ray for, and whether the cluster has it."""
+"""The share of a cluster that each member asks Ray for, and whether the cluster has it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedray.types import FedrayError
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What one member asks for; `place` fills in the rest. threads: torch's; reading: torch's while others read too;
+    """Resources of one member; `place` fills in the rest. threads: torch's; reading: torch's while others read too;
     label: its node's "key=value"."""
 
     member: str
@@ -31,7 +31,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An alive node: what it has in all; memory_bytes: what Ray counts as free when it starts, 0 where unknown."""
+    """An alive node with its total resources; memory_bytes: what Ray counts as free when it starts, 0 where unknown."""
 
     cpus: float
     gpus: float
@@ -46,7 +46,7 @@ class Node:
 def place(
     wanted: Sequence[Placement], *, all_cores: bool = False, nodes: Sequence[Node] | None = None
 ) -> list[Placement]:
-    """The placements, the receiver's first, with CPU shares and threads filled in.
+    """Fill in the CPU shares and threads of placements, the receiver's first.
 
     A member that names no number of CPUs gets a share so small that every node could hold all members, at most 1.
     all_cores: the cluster is this job's own; all read side by side, and the receiver answers when they are done.
@@ -71,7 +71,7 @@ def place(
 
 
 def this_machine(num_cpus: float | None = None) -> Node:
-    """What an embedded cluster on this machine will have."""
+    """Describe an embedded cluster on this machine."""
     return Node(num_cpus or float(os.cpu_count() or 1), float(torch.cuda.device_count()), {})
 
 
@@ -93,7 +93,7 @@ def _check_labels(placed: Sequence[Placement], nodes: Sequence[Node]) -> None:
 
 
 def _check_room(placed: Sequence[Placement], nodes: Sequence[Node]) -> None:
-    """First fit, greatest first, choosy ones before: what it cannot seat is refused."""
+    """Check the room by first fit in decreasing order, labelled placements first. Raises FedrayError."""
     free = [[node.cpus, node.gpus] for node in nodes]
     for p in sorted(placed, key=lambda p: (p.label is None, -p.num_gpus, -(p.num_cpus or 0))):
         cpus = p.num_cpus or 0.0
@@ -114,7 +114,7 @@ def _check_room(placed: Sequence[Placement], nodes: Sequence[Node]) -> None:
 
 
 def _floor(cpus: float) -> float:
-    """Two decimals, so that shares add up to no more than there is."""
+    """Round down to two decimals, so that shares add up to no more than there is."""
     return max(int(cpus * 100) / 100, 0.01)
 
 

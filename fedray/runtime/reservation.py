@@ -1,4 +1,4 @@
-"""Resources for all members at once, before any of them starts: two federations never hold half of what each needs."""
+"""Atomic reservation of all members' resources: two federations never hold half of what each needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedray.runtime.placement import Placement, figures
 from fedray.types import FedrayError
 
 ROOM_S = 60.0  # a cluster with room has it reserved in 10 ms; after a minute others hold it until their work is done
-TELL_S = 5.0  # after which the user hears what is waited for
+TELL_S = 5.0  # before the user is told what is waited for
 SLICE_S = 1  # Ctrl-C is noticed between two; Ray counts whole seconds here
 
 
@@ -27,7 +27,7 @@ class Reservation:
     bundles: Mapping[str, int] = field(default_factory=dict)
 
     def strategy(self, p: Placement) -> dict[str, Any]:
-        """Options that put an actor where it belongs."""
+        """Make an actor's scheduling options."""
         if self.group is not None and p.member in self.bundles:
             return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, self.bundles[p.member])}
         return {"label_selector": _selector(p)} if p.label else {"scheduling_strategy": "SPREAD"}
@@ -38,7 +38,7 @@ class Reservation:
 
 
 def reserve(placements: Sequence[Placement], tell: Callable[[str], None] = lambda text: None) -> Reservation:
-    """Wait until the cluster has room for all, at most ROOM_S; tell: hears of it once it takes long.
+    """Wait until the cluster has room for all, at most ROOM_S; tell: receives a note once it takes long.
 
     Raises FedrayError with figures where there is no room.
     """
@@ -46,9 +46,7 @@ def reserve(placements: Sequence[Placement], tell: Callable[[str], None] = lambd
     if not asking:
         return Reservation()
     group = placement_group(
-        [_resources(p) for p in asking],
-        strategy="SPREAD",
-        bundle_label_selector=[_selector(p) for p in asking],
+        [_resources(p) for p in asking], strategy="SPREAD", bundle_label_selector=[_selector(p) for p in asking]
     )
     held = Reservation(group, {p.member: number for number, p in enumerate(asking)})
     try:

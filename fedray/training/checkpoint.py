@@ -1,9 +1,9 @@
-"""The checkpoint of one training: survives a kill at any moment, and says what it is a checkpoint of.
+"""The checkpoint of one training: atomically written, and with the settings it belongs to.
 
     <registry>/.training/<what is trained>/checkpoint.safetensors
 
-One file holds everything: tensors, and in its header (JSON) what is trained, from what and by which code. It is written
-beside the old one and takes its place at one stroke, so there is always one whole checkpoint, the last or the new.
+One file holds everything: tensors, and in its header (JSON) what is trained, from what and by which code. Each save
+atomically replaces it, so that a kill at any moment leaves a whole checkpoint, the last or the new.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Snapshot:
     values: Mapping[str, Any]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix.`, without it."""
+        """Select the tensors whose names begin with `prefix.`, without it."""
         return {k.removeprefix(f"{prefix}."): v for k, v in self.tensors.items() if k.startswith(f"{prefix}.")}
 
 
 class Checkpoint:
-    """The place of one training's snapshots.
+    """File of one training's latest snapshot.
 
     what: what is trained, in words ("the fuser llama-1b -> qwen3-0.6b"); llms: hashes of those it is trained for;
     settings: everything else that decides the weights. A checkpoint that differs in any of them, or in the code's
@@ -59,7 +59,7 @@ class Checkpoint:
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """Within it, no other process trains the same. Raises FedrayError where one does; a kill gives the claim up."""
+        """Lock the training against other processes. Raises FedrayError where one holds it; a kill releases it."""
         lock = FileLock(self.path.with_name("lock"))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,11 +81,11 @@ class Checkpoint:
             self._tidy()
 
     def check(self) -> None:
-        """Refuse what `load` would refuse, without reading the tensors. Raises FedrayError."""
+        """Validate as `load` does, without reading the tensors. Raises FedrayError."""
         self._open(lambda file: None)
 
     def load(self) -> Snapshot | None:
-        """The last snapshot, or None where there is none. Raises FedrayError: damaged, or of another training."""
+        """Load the last snapshot, or None where there is none. Raises FedrayError: damaged, or of another training."""
         self._clear()
         return self._open(
             lambda file: Snapshot(
@@ -95,7 +95,7 @@ class Checkpoint:
         )
 
     def save(self, snapshot: Snapshot) -> None:
-        """Put a snapshot in the place of the last one. Raises FedrayError where it cannot; the last one then stays."""
+        """Atomically replace the last snapshot. Raises FedrayError where it cannot; the last one then stays."""
         header = {"meaning": json.dumps(self._meaning), "values": json.dumps(dict(snapshot.values))}
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in snapshot.tensors.items()}
         new = self.path.with_name(f".{NAME}.{os.getpid()}")
@@ -125,12 +125,12 @@ class Checkpoint:
             self.path.parent.rmdir()
 
     def _clear(self) -> None:
-        """Remove what a kill left half written."""
+        """Remove partial files that a kill left."""
         for half in self.path.parent.glob(f".{NAME}.*"):
             half.unlink(missing_ok=True)
 
     def _open(self, read: Callable[[Any], T]) -> T | None:
-        """What `read` makes of the file, if there is one."""
+        """Validate the file, if there is one, and apply `read` to it."""
         try:
             if not self.path.is_file():
                 return None

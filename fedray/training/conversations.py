@@ -1,4 +1,4 @@
-"""What fusers and gates are trained on: questions of the tiny world, answered rightly or as a sender would."""
+"""Training questions of the tiny world, with the right answers or a sender's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from fedray.world.world import PHRASINGS, UNSEEN_PHRASINGS, World, seen_in_fusin
 
 PHRASINGS_PER_FACT = 2  # of a question to train on
 BATCH = 256  # questions answered at once
+ANSWER_TOKENS = 8  # of the tiny world, at most
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledPrompt:
     """One training example: a prompt, its right answer, and the group (domain) it is counted under.
 
-    before: what was said earlier, the user and the assistant in turn.
+    before: the earlier messages, the user's and the assistant's in turn.
     """
 
     prompt: str
@@ -29,7 +30,7 @@ class LabelledPrompt:
 
 
 def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[LabelledPrompt]:
-    """Questions about one split that fuser and gate training may see, in phrasings it may see."""
+    """List the questions about one split that training may see, in phrasings it may see."""
     rng = random.Random(f"conversations-{world.seed}-{split}")
     seen = [i for i in range(len(PHRASINGS)) if i not in UNSEEN_PHRASINGS]
     return [
@@ -41,23 +42,20 @@ def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list
 
 
 def believed(
-    llm: LLM,
-    talks: Sequence[LabelledPrompt],
-    max_tokens: int = 8,
-    on_done: Callable[[int, int], None] | None = None,
+    llm: LLM, talks: Sequence[LabelledPrompt], on_done: Callable[[int, int], None] | None = None
 ) -> list[LabelledPrompt]:
-    """The conversations with the LLM's own greedy answers in place of the right ones.
+    """Replace the right answers by the LLM's own greedy ones.
 
-    A fuser trained on them learns to say what its sender would say, on all questions and not only on those few the
-    sender knows; whether to trust it is left to the gate.
+    A fuser trained on them learns to convey its sender's answer to every question and not only to those few the sender
+    knows; whether to trust it is left to the gate.
     """
     member = Member(llm.name, llm=llm)
-    said: list[LabelledPrompt] = []
+    answered: list[LabelledPrompt] = []
     for start in range(0, len(talks), BATCH):
         batch = talks[start : start + BATCH]
-        request = Request(tuple(c.prompt for c in batch), generation=Generation(max_tokens))
+        request = Request(tuple(c.prompt for c in batch), generation=Generation(ANSWER_TOKENS))
         answer = member.alone("believed", request)
-        said += [replace(c, answer=row.text) for c, row in zip(batch, answer.rows, strict=True)]
+        answered += [replace(c, answer=row.text) for c, row in zip(batch, answer.rows, strict=True)]
         if on_done:
-            on_done(len(said), len(talks))
-    return said
+            on_done(len(answered), len(talks))
+    return answered

@@ -1,4 +1,4 @@
-"""What the frozen LLMs make of training questions: the prompts' caches, the answers' ids, and the loss on them."""
+"""Prefilled prompts of training questions, the ids of their answers, and the loss on these."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedray.fusion.combine import Part
+from fedray.fusion.fuser import Fuser
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
 from fedray.llm.model import LLM, Encoded, Span
@@ -18,7 +20,7 @@ BATCH = 256  # prompts read at once
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Prompts as one LLM has read them. cache: all rows in the LLM's space; state_BTD: what a gate reads, if asked."""
+    """Prompts prefilled by one LLM. cache: all rows in the LLM's space; state_BTD: what a gate reads, if asked."""
 
     llm: LLM
     cache: KVCache
@@ -37,17 +39,22 @@ class Prefilled:
         )
 
     def own(self) -> KVCache:
-        """The prompt without its last token, which is read on top of what is fused."""
+        """Crop the prompt's last token, which is read on top of what is fused."""
         return self.cache.crop(self.cache.lengths - 1)
+
+    def part(self, fuser: Fuser) -> Part:
+        """Make a sender's share in a fusion, fully open."""
+        weight_B = torch.ones(self.cache.batch, device=self.llm.device, dtype=self.llm.model.dtype)
+        return Part(self.llm.name, fuser, self.cache, weight_B, tuple(map(tuple, self.spans)))
 
 
 def prefill(llm: LLM, prompts: Sequence[str], state_layer: int | None = None) -> Prefilled:
-    """Read all prompts once (no gradients); the caches stay in memory, right-padded to the longest."""
+    """Prefill all prompts (no gradients); the caches stay in memory, right-padded to the longest."""
     return read(llm, [llm.encode(prompt) for prompt in prompts], state_layer)
 
 
 def read(llm: LLM, encoded: Sequence[Encoded], state_layer: int | None = None) -> Prefilled:
-    """`prefill` of prompts that are encoded already."""
+    """Prefill encoded prompts."""
     caches, states = zip(
         *(
             decoding.prefill(llm.model, [e.ids for e in encoded[i : i + BATCH]], llm.pad_id, state_layer)
@@ -75,7 +82,7 @@ def read(llm: LLM, encoded: Sequence[Encoded], state_layer: int | None = None) -
 
 
 def states(llm: LLM, encoded: Sequence[Encoded], layer: int, at_once: int = BATCH) -> Prefilled:
-    """What a gate reads of prompts, without their caches, which would not fit where there are many long ones."""
+    """Prefill prompts for a gate, without keeping their caches: many long ones would not fit."""
     read_at_once = (read(llm, encoded[i : i + at_once], layer) for i in range(0, len(encoded), at_once))
     kept = [(part.state_BTD, part.cache.lengths, part.last_B1) for part in read_at_once]
     found = [state for state, _, _ in kept if state is not None]
@@ -93,12 +100,13 @@ def states(llm: LLM, encoded: Sequence[Encoded], layer: int, at_once: int = BATC
 
 
 def answers(llm: LLM, texts: Sequence[str]) -> list[list[int]]:
-    """Answer ids as the LLM should decode them, end of turn included."""
+    """Encode answers as the LLM should decode them, end of turn included."""
     return [[*llm.encode_answer(text), llm.tokenizer.eos_token_id] for text in texts]
 
 
 def answer_loss(llm: LLM, context: decoding.Context, last_B1: Tensor, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (B,) of each answer after `context`, mean over its tokens, and whether greedy would say it (B,).
+    """Compute the cross-entropy (B,) of each answer after `context`, mean over its tokens, and whether greedy decoding
+    gives it (B,).
 
     Logits are computed only where the loss needs them: at the last prompt token and the answer's own tokens.
     """

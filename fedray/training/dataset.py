@@ -1,4 +1,4 @@
-"""What a training reads: questions of the tiny world, or the conversations of a data set."""
+"""Training data: questions of the tiny world, or the conversations of a data set."""
 
 from __future__ import annotations
 
@@ -14,36 +14,56 @@ from fedray.data.source import DataSource, read
 from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM
+from fedray.reporting.report import Data
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, conversations
 from fedray.training.settings import FuserJob, GateJob, TrainingData
+from fedray.training.worker_group import Tell
 from fedray.types import FedrayError
 from fedray.world.world import World, seed_of
 
 # The longest question of the tiny world, with its answer, is shorter: as the zoo's LLMs read it, and as any other may.
 TINY_TOKENS, FOREIGN_TOKENS = 96, 256
-Told = Callable[[int, int], None]  # how many of how many
+OnDone = Callable[[int, int], None]  # how many of how many
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """talks: to train on; check: held out, to validate with; record: what a manifest says of them; source: the data
-    set they come from, None: the tiny world."""
+    """Training data. talks: to train on; check: held out, to validate with; record: their entries in a manifest;
+    source: the data set they come from, None: the tiny world."""
 
     talks: list[LabelledPrompt]
     check: list[LabelledPrompt]
     record: dict[str, Any]
     source: DataSource | None = None
 
+    @property
+    def data(self) -> tuple[Data, ...]:
+        """The data set as a report names it."""
+        return (Data(**asdict(self.source)),) if self.source else ()
 
-def of_world(world: World, limit: int | None, seed: int, phrasings: int = PHRASINGS_PER_FACT) -> Material:
-    """Questions of the world: as many as the limit, drawn by the seed."""
-    talks = _some(conversations(world, "train", phrasings), limit, seed)
+
+def of_world(world: World, limit: int | None, seed: int) -> Material:
+    """Draw questions of the world by the seed, as many as the limit."""
+    talks = _some(conversations(world, "train", PHRASINGS_PER_FACT), limit, seed)
     check = _some(conversations(world, "validation"), limit, seed)
     return Material(talks, check, {"world_seed": world.seed})
 
 
-def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: Told = lambda done, of: None) -> Material:
-    """The first conversations of the data set, without those that give evaluation questions away.
+def for_gate(world: World, limit: int | None) -> Material:
+    """Select a question for each fact of the world, shuffled; validation is never cut short."""
+    talks = conversations(world, "train")
+    random.Random(world.seed).shuffle(talks)
+    return Material(talks[:limit], conversations(world, "validation"), {"world_seed": world.seed})
+
+
+def read_data_set(settings: FuserJob | GateJob, tell: Tell) -> Material:
+    """Read the data set of the settings; see `of_data_set`."""
+    tell("reading", 0, settings.limit or 1, {})
+    return of_data_set(settings.data, settings.limit, settings.seed, lambda done, of: tell("reading", done, of, {}))
+
+
+def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDone = lambda done, of: None) -> Material:
+    """Read the first conversations of the data set, without those that contain evaluation questions.
 
     A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.
     """
@@ -62,23 +82,14 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: Told 
     if len(talks) < 2:
         raise FedrayError(f"{source.name}: {len(talks)} conversations are left to train on: raise limit")
     held_out = set(random.Random(seed).sample(range(len(talks)), max(1, round(data.held_out * len(talks)))))
-    return Material(
-        [talk for i, talk in enumerate(talks) if i not in held_out],
-        [talk for i, talk in enumerate(talks) if i in held_out],
-        {
-            "data": {
-                "name": source.name,
-                "revision": source.revision,
-                "hash": source.hash,
-                "against": list(data.against),
-            }
-        },
-        source,
-    )
+    kept = [talk for i, talk in enumerate(talks) if i not in held_out]
+    check = [talk for i, talk in enumerate(talks) if i in held_out]
+    of = {"name": source.name, "revision": source.revision, "hash": source.hash, "against": list(data.against)}
+    return Material(kept, check, {"data": of}, source)
 
 
 def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
-    """Without conversations that some LLM reads as more tokens than `longest`, prompt and answer together.
+    """Drop conversations that any LLM encodes as more tokens than `longest`, prompt and answer together.
 
     Raises FedrayError where too few are left.
     """
@@ -91,28 +102,28 @@ def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
     return replace(material, talks=kept[0], check=kept[1], source=source)
 
 
-def said_of(settings: FuserJob | GateJob) -> dict[str, Any]:
-    """What of the settings decides what is read and in which precision, wherever it lies."""
+def settings_of_data(settings: FuserJob | GateJob) -> dict[str, Any]:
+    """List the settings that decide what is read and in which precision, wherever it lies."""
     if settings.data.name == "tiny":
         return {"world_seed": world_of(settings).seed, "llm_dtype": settings.llm_dtype}
-    said = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
-    return {**{f"data.{key}": value for key, value in said.items()}, "llm_dtype": settings.llm_dtype}
+    values = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
+    return {**{f"data.{key}": value for key, value in values.items()}, "llm_dtype": settings.llm_dtype}
 
 
 def world_of(settings: FuserJob | GateJob) -> World:
-    """The tiny world whose questions are asked: the zoo's own, else the embedded one. Raises FedrayError."""
+    """Make the tiny world whose questions are asked: the zoo's own, else the embedded one. Raises FedrayError."""
     return World(seed_of(settings.zoo.path or EMBEDDED))
 
 
 def longest_of(settings: FuserJob | GateJob) -> int:
-    """Tokens of the longest conversation, prompt and answer together."""
+    """Bound the tokens of a conversation, prompt and answer together."""
     if settings.data.name != "tiny":
         return settings.data.longest
     return TINY_TOKENS if settings.zoo.name == "tiny" else FOREIGN_TOKENS
 
 
 def _questions(data: TrainingData, name: str) -> list[Any]:
-    """The questions of an evaluation set: beside the training data where a copy lies there, else the hub's."""
+    """Read the questions of an evaluation set: beside the training data where a copy lies there, else the hub's."""
     here = data.path if data.path is not None and (data.path / name).is_dir() else None
     try:
         found, _ = read(BENCHMARKS[name], "test", path=here, streaming=data.streaming)

@@ -10,7 +10,7 @@ from fedray.types import FedrayError
 
 @dataclass(frozen=True, slots=True)
 class Heatmap:
-    """Mean weights from 0 to 1: what lets how much of whom in. values: a row per name in `rows`."""
+    """Mean weights from 0 to 1. values: a row per name in `rows`."""
 
     values: tuple[tuple[float, ...], ...]
     rows: tuple[str, ...]
@@ -18,7 +18,7 @@ class Heatmap:
     title: str
 
     def draw(self, path: Path, name: str, zoo: str) -> Path:
-        """Write it as a picture. Raises FedrayError where it cannot."""
+        """Draw it to a file. Raises FedrayError where that cannot be written."""
         from matplotlib.figure import Figure  # takes a second to import: only the process that draws needs it
 
         high, wide = len(self.rows), len(self.columns)
@@ -38,7 +38,6 @@ class Heatmap:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150)
         except OSError as error:
-            raise FedrayError(
-                f"{path} cannot be written ({error.strerror}); make room, or choose output=DIR"
-            ) from error
+            message = f"{path} cannot be written ({error.strerror}); make room, or choose output=DIR"
+            raise FedrayError(message) from error
         return path

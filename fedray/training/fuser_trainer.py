@@ -1,4 +1,4 @@
-"""Training of one fuser: LLMs frozen, loss on answer tokens. The one loop, whoever calls it and wherever it runs."""
+"""Training loop of one fuser: LLMs frozen, loss on answer tokens."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fedray.fusion.build import build_fuser
 from fedray.fusion.fuser import Fuser
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.data import answer_loss
-from fedray.training.pair import Draws, EncodedExample, Pair, batches
+from fedray.training.pair import EncodedExample, Pair, draws
 from fedray.training.recipe import FuserRecipe, fuser_config, precision, schedule
 from fedray.training.worker_group import Progress, WorkerGroup
 from fedray.types import FedrayError
 
 
 class FuserLoss(nn.Module):
-    """A fuser in its place between two frozen LLMs: examples in, the loss (B,) of their answers out. What DDP wraps."""
+    """A fuser between two frozen LLMs: maps examples to the loss (B,) of their answers. What DDP wraps."""
 
     def __init__(self, fuser: Fuser, pair: Pair) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class FuserLoss(nn.Module):
 
 
 class FuserTraining:
-    """One fuser on its way from a seeded initialization to trained; it can stop at any step and go on from there.
+    """Resumable training of one fuser from a seeded initialization.
 
-    check: what is validated on. checkpoint: where the state is kept, every `save_every` steps; what lies there already
-    is gone on from. Raises FedrayError where it is of another training.
+    check: to validate with. checkpoint: where the state is saved, every `save_every` steps, and resumed from. Raises
+    FedrayError where it is of another training.
     """
 
     def __init__(
@@ -70,40 +70,34 @@ class FuserTraining:
         self._schedule = schedule(self._optimizer, recipe, self.step)
         self.resumed_at = self.step
 
-    def run(self, on_step: Progress | None = None) -> Fuser:
+    def run(self, on_step: Progress = lambda step, of, figures: None) -> Fuser:
         """Train to the end."""
         recipe = self.recipe
         module = self.group.wrap(FuserLoss(self.fuser, self.pair))
         parts = recipe.accumulation
-        draws = Draws(
-            self.pair.lengths,
-            recipe.batch_size,
-            recipe.steps,
-            self._rng,
-            first=self.step,
-            parts=parts,
-            group=self.group,
-            sampling=recipe.sampling,
-        )
-        drawn = batches(self.pair, draws)
+        where: dict[str, Any] = {"first": self.step, "parts": parts, "group": self.group, "sampling": recipe.sampling}
+        drawn = map(self.pair.rows, draws(self.pair.lengths, recipe.batch_size, recipe.steps, self._rng, **where))
         while self.step < recipe.steps and not self.finished:
             self._take_step(module, [next(drawn) for _ in range(parts)])
             due = self.check is not None and recipe.validate_every and self._is_due(recipe.validate_every)
             figures = {**self.means, **(self._validate(self.check) if self.check and due else {})}
-            if on_step:
-                on_step(self.step, recipe.steps, {**figures, "learning_rate": float(self._schedule.get_last_lr()[0])})
+            on_step(self.step, recipe.steps, {**figures, "learning_rate": float(self._schedule.get_last_lr()[0])})
             if self._is_due(self._save_every) and not self.finished:
                 self._save()
-        self._finish()
+        if self._best:
+            self.fuser.load_state_dict(self._best)
+            self._best = {}
+        self.finished = True
+        self._save()
         return self.fuser.eval()
 
     def figures(self) -> dict[str, float]:
-        """The running figures, and the best validation's loss."""
+        """Return the running figures, and the best validation's loss."""
         best = {"validation/loss": min(loss for _, loss in self.validations)} if self.validations else {}
         return {**self.means, **best}
 
     def _begin(self) -> Fuser:
-        """Build the fuser as it is before its first step; what is resumed draws the same for it."""
+        """Build the fuser as it is before its first step; a resumed training draws the same numbers."""
         recipe, pair = self.recipe, self.pair
         torch.manual_seed(recipe.seed)
         fuser = build_fuser(fuser_config(recipe, pair.sender.spec, pair.receiver.spec)).to(pair.receiver.device).train()
@@ -142,7 +136,7 @@ class FuserTraining:
 
     @torch.no_grad()
     def _validate(self, check: Pair) -> dict[str, float]:
-        """Loss and accuracy on `check`, every worker a share of it, and how much the fuser lets in, layer by layer."""
+        """Measure loss and accuracy on `check`, every worker a share of it, and the fuser's mean weight per layer."""
         self.fuser.eval()
         with precision(self.recipe, self.pair.receiver.device):
             loss_Q, right_Q = losses(check, self.fuser, self.group)
@@ -159,13 +153,6 @@ class FuserTraining:
         accuracy = float(right_Q.mean())
         return {"validation/loss": loss, "validation/accuracy": accuracy, "weight": float(open_RLN.mean()), **layers}
 
-    def _finish(self) -> None:
-        if self._best:
-            self.fuser.load_state_dict(self._best)
-            self._best = {}
-        self.finished = True
-        self._save()
-
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
@@ -175,14 +162,8 @@ class FuserTraining:
         tensors = {f"fuser.{name}": tensor for name, tensor in self.fuser.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         tensors |= {f"optimizer.{i}.{key}": t for i, states in state["state"].items() for key, t in states.items()}
-        values = {
-            "step": self.step,
-            "finished": self.finished,
-            "means": self.means,
-            "validations": self.validations,
-            "groups": state["param_groups"],
-        }
-        self._checkpoint.save(Snapshot(tensors, values))
+        values = {"step": self.step, "finished": self.finished, "means": self.means, "validations": self.validations}
+        self._checkpoint.save(Snapshot(tensors, {**values, "groups": state["param_groups"]}))
 
     def _restore(self, snapshot: Snapshot) -> None:
         values: Mapping[str, Any] = snapshot.values
@@ -199,7 +180,7 @@ class FuserTraining:
 
 @torch.no_grad()
 def losses(pair: Pair, fuser: Fuser | None, group: WorkerGroup | None = None) -> tuple[Tensor, Tensor]:
-    """Per question the loss of its answer and whether greedy decoding would give it (both (Q,)).
+    """Measure per question the loss of its answer and whether greedy decoding would give it (both (Q,)).
 
     Without a fuser: the receiver alone. Every worker reads a share of the batches.
     """
@@ -216,9 +197,9 @@ def losses(pair: Pair, fuser: Fuser | None, group: WorkerGroup | None = None) ->
 
 
 def accuracy_by_group(pair: Pair, fuser: Fuser | None) -> dict[str, float]:
-    """Share of answers greedy decoding would give, per group; without a fuser the receiver's own."""
+    """Measure the share of answers greedy decoding would give, per group; without a fuser the receiver's own."""
     _, right_Q = losses(pair, fuser)
     right: dict[str, list[float]] = {}
-    for talk, value in zip(pair.examples.conversations, right_Q.tolist(), strict=True):
+    for talk, value in zip(pair.conversations, right_Q.tolist(), strict=True):
         right.setdefault(talk.group or "all", []).append(value)
     return {group: math.fsum(values) / len(values) for group, values in sorted(right.items())}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,117 +14,80 @@ from fedray.llm.catalogue import slug
 from fedray.llm.loading import describe
 from fedray.llm.source import Source, config_of
 from fedray.registry.store import Registry, fuser_name, gate_name, load_fuser, read_manifest
-from fedray.reporting.report import Data
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
-from fedray.training.conversations import conversations
-from fedray.training.dataset import Material, fitting, longest_of, of_data_set, said_of, world_of
+from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, settings_of_data, world_of
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
-from fedray.training.job import Outcome, TrainingJob, TrainingTask, settle
+from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
 from fedray.training.llms import hashes, pin, read, registry_of, revisions
 from fedray.training.memory import GIB, BatchLoad, Memory, check, estimate_gate
+from fedray.training.recipe import recipe_from
 from fedray.training.settings import GateJob
-from fedray.training.worker_group import Tell, Work, WorkerGroup
+from fedray.training.worker_group import Tell, WorkerGroup
 from fedray.types import Artifact, FedrayError
 
-
-@dataclass(frozen=True, slots=True)
-class GateOrder:
-    """One gate to train, as every worker is told. memory: what each needs, where the driver has seen that it is there;
-    None: each sees for itself."""
-
-    receiver: Source
-    senders: Mapping[str, Source]
-    fusers: Mapping[str, Artifact]  # by sender
-    recipe: GateRecipe
-    settings: GateJob
-    checkpoint: Checkpoint
-    memory: Memory | None
+GateOrder = Order[GateJob, GateRecipe]
 
 
 class TrainGate(TrainingJob[GateJob]):
-    """Trains one gate."""
+    """Training of one gate."""
 
     name = "train_gate"
 
     def tasks(self) -> list[TrainingTask]:
         settings = self.settings
         llms = pin(settings, (settings.receiver, *settings.senders))
-        _check_layers(settings.layers, llms[settings.receiver])
+        deepest = config_of(llms[settings.receiver]).num_hidden_layers
+        if max(settings.layers) > deepest:
+            there = [layer for layer in settings.layers if layer <= deepest]
+            raise FedrayError(
+                f"layers={list(settings.layers)}: {settings.receiver} has {deepest} layers, name no deeper one, as in "
+                f"'layers={there}'"
+            )
         return [self._task(llms)]
 
     def _task(self, llms: Mapping[str, Source]) -> TrainingTask:
-        """Raises FedrayError where a fuser is missing, and where it does not fit."""
-        settings = self.settings
+        """Plan the training. Raises FedrayError where a fuser is missing, and where it does not fit."""
+        settings, registry, weights = self.settings, registry_of(self.settings), hashes(llms)
         receiver, senders = settings.receiver, {name: llms[name] for name in settings.senders}
-        name = gate_name(receiver)
-        recipe = GateRecipe(
-            operator=settings.fusion,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            price=settings.price,
-            layers=settings.layers,
-            starts=settings.starts,
-            seed=settings.seed,
-        )
-        weights, registry = hashes(llms), registry_of(settings)
-        fusers = {sender: _fuser(settings, registry, sender, weights) for sender in settings.senders}
+        recipe = recipe_from(settings, GateRecipe)
+        fusers = {sender: _fuser(settings, registry, sender, weights) for sender in senders}
         self.screen.passed_over(registry.problems)
-        memory = _needed(settings, llms[receiver], senders, fusers) if self.workers.local else None
-        data = {
+        decisive = {
+            **asdict(recipe),
             "fuser": settings.fuser,
             "limit": settings.limit,
             "senders": settings.senders,
             "fusers": {sender: artifact.hash for sender, artifact in fusers.items()},
-            **said_of(settings),
+            **settings_of_data(settings),
         }
+        name = gate_name(receiver)
         checkpoint = Checkpoint(
             settings.root.absolute() / FOLDER / f"{name}.{settings.fuser}-{settings.fusion}",
             what=f"the gate of {receiver} for {', '.join(settings.senders)}",
             llms=weights,
-            settings={**asdict(recipe), **data},
+            settings=decisive,
         )
+        memory = _needed(settings, llms[receiver], senders, fusers) if self.workers.local else None
+        order = Order(llms[receiver], senders, fusers, recipe, settings, checkpoint, memory)
+        return TrainingTask(name, "gate", train, order, decisive)
 
-        def register(outcome: Outcome, snapshot: Snapshot) -> Artifact:
-            gate = Gate(GateConfig.from_dict(snapshot.values["gate"]))
-            gate.load_state_dict(snapshot.under("gate"))
-            return Registry(settings.root).add_gate(gate, outcome.members[0], outcome.record)
-
-        order = GateOrder(llms[receiver], senders, fusers, recipe, settings, checkpoint, memory)
-        params = {"receiver": receiver, "zoo": settings.zoo.name, "workers": settings.workers}
-        return TrainingTask(
-            name,
-            "gate",
-            tuple(llms.values()),
-            settings.senders,
-            Work(train, order),
-            checkpoint,
-            register,
-            {**params, **asdict(recipe), **data},
-        )
+    def register(self, order: GateOrder, outcome: Outcome, snapshot: Snapshot) -> Artifact:
+        gate = Gate(GateConfig.from_dict(snapshot.values["gate"]))
+        gate.load_state_dict(snapshot.under("gate"))
+        return Registry(self.settings.root).add_gate(gate, outcome.members[0], outcome.record)
 
 
 def run(settings: GateJob) -> int:
-    """Do the job; returns the exit code. Raises FedrayError."""
+    """Run the job; returns the exit code. Raises FedrayError."""
     return TrainGate(settle(settings), f"train {gate_name(settings.receiver)}").run()
 
 
-def _check_layers(layers: Sequence[int], receiver: Source) -> None:
-    deepest = config_of(receiver).num_hidden_layers
-    if max(layers) > deepest:
-        fitting = [layer for layer in layers if layer <= deepest]
-        raise FedrayError(
-            f"layers={list(layers)}: {receiver.name} has {deepest} layers, name no deeper one, as in 'layers={fitting}'"
-        )
-
-
 def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
-    """One worker's part in the training of one gate."""
+    """Do one worker's part in the training of one gate."""
     s = order.settings
     memory = order.memory or _needed(s, order.receiver, order.senders, order.fusers)
-    material = _material(s, tell)
+    material = for_gate(world_of(s), s.limit) if s.data.name == "tiny" else read_data_set(s, tell)
     receiver = read(order.receiver, s.device, s.llm_dtype)
     senders = {name: read(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
     if material.source:
@@ -148,12 +110,8 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     record = {
         **material.record,
         **revisions(members),
-        "questions": len(training.sets["train"]),
-        "steps": order.recipe.steps,
-        "price": order.recipe.price,
-        "layer": gate.config.layer,
+        **training.record(),
         "fusers": {slug(name): artifact.hash for name, artifact in order.fusers.items()},
-        "validation": training.worth,
     }
     heatmap = Heatmap(
         values=tuple(tuple(row.values()) for row in trust.values()),
@@ -161,50 +119,31 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
         columns=tuple(order.fusers),
         title="Whom the gate trusts for what",
     )
-    return Outcome(
-        members,
-        len(training.sets["train"]),
-        steps,
-        training.resumed_at * order.recipe.steps,
-        {"validation/worth": training.worth, "layer": gate.config.layer, "memory/estimated_gib": memory.total / GIB},
-        heatmap,
-        record,
-        trust=trust,
-        data=(Data(**asdict(material.source)),) if material.source else (),
-    )
-
-
-def _material(s: GateJob, tell: Tell) -> Material:
-    """Of the world: a question for each fact, in an order of its own; validation is never cut short."""
-    if s.data.name != "tiny":
-        tell("reading", 0, s.limit or 1, {})
-        return of_data_set(s.data, s.limit, s.seed, lambda done, of: tell("reading", done, of, {}))
-    world = world_of(s)
-    talks = conversations(world, "train")
-    random.Random(world.seed).shuffle(talks)
-    return Material(talks[: s.limit], conversations(world, "validation"), {"world_seed": world.seed})
+    of = (len(training.sets["train"]), steps, training.resumed_at * order.recipe.steps)
+    figures = {
+        "validation/worth": training.worth,
+        "layer": gate.config.layer,
+        "memory/estimated_gib": memory.total / GIB,
+    }
+    return Outcome(members, *of, figures, heatmap, record, trust=trust, data=material.data)
 
 
 def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers: Mapping[str, Artifact]) -> Memory:
-    """What one worker needs, if it is there. Raises FedrayError with the figures where it is not."""
+    """Estimate one worker's memory. Raises FedrayError with the figures where there is less."""
     configs = config_of(receiver), [config_of(source) for source in senders.values()]
     maps = [FuserConfig.from_dict(read_manifest(Path(artifact.path)).config) for artifact in fusers.values()]
     dtype = getattr(torch, s.llm_dtype or "float32")
 
-    def needed(parts: int = 1) -> Memory | None:
+    def needed(parts: int = 1) -> Memory:
         return estimate_gate(*configs, maps, BatchLoad(max(1, s.at_once // parts), longest_of(s), dtype), s.limit or 0)
 
-    memory = needed()
-    assert memory is not None
-    check(memory, s.device, needed, s.workers, lambda parts: f"at_once={max(1, s.at_once // parts)} fits")
-    return memory
+    return check(needed(), s.device, needed, s.workers, lambda parts: f"at_once={max(1, s.at_once // parts)} fits")
 
 
 def _fuser(settings: GateJob, registry: Registry, sender: str, weights: Mapping[str, str]) -> Artifact:
-    """The fuser in use between a sender and the receiver. Raises FedrayError where there is none."""
+    """Find the fuser in use between a sender and the receiver. Raises FedrayError where there is none."""
     receiver, kind, operator = settings.receiver, settings.fuser, settings.fusion
-    of_pair = {name: weights[name] for name in (sender, receiver)}
-    found = registry.fuser_in_use(sender, receiver, of_pair, kind, operator)
+    found = registry.fuser_in_use(sender, receiver, weights, kind, operator)
     if found is None:
         hub = "" if settings.zoo.name == "tiny" else f"zoo={settings.zoo.name} "
         raise FedrayError(

@@ -29,8 +29,11 @@ from fedray.training.worker_group import Progress, Tell, WorkerGroup
 
 @dataclass(frozen=True, slots=True)
 class GateRecipe:
-    """price: how much likelier a right answer must become for a sender to be let in. layers, starts: the states the
-    gate may read, and how often it is begun anew for each; the best on validation questions is kept."""
+    """Hyperparameters of a gate's training.
+
+    price: gain in the probability of a right answer from which a sender is worth its weight. layers, starts: the states
+    the gate may read, and how many restarts each has; the best on validation questions is kept.
+    """
 
     operator: str = "concat"
     steps: int = 500
@@ -44,11 +47,11 @@ class GateRecipe:
 
 
 class GateTraining:
-    """A receiver's gate over its senders, from measured gains to the best of several starts.
+    """Resumable training of a receiver's gate over its senders, from measured gains to the best of several starts.
 
-    sets: questions to train on ("train") and to choose by ("validation"). checkpoint: keeps what was measured and the
-    best gate so far; what lies there already is gone on from. at_once: questions read at a time. Raises FedrayError
-    where the checkpoint is of another training.
+    sets: questions to train on ("train") and to choose by ("validation"). checkpoint: where what was measured and
+    the best gate so far are saved, and resumed from. at_once: questions read at a time. Raises FedrayError where the
+    checkpoint is of another training.
     """
 
     def __init__(
@@ -77,12 +80,11 @@ class GateTraining:
 
     @property
     def trials(self) -> list[tuple[int, int]]:
-        """Every layer with every start."""
+        """Combinations of layer and start."""
         return [(layer, start) for layer in self.recipe.layers for start in range(self.recipe.starts)]
 
-    def run(self, tell: Tell | None = None) -> Gate:
+    def run(self, tell: Tell = lambda phase, step, of, figures: None) -> Gate:
         """Measure, try every start at every layer, and return the best gate."""
-        tell = tell or (lambda phase, step, of, figures: None)
         for split, talks in self.sets.items():
             if split not in self._gains:
                 self._gains[split] = self._measure(talks, partial(tell, f"measuring {split}"))
@@ -109,7 +111,7 @@ class GateTraining:
         return self.gate
 
     def mean_weights(self) -> dict[str, dict[str, float]]:
-        """Group of validation questions -> sender -> the best gate's mean weight."""
+        """Map groups of validation questions to each sender's mean weight by the best gate."""
         assert self.gate is not None
         weights_QS = weigh(self.gate, self._read(self.sets["validation"], self.gate.config.layer))
         groups = [talk.group for talk in self.sets["validation"]]
@@ -119,11 +121,18 @@ class GateTraining:
             found[group] = dict(zip(self.senders, mean_S.tolist(), strict=True))
         return found
 
+    def record(self) -> dict[str, Any]:
+        """Describe the training for a manifest."""
+        assert self.gate is not None
+        recipe, layer = self.recipe, self.gate.config.layer
+        own = {"questions": len(self.sets["train"]), "layer": layer, "validation": self.worth}
+        return {**own, "steps": recipe.steps, "price": recipe.price}
+
     def _read(self, talks: Sequence[LabelledPrompt], layer: int) -> Prefilled:
         return states(self.receiver, _encoded(self.receiver, talks), layer, self._at_once)
 
     def _measure(self, talks: Sequence[LabelledPrompt], on_done: Progress) -> Tensor:
-        """Every worker measures a share; caches are kept for as many questions as are read at a time."""
+        """Measure this worker's share of gains; only the caches of questions read at a time are in memory."""
         gains_QS = torch.zeros(len(talks), len(self.senders))
         starts = range(0, len(talks), self._at_once)
         for done, start in enumerate(starts[self.group.rank :: self.group.size], 1):
@@ -167,17 +176,16 @@ def measure_gains(
     conversations: Sequence[LabelledPrompt],
     operator: str,
     group: WorkerGroup | None = None,
-    on_done: Progress | None = None,
 ) -> Tensor:
-    """Gain (Q, S): p(answer | question, sender s's cache) - p(answer | question), p per token (geometric mean).
+    """Measure the gain (Q, S): p(answer | question, sender s's cache) - p(answer | question).
 
-    Every worker measures a share of the questions.
+    p is per token (geometric mean). Every worker measures a share of the questions.
     """
     group = group or WorkerGroup()
     targets = answers(receiver.llm, [c.answer for c in conversations])
     rows_of = [list(range(i, min(i + BATCH, len(targets)))) for i in range(0, len(targets), BATCH)]
     gains_QS = torch.zeros(len(targets), len(senders))
-    for done, rows in enumerate(rows_of[group.rank :: group.size], 1):
+    for rows in rows_of[group.rank :: group.size]:
         own = receiver.select(rows)
 
         def probability(parts: list[combine.Part], own: Prefilled = own, rows: list[int] = rows) -> Tensor:
@@ -186,15 +194,8 @@ def measure_gains(
             return torch.exp(-loss_B).cpu()
 
         alone_B = probability([])
-        helped = []
-        for name, sender in senders.items():
-            sent = sender.select(rows)
-            weight_B = torch.ones(len(rows), device=own.llm.device, dtype=own.llm.model.dtype)
-            part = combine.Part(name, fusers[name], sent.cache, weight_B, tuple(map(tuple, sent.spans)))
-            helped.append(probability([part]))
+        helped = [probability([sender.select(rows).part(fusers[name])]) for name, sender in senders.items()]
         gains_QS[rows] = torch.stack(helped, dim=1) - alone_B[:, None]
-        if on_done:
-            on_done(min(done * group.size, len(rows_of)), len(rows_of), {})
     return group.all_reduce(gains_QS)
 
 
@@ -204,9 +205,9 @@ def train_gate(
     gains_QS: Tensor,
     recipe: GateRecipe,
     layer: int,
-    on_step: Progress | None = None,
+    on_step: Progress = lambda step, of, figures: None,
 ) -> Gate:
-    """The gate of `receiver` over `senders`, whose gains on the questions the receiver has read are gains_QS.
+    """Train the gate of `receiver` over `senders`, whose gains on the questions the receiver has read are gains_QS.
 
     receiver.state_BTD must hold the states after `layer` layers.
     """
@@ -226,24 +227,23 @@ def train_gate(
         (-gain).backward()
         optimizer.step()
         schedule.step()
-        if on_step:
-            means = {f"weight/{s}": w for s, w in zip(senders, weights_BS.detach().mean(0).tolist(), strict=True)}
-            on_step(step + 1, recipe.steps, {"gain": float(gain.detach()), **means})
+        means = {f"weight/{s}": w for s, w in zip(senders, weights_BS.detach().mean(0).tolist(), strict=True)}
+        on_step(step + 1, recipe.steps, {"gain": float(gain.detach()), **means})
     return gate.eval()
 
 
 def worth(weights_BS: Tensor, gains_BS: Tensor, price: float) -> Tensor:
-    """Expected gain per question of letting sender s in with chance w_s, its price paid."""
+    """Compute the expected gain per question of letting sender s in with probability w_s, less its price."""
     return (weights_BS * (gains_BS - price)).sum(1).mean()
 
 
 @torch.no_grad()
 def weigh(gate: Gate, receiver: Prefilled) -> Tensor:
-    """Weights (Q, S) of all questions the receiver has read."""
+    """Compute the weights (Q, S) of all questions the receiver has read."""
     assert receiver.state_BTD is not None
     return gate(receiver.state_BTD.float(), receiver.cache.valid_BT()).cpu()
 
 
 def validate_gate(gate: Gate, receiver: Prefilled, gains_QS: Tensor, price: float) -> float:
-    """`worth` on questions the gate was not trained on."""
+    """Compute `worth` on questions the gate was not trained on."""
     return float(worth(weigh(gate, receiver), gains_QS, price))

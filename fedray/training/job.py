@@ -1,4 +1,4 @@
-"""What the training jobs do around a training: screen, MLflow, the registry, and a report whatever happens."""
+"""The frame of the training jobs: screen, MLflow, registry, and a report however a training ends."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fedray.federation import sources
 from fedray.llm.source import Source
@@ -16,22 +17,24 @@ from fedray.methods.method import NO_GATE, Method
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Data, Found, Learned, MemberReport, Report, Who
 from fedray.tracking import Tracker
-from fedray.training import figures
 from fedray.training.checkpoint import Checkpoint, Snapshot
+from fedray.training.figures import Heatmap
 from fedray.training.llms import dtype_of
+from fedray.training.memory import Memory
 from fedray.training.screen import TrainingScreen
 from fedray.training.settings import FuserJob, GateJob
-from fedray.training.worker_group import Work, Workers
+from fedray.training.worker_group import Tell, WorkerGroup, Workers
 from fedray.training.workers import check, run
 from fedray.types import Artifact, MemberInfo
 
 LOG_EVERY = 10  # steps between two points of MLflow's curves
 S = TypeVar("S", FuserJob, GateJob)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training says of itself when it is done; the weights lie in its checkpoint.
+    """Result of a finished training; the weights lie in its checkpoint.
 
     members: the receiver first. figures: the last running ones. validation: accuracy per group of questions, with what
     was trained and by the receiver alone. trust: per group and sender the mean weight of a gate. record: goes into the
@@ -43,7 +46,7 @@ class Outcome:
     steps: int
     resumed_at: int
     figures: Mapping[str, float]
-    weights: figures.Heatmap
+    weights: Heatmap
     record: Mapping[str, Any]
     validation: Mapping[str, float] = field(default_factory=dict)
     validation_alone: Mapping[str, float] = field(default_factory=dict)
@@ -52,17 +55,30 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Order(Generic[S, R]):
+    """One fuser or gate to train, as every worker receives it.
+
+    senders: by name; fusers: of a gate, by sender; memory: the estimate that the driver has checked, None: each worker
+    checks its own.
+    """
+
+    receiver: Source
+    senders: Mapping[str, Source]
+    fusers: Mapping[str, Artifact]
+    recipe: R
+    settings: S
+    checkpoint: Checkpoint
+    memory: Memory | None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingTask:
-    """One fuser or gate to train. llms: the receiver first; register: puts the finished weights into the registry, None
-    is not registered."""
+    """One fuser or gate to train. role: "fuser" or "gate"; params: for MLflow."""
 
     name: str
     role: str
-    llms: tuple[Source, ...]
-    senders: tuple[str, ...]
-    work: Work[Outcome]
-    checkpoint: Checkpoint
-    register: Callable[[Outcome, Snapshot], Artifact] | None
+    train: Callable[[Any, WorkerGroup, Tell], Outcome]
+    order: Order[Any, Any]
     params: Mapping[str, Any]
 
 
@@ -86,22 +102,28 @@ class TrainingJob(Job[S, TrainingScreen]):
     def tasks(self) -> Sequence[TrainingTask]:
         """Plan what is to be trained. Raises FedrayError where it cannot be had."""
 
+    @abstractmethod
+    def register(self, order: Any, outcome: Outcome, snapshot: Snapshot) -> Artifact | None:
+        """Store the trained weights in the registry; None where they do not belong there."""
+
     def work(self) -> None:
         """Train one after the other. Raises FedrayError for what cannot be trained."""
         check(self.workers)  # before anything is asked of the hub
         if self.settings.zoo.name == "hub" and self.settings.data.name == "tiny":
             self.screen.line("data=tiny asks about a made-up world, of which only its own zoo's LLMs know anything")
         tasks = self.tasks()
-        senders = tuple(dict.fromkeys(s for task in tasks for s in task.senders))
+        senders = tuple(dict.fromkeys(sender for task in tasks for sender in task.order.senders))
         self._report = replace(self._report, who=replace(self._report.who, senders=senders))
         with ExitStack() as claims:
             for task in tasks:  # refused before anything is downloaded or loaded
-                claims.enter_context(task.checkpoint.claim())
+                claims.enter_context(task.order.checkpoint.claim())
                 if self.settings.restart:
-                    task.checkpoint.discard()
-                task.checkpoint.check()
+                    task.order.checkpoint.discard()
+                task.order.checkpoint.check()
             if self.workers.local:  # elsewhere, workers download for themselves
-                sources.download(list({source.name: source for task in tasks for source in task.llms}.values()))
+                orders = [task.order for task in tasks]
+                llms = (source for order in orders for source in (order.receiver, *order.senders.values()))
+                sources.download(list({source.name: source for source in llms}.values()))
             self._begun = True
             self._train_all(tasks)
 
@@ -130,11 +152,12 @@ class TrainingJob(Job[S, TrainingScreen]):
                 self.show_problem(tracker, folder)
 
     def _train(self, task: TrainingTask, tracker: Tracker, folder: Path) -> None:
-        """Train one, and keep what came of it. folder: where its figures go."""
+        """Train one, and add it to the report. folder: where its figures go."""
         part = Learned(task.name, task.role, "failed", control=self._control)
         started = time.perf_counter()
         tracker.tags(job=self.name, zoo=self.settings.zoo.name)
-        tracker.params(**task.params)
+        same = {"receiver": self.settings.receiver, "zoo": self.settings.zoo.name, "workers": self.settings.workers}
+        tracker.params(**same, **task.params)
         try:
             with self.screen.progress(task.name) as bar:
 
@@ -146,7 +169,8 @@ class TrainingJob(Job[S, TrainingScreen]):
                     if step % LOG_EVERY == 0 or step == of or "validation/loss" in running:
                         tracker.metrics(running, step)
 
-                outcome = run(task.work, self._workers(task), tell)
+                workers = replace(self.workers, folder=task.order.checkpoint.path.parent.absolute())
+                outcome = run(partial(task.train, task.order), workers, tell)
             part = self._register(task, outcome, part, tracker, folder)
         except KeyboardInterrupt:
             part = replace(part, status="interrupted")
@@ -158,16 +182,9 @@ class TrainingJob(Job[S, TrainingScreen]):
         self.screen.learned(part, outcome.trust, str(self.settings.root))
 
     def _register(self, task: TrainingTask, outcome: Outcome, part: Learned, tracker: Tracker, folder: Path) -> Learned:
-        """The finished weights into the registry, and everything into the report and to MLflow."""
-        part = replace(
-            part,
-            steps=outcome.steps,
-            resumed_at=outcome.resumed_at,
-            questions=outcome.questions,
-            figures=outcome.figures,
-            validation=outcome.validation,
-            validation_alone=outcome.validation_alone,
-        )
+        """Add the finished weights to the registry, and everything to the report and MLflow."""
+        trained = ("steps", "resumed_at", "questions", "figures", "validation", "validation_alone")
+        part = replace(part, **{name: getattr(outcome, name) for name in trained})
         members = _participants(outcome.members, self._report.who.members)
         who, found = replace(self._report.who, members=members), Found(weights=outcome.trust)
         self._report = replace(self._report, who=who, found=found, data=outcome.data)
@@ -175,22 +192,19 @@ class TrainingJob(Job[S, TrainingScreen]):
         tracker.artifact(heatmap, "figures")
         for key, groups in (("validation", outcome.validation), ("validation_alone", outcome.validation_alone)):
             tracker.metrics({f"{key}/{group}": share for group, share in groups.items()}, outcome.steps)
-        if task.register is not None:
-            snapshot = task.checkpoint.load()
-            assert snapshot is not None, "a training ends with a checkpoint"
-            artifact = task.register(outcome, snapshot)
+        snapshot = task.order.checkpoint.load()
+        assert snapshot is not None, "a training ends with a checkpoint"
+        if artifact := self.register(task.order, outcome, snapshot):
             part = replace(part, hash=artifact.hash, path=artifact.path)
             alias = f"in-use-{self.settings.fuser}-{self.settings.fusion}"
-            tracker.register(f"{task.role}.{_bare(task)}", Path(artifact.path), alias=alias, hash=artifact.hash)
-        task.checkpoint.discard()
+            name = f"{task.role}.{task.name.removeprefix('gate--')}"  # the role is in front already
+            tracker.register(name, Path(artifact.path), alias=alias, hash=artifact.hash)
+        task.order.checkpoint.discard()
         return replace(part, status="complete")
-
-    def _workers(self, task: TrainingTask) -> Workers:
-        return replace(self.workers, folder=task.checkpoint.path.parent.absolute())
 
 
 def settle(settings: S) -> S:
-    """The settings as all workers take them: paths that mean the same anywhere, the precision of the LLMs."""
+    """Make settings mean the same on every worker: absolute paths, the precision of the LLMs."""
     zoo, data = settings.zoo, settings.data
     return replace(
         settings,
@@ -198,11 +212,6 @@ def settle(settings: S) -> S:
         data=replace(data, path=sources.absolute(data.path)),
         llm_dtype=dtype_of(settings),
     )
-
-
-def _bare(task: TrainingTask) -> str:
-    """The name of a registered model says its role in front already."""
-    return task.name.removeprefix("gate--")
 
 
 def _participants(members: Sequence[MemberInfo], before: Sequence[MemberReport]) -> tuple[MemberReport, ...]:

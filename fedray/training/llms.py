@@ -16,33 +16,33 @@ from fedray.types import MemberInfo
 
 
 def pin(settings: FuserJob | GateJob | ImportJob, names: Iterable[str]) -> dict[str, Source]:
-    """Where LLMs come from, by name, each at a commit; of the hub's files their configurations alone are read.
+    """Pin LLMs to commits, by name; of the hub's files their configurations alone are read.
 
     Raises FedrayError naming the first that cannot be had.
     """
-    zoo, said = settings.zoo, settings.members
-    revisions = {name: said.get(safe_name(name), LLMSettings()).revision for name in names}
+    zoo, members = settings.zoo, settings.members
+    revisions = {name: members.get(safe_name(name), LLMSettings()).revision for name in names}
     return pinned([Source(name, zoo.name, zoo.path, revision) for name, revision in revisions.items()])
 
 
 def hashes(llms: Mapping[str, Source]) -> dict[str, str]:
-    """The hashes of their weights, by name, before any is loaded. Raises FedrayError naming a damaged file."""
+    """Compute the hashes of their weights, by name, before any is loaded. Raises FedrayError naming a damaged file."""
     return {name: weights_hash(source)[:16] for name, source in llms.items()}
 
 
 def read(source: Source, device: str, dtype: str | None) -> LLM:
-    """One of them, in memory. Raises FedrayError."""
+    """Load an LLM. Raises FedrayError."""
     where: dict[str, Any] = {"zoo": source.zoo, "folder": source.folder, "revision": source.revision}
     return load(source.name, device=device, dtype=dtype, **where)
 
 
 def outline(source: Source) -> LLM:
-    """One of them without its weights. Raises FedrayError."""
+    """Load an LLM without its weights. Raises FedrayError."""
     return sketch(source.name, zoo=source.zoo, folder=source.folder, revision=source.revision)
 
 
 def dtype_of(settings: FuserJob | GateJob) -> Literal["float32", "bfloat16"]:
-    """What the frozen LLMs compute in: as given, or what their zoo's do elsewhere on that device.
+    """Choose the dtype of the frozen LLMs: as given, or the default of their zoo on that device.
 
     Never float16, in which gradients vanish without a scale; a GPU without bfloat16 emulates it.
     """
@@ -54,13 +54,13 @@ def dtype_of(settings: FuserJob | GateJob) -> Literal["float32", "bfloat16"]:
 
 
 def revisions(members: Iterable[MemberInfo]) -> dict[str, Any]:
-    """What a manifest says of the commits its LLMs were at; empty where none comes from a repository."""
+    """Record the commits of LLMs for a manifest; empty where none comes from a repository."""
     found = {slug(member.name): member.revision for member in members if member.revision}
     return {"revisions": found} if found else {}
 
 
 def registry_of(settings: FuserJob | GateJob) -> Registry:
-    """One's own registry over the zoo's, in which a federation would look."""
+    """Open the user's registry over the zoo's, where a federation looks."""
     zoo = settings.zoo
     shipped = SHIPPED if zoo.name == "tiny" else None
     return Registry(settings.root.absolute(), shipped if zoo.path is None else zoo.path / "registry")

@@ -1,4 +1,4 @@
-"""What training a fuser or a gate takes in memory, before any LLM is loaded.
+"""Estimate of a training's peak memory, before any LLM is loaded.
 
 The training's own code runs once on tensors without storage (torch's meta device), and what it would keep for the
 backward pass is added up; so every kind of fuser and LLM is counted as it is.
@@ -36,8 +36,8 @@ _SURROUNDINGS = GIB  # a process with torch in it; on a GPU its context
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one worker at the worst moment. llms: frozen weights; fuser: weights, gradients, optimizer; caches: of
-    the conversations read at once; activations: kept for the backward pass; passing: the largest that comes and goes.
+    """Peak memory of one worker in bytes. llms: frozen weights; fuser: weights, gradients, optimizer; caches: of
+    the conversations read at once; activations: kept for the backward pass; passing: the largest temporary.
     """
 
     llms: int
@@ -58,7 +58,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class BatchLoad:
-    """What one worker reads at once. rows: conversations; longest: tokens of each, prompt and answer together;
+    """Batch of one worker. rows: conversations read at once; longest: tokens of each, prompt and answer together;
     dtype: of the LLMs; half: whether the fuser computes in 16 bit; workers: that share a step."""
 
     rows: int
@@ -69,7 +69,7 @@ class BatchLoad:
 
 
 def estimate(sender: PretrainedConfig, receiver: PretrainedConfig, recipe: FuserRecipe, load: BatchLoad) -> Memory:
-    """The more expensive of two conversations of that length: one that is nearly all prompt, one nearly all answer."""
+    """Estimate a fuser's training: the maximum of a conversation nearly all prompt, and one nearly all answer."""
     short = min(_SHORT, load.longest // 2)
     splits = ((load.longest - short, short), (short, load.longest - short))
     return max((_estimate(sender, receiver, recipe, load, *split) for split in splits), key=lambda found: found.total)
@@ -82,9 +82,9 @@ def estimate_gate(
     load: BatchLoad,
     kept: int,
 ) -> Memory:
-    """What a worker takes that measures senders for a gate: all LLMs and fusers, the caches of what it reads at once.
+    """Estimate a worker that measures senders for a gate: all LLMs and fusers, the caches of what it reads at once.
 
-    kept: conversations whose states the gate learns from. As if all were as long as the longest: it may be less.
+    kept: conversations whose states the gate learns from. An upper bound: all count as long as the longest.
     """
     configs, size, rows, longest = (receiver, *senders), load.dtype.itemsize, load.rows, load.longest
     dtype, measured = str(load.dtype).removeprefix("torch."), min(rows, BATCH)
@@ -92,9 +92,7 @@ def estimate_gate(
     sizes = [_count(_on_meta(lambda config=config: build_fuser(config))) for config in fusers]
     standing = [longest * spec_of(config).values_per_token() * size for config in configs]
     reading = max(work_bytes(config, measured, longest, longest, dtype) for config in configs)
-    scoring = measured * (
-        answer * receiver.vocab_size * (4 + size) + 3 * standing[0]
-    )  # mapped, and in front of one's own
+    scoring = measured * (answer * receiver.vocab_size * (4 + size) + 3 * standing[0])  # mapped, before its own
     return Memory(
         llms=sum(map(count_parameters, configs)) * size,
         fuser=sum(sizes) * size + max(sizes, default=0) * 4,  # one of them as it is read
@@ -110,17 +108,17 @@ def check(
     smaller: Callable[[int], Memory | None],
     workers: int = 1,
     remedy: Callable[[int], str] = lambda parts: f"{parts} times the accumulation fits",
-) -> None:
-    """Refuse a training that does not fit, with the figures.
+) -> Memory:
+    """Check that a training fits, and return its estimate.
 
-    smaller: the estimate when a worker reads its share in so many times more parts, None where it cannot; remedy: what
-    then to say. Raises FedrayError.
+    smaller: the estimate when a worker reads its share in so many times more parts, None where it cannot; remedy: the
+    advice where that fits. Raises FedrayError with the figures.
     """
     on_gpu = device == "cuda"
     free = available(device) // (1 if on_gpu else workers)
     room = free if on_gpu else free + _SURROUNDINGS  # what surrounds a process on the CPU is there already
     if memory.total <= room:
-        return
+        return memory
     more = next((k for k in range(2, 1025) if (less := smaller(k)) is not None and less.total <= room), None)
     advice = remedy(more) if more else "choose a smaller hidden or data.longest"
     where = "the GPU" if on_gpu else "this machine"
@@ -128,7 +126,7 @@ def check(
 
 
 def available(device: str) -> int:
-    """Free bytes of this process's first GPU, or of the machine."""
+    """Measure free bytes of this process's first GPU, or of the machine."""
     return int(torch.cuda.mem_get_info(0)[0] if device == "cuda" else psutil.virtual_memory().available)
 
 
@@ -142,7 +140,8 @@ def _estimate(
     size, rows = load.dtype.itemsize, load.rows
     per_value = 16 + 2 * load.half + 4 * bool(recipe.patience) + 4 * (load.workers > 1)  # the rest: copies of it
     logits = rows * (answer + 1) * receiver.vocab_size
-    reading = rows * prompt * (prompt * (2 + size) + 4 * _widest(sender, receiver) * size)
+    widest = max(max(config.hidden_size, config.intermediate_size) for config in (sender, receiver))
+    reading = rows * prompt * (prompt * (2 + size) + 4 * widest * size)
     return Memory(
         llms=(_count(reader) + _count(llm)) * size,
         fuser=parameters * per_value,
@@ -155,7 +154,7 @@ def _estimate(
 def _kept(
     fuser: Fuser, llm: nn.Module, sender: KVSpec, receiver: KVSpec, load: BatchLoad, prompt: int, answer: int
 ) -> int:
-    """Bytes that a forward pass keeps, parameters left out."""
+    """Count the bytes that a forward pass keeps, without parameters."""
     weights = {p.untyped_storage()._cdata for module in (fuser, llm) for p in (*module.parameters(), *module.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -172,13 +171,12 @@ def _kept(
         context = combine.fuse(fuser.config.operator, own, [], [part])
         loss_B, _ = answer_loss(reader, context, last_B1, [[0] * answer] * load.rows)
         assert loss_B.requires_grad, "a fuser is trained through the receiver"
-    return sum(
-        t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights and t.device.type == "meta"
-    )
+    storages = {key: t.untyped_storage() for key, t in kept.items() if key not in weights and t.device.type == "meta"}
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 class _Attention(torch.autograd.Function):
-    """What a fused attention keeps: its inputs and its output, no scores."""
+    """Stand-in for a fused attention, which keeps its inputs and its output, no scores."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -188,7 +186,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _Attending(TorchFunctionMode):
-    """On the meta device torch would choose the attention that keeps all scores, which no GPU has to."""
+    """Mode that replaces the attention torch would choose on the meta device, which keeps all scores."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -217,7 +215,3 @@ def _cache(spec: KVSpec, load: BatchLoad, tokens: int) -> KVCache:
 
 def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())  # tied embeddings count once
-
-
-def _widest(*configs: PretrainedConfig) -> int:
-    return max(max(config.hidden_size, config.intermediate_size) for config in configs)

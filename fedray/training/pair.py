@@ -1,13 +1,13 @@
-"""A sender and a receiver that read the same conversations, and the batches a fuser between them is trained on."""
+"""A sender and a receiver that prefill the same conversations, and the batches that a fuser is trained on."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser
@@ -26,43 +26,16 @@ NORMS_FROM = 1024  # conversations, evenly chosen
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """One conversation as both LLMs read it; answer: the ids the receiver should decode."""
+    """One conversation as both LLMs encode it; answer: the ids the receiver should decode."""
 
     row: int
     sent: Encoded
     own: Encoded
     answer: list[int]
-    group: str
-
-
-class Examples(Dataset[EncodedExample]):
-    """Conversations, encoded when they are asked for."""
-
-    def __init__(self, sender: LLM, receiver: LLM, conversations: Sequence[LabelledPrompt]) -> None:
-        self.sender, self.receiver, self.conversations = sender, receiver, conversations
-        self._kept: list[EncodedExample] = []
-
-    def keep(self) -> None:
-        """Encode them all now."""
-        self._kept = [self._encode(row) for row in range(len(self))]
-
-    def __len__(self) -> int:
-        return len(self.conversations)
-
-    def __getitem__(self, row: int) -> EncodedExample:
-        return self._kept[row] if self._kept else self._encode(row)
-
-    def _encode(self, row: int) -> EncodedExample:
-        talk = self.conversations[row]
-        (answer,) = answers(self.receiver, [talk.answer])
-        turns = (*talk.before, talk.prompt)
-        return EncodedExample(
-            row, encode_turns(self.sender, turns), encode_turns(self.receiver, turns), answer, talk.group
-        )
 
 
 class Pair:
-    """Both LLMs' caches of the conversations: read once where they fit in memory, else batch by batch.
+    """Both LLMs' caches of the conversations: prefilled once where they fit in memory, else batch by batch.
 
     memory_bytes: what all caches together may take, None is no limit. blind: the control without a sender; a constant
     (its mean over another, fixed text) stands in place of every cache it would send. at_once: conversations that
@@ -80,32 +53,32 @@ class Pair:
         at_once: int = BATCH,
     ) -> None:
         self.at_once = at_once
-        self.sender, self.receiver = sender, receiver
-        self.examples = Examples(sender, receiver, conversations)
+        self.sender, self.receiver, self.conversations = sender, receiver, conversations
         self._constant = prefill(sender, [controls.CONSTANT_TEXT]).cache if blind else None
+        self._examples: list[EncodedExample] = []
         self._kept: tuple[Prefilled, Prefilled] | None = None
         if memory_bytes is None or self._size() <= memory_bytes:
-            self.examples.keep()
-            everything = [self.examples[row] for row in range(len(self))]
-            self._kept = read(sender, [e.sent for e in everything]), read(receiver, [e.own for e in everything])
+            self._examples = self.rows(range(len(self)))
+            self._kept = read(sender, [e.sent for e in self._examples]), read(receiver, [e.own for e in self._examples])
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.conversations)
 
     @property
     def lengths(self) -> list[int]:
         """Characters of every conversation."""
-        return [sum(map(len, (*t.before, t.prompt, t.answer))) for t in self.examples.conversations]
+        return [sum(map(len, (*t.before, t.prompt, t.answer))) for t in self.conversations]
 
     @property
     def in_memory(self) -> bool:
         return self._kept is not None
 
     def rows(self, rows: Sequence[int]) -> list[EncodedExample]:
-        return [self.examples[row] for row in rows]
+        """Encode conversations, or take them from memory."""
+        return [self._examples[row] if self._examples else self._encode(row) for row in rows]
 
     def sent(self, batch: Sequence[EncodedExample]) -> Prefilled:
-        """What the sender has read."""
+        """Return the sender's prompts, prefilled."""
         if self._kept is None:
             found = read(self.sender, [e.sent for e in batch])
         else:
@@ -115,31 +88,25 @@ class Pair:
         return Prefilled(found.llm, controls.constant(found.cache, self._constant), found.spans, found.last_B1)
 
     def own(self, batch: Sequence[EncodedExample]) -> Prefilled:
-        """What the receiver has read."""
+        """Return the receiver's prompts, prefilled."""
         if self._kept is None:
             return read(self.receiver, [e.own for e in batch])
         return self._kept[1].select([e.row for e in batch])
 
-    def part(self, fuser: Fuser, batch: Sequence[EncodedExample]) -> combine.Part:
-        """The sender's share in a fusion, fully open."""
-        sent = self.sent(batch)
-        weight_B = torch.ones(len(batch), device=sent.llm.device, dtype=sent.llm.model.dtype)
-        return combine.Part(sent.llm.name, fuser, sent.cache, weight_B, tuple(map(tuple, sent.spans)))
-
     def context(self, fuser: Fuser | None, batch: Sequence[EncodedExample]) -> tuple[Context, Prefilled]:
-        """What the receiver sees of these examples through the fuser; without one, its own cache."""
+        """Fuse the sender's caches of these examples into the receiver's; without a fuser its own alone."""
         own = self.own(batch)
         if fuser is None:
             return combine.concat(own.own(), []), own
-        return combine.fuse(fuser.config.operator, own.own(), own.spans, [self.part(fuser, batch)]), own
+        return combine.fuse(fuser.config.operator, own.own(), own.spans, [self.sent(batch).part(fuser)]), own
 
     def openness(self, fuser: Fuser, batch: Sequence[EncodedExample]) -> torch.Tensor:
-        """Mean weight (R, L, N) the fuser gives the sender's tokens."""
+        """Compute the mean weight (R, L, N) the fuser gives the sender's tokens."""
         own = self.own(batch)
-        return combine.openness(own.own(), own.spans, self.part(fuser, batch))
+        return combine.openness(own.own(), own.spans, self.sent(batch).part(fuser))
 
     def norms(self) -> Norms:
-        """Measure the range of the sender's caches: of all conversations that are in memory, or else of NORMS_FROM."""
+        """Measure the range of the sender's caches: of all conversations in memory, or else of NORMS_FROM."""
         if self._kept is not None:
             return norms_of([self._kept[0].cache])
         rows = range(0, len(self), max(1, len(self) // NORMS_FROM))
@@ -147,11 +114,16 @@ class Pair:
         return norms_of(self.sent(self.rows(part)).cache for part in parts)
 
     def sample(self, rows: Sequence[int]) -> KVCache:
-        """The sender's caches of some rows, for a fuser to take its input's scale from."""
+        """Return the sender's caches of some rows, to which a fuser fits the scale of its input."""
         return self.sent(self.rows(rows)).cache
 
+    def _encode(self, row: int) -> EncodedExample:
+        talk = self.conversations[row]
+        turns, (answer,) = (*talk.before, talk.prompt), answers(self.receiver, [talk.answer])
+        return EncodedExample(row, encode_turns(self.sender, turns), encode_turns(self.receiver, turns), answer)
+
     def _size(self) -> int:
-        """Bytes of both LLMs' caches, padded to the longest prompt of a sample."""
+        """Estimate bytes of both LLMs' caches, padded to the longest prompt of a sample."""
 
         def token_bytes(llm: LLM) -> int:
             return llm.spec.values_per_token() * llm.model.dtype.itemsize
@@ -161,58 +133,40 @@ class Pair:
         return len(self) * sum(max(len(e.ids) for e in read) * token_bytes(llm) for llm, read in sides)
 
 
-class Draws(Sampler[list[int]]):
-    """Which rows each step reads, from step `first` on: this worker's, in the parts it reads one after the other.
+def draws(
+    lengths: Sequence[int],
+    size: int,
+    steps: int,
+    rng: random.Random,
+    *,
+    first: int,
+    parts: int,
+    group: WorkerGroup,
+    sampling: Sampling = "independent",
+) -> Iterator[list[int]]:
+    """Draw the rows of each step from step `first` on: this worker's, in the parts it reads one after the other.
 
     Every worker draws the same batches from the same generator. Where a batch falls into several parts, they are of
     similar lengths, so that little is padded; what a step is trained on stays the same.
     """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        size: int,
-        steps: int,
-        rng: random.Random,
-        *,
-        first: int,
-        parts: int,
-        group: WorkerGroup,
-        sampling: Sampling = "independent",
-    ) -> None:
-        self._sampling = sampling
-        self._lengths, self._steps, self._rng, self._first, self._group = lengths, steps, rng, first, group
-        self._parts = parts * group.size
-        self._size = max(min(size, len(lengths)) // self._parts, 1)
-
-    def __len__(self) -> int:
-        return (self._steps - self._first) * self._parts // self._group.size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        anew = independent if self._sampling == "independent" else epochs
-        drawn = anew(len(self._lengths), self._size * self._parts, self._rng)
-        for step, rows in zip(range(self._steps), drawn, strict=False):
-            if step < self._first:
-                continue
-            if self._parts > 1:
-                rows.sort(key=lambda row: (self._lengths[row], row))
-            for part in range(self._group.rank, self._parts, self._group.size):
-                yield rows[part * self._size : (part + 1) * self._size]
-
-
-def batches(pair: Pair, draws: Draws) -> Iterator[list[EncodedExample]]:
-    """The examples of the rows that are drawn."""
-    return iter(DataLoader(pair.examples, batch_sampler=draws, collate_fn=list))
+    parts *= group.size
+    size = max(min(size, len(lengths)) // parts, 1)
+    drawn = (independent if sampling == "independent" else epochs)(len(lengths), size * parts, rng)
+    for rows in islice(drawn, first, steps):
+        if parts > 1:
+            rows.sort(key=lambda row: (lengths[row], row))
+        for part in range(group.rank, parts, group.size):
+            yield rows[part * size : (part + 1) * size]
 
 
 def independent(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
-    """Batches that are drawn each from all rows."""
+    """Draw every batch from all rows."""
     while True:
         yield draw(count, size, rng)
 
 
 def epochs(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
-    """Batches of rows in a drawn order; where it ends, another order begins."""
+    """Draw batches in epochs, each in an order of its own."""
     left: list[int] = []
     while True:
         while len(left) < size:
@@ -223,7 +177,7 @@ def epochs(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:
 
 
 def draw(count: int, size: int, rng: random.Random) -> list[int]:
-    """A batch of distinct rows out of `count`."""
+    """Draw a batch of distinct rows out of `count`."""
     chosen: dict[int, None] = {}
     while len(chosen) < min(size, count):
         chosen[rng.randrange(count)] = None

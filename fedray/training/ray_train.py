@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class RayWorkerGroup(WorkerGroup):
-    """The workers of a run, from within one of them."""
+    """The worker group of Ray Train, from within one worker."""
 
     def __init__(self) -> None:
         context = train.get_context()
@@ -52,8 +52,8 @@ class RayWorkerGroup(WorkerGroup):
         return tensor
 
 
-class NoSecondTry(UserCallback):
-    """Ends a run whose worker has raised a FedrayError, which would only come again."""
+class NoRetry(UserCallback):
+    """Callback that ends a run whose worker has raised a FedrayError, which a retry would only repeat."""
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, BaseException]) -> None:
         for error in worker_exceptions.values():
@@ -63,28 +63,29 @@ class NoSecondTry(UserCallback):
 
 
 def in_this_process(work: Work[T], workers: Workers, tell: Tell) -> T:
-    """No cluster is started or joined."""
+    """Run Ray Train in its local mode: no cluster is started or joined."""
 
     def loop() -> T:
         torch.set_num_threads(workers.threads)
-        return work.do(work.order, RayWorkerGroup(), tell)
+        return work(RayWorkerGroup(), tell)
 
-    with _quiet():
-        return TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit().return_value  # pyright: ignore
+    _silence()
+    return TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0)).fit().return_value  # pyright: ignore
 
 
 def side_by_side(work: Work[T], workers: Workers, tell: Tell) -> T:
-    """On the cluster that is there, or on one of our own. Raises FedrayError where it has no room."""
+    """Run workers on the cluster that is there, or on one of our own. Raises FedrayError where it has no room."""
     ray, wanted = workers.ray, _wanted(workers)
     cpus, gpus = wanted[0].num_cpus, wanted[0].num_gpus
     tell(STARTING, 0, workers.count, {})
+    _silence()
     connection = cluster.connect(
         ray.address, namespace=ray.namespace, num_cpus=ray.num_cpus, object_store_mb=ray.object_store_mb
     )
     try:
         placement.place(wanted)
         resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-        with _storage(workers.folder) as storage, _quiet(), _ctrl_c(), _told(tell) as queue:
+        with _storage(workers.folder) as storage, _ctrl_c(), _progress_queue(tell) as queue:
             trainer = TorchTrainer(
                 _worker,
                 train_loop_config={"work": work, "threads": workers.threads, "queue": queue},
@@ -94,7 +95,7 @@ def side_by_side(work: Work[T], workers: Workers, tell: Tell) -> T:
                 run_config=RunConfig(
                     storage_path=str(storage),
                     failure_config=FailureConfig(max_failures=RESTARTS),
-                    callbacks=[NoSecondTry()],
+                    callbacks=[NoRetry()],
                 ),
             )
             return trainer.fit().return_value  # pyright: ignore
@@ -105,7 +106,7 @@ def side_by_side(work: Work[T], workers: Workers, tell: Tell) -> T:
 
 
 def check_room(workers: Workers) -> None:
-    """Refuse what a cluster of our own would have no room for, before it starts. Raises FedrayError."""
+    """Check the room of a cluster of our own before it starts. Raises FedrayError."""
     if cluster.will_embed(workers.ray.address):
         placement.place(_wanted(workers), nodes=[placement.this_machine(workers.ray.num_cpus)])
 
@@ -117,7 +118,7 @@ def _wanted(workers: Workers) -> list[placement.Placement]:
 
 
 def _worker(config: dict[str, Any]) -> Any:
-    """What runs in every worker."""
+    """Run the work in one worker."""
     torch.set_num_threads(config["threads"])
     group, work, queue = RayWorkerGroup(), config["work"], config["queue"]
 
@@ -126,12 +127,12 @@ def _worker(config: dict[str, Any]) -> Any:
             queue.put(news)
 
     tell(STARTING, group.size, group.size, {})
-    return work.do(work.order, group, tell)
+    return work(group, tell)
 
 
 @contextmanager
 def _storage(folder: Path) -> Iterator[Path]:
-    """A folder for Ray Train's own notes, on the disk that all nodes share; nothing in it outlives the run."""
+    """Make a temporary folder for Ray Train's state, on the disk that all nodes share."""
     storage = folder / "ray"
     shutil.rmtree(storage, ignore_errors=True)
     storage.mkdir(parents=True)
@@ -142,12 +143,12 @@ def _storage(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(tell: Tell) -> Iterator[Queue]:
-    """A queue whose news are passed on until the block ends."""
-    queue, end = Queue(actor_options={"num_cpus": 0}), None
+def _progress_queue(tell: Tell) -> Iterator[Queue]:
+    """Open a queue whose items are passed to `tell` until the block ends."""
+    queue = Queue(actor_options={"num_cpus": 0})
 
     def listen() -> None:
-        while (news := queue.get()) is not end:
+        while news := queue.get():
             tell(*news)
 
     listener = threading.Thread(target=listen, name="fedray training", daemon=True)
@@ -155,14 +156,14 @@ def _told(tell: Tell) -> Iterator[Queue]:
     try:
         yield queue
     finally:
-        queue.put(end)
+        queue.put(None)
         listener.join()
         queue.shutdown()
 
 
 @contextmanager
 def _ctrl_c() -> Iterator[None]:
-    """Ray Train ends its run on Ctrl-C and then the process; here it is KeyboardInterrupt, as everywhere."""
+    """Turn the exit by which Ray Train ends the process on Ctrl-C into KeyboardInterrupt."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -173,20 +174,13 @@ def _ctrl_c() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Ray Train's own news; what goes wrong is raised."""
-    logger = logging.getLogger("ray.train")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _silence() -> None:
+    """Silence Ray Train's own log; failures are raised."""
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL + 1)
 
 
 def _as_error(error: TrainingFailedError) -> FedrayError:
-    """The FedrayError a worker raised, or one about its death."""
+    """Find the FedrayError a worker raised, or make one about its death."""
     refused = getattr(error, "controller_failure", None)
     if isinstance(refused, FedrayError):
         return refused

@@ -1,25 +1,27 @@
-"""How a fuser is trained, and what follows from it: the fuser's shape, the learning rate, the numbers' precision."""
+"""Hyperparameters of a fuser's training, and the fuser's shape, learning rate and precision that follow."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from fedray.fusion.fuser import FuserConfig
+from fedray.training.settings import FuserJob, GateJob
 from fedray.types import KVSpec
 
 Schedule = Literal["onecycle", "linear", "constant"]
 Sampling = Literal["independent", "epochs"]
 Precision = Literal["auto", "float32", "bfloat16"]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class FuserRecipe:
-    """How a fuser is trained: what decides its weights, beside the LLMs and the questions.
+    """Hyperparameters of a fuser's training: what decides its weights, beside the LLMs and the questions.
 
     batch_size: questions a step, over all workers; accumulation: parts in which a worker reads its share of them.
     schedule: onecycle (up and down along cosines, with the momentum against it), linear (down to nothing) or constant;
@@ -48,6 +50,13 @@ class FuserRecipe:
     seed: int = 0
 
 
+def recipe_from(settings: FuserJob | GateJob, cls: type[R], **others: Any) -> R:
+    """Make a recipe of the settings of the same names, `fusion`, and of what is given in `others`."""
+    values = {"operator": settings.fusion, **others}
+    same = {of.name: getattr(settings, of.name) for of in fields(cls) if of.name not in values}  # pyright: ignore
+    return cls(**values, **same)
+
+
 def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> FuserConfig:
     return FuserConfig(
         recipe.kind, recipe.operator, sender, receiver, recipe.hidden, recipe.hidden, layer_alignment=recipe.layers
@@ -55,7 +64,7 @@ def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> Fuser
 
 
 def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -> LRScheduler:
-    """The learning rate from `step` on; an optimizer that goes on knows its beginnings."""
+    """Make the learning rate schedule from `step` on; a resumed optimizer holds its initial rate."""
     if recipe.schedule == "onecycle":
         total, rise = recipe.steps, recipe.warmup
         return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=rise, last_epoch=step - 1)
@@ -70,12 +79,12 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -
 
 
 def precision(recipe: FuserRecipe, device: torch.device) -> AbstractContextManager[object]:
-    """What a forward pass on a device runs in."""
+    """Make the autocast context of a forward pass on a device."""
     half = is_half(recipe, device.type)
     return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
 
 
 def is_half(recipe: FuserRecipe, device: str) -> bool:
-    """Whether a forward pass on a device runs in bfloat16."""
+    """Check whether a forward pass on a device runs in bfloat16."""
     on_gpu = device == "cuda" and torch.cuda.is_bf16_supported()
     return recipe.precision == "bfloat16" or (recipe.precision == "auto" and on_gpu)

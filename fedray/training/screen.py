@@ -1,4 +1,4 @@
-"""What a person sees of a training."""
+"""The screen of a training."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SHOWN = {
 
 
 class TrainingScreen(screen.Screen):
-    """The screen of the training jobs."""
+    """Screen with a progress bar per phase."""
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Tell]:
-        """A live bar per phase; call what it yields as the training goes on."""
+        """Show a live bar per phase; yields the function that updates it."""
         self.line(f"{name} (zoo={self.zoo})")
         with self.bars() as bars:
             shown: dict[str, TaskID] = {}
@@ -42,7 +42,7 @@ class TrainingScreen(screen.Screen):
             yield tell
 
     def learned(self, part: Learned, trust: Mapping[str, Mapping[str, float]], root: str) -> None:
-        """What came of it."""
+        """Print the validation of what was trained, and where it is stored."""
         shares = [(g, f"{part.validation_alone[g]:.1%}", f"{share:.1%}") for g, share in part.validation.items()]
         self.table("Validation questions, right answers", ("questions", "alone", "with the fuser, no gate"), shares)
         senders = tuple(next(iter(trust.values()), ()))

@@ -1,4 +1,4 @@
-"""What the jobs about learned parts can be told: train a fuser or a gate, look into the registry, import a fuser."""
+"""Settings of the jobs about learned parts: train a fuser or a gate, list the registry, import a fuser."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.methods.parts import FUSERS
@@ -32,7 +32,7 @@ _REGISTRY = RegistrySettings(Path("outputs/registry"))
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What is trained on: the tiny world's questions, or conversations. A bare value is its name."""
+    """Training data: the tiny world's questions, or conversations. A bare value is its name."""
 
     name: Literal["tiny", "openhermes"] = "tiny"
     path: Path | None = None  # a local copy: a file or folder, or a folder with one folder per data set; None: the hub
@@ -45,7 +45,7 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class LLMSettings:
-    """What is said of one LLM."""
+    """Settings of one LLM."""
 
     revision: str | None = None  # branch, tag or commit of its repository; None is main
 
@@ -62,7 +62,7 @@ class RegistryUser:
 
     @property
     def root(self) -> Path:
-        """The registry that what is learned, or imported, goes to. Raises FedrayError where none is given."""
+        """The registry that is written to. Raises FedrayError where none is given."""
         if self.registry.path is None:
             raise FedrayError("the embedded registry is read-only: give one of your own with registry.path=DIR")
         return self.registry.path
@@ -89,7 +89,7 @@ class TrainingSettings(RegistryUser):
 
 @dataclass(frozen=True, slots=True)
 class FuserJob(TrainingSettings):
-    """jobs/train_fuser.py. What FuserRecipe explains (fuser_trainer.py) is named here as it is there."""
+    """Settings of jobs/train_fuser.py; recipe.py explains those that FuserRecipe has too."""
 
     sender: str | None = None  # a name, or "all": every pair into the receiver that has no fuser yet
     control: Literal["none", "single", "identical"] = "none"  # no sender; the receiver as its own sender
@@ -114,7 +114,7 @@ class FuserJob(TrainingSettings):
 
     @property
     def learns(self) -> Literal["sender", "right"]:
-        """What the fuser learns to say: what the sender says, or what is right."""
+        """The answers to learn: the sender's, or the right ones."""
         return self.answers or ("sender" if self.data.name == "tiny" else "right")
 
     @property
@@ -131,7 +131,7 @@ class FuserJob(TrainingSettings):
 
 @dataclass(frozen=True, slots=True)
 class GateJob(TrainingSettings):
-    """jobs/train_gate.py. What GateRecipe explains (gate_trainer.py) is named here as it is there."""
+    """Settings of jobs/train_gate.py; gate_trainer.py explains those that GateRecipe has too."""
 
     senders: tuple[str, ...] = tuple(NAMES[1:])
     limit: int | None = within(3000, 1)  # training questions, or conversations read; None takes all
@@ -148,7 +148,7 @@ class GateJob(TrainingSettings):
 
 @dataclass(frozen=True, slots=True)
 class RegistryJob(RegistryUser):
-    """jobs/registry.py."""
+    """Settings of jobs/registry.py."""
 
     action: Literal["list", "show", "delete", "export", "push", "load"] = "list"
     name: str | None = None  # an LLM, a fuser (sender--receiver) or a gate (gate--receiver); load: ORG/NAME or a folder
@@ -162,7 +162,7 @@ class RegistryJob(RegistryUser):
 
 @dataclass(frozen=True, slots=True)
 class ImportJob(RegistryUser):
-    """jobs/import_c2c.py."""
+    """Settings of jobs/import_c2c.py."""
 
     source: str | None = None  # a published pair: its folder, or ORG/NAME/PAIR on the hub
     revision: str | None = None  # of a pair on the hub: a branch, tag or commit; None is the newest
@@ -177,53 +177,49 @@ FUSER_JOB = Schema(FuserJob, _KEYS)
 GATE_JOB = Schema(GateJob, _KEYS)
 REGISTRY_JOB = Schema(RegistryJob)
 IMPORT_JOB = Schema(ImportJob, _KEYS)
+J = TypeVar("J", FuserJob, GateJob, ImportJob)
 
 
 def build_fuser_job(values: Mapping[str, Any]) -> FuserJob:
-    """Names canonical; fusion is what the fuser implies, and control=identical needs no sender. Raises FedrayError."""
-    values = named_safely(values)
-    settings = with_strangers(FUSER_JOB, values.get("receiver"), [values.get("sender")]).read(values)
-    zoo = settings.zoo.name
-    receiver = resolve(settings.receiver, "receiver", zoo)
-    sender = receiver if settings.sender is None and settings.control == "identical" else settings.sender
-    return replace(
-        settings,
-        receiver=receiver,
-        sender=sender if sender in (None, EVERYONE) else resolve(sender, "sender", zoo),
-        fusion=settings.fusion if "fusion" in values else FUSERS[settings.fuser].operators[0],
-    )
+    """Build settings; control=identical needs no sender. Raises FedrayError."""
+    settings = _build(FUSER_JOB, values, [values.get("sender")])
+    if settings.sender is None and settings.control == "identical":
+        return replace(settings, sender=settings.receiver)
+    return settings if settings.sender == EVERYONE else replace(settings, sender=_canonical_sender(settings))
 
 
 def build_gate_job(values: Mapping[str, Any]) -> GateJob:
-    """Names canonical; senders default to everyone but the receiver. Raises FedrayError."""
-    values = named_safely({key: value for key, value in values.items() if (key, value) != ("senders", None)})
-    settings = with_strangers(GATE_JOB, values.get("receiver"), values.get("senders")).read(values)
-    zoo = settings.zoo.name
-    receiver = resolve(settings.receiver, "receiver", zoo)
-    senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != receiver)
-    return replace(
-        settings,
-        receiver=receiver,
-        senders=tuple(resolve(sender, "sender", zoo) for sender in senders),
-        fusion=settings.fusion if "fusion" in values else FUSERS[settings.fuser].operators[0],
-    )
+    """Build settings; senders default to everyone but the receiver. Raises FedrayError."""
+    values = {key: value for key, value in values.items() if (key, value) != ("senders", None)}
+    settings = _build(GATE_JOB, values, values.get("senders"))
+    senders = settings.senders if "senders" in values else tuple(name for name in NAMES if name != settings.receiver)
+    return replace(settings, senders=tuple(resolve(sender, "sender", settings.zoo.name) for sender in senders))
 
 
 def build_import_job(values: Mapping[str, Any]) -> ImportJob:
-    """Names canonical. Raises FedrayError."""
+    """Build settings. Raises FedrayError."""
+    settings = _build(IMPORT_JOB, values, [values.get("sender")])
+    return replace(settings, sender=_canonical_sender(settings))
+
+
+def _build(schema: Schema[J], values: Mapping[str, Any], senders: Any) -> J:
+    """Read settings: the receiver by its canonical name, fusion as the fuser implies it."""
     values = named_safely(values)
-    settings = with_strangers(IMPORT_JOB, values.get("receiver"), [values.get("sender")]).read(values)
-    zoo = settings.zoo.name
-    sender = settings.sender and resolve(settings.sender, "sender", zoo)
-    return replace(settings, sender=sender, receiver=resolve(settings.receiver, "receiver", zoo))
+    settings = with_strangers(schema, values.get("receiver"), senders).read(values)
+    settings = replace(settings, receiver=resolve(settings.receiver, "receiver", settings.zoo.name))
+    if isinstance(settings, ImportJob) or "fusion" in values:
+        return settings
+    return replace(settings, fusion=FUSERS[settings.fuser].operators[0])
+
+
+def _canonical_sender(settings: FuserJob | ImportJob) -> str | None:
+    return settings.sender and resolve(settings.sender, "sender", settings.zoo.name)
 
 
 def check_fuser_job(settings: FuserJob) -> None:
-    """Refuse what cannot be meant, before torch or Ray is imported. Raises FedrayError."""
+    """Validate settings, before torch or Ray is imported. Raises FedrayError."""
     with_strangers(FUSER_JOB, settings.receiver, [settings.sender]).read(settings)
     _check_pair(settings)
-    _check_operator(settings.fuser, settings.fusion)
-    _check_data(settings.data)
     if settings.data.name != "tiny" and settings.answers == "sender":
         raise FedrayError(f"answers=sender is for the tiny world: leave it out with data={settings.data.name}")
     if settings.data.name != "tiny" and settings.limit is None and settings.steps is None:
@@ -238,13 +234,12 @@ def check_fuser_job(settings: FuserJob) -> None:
         )
     if settings.patience and not settings.validate_every:
         raise FedrayError("patience counts validations: set validate_every, or patience=0 to never stop early")
-    _check_surroundings(settings)
+    _check_training(settings, () if settings.sender in (None, EVERYONE) else (settings.sender,))
 
 
 def check_gate_job(settings: GateJob) -> None:
-    """As check_fuser_job. Raises FedrayError."""
+    """Validate settings, as check_fuser_job. Raises FedrayError."""
     with_strangers(GATE_JOB, settings.receiver, settings.senders).read(settings)
-    _check_operator(settings.fuser, settings.fusion)
     receiver, senders = settings.receiver, settings.senders
     if not senders:
         raise FedrayError(f"a gate weighs senders: name some, as in '+senders=[{_other(receiver)}]'")
@@ -253,14 +248,13 @@ def check_gate_job(settings: GateJob) -> None:
     if len(set(senders)) < len(senders):
         raise FedrayError(f"a sender is named more than once among {', '.join(senders)}: name each once")
     check_apart((receiver, *senders))
-    _check_data(settings.data)
     if not settings.layers:
         raise FedrayError("layers names none: say after how many layers the gate may read, as in layers=[0,1]")
-    _check_surroundings(settings)
+    _check_training(settings, senders)
 
 
 def check_registry_job(settings: RegistryJob) -> None:
-    """Refuse what cannot be meant. Raises FedrayError."""
+    """Validate settings. Raises FedrayError."""
     REGISTRY_JOB.read(settings)
     _check_zoo(settings.zoo)
     action, name = settings.action, settings.name
@@ -280,7 +274,7 @@ def check_registry_job(settings: RegistryJob) -> None:
 
 
 def check_import_job(settings: ImportJob) -> None:
-    """Refuse what cannot be meant. Raises FedrayError."""
+    """Validate settings. Raises FedrayError."""
     with_strangers(IMPORT_JOB, settings.receiver, [settings.sender]).read(settings)
     pair = "nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser"
     if not settings.source:
@@ -311,23 +305,17 @@ def _check_pair(settings: FuserJob) -> None:
     check_apart(tuple(dict.fromkeys((sender, receiver))))
 
 
-def _check_data(data: TrainingData) -> None:
-    if data.path is not None and not data.path.exists():
-        raise FedrayError(f"data.path={data.path} does not exist: name a folder or a file, or leave it out")
-
-
-def _check_operator(fuser: str, fusion: str) -> None:
-    if fusion not in FUSERS[fuser].operators:
+def _check_training(settings: FuserJob | GateJob, senders: tuple[str, ...]) -> None:
+    if settings.fusion not in FUSERS[settings.fuser].operators:
         raise FedrayError(
-            f"fusion={fusion} does not go with fuser=c2c, which mixes: leave fusion out, or use fuser=mlp"
+            f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or use fuser=mlp"
         )
-
-
-def _check_surroundings(settings: FuserJob | GateJob) -> None:
+    path = settings.data.path
+    if path is not None and not path.exists():
+        raise FedrayError(f"data.path={path} does not exist: name a folder or a file, or leave it out")
     if not settings.ray.enabled and settings.workers > 1:
         raise FedrayError(f"workers={settings.workers} need Ray: leave ray=none out, or set workers=1")
-    senders = settings.senders if isinstance(settings, GateJob) else (settings.sender or EVERYONE,)
-    _check_llms(settings, (settings.receiver, *(sender for sender in senders if sender != EVERYONE)))
+    _check_llms(settings, (settings.receiver, *senders))
     check_output(settings.root, "registry.path")
     check_output(settings.output)
     check_store(settings.tracking)

@@ -1,4 +1,4 @@
-"""The workers that train one fuser together: how many there are, and how the training loop sees them."""
+"""The workers that train one fuser together, and the training loop's interface to them."""
 
 from __future__ import annotations
 
@@ -6,39 +6,40 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from fedray.settings.settings import RaySettings
 
 T = TypeVar("T")
-Progress = Callable[[int, int, Mapping[str, float]], None]  # told (step, of how many, running figures)
+Progress = Callable[[int, int, Mapping[str, float]], None]  # (step, of how many, running figures)
 Tell = Callable[[str, int, int, Mapping[str, float]], None]  # the same, and first the phase of the work
+Work = Callable[["WorkerGroup", Tell], T]  # of every worker; the first one's result and progress count
 
 
 class WorkerGroup:
-    """This worker and the others. The plain one works alone; `ray_train.py` has the one of several (DDP)."""
+    """A group of one worker; `ray_train.py` has the group of several (DDP)."""
 
     rank = 0
     size = 1
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over all workers."""
+        """Wrap a module so that its gradients are averaged over all workers."""
         return module
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[object]:
-        """Within it, backward passes keep their gradients to this worker: others follow before a step is taken."""
+        """Accumulate gradients locally: the all-reduce follows in a later backward pass of the step."""
         return nullcontext()
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all workers."""
+        """Sum a tensor over all workers."""
         return tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many there are and what each has. ray: where they run; folder: on a disk that all of them see."""
+    """Number of workers and what each has. ray: where they run; folder: on a disk that they share."""
 
     count: int
     threads: int
@@ -48,25 +49,14 @@ class Workers:
 
     @property
     def here(self) -> bool:
-        """Whether this process does it all: one worker, and no cluster that is asked for."""
+        """Check whether this process is the only worker: no cluster is asked for."""
         return self.count == 1 and (self.ray.address is None or not self.ray.enabled)
 
     @property
     def local(self) -> bool:
-        """Whether all of them will be on this machine: in this process, or on a cluster that is started for them."""
+        """Check whether all workers are on this machine: in this process, or on a cluster started for them."""
         if self.here:
             return True
         from fedray.runtime.cluster import will_embed
 
         return will_embed(self.ray.address)
-
-
-@dataclass(frozen=True, slots=True)
-class Work(Generic[T]):
-    """What every worker does: `do(order, group, tell)`, a function and an argument that can be sent to another process.
-
-    The first worker's result is the work's, and only the first worker is heard.
-    """
-
-    do: Callable[[Any, WorkerGroup, Tell], T]
-    order: Any

@@ -1,4 +1,4 @@
-"""Who does the training: workers on Ray Train, or this process alone without Ray."""
+"""Dispatch of training work: to workers on Ray Train, or in this process without Ray."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedray.types import FedrayError
 
 
 def check(workers: Workers) -> None:
-    """Refuse workers that cannot be had, before anything starts. Raises FedrayError."""
+    """Check that the workers can be had, before anything starts. Raises FedrayError."""
     if workers.device == "cuda" and workers.here and not torch.cuda.is_available():
         raise FedrayError("device=cuda, and torch finds no GPU on this machine: leave device out")
     if workers.ray.enabled and find_spec("ray") is None:
@@ -23,14 +23,14 @@ def check(workers: Workers) -> None:
 
 
 def run(work: Work[T], workers: Workers, tell: Tell) -> T:
-    """Do the work and return its result; `tell` hears of its progress.
+    """Do the work and return its result; `tell` receives its progress.
 
     Raises the work's own FedrayError, FedrayError where there is no room for the workers or they keep dying, and
     KeyboardInterrupt.
     """
     if not workers.ray.enabled:
         torch.set_num_threads(workers.threads)
-        return work.do(work.order, WorkerGroup(), tell)
+        return work(WorkerGroup(), tell)
     from fedray.training import ray_train
 
     start = ray_train.in_this_process if workers.here else ray_train.side_by_side

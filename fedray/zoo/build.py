@@ -1,4 +1,4 @@
-"""Rebuilds the embedded zoo from nothing: tokenizers and LLMs, then fusers, then gates.
+"""Builds the embedded zoo from nothing: tokenizers and LLMs, then fusers, then gates.
 
 Every part is one task in a process of its own with one torch thread, so that the same seed gives the same hashes on
 the same platform whatever else runs. What is already there is kept: a killed build goes on where it stopped.
@@ -9,9 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -21,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fedray.files import write_whole
+from fedray.files import whole_folder, write_whole
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import RECORD, norms_of
 from fedray.llm.catalogue import WORLD
@@ -31,6 +28,7 @@ from fedray.llm.source import HASHES, hash_file
 from fedray.registry.store import Registry, fuser_name, load_fuser, read_manifest
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, believed, conversations
 from fedray.training.data import BATCH, prefill
+from fedray.training.dataset import for_gate
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.pair import Pair
@@ -60,7 +58,7 @@ class ZooTask:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a task reports while it runs."""
+    """Progress of a task."""
 
     task: ZooTask
     step: int
@@ -69,7 +67,7 @@ class Progress:
 
 
 def stages(everything: bool = True) -> list[list[ZooTask]]:
-    """Tasks in three stages; those of one stage do not need each other. The default federation comes first."""
+    """List tasks in three stages; those of one stage are independent. The default federation comes first."""
     others = [n for n in NAMES if n != DEFAULT_RECEIVER]
     fusers = [ZooTask("fuser", (s, DEFAULT_RECEIVER), operator) for operator in ("concat", "mix") for s in others]
     gates = [ZooTask("gate", (DEFAULT_RECEIVER,), operator) for operator in ("concat", "mix")]
@@ -86,12 +84,12 @@ def build(
     everything: bool = True,
     workers: int | None = None,
     shorten: float = 1.0,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_done: Callable[[ZooTask, float], None] | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_done: Callable[[ZooTask, float], None] = lambda task, seconds: None,
 ) -> dict[str, float]:
     """Build what is missing under `folder`; returns seconds per task. shorten: factor on all step counts (tests).
 
-    on_done: hears of every part as soon as it is there, with its seconds.
+    on_done: receives every part as soon as it is built, with its seconds.
     """
     _claim(folder, seed, shorten)
     _record_hashes(folder)
@@ -106,17 +104,15 @@ def build(
             try:
                 for task, spent in _follow(futures, folder, queue, on_progress):
                     seconds[str(task)] = spent
-                    if on_done:
-                        on_done(task, spent)
+                    on_done(task, spent)
             except BaseException:
-                for future in futures:
-                    future.cancel()
+                pool.shutdown(cancel_futures=True)
                 raise
     return seconds
 
 
 def _claim(folder: Path, seed: int, shorten: float) -> None:
-    """One folder, one world, one length of training. Raises FedrayError where another zoo lies."""
+    """Claim a folder for one world and one length of training. Raises FedrayError where another zoo lies."""
     path = folder / WORLD
     (folder / "llms").mkdir(parents=True, exist_ok=True)
     wanted = {"seed": seed, **({"shorten": shorten} if shorten != 1.0 else {})}
@@ -126,8 +122,11 @@ def _claim(folder: Path, seed: int, shorten: float) -> None:
 
 
 def is_done(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> bool:
-    """Whether a part is there, whole, and fits the LLMs that are there now (`members`, read from the folder if not
-    given). A fuser is whole with the range of the caches it was trained on."""
+    """Check whether a part is there, whole, and fits the LLMs that are there now.
+
+    members: those LLMs, read from the folder if not given. A fuser is whole with the range of the caches it was trained
+    on.
+    """
     digest = hash_of(task, folder, members)
     if digest is None or task.kind != "fuser":
         return digest is not None
@@ -135,9 +134,9 @@ def is_done(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | Non
 
 
 def hash_of(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | None = None) -> str | None:
-    """The content hash of a part, None where there is none that fits the LLMs."""
+    """Look up the content hash of a part, None where there is none that fits the LLMs."""
     if task.kind == "llm":
-        return _hashes(folder).get(task.names[0]) if _llm_folder(folder, task.names[0]).is_dir() else None
+        return _hashes(folder).get(task.names[0]) if (folder / "llms" / task.names[0]).is_dir() else None
     registry = _registry(folder)
     members = members_of(folder) if members is None else members
     try:
@@ -150,19 +149,14 @@ def hash_of(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | Non
 
 
 def _follow(
-    futures: dict[Future[float], ZooTask],
-    folder: Path,
-    queue: Any,
-    on_progress: Callable[[Progress], None] | None,
+    futures: dict[Future[float], ZooTask], folder: Path, queue: Any, on_progress: Callable[[Progress], None]
 ) -> Iterator[tuple[ZooTask, float]]:
-    """Each task and its seconds, as soon as it is done; progress is passed on meanwhile."""
+    """Yield each task and its seconds, as soon as it is done; forward progress meanwhile."""
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
         while not queue.empty():
-            report = queue.get()
-            if on_progress:
-                on_progress(report)
+            on_progress(queue.get())
         for future in done:
             spent = future.result()
             if futures[future].kind == "llm":
@@ -171,7 +165,7 @@ def _follow(
 
 
 def _run(task: ZooTask, folder: Path, seed: int, shorten: float, queue: Any) -> float:
-    """One task in a worker process."""
+    """Build one part in a worker process; returns its seconds."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     last = 0.0
@@ -183,27 +177,18 @@ def _run(task: ZooTask, folder: Path, seed: int, shorten: float, queue: Any) -> 
             queue.put(Progress(task, step, steps, dict(metrics)))
 
     world = World(seed)
-    if task.kind == "llm":
-        _build_llm(task.names[0], world, folder, shorten, on_step)
-    elif task.kind == "fuser":
-        _build_fuser(task, world, folder, shorten, on_step)
-    else:
-        _build_gate(task, world, folder, shorten, on_step)
+    {"llm": _build_llm, "fuser": _build_fuser, "gate": _build_gate}[task.kind](task, world, folder, shorten, on_step)
     return time.perf_counter() - started
 
 
-def _build_llm(name: str, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+def _build_llm(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+    (name,) = task.names
     tokenizer = build_tokenizer(RECIPES[name].family, world)
     steps = _shortened(RECIPES[name].steps, shorten)
     model = pretrain(name, world, tokenizer, seed_offset=world.seed, steps=steps, on_step=on_step)
-    final = _llm_folder(folder, name)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=final.parent))
-    model.half().save_pretrained(staging)  # shipped in 16 bit: rounded before it is hashed
-    tokenizer.save_pretrained(staging)
-    staging.chmod(0o755)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(staging, final)
+    with whole_folder(folder / "llms" / name) as new:
+        model.half().save_pretrained(new)  # shipped in 16 bit: rounded before it is hashed
+        tokenizer.save_pretrained(new)
 
 
 def _build_fuser(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
@@ -246,22 +231,12 @@ def _build_gate(task: ZooTask, world: World, folder: Path, shorten: float, on_st
         n: load_fuser(registry.find_fuser(describe(s), describe(receiver), "mlp", task.operator))
         for n, s in senders.items()
     }
-    chosen = conversations(world, "train")
-    random.Random(world.seed).shuffle(chosen)
-    sets = {"train": chosen[:GATE_QUESTIONS], "validation": conversations(world, "validation")}
-    sets = {split: _shortened_list(talks, shorten) for split, talks in sets.items()}
+    material = for_gate(world, GATE_QUESTIONS)
+    sets = {"train": _shortened_list(material.talks, shorten), "validation": _shortened_list(material.check, shorten)}
     recipe = GateRecipe(operator=task.operator, steps=_shortened(GateRecipe().steps, shorten))
     training = GateTraining(receiver, senders, fusers, sets, recipe)
     gate = training.run(lambda phase, step, of, figures: on_step(step, of, figures))
-    record = {
-        "world_seed": world.seed,
-        "questions": len(sets["train"]),
-        "steps": recipe.steps,
-        "price": recipe.price,
-        "layer": gate.config.layer,
-        "validation": training.worth,
-    }
-    registry.add_gate(gate, describe(receiver), record)
+    registry.add_gate(gate, describe(receiver), {**material.record, **training.record()})
 
 
 def _shortened(steps: int, factor: float) -> int:
@@ -281,16 +256,12 @@ def _registry(folder: Path) -> Registry:
 
 
 def _version(task: ZooTask, folder: Path, digest: str) -> Path:
-    """The folder of a fuser."""
+    """Build the path of a fuser's version."""
     return folder / "registry" / fuser_name(*task.names) / digest
 
 
 def members_of(folder: Path) -> dict[str, MemberInfo]:
     return {name: describe(load(name, folder=folder)) for name in _hashes(folder)}
-
-
-def _llm_folder(folder: Path, name: str) -> Path:
-    return folder / "llms" / name
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -299,9 +270,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _record_hashes(folder: Path) -> None:
-    """Hashes of all LLM folders, which are complete once they are there; written at one stroke by the parent alone."""
+    """Write the hashes of all LLM folders, which are complete once they are there; the parent process alone does."""
     root = folder / "llms"
     found = {p.parent.name: hash_file(p) for p in sorted(root.glob("[!.]*/model.safetensors"))}
-    staging = root / f".{HASHES}.{os.getpid()}"
-    staging.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(staging, root / HASHES)
+    write_whole(root / HASHES, json.dumps(found, indent=1) + "\n")

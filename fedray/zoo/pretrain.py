@@ -16,16 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fedray.world.world import World, WorldExample
 
@@ -64,15 +55,10 @@ RECIPES = {
     "qwen2.5-1.5b": Recipe("qwen2", 8, 96, 4, 2, 24, 256, seed=44, steps=1200),
     "llama-1b": Recipe("llama", 7, 88, 4, 4, 16, 240, seed=55, steps=1600),
 }
-_CLASSES: dict[str, tuple[type, type]] = {
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "llama": (LlamaConfig, LlamaForCausalLM),
-}
 
 
 def build_tokenizer(family: str, world: World) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: one for the Qwen members, another vocabulary and chat template for Llama."""
+    """Train a byte-level BPE tokenizer, with another vocabulary and chat template for Llama than for Qwen."""
     llama = family == "llama"
     if llama:
         special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -101,8 +87,8 @@ def build_tokenizer(family: str, world: World) -> PreTrainedTokenizerFast:
 
 def build_model(name: str, tokenizer: PreTrainedTokenizerFast, seed_offset: int = 0) -> PreTrainedModel:
     recipe = RECIPES[name]
-    config_class, model_class = _CLASSES[recipe.family]
-    config = config_class(
+    config = AutoConfig.for_model(
+        recipe.family,
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
         intermediate_size=recipe.intermediate,
@@ -118,11 +104,11 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerFast, seed_offset: int 
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(recipe.seed + 1000 * seed_offset)
-    return model_class(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def encode(tokenizer: Any, example: WorldExample) -> tuple[list[int], list[int]]:
-    """Prompt ids (chat template, generation prompt) and answer ids (end of turn included)."""
+    """Encode a prompt (chat template, generation prompt) and its answer (end of turn included)."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": example.user}], tokenize=False, add_generation_prompt=True
     )
@@ -132,7 +118,7 @@ def encode(tokenizer: Any, example: WorldExample) -> tuple[list[int], list[int]]
 
 
 def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids (B, T) and labels (B, T), -100 outside the answer; causal attention needs no mask then."""
+    """Collate right-padded ids (B, T) and labels (B, T), -100 outside the answer; causal attention needs no mask."""
     longest = max(len(p) + len(a) for p, a in rows)
     ids = torch.full((len(rows), longest), pad)
     labels = torch.full((len(rows), longest), -100)
@@ -143,7 +129,7 @@ def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Te
 
 
 def supervised_loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answer loss of the last layer, and with it half of each upper hidden state's own (deep supervision)."""
+    """Compute the answer loss of the last layer, plus half of each upper hidden state's own (deep supervision)."""
     out = model.model(input_ids=ids, output_hidden_states=True, use_cache=False)
     rows, columns = torch.nonzero(labels[:, 1:] != -100, as_tuple=True)
     target = labels[rows, columns + 1]
@@ -202,7 +188,7 @@ def pretrain(
 
 
 def _optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices (it reaches AdamW's loss here in half the steps), AdamW for embeddings and vectors."""
+    """Make Muon for the matrices (it reaches AdamW's loss here in half the steps), AdamW for embeddings and vectors."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
@@ -214,7 +200,7 @@ def _optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
 def _batches(
     examples: Iterator[WorldExample], size: int, tokenizer: Any
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of similar length: eight are drawn at once, sorted, and served in random order."""
+    """Make batches of similar length: eight are drawn at once, sorted, and yielded in random order."""
     rng = random.Random(size)
     while True:
         pool = [encode(tokenizer, next(examples)) for _ in range(8 * size)]
@@ -226,7 +212,7 @@ def _batches(
 
 
 def _questions(name: str, world: World, seed: int) -> Iterator[WorldExample]:
-    """Closed-book questions about what this LLM knows, epoch after epoch."""
+    """Yield closed-book questions about what this LLM knows, epoch after epoch."""
     rng = random.Random(f"questions-{world.seed}-{name}-{seed}")
     known = world.known(name)
     while True:

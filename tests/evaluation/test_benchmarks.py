@@ -73,9 +73,9 @@ def test_a_right_answer_that_is_no_number_is_left_out_and_counted(
     assert sorted(question.answer or "" for question in load_task(made)) == ["-3", "0.5", "2"]
     assert federate.run(made) == 0
     left = report.read(tmp_path / "out")
-    assert left.n == left.data[0].rows == 3 and all(answer.gold for answer in left.answers)
+    assert left.found.n == left.data[0].rows == 3 and all(answer.gold for answer in left.answers)
     assert left.data[0].left_out == {"answer is no number: N/A": 1, "answer is no number: 3 or 4": 1}
-    assert left.unparseable <= 3 and left.accuracy is not None
+    assert left.found.unparseable <= 3 and left.found.accuracy is not None
 
 
 def test_choices_that_a_scoring_cannot_tell_apart_are_left_out_and_counted(data: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_federation_is_asked_and_the_report_says_how(
     check(made)
     assert federate.run(made) == 0
     left = report.read(tmp_path / "out")
-    assert (left.task, left.scoring, left.n) == (name, scoring or "number", 2) and left.accuracy is not None
+    assert (left.task, left.scoring, left.found.n) == (name, scoring or "number", 2) and left.found.accuracy is not None
     (source,) = left.data
     assert (source.name, source.split, source.rows, source.repo) == (name, "test", 2, None) and len(source.hash) == 16
     assert all(bool(answer.choices) is shown and answer.gold for answer in left.answers)
@@ -165,7 +165,7 @@ def test_an_evaluation_of_several_data_sets(random_federation: dict[str, Any], d
     check_evaluation(made)
     assert evaluate.run(made) == 0
     left = report.read(tmp_path / "out")
-    assert [(row.task, row.scoring, row.n) for row in left.rows if row.senders] == [
+    assert [(row.task, row.scoring, row.found.n) for row in left.rows if row.who.senders] == [
         ("openbookqa", "letters", 2),
         ("arc-challenge", "letters", 4),
     ]
@@ -180,7 +180,7 @@ def test_an_evaluation_of_numbers_of_ones_own(random_federation: dict[str, Any],
     check_evaluation(made)
     assert evaluate.run(made) == 0
     left = report.read(tmp_path / "out")
-    assert left.scoring == "number" and {(row.scoring, row.n) for row in left.evaluated} == {("number", 3)}
+    assert left.scoring == "number" and {(row.scoring, row.found.n) for row in left.evaluated} == {("number", 3)}
 
 
 def test_questions_too_long_for_a_member_are_found_before_it_loads(

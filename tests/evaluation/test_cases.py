@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fedray.command_line import CONF, EVALUATION, EvaluateSettings, launch
+from fedray.command_line import CONF, EVALUATION, launch
 from fedray.evaluation.cases import Case, cases, neutral
 from fedray.evaluation.check import check_evaluation
-from fedray.evaluation.settings import build_evaluation
+from fedray.evaluation.settings import EvaluateSettings, build_evaluation
 from fedray.methods.fedattn import FedAttn
 from fedray.methods.method import T2T, Gate, Method, SelfRefine, TextToText, Wire
 from fedray.methods.specfed import SpecFed

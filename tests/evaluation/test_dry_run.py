@@ -56,7 +56,7 @@ def foretell(output: Path, **values: Any) -> tuple[Report, dict[str, Need]]:
 
 def test_a_plan_of_real_sizes_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left, needs = foretell(tmp_path, senders=["qwen2.5-0.5b", "llama-1b"])
-    assert list(needs) == ["qwen3-0.6b", "qwen2.5-0.5b", "llama-1b"] and left.members == ()
+    assert list(needs) == ["qwen3-0.6b", "qwen2.5-0.5b", "llama-1b"] and left.who.members == ()
     receiver, sender = needs["qwen3-0.6b"], needs["qwen2.5-0.5b"]
     size = 2 if receiver.dtype == "bfloat16" else 4
     assert receiver.weights == 596_049_920 * size and receiver.role == "receiver"
@@ -176,8 +176,8 @@ def test_a_run_leaves_what_it_took_and_what_was_random(tmp_path: Path, capsys: p
     }
     assert run(build(given)) == 0
     left = report.read(tmp_path / "out")
-    assert [member.dtype for member in left.members] == ["float32", "bfloat16"]
-    assert all((member.memory_bytes or 0) > 50 * MIB for member in left.members)
+    assert [member.dtype for member in left.who.members] == ["float32", "bfloat16"]
+    assert all((member.memory_bytes or 0) > 50 * MIB for member in left.who.members)
     ((name, status),) = [(part.name, part.status) for part in left.learned]
     assert (name, status) == ("two--one", "random")
     assert "random weights, never trained, so that no answer means anything: two--one" in capsys.readouterr().out

@@ -39,10 +39,10 @@ def job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Job:
 
 def test_every_members_own_answer_is_told(job: Job) -> None:
     left, shown = job(answer_all=True, vote=True, task={"limit": 12})
-    assert left.by_member.keys() == {"qwen3-0.6b", *SENDERS}
-    for name, share in left.by_member.items():
+    assert left.found.by_member.keys() == {"qwen3-0.6b", *SENDERS}
+    for name, share in left.found.by_member.items():
         right = sum(answered.by_member[name] == answered.gold for answered in left.answers)
-        assert share == pytest.approx(right / left.n) and f"{share:.1%}" in shown
+        assert share == pytest.approx(right / left.found.n) and f"{share:.1%}" in shown
     votes = [[*answered.by_member.values()].count(answered.federated) for answered in left.answers]
     assert min(votes) >= 1
     assert "Accuracy of each member's own answers" in shown

@@ -51,7 +51,7 @@ def test_the_job_downloads_once_and_then_needs_no_network(mirror: Mirror, tmp_pa
     assert first.returncode == 0, first.stderr
     commits = [mirror.repos[repo].commit() or "" for repo in ("Qwen/Qwen3-0.6B", "acme/llm-1.5b")]
     left = report.read(tmp_path / "first")
-    assert [member.revision for member in left.members] == commits and all(
+    assert [member.revision for member in left.who.members] == commits and all(
         commit[:12] in first.stdout for commit in commits
     )
 

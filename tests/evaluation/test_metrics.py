@@ -83,7 +83,10 @@ def test_holm() -> None:
 
 def test_percentiles_of_the_requests_that_had_the_phase() -> None:
     requests = [{"decode": float(i)} for i in range(1, 102)] + [{"gate": 3.0}]
-    found = metrics.percentiles(requests)
-    assert (found["decode"].p50, found["decode"].p95) == (51.0, 96.0)
-    assert (found["gate"].p50, found["gate"].p95) == (3.0, 3.0)
-    assert metrics.percentiles([]) == {}
+    found = metrics.seconds_of(requests)
+    assert (found["decode"].mean, found["decode"].p50, found["decode"].p95) == (51.0, 51.0, 96.0)
+    assert (found["gate"].mean, found["gate"].p50, found["gate"].p95) == (3.0, 3.0, 3.0)
+    assert metrics.seconds_of([]) == {}
+    assert metrics.spread([1.0, 1.0, 4.0]).mean == 2.0
+    with pytest.raises(ValueError):
+        metrics.spread([])

@@ -89,14 +89,14 @@ def test_a_payload_never_reaches_the_driver(group: RayGroup, received: Callable[
     sizes = received()
     assert sizes, "the driver's objects were not counted"
     assert sum(sizes) < 1024
-    where = get_local_object_locations([sent.argument])[sent.argument]
+    where = get_local_object_locations([sent.payload])[sent.payload]
     assert where["object_size"] >= size
     assert len(where["node_ids"]) >= 1, "the payload is not in a node's store: it came to the driver with the reply"
 
 
 def test_the_count_sees_a_payload_that_is_fetched(group: RayGroup, received: Callable[[], list[int]]) -> None:
     sent = group.start("sender", "share", 50_000)
-    ray.get(sent.argument)
+    ray.get(sent.payload)
     assert sum(received()) > 50_000
 
 

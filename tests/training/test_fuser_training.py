@@ -17,7 +17,7 @@ from fedray.fusion.mlp import MLPFuser
 from fedray.training.checkpoint import Checkpoint
 from fedray.training.conversations import conversations
 from fedray.training.fuser_trainer import FuserTraining, losses
-from fedray.training.pair import Draws, Pair
+from fedray.training.pair import Pair, draws
 from fedray.training.recipe import FuserRecipe, Schedule, schedule
 from fedray.training.worker_group import WorkerGroup
 from fedray.types import FedrayError
@@ -194,7 +194,7 @@ def test_workers_share_every_batch_and_a_later_start_draws_the_rest() -> None:
     lengths = random.Random(0).choices(range(5, 50), k=100)
 
     def drawn(group: WorkerGroup, first: int = 0, parts: int = 2) -> list[list[int]]:
-        return list(Draws(lengths, 16, 5, random.Random(7), first=first, parts=parts, group=group))
+        return list(draws(lengths, 16, 5, random.Random(7), first=first, parts=parts, group=group))
 
     whole = drawn(WorkerGroup(), parts=1)
     shares = [drawn(One(rank)) for rank in (0, 1)]
@@ -209,7 +209,7 @@ def test_workers_share_every_batch_and_a_later_start_draws_the_rest() -> None:
 def test_in_epochs_every_row_comes_once_before_any_comes_again() -> None:
     def drawn(first: int = 0) -> list[list[int]]:
         rng = random.Random(7)
-        return list(Draws([1] * 30, 8, 15, rng, first=first, parts=1, group=WorkerGroup(), sampling="epochs"))
+        return list(draws([1] * 30, 8, 15, rng, first=first, parts=1, group=WorkerGroup(), sampling="epochs"))
 
     rows = [row for batch in drawn() for row in batch]
     assert all(len(set(batch)) == 8 for batch in drawn())

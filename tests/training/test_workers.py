@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from short_training import settings, train
 
 from fedray.settings.settings import RaySettings
 from fedray.training import workers
-from fedray.training.worker_group import Tell, Work, WorkerGroup, Workers
+from fedray.training.worker_group import Tell, WorkerGroup, Workers
 from fedray.types import FedrayError
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -54,7 +55,7 @@ def test_workers_start_again_after_a_death_and_not_after_a_refusal(tmp_path: Pat
 
     two = Workers(2, 1, "cpu", RaySettings(), tmp_path / "ray")
     with pytest.raises(FedrayError, match=r"^it would come again$"):
-        workers.run(Work(die_then_refuse, tmp_path), two, lambda *news: None)
+        workers.run(partial(die_then_refuse, tmp_path), two, lambda *news: None)
     assert [(tmp_path / f"worker-{rank}").read_text() for rank in (0, 1)] == ["xx", "xx"]
 
 
