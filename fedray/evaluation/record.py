@@ -157,6 +157,7 @@ class Record:
             unrephrased=len(self.unrephrased),
             unparseable=self._unparseable,
             unparseable_alone=self._unparseable_alone,
+            groups={name: of.accuracy for name, of in self.by_group().items() if name != "all"},
             by_member=self.by_member(),
             weights=self.trust(),
             speculation={} if self._speculation is None else self._speculation.figures(),

@@ -83,6 +83,7 @@ class Results:
                 failed=sum(m.failed for m in measured),
                 unrephrased=sum(m.unrephrased for m in measured),
                 unparseable=sum(m.unparseable for m in measured),
+                groups=_groups(list(chain.from_iterable(asked.values())), right),
                 by_member={name: accuracy(r) for name, r in _joined([m.by_member for m in measured]).items()},
                 weights={"all": weights} if weights else {},
                 speculation=_speculation(measured),
@@ -201,6 +202,12 @@ class Results:
 def _rank(case: Case) -> int:
     """Which of two ways is asked what it adds to the other: caches come last."""
     return list(PROTOCOLS).index(case.method.protocol.name)
+
+
+def _groups(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, float]:
+    names = sorted({question.group for question in questions})
+    split = {n: [ok for q, ok in zip(questions, right, strict=True) if q.group == n] for n in names if len(names) > 1}
+    return {name: accuracy(found) for name, found in split.items()}
 
 
 def _rate(measured: Sequence[Measurement]) -> float | None:

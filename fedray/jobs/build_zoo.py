@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedray.evaluation import zoo_table
 from fedray.jobs.zoo_screen import ZooScreen
 from fedray.llm.catalogue import NAMES
 from fedray.reporting import report as reports
@@ -25,7 +24,6 @@ class Build(Job[BuildSettings, ZooScreen]):
         super().__init__(settings, screen, tracking=settings.tracking, title=f"build zoo {settings.seed}")
         self.seconds = _before(settings.output)
         self.built: dict[str, float] = {}
-        self.rows: list[zoo_table.TableRow] = []
 
     def work(self) -> None:
         settings = self.settings
@@ -41,8 +39,6 @@ class Build(Job[BuildSettings, ZooScreen]):
                 on_progress=follow,
                 on_done=self._done,
             )
-        if settings.table:
-            self.rows = zoo_table.run(settings.output, settings.seed)
 
     def _done(self, task: ZooTask, spent: float) -> None:
         self.seconds[str(task)] = spent
@@ -64,13 +60,10 @@ class Build(Job[BuildSettings, ZooScreen]):
             ),
         )
 
-    def keep(self, report: Report) -> None:
-        self.tracker.metrics({f"accuracy/{row.name}": row.accuracy for row in self.rows})
-        for file in ("table.md", "table.json") if self.rows else ():
-            self.tracker.artifact(self.settings.output / file)
-
     def show(self, report: Report) -> None:
         self.screen.built(self.built, self.settings.seed)
+        path = self.settings.output
+        self.screen.line(f"to measure it: python jobs/evaluate.py +experiment=zoo zoo.path={path}")
 
 
 def run(settings: BuildSettings) -> int:

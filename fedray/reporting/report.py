@@ -226,6 +226,9 @@ class Found:
     unparseable: int = 0  # federated answers in which no choice and no number could be read
     unparseable_alone: int = 0  # the same of the receiver alone
     by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
+    groups: Mapping[str, float] = field(
+        default_factory=dict
+    )  # accuracy of each group of questions, where there are some
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
     speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
 

@@ -168,7 +168,6 @@ class BuildSettings:
     everything: bool = True  # False: the default federation only
     workers: int | None = within(None, 1)  # tasks at a time; None is one per core
     shorten: float = within(1.0, 0.001, 1)  # factor on all training lengths, to try the build
-    table: bool = True  # measure the default federation on all held-out questions afterwards
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
 
