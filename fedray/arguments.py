@@ -145,10 +145,8 @@ def _check_commas(items: Sequence[str], form: str) -> None:
         for end in range(first + 2, len(items) + 1) if is_foreign(item) else ():
             whole = ",".join(items[first:end])
             if os.path.isdir(os.path.expanduser(whole)) and not os.path.isdir(os.path.expanduser(item)):
-                whole_argument = form.format(",".join((*items[:first], quoted(whole), *items[end:])))
-                raise FedrayError(
-                    f"{whole} is one folder with a comma in its name: quote it, as in {for_shell(whole_argument)}"
-                )
+                good = form.format(",".join((*items[:first], quoted(whole), *items[end:])))
+                raise FedrayError(f"{whole} is one folder with a comma in its name: quote it, as in {for_shell(good)}")
 
 
 def _text(value: str, name: str) -> str:
