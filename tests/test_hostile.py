@@ -17,7 +17,7 @@ from fedray.protocols import PROTOCOLS, protocol_of
 from fedray.protocols.group import LocalGroup
 from fedray.registry.store import Registry
 from fedray.reporting import report as reports
-from fedray.reporting.report import Report
+from fedray.reporting.report import Report, Who
 from fedray.text import printable
 from fedray.types import REASON, Answer, Generation, Missing, Plan, Request
 
@@ -95,7 +95,7 @@ def test_all_senders_at_once_leave_the_receiver_alone(group: LocalGroup, plan: P
 def test_a_report_takes_what_a_sender_said(group: LocalGroup, plan: Plan, tmp_path: Path) -> None:
     """A surrogate made the file impossible to write."""
     missing = ask(group, plan, "ugly error").missing
-    report = Report("federate", "tiny", RECEIVER, (BAD,), seed=0, status="complete", missing=missing)
+    report = Report("federate", "tiny", seed=0, status="complete", who=Who(RECEIVER, (BAD,), missing=missing))
     path = reports.write(report, tmp_path)
     assert path.stat().st_size < 10_000 and b"\x1b" not in path.read_bytes()
 

@@ -105,7 +105,7 @@ def test_a_failed_answer_is_wrong_whatever_the_gold_is() -> None:
     record = Record(Settings())
     record.add(asked, answer, ask(group(), SCORED))
     left = record.report("complete")
-    assert left.accuracy_alone == 0 and [m.member for m in left.missing] == [RECEIVER]
+    assert left.found.accuracy_alone == 0 and [m.member for m in left.who.missing] == [RECEIVER]
 
 
 def test_a_stream_ends_with_the_members_name() -> None:

@@ -11,7 +11,7 @@ from fedray.benchmark.clock import in_turns
 from fedray.benchmark.settings import BenchmarkSettings, check_benchmark
 from fedray.jobs import benchmark
 from fedray.reporting import report as reports
-from fedray.reporting.report import Measured, Report
+from fedray.reporting.report import Measured, Report, Who
 from fedray.settings.settings import RaySettings, TrackingSettings, ZooSettings
 from fedray.types import FedrayError
 
@@ -44,7 +44,7 @@ def test_only_rows_that_are_asked_for_are_kept() -> None:
 
 def test_rows_come_back_from_the_report(tmp_path: Path) -> None:
     row = Measured("wire.x", 3.0, "s", 2.0, 1.5, 2.0, "at most", "copy")
-    reports.write(Report("benchmark", "shapes", "a", ("b",), 0, "complete", rows=(row,)), tmp_path)
+    reports.write(Report("benchmark", "shapes", 0, "complete", Who("a", ("b",)), rows=(row,)), tmp_path)
     assert reports.read(tmp_path).rows == (row,) and reports.read(tmp_path).evaluated == ()
 
 

@@ -147,7 +147,7 @@ def test_members_nobody_asks_are_not_fetched(
     more = {"prompt": [f"prompt={QUESTION}"], "task": ["task.limit=2"], "plan": ["plan=true", f"prompt={QUESTION}"]}
     code, said = call(*QUIET, "receiver=./llm", f"protocol={protocol}", "output=out", *more[how], job=fedrated)
     assert code == 0, said
-    assert asked == [] and reports.read(Path("out")).senders == ()
+    assert asked == [] and reports.read(Path("out")).who.senders == ()
 
 
 def test_an_evaluation_fetches_those_its_cases_ask(folder: Any, call: Call, asked: list[str]) -> None:
@@ -180,12 +180,12 @@ def test_a_damaged_llm_is_never_right(folder: Any, call: Call, asked: list[str])
     code, said = call(*QUIET, "receiver=./llm", "protocol=standalone", "questions=q.jsonl", "output=out", job=fedrated)
     assert code == 0, said
     left = reports.read(Path("out"))
-    assert (left.n, left.accuracy, left.accuracy_alone) == (4, 0.0, 0.0)
-    (missing,) = left.missing
+    assert (left.found.n, left.found.accuracy, left.found.accuracy_alone) == (4, 0.0, 0.0)
+    (missing,) = left.who.missing
     assert missing.member.endswith("llm") and "in 4 of 4 answers the logits of its LLM are no numbers" in missing.reason
     code, said = call(*QUIET, "receiver=./llm", "protocol=standalone", f"prompt={QUESTION}", "output=one", job=fedrated)
     assert code == 2 and said.rstrip().startswith("./llm: the logits of its LLM are no numbers")
-    (missing,) = reports.read(Path("one")).missing
+    (missing,) = reports.read(Path("one")).who.missing
     assert missing.member.endswith("llm") and "no numbers" in missing.reason
 
 

@@ -36,7 +36,7 @@ class Errand(Job[Told, Screen]):
         self.do()
 
     def report(self, status: Status) -> Report | None:
-        return Report("errand", "tiny", "llama-1b", (), 0, status)
+        return Report("errand", "tiny", 0, status)
 
     def keep(self, report: Report) -> None:
         self.asked.append(f"keep {reports.read(self.settings.output).status}")
@@ -108,6 +108,6 @@ def test_a_private_report_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_a_report_holds_no_password(tmp_path: Path) -> None:
-    there = Report("errand", "tiny", "llama-1b", (), 0, "failed", task="http://me:se@cret@host/x.jsonl")
+    there = Report("errand", "tiny", 0, "failed", task="http://me:se@cret@host/x.jsonl")
     reports.write(there, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["task"] == "http://***@host/x.jsonl"

@@ -111,8 +111,8 @@ def test_what_is_trained_is_what_a_federation_finds(
     (part,) = left.learned
     commits = [commit(mirror, "Qwen/Qwen3-0.6B"), commit(mirror, "acme/LLM-1.5b")]
     assert (left.zoo, left.status, part.name, part.steps) == ("hub", "complete", PAIR, 4)
-    assert [member.revision for member in left.members] == commits
-    assert all(member.dtype == (dtype or member.dtype) for member in left.members)
+    assert [member.revision for member in left.who.members] == commits
+    assert all(member.dtype == (dtype or member.dtype) for member in left.who.members)
     manifest = read_manifest(Path(part.path or ""))
     assert manifest.training["revisions"] == dict(zip(("qwen3-0.6b", "acme-llm-1.5b"), commits, strict=True))
     assert manifest.llms.keys() == {"qwen3-0.6b", "acme-llm-1.5b"}
@@ -124,7 +124,7 @@ def test_what_is_trained_is_what_a_federation_finds(
     assert gate_job.run(made) == 0
     left = report.read(tmp_path / "out")
     gate = read_manifest(Path(left.learned[0].path or ""))
-    assert [member.revision for member in left.members] == commits
+    assert [member.revision for member in left.who.members] == commits
     assert gate.training["fusers"] == {"acme-llm-1.5b": manifest.hash} and gate.config["senders"] == ["acme-llm-1.5b"]
     assert gate.training["revisions"] == manifest.training["revisions"]
 
@@ -150,7 +150,7 @@ def test_a_revision_and_a_folder_are_llms_as_well(mirror: Mirror, saved: Path, t
         tmp_path, talks, sender=str(folder), receiver="hf:acme/older", members={"hf:acme/older": {"revision": "v1"}},
         control="single",
     )  # fmt: skip
-    assert [member.revision for member in left.members] == [OLD, ""]
+    assert [member.revision for member in left.who.members] == [OLD, ""]
     assert left.learned[0].name == "older--acme-older-single"
     left = train(tmp_path, talks, sender=str(folder))
     ((manifest, _),) = Registry(tmp_path / "registry", embedded=None).list()

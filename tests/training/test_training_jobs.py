@@ -41,8 +41,8 @@ def test_from_nothing_to_a_fuser_that_a_federation_finds(tmp_path: Path, capsys:
     made = settings(tmp_path, ray={"enabled": True})
     left, part = train(made, capsys)
     assert ray.is_initialized() == running
-    assert (left.job, left.status, left.senders, left.receiver) == ("train_fuser", "complete", (SENDER,), RECEIVER)
-    assert [m.role for m in left.members] == ["receiver", "sender"] and left.members[0].pid == os.getpid()
+    assert (left.job, left.status, left.who.senders, left.who.receiver) == ("train_fuser", "complete", (SENDER,), RECEIVER)
+    assert [m.role for m in left.who.members] == ["receiver", "sender"] and left.who.members[0].pid == os.getpid()
     assert (part.name, part.role, part.status) == (f"{SENDER}--{RECEIVER}", "fuser", "complete")
     assert (part.steps, part.resumed_at, part.questions) == (12, 0, 48) and part.seconds > 0
     assert {"loss", "accuracy", "validation/loss"} <= part.figures.keys()
@@ -216,13 +216,13 @@ def test_a_full_disk_is_a_sentence_and_the_training_goes_on(
 
 def test_controls_are_measured_and_never_registered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left, part = train(settings(tmp_path, control="single"), capsys)
-    assert left.control == "single" and part.name == f"{SENDER}--{RECEIVER}-single" and part.hash is None
+    assert part.control == "single" and part.name == f"{SENDER}--{RECEIVER}-single" and part.hash is None
     assert part.validation and Registry(tmp_path / "registry", embedded=None).list() == []
     _, seeing = train(settings(tmp_path / "seeing"), capsys)
     assert part.figures["loss"] != pytest.approx(seeing.figures["loss"], abs=1e-3), "single sees no sender"
     left, part = train(settings(tmp_path, sender=None, control="identical"), capsys)
-    assert left.senders == (RECEIVER,) and part.name == f"{RECEIVER}--{RECEIVER}-identical" and part.hash is None
-    assert len(left.members) == 1
+    assert left.who.senders == (RECEIVER,) and part.name == f"{RECEIVER}--{RECEIVER}-identical" and part.hash is None
+    assert len(left.who.members) == 1
 
 
 def test_all_is_every_pair_without_a_fuser(tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +245,7 @@ def test_all_is_every_pair_without_a_fuser(tmp_path: Path, store: str, capsys: p
     run = client.get_run(above)
     below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{above}'")
     assert {r.info.run_name for r in below} == {f"train {name}" for name in names}
-    assert run.data.params["senders"] == ", ".join(left.senders) and {r.info.status for r in below} == {"FINISHED"}
+    assert run.data.params["senders"] == ", ".join(left.who.senders) and {r.info.status for r in below} == {"FINISHED"}
 
 
 def gate_settings(folder: Path, **values: Any) -> GateJob:
@@ -261,7 +261,7 @@ def test_a_gate_for_some_senders(tmp_path: Path, capsys: pytest.CaptureFixture[s
     left = report.read(tmp_path / "out")
     (part,) = left.learned
     assert (left.job, left.status, part.name, part.role) == ("train_gate", "complete", f"gate--{RECEIVER}", "gate")
-    assert {sender for row in left.trust.values() for sender in row} == {SENDER, "llama-1b"}
+    assert {sender for row in left.found.weights.values() for sender in row} == {SENDER, "llama-1b"}
     manifest = read_manifest(Path(part.path or ""))
     shipped = {m.hash for m, _ in Registry(None, SHIPPED).list()}
     assert set(manifest.training["fusers"]) == {SENDER, "llama-1b"}
