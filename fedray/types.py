@@ -249,7 +249,7 @@ class Plan:
     speakers: tuple[str, ...] = ()  # senders without a fuser that give a hint in text instead (on_missing=text)
     fusers: Mapping[str, Artifact] = field(default_factory=dict)  # sender -> its fuser into the receiver
     gate_artifact: Artifact | None = None
-    peers: tuple[Plan, ...] = ()  # answer_all: the plans of the other members, each a receiver too
+    peers: tuple[Plan, ...] = ()  # both ways: the plans of the other members, each a receiver too
     contexts: Mapping[str, int] = field(default_factory=dict)  # sender -> tokens that it holds at most
     seed: int = 0
 
@@ -292,7 +292,7 @@ class Round:
 class Answer:
     """What a protocol returns: a row per prompt, who took part, who did not and why, and what it cost.
 
-    by_member: each member's own rows, where every one answered (answer_all); read: sender -> the rewrite of each row
+    by_member: each member's own rows, where every one answered (both ways); read: sender -> the rewrite of each row
     that it read ("" is nothing), under rephrasing; unrephrased: row that no rewrite kept whole, answered by the
     receiver alone -> what was wrong with the last one. reread: which member had lost a conversation, so that all of it
     was read again ("" is none).

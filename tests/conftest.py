@@ -169,7 +169,7 @@ def mixing(random_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from tiny import random_fuser
 
-    from fedray.fusion.gating import Gate, GateConfig
+    from fedray.fusion.gating import GateConfig, GateNetwork
     from fedray.llm.catalogue import slug
     from fedray.llm.loading import describe, load
     from fedray.registry.store import Registry
@@ -182,7 +182,7 @@ def mixing(random_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for operator in ("concat", "mix"):
         torch.manual_seed(5)
         config = GateConfig(slug(RECEIVER), tuple(map(slug, SENDERS)), hidden, operator, layer=2, sharpness=12.0)
-        registry.add_gate(Gate(config).eval(), describe(receiver), {})
+        registry.add_gate(GateNetwork(config).eval(), describe(receiver), {})
     assert registry.path
     return registry.path
 

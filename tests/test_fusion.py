@@ -14,7 +14,7 @@ from tiny import random_fuser, random_llm
 from fedray.fusion.build import build_fuser
 from fedray.fusion.c2c import C2CFuser, C2CProjector
 from fedray.fusion.fuser import FuserConfig
-from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.fusion.mlp import GroupedLinear
 from fedray.llm.loading import describe
 from fedray.registry.store import Registry, load_fuser, load_gate, read_manifest
@@ -142,7 +142,7 @@ def test_grouped_layers_equal_layers_one_by_one():
 
 def test_a_gate_serves_any_subset_and_can_close():
     torch.manual_seed(0)
-    gate = Gate(GateConfig(RECEIVER, ("a", "b", "c"), hidden=96, operator="concat"))
+    gate = GateNetwork(GateConfig(RECEIVER, ("a", "b", "c"), hidden=96, operator="concat"))
     state, valid = torch.randn(4, 7, 96), torch.ones(4, 7, dtype=torch.bool)
     whole = gate(state, valid)
     torch.testing.assert_close(gate.weigh(state, valid, ("c", "a"), 0.0), whole[:, [2, 0]])
@@ -155,7 +155,7 @@ def test_a_gate_serves_any_subset_and_can_close():
 
 def test_a_gate_does_not_look_at_padding():
     torch.manual_seed(0)
-    gate = Gate(GateConfig(RECEIVER, ("a", "b"), hidden=96, operator="concat"))
+    gate = GateNetwork(GateConfig(RECEIVER, ("a", "b"), hidden=96, operator="concat"))
     state = torch.randn(1, 7, 96)
     short = gate(state[:, :4], torch.ones(1, 4, dtype=torch.bool))
     padded = gate(state, torch.arange(7)[None] < 4)
@@ -213,7 +213,7 @@ def test_find_fuser_and_its_refusals(stored):
 
 def test_a_gate_round_trips_and_names_whom_it_knows(tmp_path):
     registry, receiver = Registry(tmp_path, embedded=None), describe(random_llm(RECEIVER))
-    gate = Gate(GateConfig(RECEIVER, ("llama-1b", SENDER), hidden=96, operator="concat"))
+    gate = GateNetwork(GateConfig(RECEIVER, ("llama-1b", SENDER), hidden=96, operator="concat"))
     artifact = registry.add_gate(gate, receiver, {})
     assert registry.find_gate(receiver, (SENDER,), "concat") == artifact
     state, valid = torch.randn(1, 5, 96), torch.ones(1, 5, dtype=torch.bool)

@@ -18,7 +18,7 @@ from tiny import QUESTIONS, random_fuser, random_llm
 from fedray.errors import MemberFailed
 from fedray.evaluation.measure import _right
 from fedray.evaluation.record import Record
-from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.llm.loading import describe
 from fedray.llm.model import LLM
 from fedray.member.member import Member
@@ -200,7 +200,7 @@ def test_a_gate_that_reads_no_numbers_weighs_nobody() -> None:
     """NaN is not above a threshold either: the senders would be shut out without a word."""
     member = Member(RECEIVER, llm=damaged(RECEIVER, word="kruropos"))
     config = GateConfig(RECEIVER, (SENDER,), hidden=member.llm.model.config.hidden_size, operator="concat")
-    member._gates["a hash"] = Gate(config).eval()
+    member._gates["a hash"] = GateNetwork(config).eval()
     plan = Plan(RECEIVER, (SENDER,), gate_artifact=Artifact("gate", "a hash", ""))
     whole = Member(RECEIVER, llm=random_llm(RECEIVER))
     whole._gates = member._gates

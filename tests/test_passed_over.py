@@ -16,7 +16,7 @@ from test_inventory import do
 from tiny import QUESTIONS, random_fuser, random_llm
 
 from fedray import Federation
-from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.llm.loading import describe, load
 from fedray.registry import store as registry_module
 from fedray.registry.planner import Planner
@@ -145,7 +145,7 @@ def test_gates_too(spoil: Spoil, random_zoo: Path, tmp_path: Path) -> None:
     infos = [describe(load(name, folder=random_zoo)) for name in (RECEIVER, SENDER)]
     store, folders = Registry(tmp_path), []
     for units in (8, 16):
-        gate = Gate(GateConfig(RECEIVER, (SENDER,), hidden=96, operator="concat", units=units))
+        gate = GateNetwork(GateConfig(RECEIVER, (SENDER,), hidden=96, operator="concat", units=units))
         folders.insert(0, Path(store.add_gate(gate, infos[0], {}).path))
     planner = Planner(tmp_path, random_zoo)
     planner.check(RECEIVER, [SENDER], method(gate="learned"))

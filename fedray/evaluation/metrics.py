@@ -79,16 +79,6 @@ def compare(before: Sequence[bool], after: Sequence[bool]) -> Comparison:
     return Comparison(len(pairs), accuracy(before), accuracy(after), rescued, harmed, mcnemar(rescued, harmed))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: adjusted p-values in the order given."""
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
-
-
 def spread(values: Sequence[float]) -> Spread:
     """Mean, p50 and p95; raises ValueError without any."""
     if not values:

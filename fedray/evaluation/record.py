@@ -23,7 +23,7 @@ Outcome = Literal["rescued", "harmed", "both right", "both wrong", ""]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One question, answered twice. by_member: by everybody, under answer_all; read: sender -> the rewrite it read."""
+    """One question, answered twice. by_member: by everybody, both ways; read: sender -> the rewrite it read."""
 
     question: Question
     alone: Row

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from fedray.evaluation import leakage_table
 from fedray.files import write_whole
-from fedray.methods.method import Wire
 from fedray.reporting.report import Contribution, Evaluated, Report, unwritable
 
 NAME = "table.md"
@@ -304,10 +303,8 @@ def paper_key(row: Evaluated) -> tuple[str, str] | None:
     """Which of the paper's ways a row is: as published, nothing gated that the paper does not gate, no control."""
     how = row.how
     key = (how.protocol.name, how.rephrase)
-    published = how.control == "none" and not how.answer_all and how.wire == Wire()
-    published = published and how.t2t.gate == "none" and not how.t2t.full
     learned = not how.protocol.fuses or how.gate.kind == "learned"
-    return key if published and learned and key in PAPER else None
+    return key if how.published and learned and key in PAPER else None
 
 
 def who(senders: Sequence[str], order: Sequence[str]) -> str:

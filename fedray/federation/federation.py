@@ -292,12 +292,7 @@ def _start_on_ray(
         _check_room(s, found, this_machine())
         sources.download(list(found.values()))
     with Console(stderr=True).status("starting Ray"):
-        connection = cluster.connect(
-            s.ray.address,
-            namespace=s.ray.namespace,
-            num_cpus=s.ray.num_cpus,
-            object_store_mb=s.ray.object_store_mb,
-        )
+        connection = cluster.connect(s.ray.address, **s.ray.of_cluster)
     stack.callback(connection.close)
     placed = placement.place(wanted, all_cores=connection.is_embedded)
     if not embedding:

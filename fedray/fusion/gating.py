@@ -64,7 +64,7 @@ class GateConfig:
 _SCHEMA = Schema(GateConfig)
 
 
-class Gate(nn.Module):
+class GateNetwork(nn.Module):
     """Learned queries that attend over the receiver's prompt states, and a small MLP over what they find.
 
     Attention matters: one word of a prompt may tell who knows. With a mean over the prompt, or the last token's state,

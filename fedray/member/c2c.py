@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedray.fusion import combine, controls
-from fedray.fusion.gating import Gate, fixed_weights
+from fedray.fusion.gating import GateNetwork, fixed_weights
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache
 from fedray.llm.catalogue import shown
@@ -51,7 +51,7 @@ class C2C(Reader, Receiver):
 
     def __init__(self, name: str, **more: Any) -> None:
         super().__init__(name, **more)
-        self._gates: dict[str, Gate] = {}
+        self._gates: dict[str, GateNetwork] = {}
 
     def prepare(self, plan: Plan) -> None:
         """Load the gate and the fusers of a plan in which this member receives, before its first request."""
@@ -215,7 +215,7 @@ class C2C(Reader, Receiver):
         same, _ = decoding.prefill(self.llm.model, [self.llm.encode(controls.CONSTANT_TEXT).ids], self.llm.pad_id)
         return controls.constant(cache, same)
 
-    def _gate(self, plan: Plan) -> Gate | None:
+    def _gate(self, plan: Plan) -> GateNetwork | None:
         """The plan's learned gate, loaded once."""
         if plan.method.gate.kind != "learned" or not plan.senders:
             return None
@@ -227,7 +227,7 @@ class C2C(Reader, Receiver):
         return self._gates[key]
 
     @torch.no_grad()
-    def _weigh(self, held: Session, gate: Gate | None, request: Request, plan: Plan) -> Tensor:
+    def _weigh(self, held: Session, gate: GateNetwork | None, request: Request, plan: Plan) -> Tensor:
         if plan.method.gate.kind == "oracle":
             if unknown := [sender for sender in plan.senders if sender not in request.weights]:
                 raise FedrayError(f"gate=oracle for {self.name} must be told the weights of {', '.join(unknown)}")

@@ -218,6 +218,12 @@ class Method:
         """Name every part of it."""
         return {part.name: getattr(self, part.name) for part in fields(Method)}
 
+    @property
+    def published(self) -> bool:
+        """Whether it is as published but for its protocol, its gate and what senders read."""
+        plain = self.wire == Wire() and not self.answer_all and self.control == "none"
+        return plain and self.t2t.gate == "none" and not self.t2t.full
+
     def flat(self) -> dict[str, Any]:
         """Name every setting as on the command line, for MLflow: protocol, protocol.rounds, gate, gate.route, ..."""
         found: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Cache to cache: senders prefill, the gate weighs them, the receiver fuses what has weight and answers.
 
 FedRefine (arXiv 2603.28772), Eq. 1 and 4. `gate.route=eager`: senders prefill while the receiver reads, and caches
-without weight are never fetched; `lazy`: senders without weight are never asked. With `answer_all` every member answers
+without weight are never fetched; `lazy`: senders without weight are never asked. Both ways every member answers
 (c2c_both_ways.py).
 """
 

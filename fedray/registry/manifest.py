@@ -12,7 +12,7 @@ from typing import Any
 
 from fedray.fusion.build import build_fuser
 from fedray.fusion.fuser import Fuser, FuserConfig
-from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.fusion.norms import RECORD, Norms
 from fedray.llm.catalogue import slug
 from fedray.registry.layers_read import layers_read
@@ -95,10 +95,10 @@ class Manifest:
         layers = layers_read(FuserConfig.from_dict(self.config), folder) if self.role == "fuser" else None
         return Artifact(self.name, self.hash, str(folder), reads_ids, layers)
 
-    def build(self) -> Fuser | Gate:
+    def build(self) -> Fuser | GateNetwork:
         """Build the module that its config describes, its weights at random. Raises FedrayError."""
         if self.role == "gate":
-            return Gate(GateConfig.from_dict(self.config))
+            return GateNetwork(GateConfig.from_dict(self.config))
         return build_fuser(FuserConfig.from_dict(self.config))
 
     def _check(self) -> None:

@@ -28,7 +28,7 @@ from fedray import __version__
 from fedray.errors import unknown
 from fedray.files import staged
 from fedray.fusion.fuser import Fuser
-from fedray.fusion.gating import Gate
+from fedray.fusion.gating import GateNetwork
 from fedray.llm.catalogue import EMBEDDED, slug
 from fedray.registry.manifest import Manifest, digest_of, fuser_name, gate_name, is_name, is_version, version_folder
 from fedray.registry.random_fuser import build_random
@@ -44,7 +44,7 @@ from fedray.registry.versions import (
 from fedray.types import Artifact, FedrayError, MemberInfo
 
 SHIPPED = EMBEDDED / "registry"
-M = TypeVar("M", Fuser, Gate)
+M = TypeVar("M", Fuser, GateNetwork)
 
 
 class Registry:
@@ -194,7 +194,7 @@ class Registry:
         name = fuser_name(sender.name, receiver.name)
         return self._add(name, fuser, (sender, receiver), training, halve)
 
-    def add_gate(self, gate: Gate, receiver: MemberInfo, training: Mapping[str, Any]) -> Artifact:
+    def add_gate(self, gate: GateNetwork, receiver: MemberInfo, training: Mapping[str, Any]) -> Artifact:
         """Store a gate in 16 bit and return where it lies."""
         return self._add(gate_name(receiver.name), gate, (receiver,), training, True)
 
@@ -215,9 +215,14 @@ class Registry:
         return manifest.artifact(folder)
 
     def _add(
-        self, name: str, module: Fuser | Gate, members: Iterable[MemberInfo], training: Mapping[str, Any], halve: bool
+        self,
+        name: str,
+        module: Fuser | GateNetwork,
+        members: Iterable[MemberInfo],
+        training: Mapping[str, Any],
+        halve: bool,
     ) -> Artifact:
-        role = "gate" if isinstance(module, Gate) else "fuser"
+        role = "gate" if isinstance(module, GateNetwork) else "fuser"
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(module.state_dict().items())}
         blob = save_tensors({name: tensor.half() for name, tensor in tensors.items()} if halve else tensors)
         config, llms = module.config.to_dict(), {slug(member.name): _hashes(member) for member in members}
@@ -283,8 +288,8 @@ def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
     return _load(artifact, Fuser).to(device).eval()
 
 
-def load_gate(artifact: Artifact, device: str = "cpu") -> Gate:
-    return _load(artifact, Gate).to(device).eval()
+def load_gate(artifact: Artifact, device: str = "cpu") -> GateNetwork:
+    return _load(artifact, GateNetwork).to(device).eval()
 
 
 def _load(artifact: Artifact, what: type[M]) -> M:

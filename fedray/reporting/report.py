@@ -74,7 +74,7 @@ class Answered:
     gold: str | None  # the right answer, where it is known
     alone: str | None  # the receiver's own answer; None: it failed, which counts as wrong
     federated: str | None  # the federation's answer; None: it failed, which counts as wrong
-    by_member: Mapping[str, str | None] = field(default_factory=dict)  # answer_all: what each member answered
+    by_member: Mapping[str, str | None] = field(default_factory=dict)  # both ways: what each member answered
     read: Mapping[str, str] = field(default_factory=dict)  # rephrase: the rewrite that each sender read
 
 
@@ -225,10 +225,8 @@ class Found:
     unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
     unparseable: int = 0  # federated answers in which no choice and no number could be read
     unparseable_alone: int = 0  # the same of the receiver alone
-    by_member: Mapping[str, float] = field(default_factory=dict)  # answer_all: accuracy of each member's own answers
-    groups: Mapping[str, float] = field(
-        default_factory=dict
-    )  # accuracy of each group of questions, where there are some
+    by_member: Mapping[str, float] = field(default_factory=dict)  # both ways: accuracy of each member's own answers
+    groups: Mapping[str, float] = field(default_factory=dict)  # accuracy of each group of questions
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
     speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedray.methods.method import Method, Wire
+
 _WHO = {"receiver": "receiver", "senders": "senders", "type": "type", "missing": "missing", "members": "members"}
 _FOUND = ("n", "accuracy", "stderr", "accuracy_alone", "rescued", "harmed", "failed", "unrephrased", "by_member")
 _COST = ("payload_bytes", "bytes_per_token", "bytes_per_token_analytic", "at_a_time", "tokens_per_s", "wall_s")
@@ -51,14 +53,14 @@ def _method(old: Mapping[str, Any]) -> dict[str, Any]:
             "reconstruct": old["reconstruct"],
             "measure": old["measured"],
         }
-    wire = _named(old, codec="wire", keep="keep", score="score", keep_layers="keep_layers", layer_score="layer_score")
-    plain = _picked(old, ("fuser", "fusion", "fusion_order", "compile", "rephrase", "control", "answer_all"))
+    wire = {"codec": old["wire"]} if "wire" in old else {}
+    parts = set(Method.__dataclass_fields__) - {"protocol", "gate", "t2t", "wire"}
     return {
-        **{key: value for key, value in plain.items() if (key in ("rephrase", "control")) or value != "none"},
+        **{key: old[key] for key in parts & old.keys() if key in ("rephrase", "control") or old[key] != "none"},
         "protocol": {"name": old.get("protocol", "c2c"), **told},
         "gate": {"kind": old.get("gate", "learned")},
         "t2t": _named(old, gate="t2t_gate", full="full"),
-        "wire": wire,
+        "wire": wire | _picked(old, tuple(Wire.__dataclass_fields__)),
     }
 
 

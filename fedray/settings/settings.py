@@ -73,6 +73,11 @@ class RaySettings:
     gpus_per_member: float = within(0.0, 0)
     object_store_mb: int = within(256, 80)  # Ray refuses less than 75 MiB
 
+    @property
+    def of_cluster(self) -> dict[str, Any]:
+        """What a cluster is connected to, or started, with."""
+        return {name: getattr(self, name) for name in ("namespace", "num_cpus", "object_store_mb")}
+
 
 @dataclass(frozen=True, slots=True)
 class MemberSettings:

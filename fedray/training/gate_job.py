@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fedray.fusion.fuser import FuserConfig
-from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.llm.catalogue import slug
 from fedray.llm.loading import describe
 from fedray.llm.source import Source, config_of
@@ -73,7 +73,7 @@ class TrainGate(TrainingJob[GateJob]):
         return TrainingTask(name, "gate", train, order, decisive)
 
     def register(self, order: GateOrder, outcome: Outcome, snapshot: Snapshot) -> Artifact:
-        gate = Gate(GateConfig.from_dict(snapshot.values["gate"]))
+        gate = GateNetwork(GateConfig.from_dict(snapshot.values["gate"]))
         gate.load_state_dict(snapshot.under("gate"))
         return Registry(self.settings.root).add_gate(gate, outcome.members[0], outcome.record)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedray.fusion import combine
 from fedray.fusion.fuser import Fuser
-from fedray.fusion.gating import Gate, GateConfig
+from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.llm.catalogue import slug
 from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM, Encoded
@@ -69,7 +69,7 @@ class GateTraining:
         self._at_once = at_once
         self.receiver, self.senders, self.fusers, self.sets, self.recipe = receiver, senders, fusers, sets, recipe
         self.group, self._checkpoint = group or WorkerGroup(), checkpoint
-        self.gate: Gate | None = None
+        self.gate: GateNetwork | None = None
         self.worth = -1.0  # of the best gate, on validation questions
         self._tried = 0
         self._gains: dict[str, Tensor] = {}
@@ -83,7 +83,7 @@ class GateTraining:
         """Combinations of layer and start."""
         return [(layer, start) for layer in self.recipe.layers for start in range(self.recipe.starts)]
 
-    def run(self, tell: Tell = lambda phase, step, of, figures: None) -> Gate:
+    def run(self, tell: Tell = lambda phase, step, of, figures: None) -> GateNetwork:
         """Measure, try every start at every layer, and return the best gate."""
         for split, talks in self.sets.items():
             if split not in self._gains:
@@ -160,7 +160,7 @@ class GateTraining:
         self._gains = snapshot.under("gains")
         self._tried, self.worth = snapshot.values["tried"], snapshot.values["worth"]
         if snapshot.values["gate"]:
-            self.gate = Gate(GateConfig.from_dict(snapshot.values["gate"])).to(self.receiver.device).eval()
+            self.gate = GateNetwork(GateConfig.from_dict(snapshot.values["gate"])).to(self.receiver.device).eval()
             self.gate.load_state_dict(snapshot.under("gate"))
 
 
@@ -206,7 +206,7 @@ def train_gate(
     recipe: GateRecipe,
     layer: int,
     on_step: Progress = lambda step, of, figures: None,
-) -> Gate:
+) -> GateNetwork:
     """Train the gate of `receiver` over `senders`, whose gains on the questions the receiver has read are gains_QS.
 
     receiver.state_BTD must hold the states after `layer` layers.
@@ -216,7 +216,7 @@ def train_gate(
     torch.manual_seed(recipe.seed)
     names = slug(receiver.llm.name), tuple(map(slug, senders))
     config = GateConfig(*names, state_QTD.shape[2], recipe.operator, layer)
-    gate = Gate(config).to(state_QTD.device).train()
+    gate = GateNetwork(config).to(state_QTD.device).train()
     optimizer = torch.optim.AdamW(gate.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
     for step in range(recipe.steps):
@@ -238,12 +238,12 @@ def worth(weights_BS: Tensor, gains_BS: Tensor, price: float) -> Tensor:
 
 
 @torch.no_grad()
-def weigh(gate: Gate, receiver: Prefilled) -> Tensor:
+def weigh(gate: GateNetwork, receiver: Prefilled) -> Tensor:
     """Compute the weights (Q, S) of all questions the receiver has read."""
     assert receiver.state_BTD is not None
     return gate(receiver.state_BTD.float(), receiver.cache.valid_BT()).cpu()
 
 
-def validate_gate(gate: Gate, receiver: Prefilled, gains_QS: Tensor, price: float) -> float:
+def validate_gate(gate: GateNetwork, receiver: Prefilled, gains_QS: Tensor, price: float) -> float:
     """Compute `worth` on questions the gate was not trained on."""
     return float(worth(weigh(gate, receiver), gains_QS, price))

@@ -79,9 +79,7 @@ def side_by_side(work: Work[T], workers: Workers, tell: Tell) -> T:
     cpus, gpus = wanted[0].num_cpus, wanted[0].num_gpus
     tell(STARTING, 0, workers.count, {})
     _silence()
-    connection = cluster.connect(
-        ray.address, namespace=ray.namespace, num_cpus=ray.num_cpus, object_store_mb=ray.object_store_mb
-    )
+    connection = cluster.connect(ray.address, **ray.of_cluster)
     try:
         placement.place(wanted)
         resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}

@@ -35,7 +35,7 @@ _MAX_NUMBERS = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
+class SparseRows:
     """Unpacked distributions. rows: per row of the request its number and its positions, of which has_P are there.
 
     ids_NK ascending, probabilities_NK as they were (float32 again, not scaled); whole_NV: where they were sent to
@@ -127,7 +127,7 @@ def unpack_distributions(
     how: SpecFed | None = None,
     vocabulary: int | None = None,
     device: str | torch.device = "cpu",
-) -> Entries:
+) -> SparseRows:
     """Validate and unpack a payload. Raises CorruptPayload.
 
     rows: the numbers and positions that were asked for; how: how many entries of each, and whether whole ones are sent
@@ -172,7 +172,7 @@ def unpack_distributions(
         if numbers is not None and not _is_distribution(numbers):
             raise CorruptPayload("a payload of distributions holds numbers that are no probabilities")
     whole_NV, has_P = whole_NV if whole_NV is None else whole_NV.to(device), torch.from_numpy(has).to(device)
-    return Entries(tuple(rows), has_P, ids, kept_NK.to(device), vocabulary, whole_NV, unmapped)
+    return SparseRows(tuple(rows), has_P, ids, kept_NK.to(device), vocabulary, whole_NV, unmapped)
 
 
 def _read_header(header: bytes) -> tuple[int, int, int, float, tuple[tuple[int, int], ...]]:

@@ -75,12 +75,6 @@ def test_compare_pairs_the_questions() -> None:
         metrics.compare([True], [True, False])
 
 
-def test_holm() -> None:
-    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert metrics.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert metrics.holm([]) == []
-
-
 def test_percentiles_of_the_requests_that_had_the_phase() -> None:
     requests = [{"decode": float(i)} for i in range(1, 102)] + [{"gate": 3.0}]
     found = metrics.seconds_of(requests)

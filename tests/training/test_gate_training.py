@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import random_fuser, random_llm, world
 
-from fedray.fusion.gating import Gate
+from fedray.fusion.gating import GateNetwork
 from fedray.training.checkpoint import Checkpoint
 from fedray.training.conversations import conversations
 from fedray.training.data import prefill
@@ -42,7 +42,7 @@ def test_how_many_are_read_at_a_time_changes_nothing() -> None:
         assert torch.allclose(tensor, gates[1].state_dict()[name], atol=1e-3)
 
 
-def equal(one: Gate, two: Gate) -> bool:
+def equal(one: GateNetwork, two: GateNetwork) -> bool:
     return all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 

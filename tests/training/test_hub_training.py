@@ -202,7 +202,7 @@ def test_all_means_the_five(mirror: Mirror, saved: Path, talks: Path, tmp_path: 
     one = train(tmp_path, talks, sender="llama-1b", validate_every=0, patience=0)
     everyone = train(tmp_path, talks, sender="all", validate_every=0, patience=0)
     assert [part.name for part in (*everyone.learned, *one.learned)] == [f"{name}--{RECEIVER}" for name in NAMES[1:]]
-    assert {member.name for member in everyone.members} == set(NAMES[:-1])
+    assert {member.name for member in everyone.who.members} == set(NAMES[:-1])
 
 
 @pytest.mark.parametrize(

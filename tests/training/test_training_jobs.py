@@ -41,7 +41,12 @@ def test_from_nothing_to_a_fuser_that_a_federation_finds(tmp_path: Path, capsys:
     made = settings(tmp_path, ray={"enabled": True})
     left, part = train(made, capsys)
     assert ray.is_initialized() == running
-    assert (left.job, left.status, left.who.senders, left.who.receiver) == ("train_fuser", "complete", (SENDER,), RECEIVER)
+    assert (left.job, left.status, left.who.senders, left.who.receiver) == (
+        "train_fuser",
+        "complete",
+        (SENDER,),
+        RECEIVER,
+    )
     assert [m.role for m in left.who.members] == ["receiver", "sender"] and left.who.members[0].pid == os.getpid()
     assert (part.name, part.role, part.status) == (f"{SENDER}--{RECEIVER}", "fuser", "complete")
     assert (part.steps, part.resumed_at, part.questions) == (12, 0, 48) and part.seconds > 0

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from fedray.evaluation.figures import base
 from fedray.evaluation.figures.base import ALONE, save
 from fedray.evaluation.table import STARS, stars
-from fedray.methods.method import Wire
 from fedray.reporting.report import Evaluated, Report, SenderOrder
 
 INK = "#24292f"
@@ -152,9 +151,8 @@ def seconds_label(row: Evaluated) -> str:
 def line(row: Evaluated) -> tuple[str, str] | None:
     """Which of the figure's lines a row belongs to: as published, with the learned gate for caches."""
     how = row.how
-    plain = how.wire == Wire() and how.t2t.gate == "none" and not how.t2t.full and not how.answer_all
     gated = not how.protocol.fuses or how.gate.kind == "learned"
-    return (how.protocol.name, how.rephrase) if row.who.senders and plain and gated else None
+    return (how.protocol.name, how.rephrase) if row.who.senders and how.published and gated else None
 
 
 def _alone(rows: Sequence[Evaluated]) -> Evaluated | None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from fedray.member.specfed.acceptance import acceptance_rate
 from fedray.member.specfed.reconstruction import average, l1
 from fedray.methods.specfed import Speculation
-from fedray.wire.distributions import Entries
+from fedray.wire.distributions import SparseRows
 
 
 def figures(
-    entries: Sequence[Entries], weights_WN: Tensor, p_NV: Tensor, q_NV: Tensor | None, drafts_N: Tensor | None
+    entries: Sequence[SparseRows], weights_WN: Tensor, p_NV: Tensor, q_NV: Tensor | None, drafts_N: Tensor | None
 ) -> Speculation:
     """Kept mass of every position; where workers sent whole distributions, Delta and |Delta alpha| beside their bounds.
 

@@ -24,7 +24,7 @@ from fedray.member.specfed.acceptance import distribution, padded, uniform
 from fedray.member.specfed.reconstruction import average, reconstruct
 from fedray.methods.specfed import SpecFed, Speculation
 from fedray.types import FedrayError, Generation, Plan, Receipt, Request, Round, Row, Usage
-from fedray.wire.distributions import Entries, sent_bytes, unpack_distributions
+from fedray.wire.distributions import SparseRows, sent_bytes, unpack_distributions
 from fedray.wire.payload import Payload, ships
 from fedray.wire.vocabulary import pack_vocabulary
 
@@ -124,10 +124,10 @@ class Server(Core):
         asked: Sequence[tuple[int, int]],
         how: SpecFed,
         border: Border,
-    ) -> tuple[dict[str, Entries], list[Tensor], int]:
+    ) -> tuple[dict[str, SparseRows], list[Tensor], int]:
         """The workers' entries, their distributions (N, V) at all positions, and the bytes of both."""
         vocabulary = self.llm.model.get_input_embeddings().num_embeddings
-        found: dict[str, Entries] = {}
+        found: dict[str, SparseRows] = {}
         rebuilt: list[Tensor] = []
         size = 0
         for worker, payload in zip(workers, payloads, strict=True):
@@ -145,7 +145,7 @@ class Server(Core):
         self,
         held: Session,
         plan: Plan,
-        entries: dict[str, Entries],
+        entries: dict[str, SparseRows],
         rebuilt: list[Tensor],
         asked: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, Tensor, Speculation]:
