@@ -9,11 +9,17 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from support.counts import comparisons
+from support.report_page import page
+from support.settings_list import PATH, listed
+
+from fedray.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in (ROOT / top).rglob("*.py"))
@@ -21,6 +27,7 @@ FILES = sorted(path.relative_to(ROOT) for top in ("fedray", "jobs") for path in 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"text"}),
+    frozenset({"extensions"}),
     frozenset({"files", "prompts", "schema"}),
     frozenset({"methods"}),
     frozenset({"types"}),
@@ -175,6 +182,50 @@ def test_a_name_means_one_class() -> None:
                 places.setdefault(node.name, []).append(path)
     twice = {name: list(map(str, paths)) for name, paths in places.items() if len(paths) > 1}
     assert not twice, twice
+
+
+NAMES = set(PROTOCOLS) - {"c2c", "t2t"}  # which are also a fuser and a setting
+ROOMS = ("protocols", "methods", "member", "evaluation/figures", "reporting/schema_1.py")  # may name a protocol
+SETTINGS = {"benchmark", "evaluation", "federation", "jobs", "questions", "settings"}  # rooms that see Settings
+
+
+def test_protocols_are_named_in_their_rooms() -> None:
+    for path in FILES:
+        tree = ast.parse((ROOT / path).read_text())
+        assert path.parts[0] == "jobs" or not comparisons(tree), f"{path} asks for a name: ask for a trait"
+        if not path.as_posix().startswith(tuple(f"fedray/{room}" for room in ROOMS)):
+            said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} & NAMES
+            assert not said, f"{path} names {said}: ask the protocol"
+
+
+def test_few_rooms_see_settings() -> None:
+    seen = {
+        room_of(path)
+        for path in FILES
+        if path.parts[0] != "jobs"
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "Settings" for alias in node.names)
+    }
+    assert seen <= SETTINGS
+
+
+def test_values_are_passed_whole() -> None:
+    """No call copies more than five attributes of one object under their own names."""
+    for path in FILES:
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.Call):
+                same = (k.value for k in node.keywords if isinstance(k.value, ast.Attribute) and k.value.attr == k.arg)
+                copied = Counter(ast.unparse(value.value) for value in same)
+                assert max(copied.values(), default=0) <= 5, f"{path}:{node.lineno} copies {copied}"
+
+
+def test_settings_are_those_that_somebody_asked_for() -> None:
+    """A new one needs a line in docs/log.md saying who asked for it, and `python tests/support/settings_list.py`."""
+    assert listed() == PATH.read_text()
+
+
+def test_the_page_about_reports_is_as_generated() -> None:
+    assert page() == (ROOT / "docs" / "report.md").read_text(), "python tests/support/report_page.py > docs/report.md"
 
 
 IN_PROCESS = """
