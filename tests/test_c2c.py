@@ -106,8 +106,10 @@ def test_padding_never_leaks(group, plan):
 
 
 def test_lazy_equals_eager(group, plan):
-    partly = revised(plan, gate="random", seed=_seed_of_gates(lambda w: 0 < w.sum() < w.numel()))
-    eager, lazy = ask(group, partly), ask(group, replace(partly, route="lazy"))
+    seed = _seed_of_gates(lambda w: 0 < w.sum() < w.numel())
+    eager, lazy = (
+        ask(group, revised(plan, gate={"kind": "random", "route": route}, seed=seed)) for route in ("eager", "lazy")
+    )
     assert tokens(eager) == tokens(lazy)
     assert eager.usage.payload_bytes == lazy.usage.payload_bytes > 0
     assert eager.usage.payload_bytes < ask(group, plan).usage.payload_bytes

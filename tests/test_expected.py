@@ -232,9 +232,10 @@ from tiny import QUESTIONS, random_fuser, random_llm, random_member
 from test_expected import make
 from fedray.registry.store import Registry
 from fedray.llm.loading import describe
-from fedray.types import Plan, Request
+from fedray.types import Request
 from fedray.wire.payload import pack
 from pathlib import Path
+from support.methods import plan as plan_of
 
 torch.set_num_threads(1)
 receiver, sender = random_llm("qwen3-0.6b"), random_llm("llama-1b")
@@ -243,8 +244,8 @@ request = Request((QUESTIONS[0],) * 200, choices=(("red", "blue"),) * 200)
 for operator in ("concat", "mix"):
     fuser = random_fuser(sender, receiver, operator)
     part = Registry(Path({folder!r}), embedded=None).add_fuser(fuser, describe(sender), describe(receiver), {{}})
-    plan = Plan("qwen3-0.6b", ("llama-1b",), fusion=operator, fusers={{"llama-1b": part}}, gate="open",
-                contexts={{"llama-1b": 512}})
+    plan = plan_of("qwen3-0.6b", ("llama-1b",), fusion=operator, fusers={{"llama-1b": part}}, gate="open",
+                   contexts={{"llama-1b": 512}})
     member.open(operator, request, plan)
     for lengths, layers in (([8_000], None), ([512], part.layers), ([2_000], ((), ())), ([8_000], part.layers)):
         lengths = [*lengths, *[1] * 199]

@@ -38,7 +38,7 @@ def test_explicit_copies_are_taken(call: Call) -> None:
 
 
 def test_the_yaml_says_what_the_dataclass_says(call: Call) -> None:
-    assert call.settings("protocol=fedattn").protocol.fedattn == FedAttn()
+    assert call.settings("protocol=fedattn").protocol == FedAttn()
     assert (CONF / "protocol" / "fedattn.yaml").is_file()
 
 
@@ -171,8 +171,8 @@ def test_the_job_ends_with_code_2_before_anything_is_loaded(call: Call, argument
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("blocks.interval.sync_every=[1,99]", "protocol.sync_every=99 must be from 1 to 7"),
-        ("blocks.interval.participants=[2,40]", "protocol.participants=40 are more than the segments"),
+        ("blocks.interval.protocol.sync_every=[1,99]", "protocol.sync_every=99 must be from 1 to 7"),
+        ("blocks.interval.protocol.participants=[2,40]", "protocol.participants=40 are more than the segments"),
     ],
 )
 def test_an_evaluation_ends_with_code_2_before_anything_is_loaded(call: Call, argument: str, said: str) -> None:
@@ -207,34 +207,29 @@ def test_a_question_of_several_lines_stays_whole_under_a_document() -> None:
 
 
 def test_blocks_vary_what_fedattn_is_told() -> None:
-    block = {
-        "protocol": ["fedattn"],
-        "sync_every": [1, 2],
-        "participants": [2, 3],
-        "exchange": [0.5, 1],
-        "score": ["norm"],
-    }
+    told = {"sync_every": [1, 2], "participants": [2, 3], "exchange": [0.5, 1], "score": ["norm"]}
+    block = {"protocol": {"name": ["fedattn"], **told}}
     settings = build_evaluation(
         {"protocol": {"name": "fedattn"}, "blocks": {"x": block}, "task": "tiny-evidence-pooled"}
     )
     check_evaluation(settings)
-    found = [case for case in cases(settings, settings.senders) if case.way.fedattn]
-    assert len(found) == 8 == len({case.way.fedattn for case in found})
+    found = [case for case in cases(settings, settings.senders) if not case.is_alone]
+    assert len(found) == 8 == len({case.method.of(FedAttn) for case in found})
     assert {case.senders for case in found} == {("qwen3-0.6b#2",), ("qwen3-0.6b#2", "qwen3-0.6b#3")}
-    assert {str(case.way) for case in found} >= {"fedattn (N=2, H=1, exchange 50% norm)", "fedattn (N=3, H=2)"}
+    assert {case.way for case in found} >= {"fedattn (N=2, H=1, exchange 50% norm)", "fedattn (N=3, H=2)"}
 
 
 def test_blocks_of_several_counts_take_settings_of_any_copy() -> None:
-    block = {"protocol": ["fedattn"], "participants": [2, 4]}
+    block = {"protocol": ["fedattn"], "protocol.participants": [2, 4]}
     values = {"blocks": {"x": block}, "task": "tiny-evidence-pooled", "members": {"qwen3-0.6b#4": {"label": "room=b"}}}
     settings = build_evaluation(values)
     check_evaluation(settings)
     assert neutral(settings).member("qwen3-0.6b#4").label == "room=b"
     with pytest.raises(FedrayError, match=r"members.qwen3-0.6b#4 is for nobody"):
-        check_evaluation(build_evaluation({**values, "blocks": {"x": {**block, "participants": [2, 3]}}}))
+        check_evaluation(build_evaluation({**values, "blocks": {"x": {**block, "protocol.participants": [2, 3]}}}))
 
 
 def test_blocks_are_refused_by_name() -> None:
-    values = {"blocks": {"x": {"protocol": ["fedattn"], "exchange": [0.0]}}, "task": "tiny-evidence-pooled"}
+    values = {"blocks": {"x": {"protocol": ["fedattn"], "protocol.exchange": [0.0]}}, "task": "tiny-evidence-pooled"}
     with pytest.raises(FedrayError, match=r"blocks.x: protocol.exchange must be above 0"):
         check_evaluation(build_evaluation(values))
