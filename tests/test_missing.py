@@ -70,7 +70,7 @@ def ask(group: LocalGroup, plan: Plan) -> Answer:
 @pytest.mark.parametrize("route", ["eager", "lazy"])
 @pytest.mark.parametrize(("how", "reason"), [("raises", "out of memory"), ("corrupt", "its header promises")])
 def test_a_failing_sender_is_named_and_the_answer_is_as_without_it(registry, how, reason, route):
-    answer = ask(group(how), revised(plan(registry), gate={"route": route}))
+    answer = ask(group(how), revised(plan(registry), gate={"kind": "open", "route": route}))
     (missing,) = answer.missing
     assert missing.member == "llama-1b" and reason in missing.reason
     assert answer.senders == ("qwen2.5-1.5b",)

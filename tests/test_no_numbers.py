@@ -210,7 +210,7 @@ def test_a_gate_that_reads_no_numbers_weighs_nobody() -> None:
 
 
 def test_a_worker_without_numbers_is_missing_and_a_server_fails() -> None:
-    how = {"protocol": "specfed", "specfed": SpecFed(gamma=2, top_k=1.0), "receiver": SENDER}
+    how = {"protocol": SpecFed(gamma=2, top_k=1.0), "receiver": SENDER}
     free = replace(FREE, prompts=QUESTIONS[:1])
     names = (SENDER, OTHER, "qwen2.5-coder-0.5b")
     llms = {name: random_llm(name) for name in names}
@@ -230,7 +230,7 @@ def test_a_publisher_without_numbers_is_named() -> None:
     llm = damaged(RECEIVER)
     members = LocalGroup({name: Member(name, llm=replace(llm, name=name)) for name in (RECEIVER, *copies)})
     request = Request(("the bird dika is red. what is the color of the bird dika?",), choices=(("red", "blue"),))
-    answer = ask(members, request, copies, protocol="fedattn", fedattn=FedAttn(participants=2))
+    answer = ask(members, request, copies, protocol=FedAttn(participants=2))
     assert answer.rows[0].failed and list(reasons(answer)) == [RECEIVER]
 
 

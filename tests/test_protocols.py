@@ -12,7 +12,7 @@ from support.methods import method
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.llm.loading import describe
-from fedray.methods.method import T2T
+from fedray.methods.method import T2T, ProtocolSettings, SelfRefine
 from fedray.prompts import notes_prompt
 from fedray.protocols import protocol_of
 from fedray.protocols.group import LocalGroup
@@ -46,7 +46,7 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
     return Planner(registry.path, zoo=registry.path / "nowhere")
 
 
-def plan(planner: Planner, protocol: str, receiver: str = RECEIVER, **choices: Any) -> Plan:
+def plan(planner: Planner, protocol: str | ProtocolSettings, receiver: str = RECEIVER, **choices: Any) -> Plan:
     senders = [describe(random_llm(name)) for name in EVERYONE if name != receiver]
     return planner.plan(
         describe(random_llm(receiver)), senders, method(protocol=protocol, **{"gate": "open", **choices})
@@ -109,12 +109,12 @@ def test_a_full_budget_is_used_up(group, planner):
 
 
 def test_a_settled_answer_is_not_revised(group, planner):
-    answer = ask(group, plan(planner, "self_refine", rounds=1))
+    answer = ask(group, plan(planner, SelfRefine(1)))
     first = alone(group)
     prompts = tuple(notes_prompt([row.text], q) for row, q in zip(first.rows, QUESTIONS, strict=True))
     assert tokens(answer) == tokens(alone(group, replace(REQUEST, prompts=prompts)))
-    many = ask(group, plan(planner, "self_refine", rounds=20), CHOICES)
-    again = ask(group, plan(planner, "self_refine", rounds=21), CHOICES)
+    many = ask(group, plan(planner, SelfRefine(20)), CHOICES)
+    again = ask(group, plan(planner, SelfRefine(21)), CHOICES)
     assert tokens(many) == tokens(again) and many.usage.prompt_tokens == again.usage.prompt_tokens
 
 

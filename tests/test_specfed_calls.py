@@ -60,12 +60,14 @@ def test_the_server_says_a_round_once(group, monkeypatch):
     server.open("twice", request, one)
     worker.prefill("twice", (0,), request.prompts)
     now = server.draft("twice", request, 3, (512,))
-    _, payload = worker.verify("twice", (0,), (0,), ((),), now.drafts, request.generation, one.specfed)
+    _, payload = worker.verify("twice", (0,), (0,), ((),), now.drafts, request.generation, one.method.of(SpecFed))
     said = server.accept("twice", 0, (0,), ONE, request.generation, one, 3, payload)
     assert server.accept("twice", 0, (0,), ONE, request.generation, one, 3, payload) is said
     with pytest.raises(FedrayError, match="drafted nothing"):
         server.accept("twice", 1, (17,), ONE, request.generation, one, 3, payload)
-    _, payload = worker.verify("twice", (0,), (0,), (said.tokens[0],), said.drafts, request.generation, one.specfed)
+    _, payload = worker.verify(
+        "twice", (0,), (0,), (said.tokens[0],), said.drafts, request.generation, one.method.of(SpecFed)
+    )
     monkeypatch.setattr(server, "_draft", failing)
     last = (1, (len(said.tokens[0]),), ONE, request.generation, one, 3, payload)
     for reason in ("out of memory", "drafted nothing"):  # the round before is not said for one that failed
@@ -155,7 +157,7 @@ def test_what_stands_at_the_deadline_is_the_answer_and_said_to_be_cut_short(grou
     assert all(row == longer[: len(row)] for row, longer in zip(found, whole, strict=True)) and 0 < len(found[0]) < 24
     with pytest.raises(MemberFailed, match="of 4 answers"):
         worker.calls = 0
-        ask(slow, replace(one, on_missing="error"), hasty)
+        ask(slow, revised(one, on_missing="error"), hasty)
     worker.calls, worker.asleep = 0, frozenset({1})
     with pytest.raises(MemberFailed, match=r"no worker answered within 1 s"):
         ask(slow, one, hasty)
@@ -190,7 +192,7 @@ def test_a_late_worker_is_counted_in_every_round_without_it(group):
     found = answer.speculation
     assert found is not None and found.forwards == 2 * found.rounds - 3
     with pytest.raises(MemberFailed, match=r"late in round 2"):
-        ask(Waiting(group._members), replace(one, on_missing="error"))
+        ask(Waiting(group._members), revised(one, on_missing="error"))
     assert nothing_is_open(group)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.fusion.mlp import MLPFuser
 from fedray.llm.loading import describe
-from fedray.methods.method import Wire
+from fedray.methods.method import Gate, Wire
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.layers_read import layers_read
@@ -61,10 +62,10 @@ def fuser_of(sender: str, receiver: str, kind: str, operator: str, alignment: st
     return Registry(root, embedded=None).add_fuser(fuser, describe(one), describe(two), {})
 
 
-def plan_of(receiver: str, kind: str, operator: str, alignment: str, root: Path, **more: object) -> Plan:
+def plan_of(receiver: str, kind: str, operator: str, alignment: str, root: Path, **more: Any) -> Plan:
     senders = tuple(name for name in MEMBERS if name != receiver)
     fusers = {sender: fuser_of(sender, receiver, kind, operator, alignment, root) for sender in senders}
-    return make_plan(receiver, senders, gate="open", fusion=operator, **more, fusers=fusers)  # pyright: ignore[reportArgumentType]
+    return make_plan(receiver, senders, **{"gate": "open", "fusion": operator, "fusers": fusers, **more})
 
 
 def sending_all(plan: Plan) -> Plan:
@@ -129,7 +130,7 @@ def test_a_codec_sends_less_and_changes_little(group, tmp_path, operator, codec)
 
 @pytest.mark.parametrize("operator", ["concat", "mix"])
 def test_dropped_tokens_are_not_there(group, tmp_path, operator):
-    plan = plan_of("qwen2.5-0.5b", "mlp", operator, "bottom_up", tmp_path, route="lazy")
+    plan = plan_of("qwen2.5-0.5b", "mlp", operator, "bottom_up", tmp_path, gate=Gate("open", "lazy"))
     whole = ask(group, plan)
     group.sent.clear()
     half = ask(group, revised(plan, wire=Wire(keep=0.5)))
