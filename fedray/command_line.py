@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 from fedray.arguments import for_shell, literal, overrides, quoted, uncut
 from fedray.benchmark.settings import BENCHMARK, check_benchmark
+from fedray.data.catalogue import TASKS
 from fedray.errors import unknown
 from fedray.evaluation.check import check_evaluation
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation
 from fedray.files import new_folder, write_whole
+from fedray.methods.parts import CODECS, FUSERS
 from fedray.protocols import KINDS, PROTOCOLS
 from fedray.reporting.outlet import unfailing
 from fedray.schema import Schema
@@ -112,12 +114,28 @@ def _run(job: Callable[[Any], int | None], config_name: str, job_name: str, form
     return code
 
 
+def _add_words() -> None:
+    """Let the entries of other packages be words on the command line, as those with a file in conf/ are."""
+    from hydra.core.config_store import ConfigStore
+
+    groups = {
+        "protocol": {name: asdict(protocol.settings()) for name, protocol in PROTOCOLS.items()},
+        "fuser": {name: {"fuser": name} for name in FUSERS},
+        "wire": {name: {"codec": name} for name in CODECS},
+        "task": {name: {"name": name} for name in TASKS},
+    }
+    for group, nodes in groups.items():
+        for name, node in nodes.items():
+            if not (CONF / group / f"{name}.yaml").exists():
+                package = "_global_" if group == "fuser" else None
+                ConfigStore.instance().store(name, node, group, package)
+
+
 def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, Any]]:
     """Compose the runs as (overrides, settings): several with --multirun, none with --help."""
     try:
         import hydra
         import yaml
-        from hydra.core.config_store import ConfigStore
         from hydra.core.hydra_config import HydraConfig
         from hydra.errors import HydraException
         from omegaconf import OmegaConf
@@ -138,9 +156,7 @@ def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, An
     OmegaConf.register_new_resolver(
         "new_folder", lambda path: str(new_folder(Path(path))), replace=True, use_cache=True
     )
-    for name, protocol in PROTOCOLS.items():  # those of other packages have no file in conf/
-        if not (CONF / "protocol" / f"{name}.yaml").exists():
-            ConfigStore.instance().store(name, asdict(protocol.settings()), group="protocol", provider="fedray")
+    _add_words()
     collect.__module__ = job_name  # Hydra names a job after the module of its function
     stderr = io.StringIO()
     try:

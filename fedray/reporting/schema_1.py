@@ -9,6 +9,7 @@ from fedray.methods.method import Method, Wire
 
 _WHO = {"receiver": "receiver", "senders": "senders", "type": "type", "missing": "missing", "members": "members"}
 _FOUND = ("n", "accuracy", "stderr", "accuracy_alone", "rescued", "harmed", "failed", "unrephrased", "by_member")
+_WITHOUT_METHOD = ("registry", "benchmark", "build_zoo")
 _COST = ("payload_bytes", "bytes_per_token", "bytes_per_token_analytic", "at_a_time", "tokens_per_s", "wall_s")
 
 
@@ -21,7 +22,7 @@ def from_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_picked(old, (*same, "comparisons", "contributions")),
         "who": {**_named(old, **_WHO), "order": old.get("order")},
-        "how": _method(old),
+        "how": None if old["job"] in _WITHOUT_METHOD else _method(old),
         "found": found | _named(old, p_value="p_value"),
         "cost": _cost(old.get("usage", {})),
         "rows": [_row(row) if "way" in row else row for row in old.get("rows", ())],
