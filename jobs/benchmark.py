@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedray.command_line import BENCHMARKS, launch
 from fedray.benchmark.settings import BenchmarkSettings
+from fedray.command_line import BENCHMARKS, launch
 
 
 def benchmark(settings: BenchmarkSettings) -> int:
