@@ -34,10 +34,10 @@ TURNS = (*QUESTIONS, "and what else?")
 EVERYONE = (RECEIVER, *SENDERS)
 WAYS: dict[str, dict[str, Any]] = {
     "standalone": {"protocol": "standalone"},
-    "concat": {"route": "eager"},
-    "concat, learned": {"route": "lazy", "gate": "learned"},
-    "mix": {"fusion": "mix", "route": "lazy"},
-    "mix, learned": {"fusion": "mix", "route": "eager", "gate": "learned"},
+    "concat": {"gate": {"kind": "open", "route": "eager"}},
+    "concat, learned": {"gate": {"kind": "learned", "route": "lazy"}},
+    "mix": {"fusion": "mix", "gate": {"kind": "open", "route": "lazy"}},
+    "mix, learned": {"fusion": "mix", "gate": {"kind": "learned", "route": "eager"}},
 }
 
 

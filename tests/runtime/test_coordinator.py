@@ -41,7 +41,7 @@ def boss(random_zoo: Path, cluster: Any) -> Iterator[Any]:
 
 def plan(boss: Any, group: RayGroup, **choices: Any) -> Plan:
     receiver, *senders = group.members.values()
-    return coordinator.plan(boss, receiver, senders, **CHOICES | choices)
+    return coordinator.plan(boss, receiver, senders, method(**CHOICES | choices))
 
 
 def test_it_plans_as_a_planner_does(boss: Any, group: RayGroup, random_zoo: Path) -> None:
@@ -70,7 +70,7 @@ def test_it_plans_without_what_the_driver_has_found_damaged(group: RayGroup, ran
         with pytest.raises(
             FedrayError, match=f"no fuser=mlp .* {SENDERS[0]} -> {RECEIVER}.*; passed over: it is damaged"
         ):
-            coordinator.plan(boss, receiver, senders, damaged, **CHOICES)
+            coordinator.plan(boss, receiver, senders, method(**CHOICES), damaged=damaged)
     coordinator.stop(boss)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from probes import some_of, start_counting, stop_counting
-from support.methods import method
+from support.methods import method, revised
 from unreliable import Dozing, Dying
 
 from fedray.errors import MemberFailed
@@ -50,8 +50,8 @@ def test_the_same_answers_as_in_one_process(group, here):
     one = replace(PLAN, senders=WORKERS[:1])
     alone = here._members[WORKERS[0]].alone("alone", REQUEST)
     for gamma in (1, 2, 5, 8):
-        how = replace(PLAN.specfed, gamma=gamma)
-        assert [r.tokens for r in ask(group, replace(one, specfed=how)).rows] == [r.tokens for r in alone.rows]
+        how = replace(PLAN.method.of(SpecFed), gamma=gamma)
+        assert [r.tokens for r in ask(group, revised(one, protocol=how)).rows] == [r.tokens for r in alone.rows]
     warm = replace(REQUEST, generation=Generation(max_tokens=20, temperature=1.0, seed=5))
     for request in (REQUEST, warm):
         far, near = ask(group, request=request), ask(here, request=request)
@@ -85,7 +85,7 @@ def test_a_worker_that_dies_in_mid_answer(group, here):
         again = ask(group)  # nobody waits for the dead: now the other's own answer
         assert [r.tokens for r in again.rows] == [r.tokens for r in first.rows]
         with pytest.raises(MemberFailed, match="died"):
-            ask(group, replace(PLAN, on_missing="error"))
+            ask(group, revised(PLAN, on_missing="error"))
     finally:
         other.close()
 
@@ -93,16 +93,16 @@ def test_a_worker_that_dies_in_mid_answer(group, here):
 def test_a_late_worker_is_left_out_and_catches_up(group, here):
     group, other = with_one_that(Dozing, group)
     try:
-        how = replace(PLAN.specfed, gamma=1, patience_s=1.5)
+        how = replace(PLAN.method.of(SpecFed), gamma=1, patience_s=1.5)
         long = replace(REQUEST, generation=Generation(max_tokens=200, full=True))
-        answer = ask(group, replace(PLAN, specfed=how), long)
+        answer = ask(group, revised(PLAN, protocol=how), long)
         assert answer.senders == WORKERS, "it is there at the end"
         assert answer.missing[0].member == WORKERS[1] and answer.missing[0].reason.startswith("late in ")
         found = answer.speculation
         assert found is not None
         rounds = found.rounds
         assert rounds < found.forwards < 2 * rounds
-        asleep = ask(here, replace(PLAN, specfed=how, senders=WORKERS[:1]), long)
+        asleep = ask(here, revised(PLAN, protocol=how, senders=WORKERS[:1]), long)
         assert answer.rows[1].tokens != asleep.rows[1].tokens
     finally:
         other.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -25,7 +26,15 @@ def plan(receiver: str, senders: tuple[str, ...], **values: Any) -> Plan:
 
 
 def revised(made: Plan, **values: Any) -> Plan:
-    """replace(...) that takes the parts of its method beside its own fields."""
-    parts = {name: value for name, value in values.items() if name not in _OWN}
-    own = {name: value for name, value in values.items() if name in _OWN}
-    return replace(made, method=METHOD.read({**made.method.parts(), **parts}), **own)
+    """replace(...) that takes the parts of its method beside its own fields; of a mapping only what it names changes,
+    as in gate={"route": "lazy"}."""
+    parts = made.method.parts()
+    for name, value in values.items():
+        if name not in _OWN:
+            parts[name] = {**told(parts[name]), **value} if isinstance(value, Mapping) else value
+    return replace(made, method=METHOD.read(parts), **{name: value for name, value in values.items() if name in _OWN})
+
+
+def told(part: Any) -> dict[str, Any]:
+    """The settings of a part of a method."""
+    return {of.name: getattr(part, of.name) for of in fields(part)}
