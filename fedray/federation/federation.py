@@ -302,11 +302,7 @@ def _start_on_ray(
     stack.callback(coordinator.stop, boss)
     with sources.loading(len(found)) as loaded:
         group = actors.load_members(
-            placed,
-            zoo=s.zoo.name,
-            folder=zoo,
-            loaded=lambda info: loaded(info.name),
-            slow=sources.say,
+            placed, zoo=s.zoo.name, folder=zoo, loaded=lambda info: loaded(info.name), slow=sources.say
         )
     stack.callback(group.close)
 

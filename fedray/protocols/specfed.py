@@ -290,10 +290,5 @@ def check_question(settings: Any, question: Any, document: str) -> None:
 
 
 PROTOCOL = Protocol(
-    settings=SpecFed,
-    run=run,
-    roles=roles,
-    check=check,
-    check_sources=check_sources,
-    check_question=check_question,
+    settings=SpecFed, run=run, roles=roles, check=check, check_sources=check_sources, check_question=check_question
 )

@@ -54,12 +54,7 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
     for place, row, error in zip(y, steps, errors, strict=True):
         said = f"{row.accuracy:.1%}" + (f" {stars(row.p_value)}" if not row.is_alone else "")
         axes.annotate(
-            said,
-            (row.accuracy + error, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
+            said, (row.accuracy + error, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5
         )
     alone = next((r.accuracy for r in steps if r.is_alone and r.who.receiver == receiver), None)
     if alone is not None:

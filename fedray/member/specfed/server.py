@@ -158,12 +158,7 @@ class Server(Core):
         return p_NV, weights_WN.sum(0) > 0, found
 
     def _decide(
-        self,
-        state: Drafts,
-        p_NV: Tensor,
-        voted_N: Tensor,
-        asked: Sequence[tuple[int, int]],
-        generation: Generation,
+        self, state: Drafts, p_NV: Tensor, voted_N: Tensor, asked: Sequence[tuple[int, int]], generation: Generation
     ) -> tuple[int, int, dict[int, list[int]]]:
         """How many drafts stand in all, how many were looked at, and each active row's new tokens.
 
