@@ -23,6 +23,7 @@ from fedray.methods.method import Wire
 from fedray.protocols import protocol_of
 from fedray.registry.layers_read import layers_read
 from fedray.registry.planner import Planner
+from fedray.schema import picked
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need
 from fedray.wire.codecs import GROUP, SIDES, CacheSide, sizes
@@ -154,13 +155,12 @@ class _Foretold:
         cache = load.rows * (sent + copies * standing + self.kv_bytes(load.answer))
         held = 1 if role == "receiver" else 2  # of every other batch: what was read, and a sender's payload
         cache += (load.at_a_time - 1) * load.rows * held * self.kv_bytes(own)
-        return Need(
+        return picked(
+            Need,
+            self,  # its device, dtype and parameters
             member=self.source.name,
             role=role,
-            device=self.device,
-            dtype=self.dtype,
             revision=self.source.revision or "",
-            parameters=self.parameters,
             prompt_tokens=own,
             weights=weights,
             cache=cache,
