@@ -72,24 +72,18 @@ def needs(
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     configs = [planner.fuser_config(sender.info, receiver.info, s.fuser, s.fusion) for sender in senders]
     fusers = _fuser_bytes([config for config in configs if config is not None], memory.BYTES[receiver.dtype])
-    wire = s.wire
-    reads = {
-        sender.source.name: config and layers_read(config) for sender, config in zip(senders, configs, strict=True)
-    }
+    wire, sending = s.wire, [(m, config and layers_read(config)) for m, config in zip(senders, configs, strict=True)]
     if protocol.sends is not None:
         share, layers = protocol.sends(s, receiver.spec)
-        wire = replace(wire, keep=share)
-        reads = {member.source.name: layers for member in members[1:]}
+        wire, sending = replace(wire, keep=share), [(member, layers) for member in members[1:]]
+    sent = {member.source.name: member.wire_bytes(wire, layers, load) for member, layers in sending}
+    downloads = downloads or {}
     return [
-        member.need(
-            "sender" if number else "receiver",
-            load,
-            0 if number else fusers,
-            senders,
-            downloads or {},
-            member.wire_bytes(wire, reads[member.source.name], load) if member.source.name in reads else 0,
-        )
-        for number, member in enumerate(members)
+        receiver.need("receiver", load, fusers, senders, downloads, 0),
+        *(
+            member.need("sender", load, 0, senders, downloads, sent.get(member.source.name, 0))
+            for member in members[1:]
+        ),
     ]
 
 
