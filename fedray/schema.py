@@ -34,6 +34,18 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
     raise FedrayError(f"{path} must be {wanted}, got {value}")
 
 
+def picked(cls: type[T], *sources: object, **others: Any) -> T:
+    """Make a dataclass of `others` and, by its fields' names, of attributes of the sources; the first that has one."""
+    names = {of.name for of in fields(cast(Any, cls)) if of.init} - others.keys()
+    found = {name: getattr(source, name) for source in reversed(sources) for name in names if hasattr(source, name)}
+    return cls(**found, **others)
+
+
+def attributes(source: object, *names: str) -> dict[str, Any]:
+    """Read some attributes, by name."""
+    return {name: getattr(source, name) for name in names}
+
+
 class Schema(Generic[T]):
     """A parser of values into one dataclass.
 
@@ -134,7 +146,7 @@ class Schema(Generic[T]):
             cls, value = self._kind(cls, value, path)
         hints = {of.name: _hints(cls)[of.name] for of in fields(cls) if of.init}
         if isinstance(value, cls):
-            value = {name: getattr(value, name) for name in hints}
+            value = attributes(value, *hints)
         elif value is None:
             raise FedrayError(f"{path} must be a setting of its own, got null")
         elif not isinstance(value, Mapping):

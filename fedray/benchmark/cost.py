@@ -113,9 +113,8 @@ def draw(
             axes.plot(x[[0, -1]], y[[0, -1]], "--", color=COLORS[1], linewidth=1)
             axes.set(xlabel=label, ylabel=unit)
             axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.25)
     figure.suptitle(f"What one more token and one more sender cost\n{of}", fontsize=11)
-    return save(figure, grid[0][0], path)
+    return save(figure, path)
 
 
 def _asked(bench: Bench, exchanges: Exchanges, tokens: int) -> tuple[float, int]:

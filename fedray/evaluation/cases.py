@@ -14,6 +14,7 @@ from fedray.methods.method import Method, TextToText
 from fedray.methods.parts import FUSERS
 from fedray.protocols import ALONE, METHOD, PROTOCOLS, protocol_of
 from fedray.questions.tasks import for_task
+from fedray.schema import attributes
 from fedray.settings.settings import BY_MEMBER, SCHEMA, Settings
 from fedray.types import FedrayError
 
@@ -54,9 +55,7 @@ class Case:
             "receiver": self.receiver,
             "senders": self.senders,
             "evidence": {name: text for name, text in base.evidence.items() if name in here},
-            "members": {
-                name: own for name, own in base.members.items() if name in here or name in BY_MEMBER["members"]
-            },
+            "members": {n: own for n, own in base.members.items() if n in here or n in BY_MEMBER["members"]},
             "task": replace(base.task, name=self.task),  # pyright: ignore[reportArgumentType]
             "generation": replace(base.generation, seed=seed, temperature=temperature),
             "seed": seed,
@@ -142,9 +141,8 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[tu
     for axis in axes:
         head, _, key = axis.partition(".")
         if head == "protocol" and not any(key in own for own in known.values()):
-            raise FedrayError(
-                f"{axis} is a setting of none of its protocols ({', '.join(protocols)}): add one that has it"
-            )
+            among = ", ".join(protocols)
+            raise FedrayError(f"{axis} is a setting of none of its protocols ({among}): add one that has it")
     for protocol, *values in product(protocols, *axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         base = settings.protocol if protocol == settings.protocol.name else protocol
@@ -165,7 +163,7 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[tu
 
 def _values(part: Any) -> Mapping[str, Any]:
     """The values of a part of a method."""
-    return part if isinstance(part, Mapping) else {of.name: getattr(part, of.name) for of in fields(part)}
+    return part if isinstance(part, Mapping) else attributes(part, *(of.name for of in fields(part)))
 
 
 def neutral(settings: EvaluateSettings) -> Settings:

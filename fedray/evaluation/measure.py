@@ -11,6 +11,7 @@ from fedray.errors import MemberFailed
 from fedray.federation.federation import Federation
 from fedray.methods.specfed import Speculation
 from fedray.questions.tasks import Question, mismatched, request_fields
+from fedray.schema import picked
 from fedray.settings.settings import Settings
 from fedray.types import Answer, Missing, Plan, Request, Row, Usage
 
@@ -74,20 +75,19 @@ class Asking:
             for phase, value in self._time(question).items():
                 seconds.setdefault(phase, []).append(value)
             progress(len(self._right) + number)
-        return Measurement(
+        return picked(
+            Measurement,
+            self._usage,  # its bytes and tokens
             right=tuple(self._right),
             unparseable=self._unparseable,
             failed=self._failed,
             unrephrased=self._unrephrased,
-            payload_bytes=self._usage.payload_bytes,
-            prompt_tokens=self._usage.prompt_tokens,
             wall_s=time.monotonic() - started,
             missing=tuple(self._missing.values()),
             by_member={name: tuple(right) for name, right in self._by_member.items()},
             weights={name: sum(w) / len(w) for name, w in self._weights.items()},
             seconds={phase: tuple(values) for phase, values in seconds.items()},
             read={name: tuple(texts) for name, texts in self._read.items()},
-            answer_tokens=self._usage.answer_tokens,
             answering_s=answering_s,
             speculation=self._speculation,
         )
@@ -109,9 +109,8 @@ class Asking:
             return
         self._right += _right(answer.rows, batch)
         self._failed += sum(row.failed for row in answer.rows)
-        self._unparseable += sum(
-            q.said(row) is None and not row.failed for row, q in zip(answer.rows, batch, strict=True)
-        )
+        read = ((row.failed, q.said(row)) for row, q in zip(answer.rows, batch, strict=True))
+        self._unparseable += sum(text is None and not failed for failed, text in read)
         self._unrephrased += len(answer.unrephrased)
         self._usage += replace(answer.usage, seconds={})
         if answer.speculation is not None:
@@ -135,11 +134,8 @@ class Asking:
             return {}
 
     def _request(self, batch: Sequence[Question]) -> Request:
-        return self._fed.request(
-            *(q.prompt for q in batch),
-            **request_fields(batch, self._plan, self._instead),
-            generation=self._settings.generation,
-        )
+        fields = request_fields(batch, self._plan, self._instead)
+        return self._fed.request(*(q.prompt for q in batch), **fields, generation=self._settings.generation)
 
 
 def _right(rows: Sequence[Row], batch: Sequence[Question]) -> list[bool]:

@@ -15,6 +15,7 @@ from fedray.protocols import protocol_of
 from fedray.questions.tasks import Question, scorings
 from fedray.reporting.job import Status
 from fedray.reporting.report import Answered, Cost, Data, Found, Learned, MemberReport, Report, Who
+from fedray.schema import picked
 from fedray.settings.settings import Settings
 from fedray.types import Answer, Artifact, MemberInfo, Missing, Plan, Row, Usage
 
@@ -168,13 +169,13 @@ class Record:
         settings = self.settings
         receiver, *senders = settings.takes_part
         return Report(
-            job="federate",
-            zoo=settings.zoo.name,
-            seed=settings.seed,
-            status=status,
-            who=Who(receiver, tuple(senders), self.kind, tuple(self._missing.values()), self.members),
-            how=settings.method.canonical(),
-            task=_task(settings),
+            "federate",
+            settings.zoo.name,
+            settings.seed,
+            status,
+            Who(receiver, tuple(senders), self.kind, tuple(self._missing.values()), self.members),
+            settings.method.canonical(),
+            _task(settings),
             scoring=scorings(settings, (result.question for result in self.results)),
             data=tuple(Data(**asdict(found)) for found in (self.source,) if found),
             found=self.found(),
@@ -191,20 +192,7 @@ def _learned(artifact: Artifact, role: str) -> Learned:
 
 def participants(members: Mapping[str, MemberInfo], receiver: str) -> tuple[MemberReport, ...]:
     """Who takes part, for the report."""
-    return tuple(
-        MemberReport(
-            m.name,
-            "receiver" if m.name == receiver else "sender",
-            m.family,
-            m.parameters,
-            m.device,
-            m.node,
-            m.pid,
-            m.dtype,
-            m.revision,
-        )
-        for m in members.values()
-    )
+    return tuple(picked(MemberReport, m, role="receiver" if m.name == receiver else "sender") for m in members.values())
 
 
 def _compare(results: Sequence[Result]) -> Comparison | None:

@@ -17,6 +17,7 @@ from fedray.methods.specfed import Speculation
 from fedray.protocols import PROTOCOLS, protocol_of
 from fedray.questions.tasks import Question
 from fedray.reporting.report import Compared, Contribution, Cost, Evaluated, Found, Who
+from fedray.schema import picked
 from fedray.types import MemberInfo
 
 T = TypeVar("T")
@@ -64,25 +65,21 @@ class Results:
         weights = _means([m.weights for m in measured])
         kind = protocol_of(case.method).type_of(self._members[name] for name in (case.receiver, *case.senders))
         missing = tuple({m.member: m for m in chain.from_iterable(m.missing for m in measured)}.values())
-        return Evaluated(
-            task=case.task,
+        return picked(
+            Evaluated,
+            case,  # its task, way and temperature
             scoring=asked[first][0].scoring,
             seeds=tuple(of_seed),
-            way=case.way,
             who=Who(case.receiver, case.senders, kind, missing),
             how=case.method,
-            temperature=case.temperature,
-            found=Found(
-                **alone.found.figures()
-                | {
-                    "n": len(right),
-                    "accuracy": accuracy(right),
-                    "stderr": clustered_stderr(right, clusters),
-                    "p_value": alone.p_value,
-                },
-                failed=sum(m.failed for m in measured),
-                unrephrased=sum(m.unrephrased for m in measured),
-                unparseable=sum(m.unparseable for m in measured),
+            found=picked(
+                Found,
+                alone,  # its p-value, the largest of the seeds
+                alone.found,  # accuracy alone, rescued and harmed
+                n=len(right),
+                accuracy=accuracy(right),
+                stderr=clustered_stderr(right, clusters),
+                **{name: sum(getattr(m, name) for m in measured) for name in ("failed", "unrephrased", "unparseable")},
                 groups=_groups(list(chain.from_iterable(asked.values())), right),
                 by_member={name: accuracy(r) for name, r in _joined([m.by_member for m in measured]).items()},
                 weights={"all": weights} if weights else {},
@@ -116,10 +113,9 @@ class Results:
             return []
         given = self.row(case).cost.bytes_per_token
         return [
-            Contribution(
-                task=case.task,
-                receiver=case.receiver,
-                way=case.way,
+            picked(
+                Contribution,
+                case,  # its task, receiver and way
                 of=len(case.senders),
                 sender=sender,
                 points=_points(paired),
@@ -155,23 +151,21 @@ class Results:
                 yield (a, b) if _rank(a) <= _rank(b) else (b, a)
 
     def _compared(self, a: Case, b: Case) -> Compared:
-        paired, order = self._paired(a, b), self.cases
-        found = paired.found
-        margin = self._margin(a, b)
-        return Compared(
+        paired, order, margin = self._paired(a, b), self.cases, self._margin(a, b)
+        points = _points(paired)
+        return picked(
+            Compared,
+            paired.found,  # its n, rescued and harmed
             task=a.task,
             rows=(order.index(a), order.index(b)),
             a=_label(a),
             b=_label(b),
-            n=found.n,
-            accuracy_a=found.accuracy_alone,
-            accuracy_b=found.accuracy,
-            points=_points(paired),
-            rescued=found.rescued,
-            harmed=found.harmed,
+            accuracy_a=paired.found.accuracy_alone,
+            accuracy_b=paired.found.accuracy,
+            points=points,
             p=paired.p_value,
-            low=_points(paired) - margin if math.isfinite(margin) else None,
-            high=_points(paired) + margin if math.isfinite(margin) else None,
+            low=points - margin if math.isfinite(margin) else None,
+            high=points + margin if math.isfinite(margin) else None,
         )
 
     def _margin(self, a: Case, b: Case) -> float:

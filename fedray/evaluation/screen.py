@@ -202,21 +202,13 @@ class EvaluateScreen(FederateScreen):
     def rows(self, rows: Sequence[Evaluated], order: Sequence[str]) -> None:
         """The table of a finished, or interrupted, evaluation."""
         headings = ("task", "receiver", "senders", "way", "n", "accuracy", "points", "p", "mean s", "bytes/token")
-        shown = [
-            (
-                row.task,
-                row.who.receiver,
-                who(row.who.senders, order) or "-",
-                row.way,
-                str(row.found.n),
-                f"{row.accuracy:.1%} ± {row.stderr:.1%}",
-                "" if row.is_alone else f"{row.gain_points:+.1f}",
-                "" if row.is_alone else p_value(row.p_value),
-                "-" if row.seconds is None else f"{row.seconds.mean:.3f}",
-                per_token(row.cost.bytes_per_token),
-            )
-            for row in rows
-        ]
+        shown: list[tuple[str, ...]] = []
+        for row in rows:
+            named = (row.task, row.who.receiver, who(row.who.senders, order) or "-", row.way, str(row.found.n))
+            gain = ("", "") if row.is_alone else (f"{row.gain_points:+.1f}", p_value(row.p_value))
+            seconds = "-" if row.seconds is None else f"{row.seconds.mean:.3f}"
+            sent = per_token(row.cost.bytes_per_token)
+            shown.append((*named, f"{row.accuracy:.1%} ± {row.stderr:.1%}", *gain, seconds, sent))
         self.table("Every case, ± one standard error; p against the receiver alone", headings, shown)
         for row in rows:
             if lost := row.found.unrephrased:

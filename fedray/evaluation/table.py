@@ -6,7 +6,7 @@ The paper gives no table, no number of questions and no error bars; what it says
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedray.evaluation import leakage_table
@@ -64,11 +64,8 @@ def _order(report: Report) -> Iterator[str]:
 
 def _claims(report: Report) -> Iterator[str]:
     """The paper's sentences about four senders, each beside its own figure here."""
-    found = {
-        key: row
-        for row in report.evaluated
-        if len(row.who.senders) == FULL_HOUSE and row.who.receiver == report.who.receiver and (key := paper_key(row))
-    }
+    whole = [r for r in report.evaluated if len(r.who.senders) == FULL_HOUSE]
+    found = {key: r for r in whole if r.who.receiver == report.who.receiver and (key := paper_key(r))}
     c2c, shared, t2t = (found.get(key) for key in PAPER)
     claims: list[tuple[str, str, str]] = []
     if c2c:
@@ -81,34 +78,22 @@ def _claims(report: Report) -> Iterator[str]:
     if shared and t2t and shared.seconds and t2t.seconds:
         seconds = f"{shared.seconds.mean:.3f} s against {t2t.seconds.mean:.3f} s"
         claims.append(("rephrased C2C against T2T, mean seconds", "significantly lower", seconds))
-    full = next(
-        (
-            r
-            for r in report.evaluated
-            if r.how.t2t.full and len(r.who.senders) == FULL_HOUSE and r.how.rephrase == "none"
-        ),
-        None,
-    )
+    full = next((r for r in whole if r.how.t2t.full and r.how.rephrase == "none"), None)
     for name, row in (("C2C", c2c), ("rephrased C2C", shared)):
         if row and full and row.seconds and full.seconds:
             seconds = f"{row.seconds.mean:.3f} s against {full.seconds.mean:.3f} s"
             claims.append((f"{name} against T2T with every hint at its full budget, mean seconds", "", seconds))
     for row, said in ((c2c, PAPER_KV), (t2t, PAPER_TOKEN)):
         if row and row.cost.bytes_per_token_analytic:
-            sent = (
-                f"{per_token(row.cost.bytes_per_token)} B measured, {row.cost.bytes_per_token_analytic:,.0f} B analytic"
-            )
+            measured, analytic = per_token(row.cost.bytes_per_token), f"{row.cost.bytes_per_token_analytic:,.0f}"
+            sent = f"{measured} B measured, {analytic} B analytic"
             claims.append((f"bytes per token, {row.how.protocol.name}", said.removesuffix("/token"), sent))
-    if claims:
-        yield from ("## Four senders, against the paper", "")
-        yield from _markdown(("", "paper", f"here (zoo={report.zoo})"), claims)
-        yield from (
-            "",
-            "The paper does not say whether its per cent are points or relative; points are in percentage points, per "
-            "cent in brackets are relative. Measured bytes count what the gate let through, analytic bytes every "
-            "sender's whole cache.",
-            "",
-        )
+    note = (
+        "The paper does not say whether its per cent are points or relative; points are in percentage points, per "
+        "cent in brackets are relative. Measured bytes count what the gate let through, analytic bytes every sender's "
+        "whole cache."
+    )
+    yield from _section("Four senders, against the paper", ("", "paper", f"here (zoo={report.zoo})"), claims, note)
 
 
 def _difference(low: Evaluated, high: Evaluated) -> str:
@@ -120,18 +105,19 @@ def _rows(rows: Sequence[Evaluated], order: Sequence[str]) -> Iterator[str]:
     """Every case with its figures, and the paper's where it has one."""
     headings = ("row", "task", "receiver", "senders", "way", "type", "accuracy", "points", "relative", "p", "rescued")
     headings = (*headings, "harmed", "mean s", "p50 s", "p95 s", "B/token", "analytic", "paper (4 senders)")
-    yield from ("## Every case", "")
-    yield from _markdown(headings, ((str(number), *_row(row, order)) for number, row in enumerate(rows, 1)))
-    yield ""
     notes = [note for row in rows for note in _notes(row, order)]
-    yield from (*notes, "") if notes else ()
+    cells = [(str(number), *_row(row, order)) for number, row in enumerate(rows, 1)]
+    yield from _section("Every case", headings, cells, *notes)
 
 
 def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
     key = paper_key(row)
     paper = PAPER[key] if key and len(row.who.senders) == FULL_HOUSE else ""
     seconds = [f"{getattr(row.seconds, q):.3f}" if row.seconds else "" for q in ("mean", "p50", "p95")]
-    helped = not row.is_alone
+    gain, found = ("",) * 5, row.found
+    if not row.is_alone:
+        percent = "" if row.gain_percent is None else f"{row.gain_percent:+.1f} %"
+        gain = (f"{row.gain_points:+.1f}", percent, p_value(row.p_value), str(found.rescued), str(found.harmed))
     return (
         row.task if row.scoring == "text" else f"{row.task} ({row.scoring})",
         row.who.receiver,
@@ -139,11 +125,7 @@ def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
         row.way,
         row.who.type or "",
         f"{row.accuracy:.1%} ± {row.stderr:.1%}",
-        f"{row.gain_points:+.1f}" if helped else "",
-        f"{row.gain_percent:+.1f} %" if helped and row.gain_percent is not None else "",
-        p_value(row.p_value) if helped else "",
-        str(row.found.rescued) if helped else "",
-        str(row.found.harmed) if helped else "",
+        *gain,
         *seconds,
         per_token(row.cost.bytes_per_token),
         "" if row.cost.bytes_per_token_analytic is None else f"{row.cost.bytes_per_token_analytic:,.0f}",
@@ -166,47 +148,31 @@ def _notes(row: Evaluated, order: Sequence[str]) -> Iterator[str]:
 
 def _speculation(rows: Sequence[Evaluated]) -> Iterator[str]:
     """Rounds of SpecFed, and the receiver's own speed beside them."""
-    found = [row for row in rows if row.found.speculation]
-    if found:
-        yield from ("## SpecFed (arXiv 2604.25777)", "")
-        yield from _markdown(
-            (
-                "way",
-                "tokens/forward",
-                "acceptance",
-                "B/position",
-                "B/token",
-                "tokens/s",
-                "epsilon",
-                "Delta (bound)",
-                "Delta alpha (bound)",
-                "accuracy",
-            ),
-            (
-                (
-                    row.way,
-                    *(_figure(figures[name]) for name in ("tokens_per_forward", "acceptance")),
-                    *(_figure(figures[name], 0) for name in ("bytes_per_position", "bytes_per_token")),
-                    _figure(row.cost.tokens_per_s, 1),
-                    _figure(figures["epsilon"], 4),
-                    *(
-                        f"{_figure(figures[name], 4)} ({_figure(figures[f'{name}_bound'], 4)})"
-                        if figures[name] is not None
-                        else ""
-                        for name in ("delta", "gap")
-                    ),
-                    f"{row.accuracy:.1%}",
-                )
-                for row in found
-                for figures in (row.found.speculation,)
-            ),
-        )
-        yield from (
-            "",
-            "A forward pass is one row's, of every worker; bytes per position are one worker's, bytes per token all "
-            "workers' for a token of the answer; tokens/s in batches.",
-            "",
-        )
+    headings = ("way", "tokens/forward", "acceptance", "B/position", "B/token", "tokens/s", "epsilon", "Delta (bound)")
+    note = (
+        "A forward pass is one row's, of every worker; bytes per position are one worker's, bytes per token all "
+        "workers' for a token of the answer; tokens/s in batches."
+    )
+    cells = [_rounds(row) for row in rows if row.found.speculation]
+    yield from _section("SpecFed (arXiv 2604.25777)", (*headings, "Delta alpha (bound)", "accuracy"), cells, note)
+
+
+def _rounds(row: Evaluated) -> tuple[str, ...]:
+    figures = row.found.speculation
+
+    def bounded(name: str) -> str:
+        value, bound = figures[name], figures[f"{name}_bound"]
+        return "" if value is None else f"{_figure(value, 4)} ({_figure(bound, 4)})"
+
+    return (
+        row.way,
+        *(_figure(figures[name]) for name in ("tokens_per_forward", "acceptance")),
+        *(_figure(figures[name], 0) for name in ("bytes_per_position", "bytes_per_token")),
+        _figure(row.cost.tokens_per_s, 1),
+        _figure(figures["epsilon"], 4),
+        *map(bounded, ("delta", "gap")),
+        f"{row.accuracy:.1%}",
+    )
 
 
 def _figure(value: float | None, digits: int = 2) -> str:
@@ -214,89 +180,44 @@ def _figure(value: float | None, digits: int = 2) -> str:
 
 
 def _comparisons(report: Report, order: Sequence[str]) -> Iterator[str]:
-    found, rows = report.comparisons, report.evaluated
-    if found:
-        yield from ("## Paired comparisons: what b changes over a", "")
-        yield from _markdown(
-            (
-                "rows",
-                "receiver",
-                "senders",
-                "a",
-                "b",
-                "n",
-                "a right",
-                "b right",
-                "points",
-                "95 %",
-                "rescued",
-                "harmed",
-                "p",
-            ),
-            (
-                (
-                    f"{c.rows[0] + 1}, {c.rows[1] + 1}",
-                    rows[c.rows[1]].who.receiver,
-                    who(rows[c.rows[1]].who.senders, order),
-                    c.a,
-                    c.b,
-                    str(c.n),
-                    f"{c.accuracy_a:.1%}",
-                    f"{c.accuracy_b:.1%}",
-                    f"{c.points:+.1f}",
-                    "" if c.low is None or c.high is None else f"{c.low:+.1f} to {c.high:+.1f}",
-                    str(c.rescued),
-                    str(c.harmed),
-                    p_value(c.p),
-                )
-                for c in found
-            ),
-        )
-        yield ""
+    headings = ("rows", "receiver", "senders", "a", "b", "n", "a right", "b right", "points", "95 %")
+    cells: list[tuple[str, ...]] = []
+    for c in report.comparisons:
+        b = report.evaluated[c.rows[1]].who
+        interval = "" if c.low is None or c.high is None else f"{c.low:+.1f} to {c.high:+.1f}"
+        named = (f"{c.rows[0] + 1}, {c.rows[1] + 1}", b.receiver, who(b.senders, order), c.a, c.b, str(c.n))
+        shares = (f"{c.accuracy_a:.1%}", f"{c.accuracy_b:.1%}", f"{c.points:+.1f}", interval)
+        cells.append((*named, *shares, str(c.rescued), str(c.harmed), p_value(c.p)))
+    title = "Paired comparisons: what b changes over a"
+    yield from _section(title, (*headings, "rescued", "harmed", "p"), cells)
 
 
 def _contributions(found: Sequence[Contribution]) -> Iterator[str]:
-    if found:
-        yield from ("## What each sender gives and brings: with it against without it", "")
-        yield from _markdown(
-            ("task", "receiver", "way", "senders", "sender", "bytes/token given", "points gained", "p"),
-            (
-                (
-                    c.task,
-                    c.receiver,
-                    c.way,
-                    str(c.of),
-                    c.sender,
-                    per_token(c.bytes_per_token),
-                    f"{c.points:+.1f}",
-                    p_value(c.p),
-                )
-                for c in found
-            ),
-        )
-        yield ""
+    headings = ("task", "receiver", "way", "senders", "sender", "bytes/token given", "points gained", "p")
+    cells: list[tuple[str, ...]] = []
+    for c in found:
+        figures = (per_token(c.bytes_per_token), f"{c.points:+.1f}", p_value(c.p))
+        cells.append((c.task, c.receiver, c.way, str(c.of), c.sender, *figures))
+    yield from _section("What each sender gives and brings: with it against without it", headings, cells)
 
 
 def _leakage(rows: Sequence[Evaluated]) -> Iterator[str]:
-    found = list(leakage_table.lines(rows))
-    if found:
-        yield from ("## What rephrasing gives away", "")
-        yield from _markdown(leakage_table.HEADINGS, found)
-        yield from (
-            "",
-            "Shares of words the questions and their rewrites have in common, and how often one who counts words picks "
-            "the right one of n questions (of one group: about one entity; in brackets a blind guess). Template copies "
-            "are rewrites that word for word are a phrasing the LLM was taught. Low figures prove no privacy: whoever "
-            "answers a rewrite knows what was asked.",
-            "",
-        )
+    note = (
+        "Shares of words the questions and their rewrites have in common, and how often one who counts words picks "
+        "the right one of n questions (of one group: about one entity; in brackets a blind guess). Template copies "
+        "are rewrites that word for word are a phrasing the LLM was taught. Low figures prove no privacy: whoever "
+        "answers a rewrite knows what was asked."
+    )
+    cells = list(leakage_table.lines(rows))
+    yield from _section("What rephrasing gives away", leakage_table.HEADINGS, cells, note)
 
 
-def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(headings)} |"
-    yield "|" + "---|" * len(headings)
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
+def _section(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *notes: str) -> Iterator[str]:
+    """Write a table under its title, and notes below it; nothing where it has no rows."""
+    if rows:
+        yield from (f"## {title}", "", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings))
+        yield from (f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+        yield from ("", *notes, "") if notes else ("",)
 
 
 def paper_key(row: Evaluated) -> tuple[str, str] | None:

@@ -23,6 +23,7 @@ from fedray.methods.method import Wire
 from fedray.protocols import protocol_of
 from fedray.registry.layers_read import layers_read
 from fedray.registry.planner import Planner
+from fedray.schema import picked
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError, KVSpec, Layers, MemberInfo, Need
 from fedray.wire.codecs import GROUP, SIDES, CacheSide, sizes
@@ -71,24 +72,18 @@ def needs(
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
     configs = [planner.fuser_config(sender.info, receiver.info, s.fuser, s.fusion) for sender in senders]
     fusers = _fuser_bytes([config for config in configs if config is not None], memory.BYTES[receiver.dtype])
-    wire = s.wire
-    reads = {
-        sender.source.name: config and layers_read(config) for sender, config in zip(senders, configs, strict=True)
-    }
+    wire, sending = s.wire, [(m, config and layers_read(config)) for m, config in zip(senders, configs, strict=True)]
     if protocol.sends is not None:
         share, layers = protocol.sends(s, receiver.spec)
-        wire = replace(wire, keep=share)
-        reads = {member.source.name: layers for member in members[1:]}
+        wire, sending = replace(wire, keep=share), [(member, layers) for member in members[1:]]
+    sent = {member.source.name: member.wire_bytes(wire, layers, load) for member, layers in sending}
+    downloads = downloads or {}
     return [
-        member.need(
-            "sender" if number else "receiver",
-            load,
-            0 if number else fusers,
-            senders,
-            downloads or {},
-            member.wire_bytes(wire, reads[member.source.name], load) if member.source.name in reads else 0,
-        )
-        for number, member in enumerate(members)
+        receiver.need("receiver", load, fusers, senders, downloads, 0),
+        *(
+            member.need("sender", load, 0, senders, downloads, sent.get(member.source.name, 0))
+            for member in members[1:]
+        ),
     ]
 
 
@@ -154,13 +149,12 @@ class _Foretold:
         cache = load.rows * (sent + copies * standing + self.kv_bytes(load.answer))
         held = 1 if role == "receiver" else 2  # of every other batch: what was read, and a sender's payload
         cache += (load.at_a_time - 1) * load.rows * held * self.kv_bytes(own)
-        return Need(
+        return picked(
+            Need,
+            self,  # its device, dtype and parameters
             member=self.source.name,
             role=role,
-            device=self.device,
-            dtype=self.dtype,
             revision=self.source.revision or "",
-            parameters=self.parameters,
             prompt_tokens=own,
             weights=weights,
             cache=cache,

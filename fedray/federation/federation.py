@@ -154,12 +154,8 @@ class Federation:
         """
         plan = plan or self.plan
         protocol_of(plan).check_talk(plan)
-        return Conversation(
-            self.request,
-            lambda request: self.run(request, plan),
-            lambda request: self._pieces(request, plan),
-            self._release,
-        )
+        run, pieces = partial(self.run, plan=plan), partial(self._pieces, plan=plan)
+        return Conversation(self.request, run, pieces, self._release)
 
     def run(self, request: Request, plan: Plan | None = None) -> Answer:
         """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`."""
@@ -302,11 +298,7 @@ def _start_on_ray(
     stack.callback(coordinator.stop, boss)
     with sources.loading(len(found)) as loaded:
         group = actors.load_members(
-            placed,
-            zoo=s.zoo.name,
-            folder=zoo,
-            loaded=lambda info: loaded(info.name),
-            slow=sources.say,
+            placed, zoo=s.zoo.name, folder=zoo, loaded=lambda info: loaded(info.name), slow=sources.say
         )
     stack.callback(group.close)
 

@@ -13,6 +13,7 @@ from fedray.benchmark.settings import BenchmarkSettings
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Measured, Report, Who
 from fedray.reporting.screen import Screen
+from fedray.schema import attributes
 from fedray.types import FedrayError
 
 
@@ -23,7 +24,7 @@ class Benchmark(Job[BenchmarkSettings, Screen]):
 
     def __init__(self, settings: BenchmarkSettings) -> None:
         screen, title = Screen(settings.zoo.name), f"benchmark {settings.suite}"
-        super().__init__(settings, screen, tracking=settings.tracking, title=title)
+        super().__init__(settings, screen, title, settings.tracking)
         self.rows: list[Measured] = []
 
     def work(self) -> None:
@@ -31,11 +32,10 @@ class Benchmark(Job[BenchmarkSettings, Screen]):
         torch.set_num_threads(settings.threads or torch.get_num_threads())
         self.screen.line(f"{machine()} (zoo={settings.zoo.name}), medians of {settings.repeats} alternating runs")
         tracker.tags(job="benchmark", zoo=settings.zoo.name, machine=machine())
-        tracker.params(suite=settings.suite, tokens=settings.tokens, repeats=settings.repeats, device=settings.device)
+        tracker.params(**attributes(settings, "suite", "tokens", "repeats", "device"))
         with self.screen.console.status("") as shown:
-            bench = Bench(
-                settings, lambda row: self.screen.line(_line(row)), lambda what: shown.update(f"measuring {what}")
-            )
+            line, update = self.screen.line, shown.update
+            bench = Bench(settings, lambda row: line(_line(row)), lambda what: update(f"measuring {what}"))
             self.rows = bench.rows
             for suite in settings.suites:
                 shown.update(f"preparing {suite}")
@@ -45,15 +45,8 @@ class Benchmark(Job[BenchmarkSettings, Screen]):
 
     def report(self, status: Status) -> Report:
         settings = self.settings
-        return Report(
-            "benchmark",
-            settings.zoo.name,
-            settings.seed,
-            status,
-            Who(settings.receiver, (settings.sender,)),
-            task=settings.suite,
-            rows=tuple(self.rows),
-        )
+        who, rows = Who(settings.receiver, (settings.sender,)), tuple(self.rows)
+        return Report(self.name, settings.zoo.name, settings.seed, status, who, task=settings.suite, rows=rows)
 
     def keep(self, report: Report) -> None:
         self.tracker.metrics({row.name: row.value for row in self.rows})

@@ -9,6 +9,7 @@ from fedray.llm.catalogue import NAMES
 from fedray.reporting import report as reports
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Learned, Report, Who
+from fedray.schema import attributes
 from fedray.settings.settings import BuildSettings
 from fedray.types import FedrayError
 from fedray.zoo.build import ZooTask, build, hash_of, members_of, stages
@@ -21,23 +22,18 @@ class Build(Job[BuildSettings, ZooScreen]):
 
     def __init__(self, settings: BuildSettings) -> None:
         screen = ZooScreen("tiny")
-        super().__init__(settings, screen, tracking=settings.tracking, title=f"build zoo {settings.seed}")
+        super().__init__(settings, screen, f"build zoo {settings.seed}", settings.tracking)
         self.seconds = _before(settings.output)
         self.built: dict[str, float] = {}
 
     def work(self) -> None:
         settings = self.settings
         self.tracker.tags(job="build_zoo", zoo="tiny")
-        self.tracker.params(seed=settings.seed, everything=settings.everything, shorten=settings.shorten)
+        told = attributes(settings, "seed", "everything", "shorten")
+        self.tracker.params(**told)
         with self.screen.follow() as follow:
             self.built = build(
-                settings.output,
-                seed=settings.seed,
-                everything=settings.everything,
-                workers=settings.workers,
-                shorten=settings.shorten,
-                on_progress=follow,
-                on_done=self._done,
+                settings.output, workers=settings.workers, **told, on_progress=follow, on_done=self._done
             )
 
     def _done(self, task: ZooTask, spent: float) -> None:
@@ -49,16 +45,9 @@ class Build(Job[BuildSettings, ZooScreen]):
         settings = self.settings
         there = members_of(settings.output)
         tasks = [task for stage in stages(settings.everything) for task in stage]
-        return Report(
-            job="build_zoo",
-            zoo="tiny",
-            seed=settings.seed,
-            status=status,
-            who=Who(NAMES[0], NAMES[1:]),
-            learned=tuple(
-                _part(task, hash_of(task, settings.output, there), self.seconds.get(str(task), 0.0)) for task in tasks
-            ),
-        )
+        hashes = {task: hash_of(task, settings.output, there) for task in tasks}
+        parts = tuple(_part(task, digest, self.seconds.get(str(task), 0.0)) for task, digest in hashes.items())
+        return Report(self.name, "tiny", settings.seed, status, Who(NAMES[0], NAMES[1:]), learned=parts)
 
     def show(self, report: Report) -> None:
         self.screen.built(self.built, self.settings.seed)

@@ -43,7 +43,10 @@ class DryRun(Job[Settings, "Sheet"]):
         check_room(self.needed, self.room, together=not settings.ray.enabled)
 
     def report(self, status: Status) -> Report | None:
-        return _report(self.settings, self.needed) if self.needed else None
+        if not self.needed:
+            return None
+        s, who = self.settings, Who(self.settings.receiver, self.settings.takes_part[1:])
+        return Report(self.name, s.zoo.name, s.seed, "planned", who, s.method.canonical(), needs=self.needed)
 
     def show(self, report: Report) -> None:
         self.screen.show(self.settings, self.needed, self.load, self.room)
@@ -59,13 +62,8 @@ def _load(settings: Settings, found: Mapping[str, Source], questions: Sequence[Q
         tokens |= check_prompts([source], prompts)
     choices = max(len(question.choices or ()) for question in questions)
     rows = min(settings.task.batch_size, len(questions))
-    return RequestLoad(
-        tokens=tokens,
-        answer=settings.generation.max_tokens,
-        rows=rows,
-        choices=max(1, choices),
-        at_a_time=min(settings.batches_at_a_time, math.ceil(len(questions) / rows)),
-    )
+    at_a_time = min(settings.batches_at_a_time, math.ceil(len(questions) / rows))
+    return RequestLoad(tokens, settings.generation.max_tokens, rows, max(1, choices), at_a_time)
 
 
 def _room(settings: Settings, found: Mapping[str, Source]) -> Room:
@@ -86,18 +84,6 @@ def _room(settings: Settings, found: Mapping[str, Source]) -> Room:
     finally:
         connection.close()
     return Room(int(sum(node.memory_bytes for node in nodes)))
-
-
-def _report(settings: Settings, needed: Sequence[Need]) -> Report:
-    return Report(
-        job="federate",
-        zoo=settings.zoo.name,
-        seed=settings.seed,
-        status="planned",
-        who=Who(settings.receiver, settings.takes_part[1:]),
-        how=settings.method.canonical(),
-        needs=tuple(needed),
-    )
 
 
 class Sheet(FederateScreen):

@@ -29,6 +29,7 @@ from fedray.questions.tasks import Question, load_task, scorings
 from fedray.registry.planner import Planner
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Data, Evaluated, Found, MemberReport, Report, SenderOrder, Who
+from fedray.schema import attributes
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError
 
@@ -42,7 +43,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         private = any(case.settings(settings, settings.seed).private for case in cases(settings, settings.senders))
         title = f"evaluate {settings.receiver}"
         watch = EvaluateScreen(settings.zoo.name)
-        super().__init__(settings, watch, tracking=settings.tracking, title=title, private=private)
+        super().__init__(settings, watch, title, settings.tracking, private=private)
         self.federation = federation
         self.order = SenderOrder("given", settings.senders)
         self.members: tuple[MemberReport, ...] = ()
@@ -71,15 +72,13 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         self.screen.members(self.members)
         self.tracker.tags(job="evaluate", zoo=settings.zoo.name)
         self.tracker.params(
-            receiver=settings.receiver,
+            **attributes(settings, "receiver", "fuser", "latency_requests"),
             senders=",".join(settings.senders),
-            fuser=settings.fuser,
             zoo=settings.zoo.name,
             task=settings.questions or settings.task.name,
             limit=settings.task.limit,
             blocks=",".join(settings.blocks),
             seeds=",".join(map(str, settings.seeds)),
-            latency_requests=settings.latency_requests,
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
         )
 
@@ -154,8 +153,8 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         rounds = {f"specfed/{name}": value for name, value in row.found.speculation.items()}
         told = {f"leakage/{name}": value for name, value in leakage_table.summary(row).items()}
         found = {key: value for key, value in asdict(row.found).items() if not isinstance(value, dict)}
-        found |= {"gain_points": row.gain_points, "gain_percent": row.gain_percent}
-        sent = {name: getattr(row.cost, name) for name in ("bytes_per_token", "bytes_per_token_analytic")}
+        found |= attributes(row, "gain_points", "gain_percent")
+        sent = attributes(row.cost, "bytes_per_token", "bytes_per_token_analytic")
         self.tracker.child(
             f"{row.way}, {who(row.who.senders, self.order.senders) or 'nobody'} > {row.who.receiver}",
             params={**params, "senders": ",".join(row.who.senders), "seeds": row.seeds},
@@ -173,13 +172,13 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         settings, results = self.settings, self.results
         rows = results.rows() if results else ()
         return Report(
-            job="evaluate",
-            zoo=settings.zoo.name,
-            seed=settings.seed,
-            status=status,
-            who=Who(settings.receiver, settings.senders, members=self.members, order=self.order),
-            how=settings.method,
-            task=str(settings.questions or settings.task.name),
+            self.name,
+            settings.zoo.name,
+            settings.seed,
+            status,
+            Who(settings.receiver, settings.senders, None, (), self.members, self.order),
+            settings.method,
+            str(settings.questions or settings.task.name),
             scoring=scorings(settings, chain.from_iterable(self._questions.values())),
             data=self._data(),
             found=Found(n=max((row.found.n for row in rows), default=0)),
@@ -200,15 +199,11 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
             tracker.describe(table.as_markdown(report))
             table.write(report, settings.output)
             folder = emptied(settings.output)
-            fedrefine.draw(report, folder)
-            specfed.draw(report, folder)
-            overview.draw(report, folder)
-            fedattn.draw(report, folder)
+            for figures in (fedrefine, specfed, overview, fedattn):
+                figures.draw(report, folder)
         tracker.table("rows.json", [_flat(row) for row in report.evaluated])
-        tracker.table(
-            "leakage.json",
-            [dict(zip(leakage_table.HEADINGS, line, strict=True)) for line in leakage_table.lines(report.evaluated)],
-        )
+        leaked = leakage_table.lines(report.evaluated)
+        tracker.table("leakage.json", [dict(zip(leakage_table.HEADINGS, line, strict=True)) for line in leaked])
         for file, to in (("table.md", ""), ("figures", "figures")):
             tracker.artifact(settings.output / file, to)
 
@@ -254,5 +249,5 @@ def _flat(row: Evaluated) -> dict[str, object]:
     """What of a row is a number or a word."""
     words = {"senders": ", ".join(row.who.senders), "seeds": ", ".join(map(str, row.seeds)), **row.how.flat()}
     values = asdict(row) | asdict(row.who) | asdict(row.found) | asdict(row.cost) | words
-    values |= {"gain_points": row.gain_points, "gain_percent": row.gain_percent}
+    values |= attributes(row, "gain_points", "gain_percent")
     return {key: value for key, value in values.items() if not isinstance(value, dict | list | tuple)}

@@ -20,9 +20,9 @@ from fedray.llm.loading import check_prompts
 from fedray.protocols import ALONE, protocol_of
 from fedray.questions.benchmarks import source
 from fedray.questions.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
-from fedray.reporting import report as reports
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Report
+from fedray.schema import attributes
 from fedray.settings.settings import Settings
 from fedray.types import Answer, FedrayError, Missing, Request, Row, Usage
 
@@ -37,7 +37,7 @@ class Federate(Job[Settings, FederateScreen]):
     ) -> None:
         title = f"{settings.protocol.name} {'+'.join((*settings.takes_part[1:], '> '))}{settings.receiver}"
         screen = FederateScreen(settings.zoo.name)
-        super().__init__(settings, screen, tracking=settings.tracking, title=title, private=settings.private)
+        super().__init__(settings, screen, title, settings.tracking, private=settings.private)
         self.questions, self.federation = questions, federation
         self.record = Record(settings)
         self.record.source = source(settings)
@@ -58,9 +58,9 @@ class Federate(Job[Settings, FederateScreen]):
     def keep(self, report: Report) -> None:
         self._figures(report)
         self.tracker.metrics(_metrics(report))
-        self.tracker.table(
-            "questions.json", [{**_row(r.answered()), "outcome": r.outcome} for r in self.record.results]
-        )
+        texts = ("question", "gold", "alone", "federated")
+        rows = [{**attributes(r.answered(), *texts), "outcome": r.outcome} for r in self.record.results]
+        self.tracker.table("questions.json", rows)
 
     def show(self, report: Report) -> None:
         self.screen.summary(report, self.record.results, self.record.by_group())
@@ -77,8 +77,7 @@ class Federate(Job[Settings, FederateScreen]):
         self.screen.untrained(self.record.learned)
         self.tracker.tags(job="federate", zoo=settings.zoo.name, type=self.record.kind or "alone")
         self.tracker.params(
-            receiver=settings.receiver,
-            seed=settings.seed,
+            **attributes(settings, "receiver", "seed"),
             senders=",".join(settings.senders),
             **settings.method.flat(),
             zoo=settings.zoo.name,
@@ -183,15 +182,6 @@ def failed(alone: Answer, reason: str) -> Answer:
     return Answer(rows, alone.receiver, (), (Missing(alone.receiver, reason),), Usage())
 
 
-def _row(answered: reports.Answered) -> dict[str, object]:
-    return {
-        "question": answered.question,
-        "gold": answered.gold,
-        "alone": answered.alone,
-        "federated": answered.federated,
-    }
-
-
 def _metrics(report: Report) -> dict[str, float | None]:
     found, cost, accuracy, alone = report.found, report.cost, report.found.accuracy, report.found.accuracy_alone
     seconds = {f"seconds/{phase}/{q}": value for phase, s in cost.seconds.items() for q, value in asdict(s).items()}
@@ -199,8 +189,7 @@ def _metrics(report: Report) -> dict[str, float | None]:
     return {
         **{key: value for key, value in asdict(found).items() if not isinstance(value, dict)},
         "gain": None if accuracy is None or alone is None else accuracy - alone,
-        "payload_bytes": cost.payload_bytes,
-        "bytes_per_token": cost.bytes_per_token,
+        **attributes(cost, "payload_bytes", "bytes_per_token"),
         **{f"specfed/{name}": value for name, value in found.speculation.items()},
         **seconds,
         **trust,

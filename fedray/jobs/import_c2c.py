@@ -52,16 +52,10 @@ class ImportC2C(Job[ImportJob, Screen]):
             f"use it: python jobs/federate.py {_zoo(settings.zoo)}{use}",
         )
         figures = {"gates": gates, "open_gates": opened}
-        self.made = Report(
-            "import_c2c",
-            settings.zoo.name,
-            0,
-            "complete",
-            Who(receiver.name, (sender.name,)),
-            Method(fuser="c2c", fusion="mix", gate=NO_GATE),
-            task=origin["source"],
-            learned=(Learned(made.name, "fuser", "complete", made.hash, made.path, figures=figures),),
-        )
+        learned = Learned(made.name, "fuser", "complete", made.hash, made.path, figures=figures)
+        who, how = Who(receiver.name, (sender.name,)), Method(fuser="c2c", fusion="mix", gate=NO_GATE)
+        task, zoo = origin["source"], settings.zoo.name
+        self.made = Report(self.name, zoo, 0, "complete", who, how, task, learned=(learned,))
 
     def report(self, status: Status) -> Report | None:
         return self.made

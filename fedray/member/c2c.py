@@ -235,9 +235,8 @@ class C2C(Reader, Receiver):
         if gate is None:
             return fixed_weights(plan.method.gate.kind, held.cache.batch, len(plan.senders), plan.seed)
         assert held.state_BTD is not None
-        weights_BS = gate.weigh(
-            held.state_BTD.float(), held.cache.valid_BT(), plan.senders, plan.method.gate.threshold
-        ).cpu()
+        threshold = plan.method.gate.threshold
+        weights_BS = gate.weigh(held.state_BTD.float(), held.cache.valid_BT(), plan.senders, threshold).cpu()
         if not bool(weights_BS.isfinite().all()):
             raise FedrayError(f"{shown(self.name)}: its gate weighs nobody by numbers (NaN), or {NO_NUMBERS}")
         return weights_BS

@@ -18,16 +18,7 @@ from fedray.errors import MemberFailed, SessionLost
 from fedray.prompts import notes_prompt
 from fedray.protocols import replies
 from fedray.protocols.group import Group, Handle
-from fedray.types import (
-    Answer,
-    FedrayError,
-    Missing,
-    Opening,
-    Plan,
-    Request,
-    Rewrites,
-    Usage,
-)
+from fedray.types import Answer, FedrayError, Missing, Opening, Plan, Request, Rewrites, Usage
 
 RECEIVER_GRACE_S = 60.0  # how much longer than its senders a receiver may take before it counts as frozen
 

@@ -34,16 +34,9 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
     syncs = len(sync_layers(how, group.members[publisher].spec.layers))
     async with Exchange(request, plan, group) as exchange:
         parts = dict(zip((*plan.senders, publisher), parts_of(request, plan), strict=True))
-        held = await _everyone(
-            exchange,
-            parts,
-            "hold",
-            {
-                name: (part, how, number, plan.method.wire.codec, plan.seed)
-                for number, (name, part) in enumerate(parts.items())
-            },
-            syncs + 1,
-        )
+        codec, numbered = plan.method.wire.codec, enumerate(parts.items())
+        segment = {name: (part, how, number, codec, plan.seed) for number, (name, part) in numbered}
+        held = await _everyone(exchange, parts, "hold", segment, syncs + 1)
         lengths = _lengths(exchange, held, parts)
         exchange.usage += Usage(prompt_tokens=sum(map(sum, lengths.values())))
         starts = {name: (_before(lengths, name),) for name in lengths}

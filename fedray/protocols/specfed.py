@@ -63,9 +63,8 @@ class Rounds:
         self.answers: list[list[int]] = [[] for _ in range(rows)]
         self.workers = [name for name in self.plan.senders if name not in gone]
         contexts = {name: self.group.members[name].context for name in self.workers}
-        self.room = tuple(
-            min((contexts[name] - lengths[name][b] for name in self.workers), default=0) for b in range(rows)
-        )
+        left = [[contexts[name] - lengths[name][b] for name in self.workers] for b in range(rows)]
+        self.room = tuple(min(of_row, default=0) for of_row in left)
         self.known: dict[str, list[int]] = {name: [0] * rows for name in self.workers}  # tokens each has read of them
         self.pending: dict[str, Handle] = {}  # calls of workers that were late
         self.late: dict[str, int] = {}
@@ -85,9 +84,8 @@ class Rounds:
             told: Receipt = await exchange.of_receiver(self.vocabulary[0])
             exchange.usage += Usage(payload_bytes=told.usage.payload_bytes * len(self.foreign))
         request = exchange.of_receiver_only()
-        now: Round = await exchange.of_receiver(
-            self.group.start(plan.receiver, "draft", exchange.session, request, self._gamma(), self.room)
-        )
+        drafting = self.group.start(plan.receiver, "draft", exchange.session, request, self._gamma(), self.room)
+        now: Round = await exchange.of_receiver(drafting)
         exchange.usage += now.usage
         while not all(now.ended) and not self._is_over() and (verified := await self._verify(now)):
             now = await self._accept(now, verified)
@@ -120,18 +118,9 @@ class Rounds:
         """Let the server decide a round, and draft the next one."""
         position = tuple(map(len, self.answers))
         names, handles = tuple(verified), list(verified.values())
-        accepting = self.group.start(
-            self.plan.receiver,
-            "accept",
-            self.exchange.session,
-            self.found.rounds,
-            position,
-            names,
-            self.exchange.request.generation,
-            self.plan,
-            self._gamma(),
-            *handles,
-        )
+        session, generation = self.exchange.session, self.exchange.request.generation
+        asked = (self.found.rounds, position, names, generation, self.plan, self._gamma(), *handles)
+        accepting = self.group.start(self.plan.receiver, "accept", session, *asked)
         following: Round = await self.exchange.of_receiver(accepting)
         self.exchange.usage += following.usage
         self.found += following.speculation
@@ -262,11 +251,8 @@ def check(settings: Any) -> None:
         raise FedrayError("on_missing=text is about fusers: protocol=specfed knows alone (go on without) and error")
     if settings.rephrase != "none":
         raise FedrayError("protocol=specfed lets all members go on with one text: leave rephrase out")
-    if (
-        settings.prompt is None
-        and settings.questions is None
-        and task.scored_by in ("text", "text-normalized", "letters")
-    ):
+    asks_task = settings.prompt is None and settings.questions is None
+    if asks_task and task.scored_by in ("text", "text-normalized", "letters"):
         raise FedrayError(
             f"protocol=specfed writes its answers, and task={task.name} with task.scoring={task.scored_by} wants "
             "likelihoods: choose task=tiny-tell, or task.scoring=letters-generated"
@@ -290,10 +276,5 @@ def check_question(settings: Any, question: Any, document: str) -> None:
 
 
 PROTOCOL = Protocol(
-    settings=SpecFed,
-    run=run,
-    roles=roles,
-    check=check,
-    check_sources=check_sources,
-    check_question=check_question,
+    settings=SpecFed, run=run, roles=roles, check=check, check_sources=check_sources, check_question=check_question
 )

@@ -14,7 +14,8 @@ from fedray.prompts import hint_prompt
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
-from fedray.types import Answer, MemberInfo, Plan, Request, Usage
+from fedray.schema import picked
+from fedray.types import Answer, Generation, MemberInfo, Plan, Request, Usage
 
 TOKEN_BYTES = 4  # one int32 id
 TEMPLATE = 256  # tokens that a chat template and the marks of notes may take
@@ -41,14 +42,12 @@ async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> No
 
     def spoken(request: Request) -> Request:
         asked = tuple(map(hint_prompt, request.prompts)) if t2t.ask == "hint" else request.prompts
-        how = request.generation
-        return replace(
-            request, prompts=asked, choices=None, generation=replace(how, max_tokens=t2t.max_tokens, full=t2t.full)
-        )
+        generation = picked(Generation, t2t, request.generation)  # of T2T: max_tokens and full
+        return replace(request, prompts=asked, choices=None, generation=generation)
 
     answers = await exchange.ask(rows_of, "hint", spoken, exchange.halftime)
     notes = {
-        name: {b: row.text for b, row in zip(rows_of[name], answer.rows, strict=True)}
+        name: dict(zip(rows_of[name], (row.text for row in answer.rows), strict=True))
         for name, answer in answers.items()
     }
     for texts in notes.values():
@@ -65,10 +64,8 @@ async def _too_long(exchange: Exchange, notes: Mapping[str, Mapping[int, str]]) 
     receiver, request = exchange.plan.receiver, exchange.of_receiver_only()
     room = exchange.group.members[receiver].context - request.generation.max_tokens - TEMPLATE
     for b, prompt in enumerate(request.prompts):
-        if (
-            len(prompt.encode(errors="replace")) + sum(len(texts.get(b, "").encode()) for texts in notes.values())
-            > room
-        ):
+        said = sum(len(texts.get(b, "").encode()) for texts in notes.values())
+        if len(prompt.encode(errors="replace")) + said > room:
             return await exchange.of_receiver(exchange.group.start(receiver, "overflow", request, notes))
     return ()
 

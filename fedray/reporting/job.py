@@ -43,13 +43,7 @@ class Job(ABC, Generic[S, V]):
     name: ClassVar[str]  # as in report.json
 
     def __init__(
-        self,
-        settings: S,
-        screen: V,
-        *,
-        tracking: TrackingSettings = _UNTRACKED,
-        title: str = "",
-        private: bool = False,
+        self, settings: S, screen: V, title: str = "", tracking: TrackingSettings = _UNTRACKED, *, private: bool = False
     ) -> None:
         """title: of the run in MLflow; private: prompts and answers reach neither MLflow nor other users' eyes."""
         self.settings, self.screen, self.private = settings, screen, private

@@ -86,7 +86,7 @@ class TrainingJob(Job[S, TrainingScreen]):
     """One run of a training job: one task, or several, each in an MLflow run of its own below the job's."""
 
     def __init__(self, settings: S, title: str, control: str = "none") -> None:
-        super().__init__(settings, TrainingScreen(settings.zoo.name), tracking=settings.tracking, title=title)
+        super().__init__(settings, TrainingScreen(settings.zoo.name), title, settings.tracking)
         self.workers = Workers(settings.workers, settings.threads, settings.device, settings.ray, settings.root)
         self._begun, self._control = False, control
         self._report = Report(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedray.evaluation.metrics import Comparison
-from fedray.reporting.report import Spread, unwritable
+from fedray.reporting.report import Evaluated, Report, Spread, unwritable
 
 ALONE, FEDERATED = "#9aa5b1", "#1f6feb"
 COLORS = colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
@@ -31,10 +31,23 @@ def label(zoo: str, task: str | None, n: int) -> str:
     return f"zoo={zoo}, task={Path(task).name if task else 'prompt'}, n={n}"
 
 
+def by_task(report: Report, rows: Sequence[Evaluated]) -> Iterator[tuple[list[Evaluated], str, str]]:
+    """List each task's rows, with the end of a figure's file name (nothing for the first task) and its label."""
+    for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
+        own = [row for row in rows if row.task == task]
+        end = f"-{Path(task).stem}" if number else ""
+        yield own, end, label(report.zoo, task, max(row.found.n for row in own))
+
+
+def sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """Make a figure of one plot; sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
 def accuracy(groups: Mapping[str, Comparison], path: Path, *, label: str, receiver: str) -> Path:
     """Bars of the receiver alone beside the federation, per group, with one standard error."""
-    figure = Figure(figsize=(max(5.0, 1.5 * len(groups) + 2.0), 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(max(5.0, 1.5 * len(groups) + 2.0), 4.2)
     x = np.arange(len(groups))
     found = list(groups.values())
     alone = [(c.accuracy_alone, c.stderr_alone) for c in found]
@@ -52,13 +65,12 @@ def accuracy(groups: Mapping[str, Comparison], path: Path, *, label: str, receiv
     axes.set_ylabel("accuracy (share right, ± stderr)")
     axes.set_title(f"The receiver alone and federated\n{label}", fontsize=11)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    return save(figure, axes, path)
+    return save(figure, path)
 
 
 def latency(seconds: Mapping[str, Spread], path: Path, *, label: str) -> Path:
     """Stacked bars of the seconds per phase of a request, at p50 and at p95, with the wall clock beside them."""
-    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(8.0, 3.6)
     starts = np.zeros(2)
     phases = {phase: (p.p50, p.p95) for phase, p in seconds.items() if phase != TOTAL}
     for i, (phase, widths) in enumerate(phases.items()):
@@ -73,16 +85,16 @@ def latency(seconds: Mapping[str, Spread], path: Path, *, label: str) -> Path:
     axes.set_xlabel("seconds of work per request, each phase at its own percentile")
     axes.set_title(f"Where a request spends its time\n{label}", fontsize=11)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22))
-    return save(figure, axes, path)
+    return save(figure, path)
 
 
-def save(figure: Figure, axes: Axes, path: Path, *, grid: bool = True) -> Path:
+def save(figure: Figure, path: Path, *, grid: bool = True) -> Path:
     """Write a figure in the common style; its folder is made. Raises FedrayError when it cannot be written."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    if grid:
-        axes.set_axisbelow(True)
-        axes.grid(alpha=0.25)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        if grid:
+            axes.set_axisbelow(True)
+            axes.grid(alpha=0.25)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

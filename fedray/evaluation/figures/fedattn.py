@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -56,11 +55,9 @@ def _at(row: Evaluated, axis: str) -> float:
 
 def _name(how: FedAttn, axis: str) -> str:
     """What the rows of a line have in common."""
-    said = str(how).split(", ")
     gone = {"sync_every": "H=", "participants": "N="}.get(axis, "exchange")
-    return ", ".join(word for word in said if not word.startswith(gone)) + (
-        f", {how.score}" if axis == "exchange" else ""
-    )
+    kept = [word for word in str(how).split(", ") if not word.startswith(gone)]
+    return ", ".join([*kept, how.score] if axis == "exchange" else kept)
 
 
 def _draw(
@@ -82,16 +79,8 @@ def _draw(
         upper.legend(frameon=False, fontsize=7.5)
         if axis != "exchange":
             lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _tidy(upper)
-        _tidy(lower)
     grid[0][0].set_ylim(0, 1.02)
     grid[0][0].set_ylabel("accuracy (share right, ± stderr)")
     grid[1][0].set_ylabel("bytes on the wire per token of the prompt")
     figure.suptitle(f"FedAttn: accuracy and bytes\n{label}", fontsize=11)
-    return base.save(figure, grid[1][0], path)
-
-
-def _tidy(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(alpha=0.25)
+    return base.save(figure, path)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from fedray.evaluation.figures import base
-from fedray.evaluation.figures.base import ALONE, save
+from fedray.evaluation.figures.base import ALONE, save, sheet
 from fedray.evaluation.table import STARS, stars
 from fedray.reporting.report import Evaluated, Report, SenderOrder
 
@@ -31,15 +30,9 @@ LINES = {
 def draw(report: Report, folder: Path) -> list[Path]:
     """figure3a.png, figure3b.png and figure3c.png, each if its rows are there."""
     drawn: list[Path | None] = []
-    for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated)):
-        rows = [
-            r
-            for r in report.evaluated
-            if r.task == task and r.who.receiver == report.who.receiver and r.how.control == "none"
-        ]
-        end = f"-{Path(task).stem}" if number else ""
-        label = base.label(report.zoo, task, max((row.found.n for row in rows), default=0))
-        order = report.who.order or SenderOrder("given", report.who.senders)
+    order = report.who.order or SenderOrder("given", report.who.senders)
+    own = [r for r in report.evaluated if r.who.receiver == report.who.receiver and r.how.control == "none"]
+    for rows, end, label in base.by_task(report, own):
         drawn += (
             accuracy_by_senders(rows, order, folder / f"figure3a{end}.png", label),
             accuracy_by_sender(rows, order.senders, folder / f"figure3b{end}.png", label),
@@ -59,8 +52,7 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: SenderOrder, path: Pat
     alone = _alone(rows)
     if not lines or alone is None:
         return None
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(7.2, 4.8)
     _receiver_line(axes, alone)
     for way, points in lines.items():
         name, color, style = LINES[way]
@@ -69,15 +61,14 @@ def accuracy_by_senders(rows: Sequence[Evaluated], order: SenderOrder, path: Pat
         axes.fill_between(x, y - error, y + error, color=color, alpha=0.18, linewidth=0)
         axes.plot(x, y, style, marker="o", markersize=5, color=color, label=f"{name}  ({y[-1]:.1%} with {x[-1]})")
     most = max(len(points) for points in lines.values())
-    axes.set_xticks(
-        range(1, most + 1), [f"{i}\n+{name}" for i, name in enumerate(order.senders[:most], 1)], fontsize=8.5
-    )
+    joining = [f"{i}\n+{name}" for i, name in enumerate(order.senders[:most], 1)]
+    axes.set_xticks(range(1, most + 1), joining, fontsize=8.5)
     axes.set_xlim(0.75, most + 0.25)
     axes.set_xlabel(f"senders, joining in the order {'fixed on validation questions' if order.n else 'given'}")
-    _share(axes, min(r.accuracy - (r.stderr) for points in (*lines.values(), [alone]) for r in points))
+    _share(axes, min(r.accuracy - r.stderr for points in (*lines.values(), [alone]) for r in points))
     axes.set_title(f"Accuracy against the number of senders\n{label}", fontsize=11)
     axes.legend(frameon=False, fontsize=8.5, loc="best")
-    return save(figure, axes, path)
+    return save(figure, path)
 
 
 def accuracy_by_sender(rows: Sequence[Evaluated], order: Sequence[str], path: Path, label: str) -> Path | None:
@@ -90,23 +81,21 @@ def accuracy_by_sender(rows: Sequence[Evaluated], order: Sequence[str], path: Pa
     alone = _alone(rows)
     if len(names) < 2 or alone is None or not all(bars.values()):
         return None
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(7.2, 4.4)
     _receiver_line(axes, alone)
     for offset, (way, found) in zip((-0.2, 0.2), bars.items(), strict=True):
         name, color, _ = LINES[way]
         x = [i + offset for i, sender in enumerate(names) if sender in found]
-        rows_of = [found[sender] for sender in names if sender in found]
-        heights, errors = [r.accuracy for r in rows_of], [r.stderr for r in rows_of]
+        own = [found[sender] for sender in names if sender in found]
+        heights, errors = [r.accuracy for r in own], [r.stderr for r in own]
         drawn = axes.bar(x, heights, 0.38, yerr=errors, capsize=3, color=color, ecolor=INK, label=name.split(",")[0])
-        labels = [f"{r.accuracy:.1%}\n{stars(r.p_value)}" for r in rows_of]
-        axes.bar_label(drawn, labels=labels, padding=2, fontsize=8)
+        axes.bar_label(drawn, [f"{r.accuracy:.1%}\n{stars(r.p_value)}" for r in own], padding=2, fontsize=8)
     axes.set_xticks(range(len(names)), names)
     _share(axes)
     axes.set_title(f"One sender at a time\n{label}", fontsize=11)
     axes.legend(frameon=False, ncols=3, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.09))
     figure.supxlabel(STARS, fontsize=7.5, color=INK)
-    return save(figure, axes, path)
+    return save(figure, path)
 
 
 def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
@@ -115,8 +104,7 @@ def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | 
     timed = [r for r in rows if r.seconds is not None and len(r.who.senders) in (0, most)]
     if len(timed) < 3:
         return None
-    figure = Figure(figsize=(7.6, 0.5 * len(timed) + 1.7), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(7.6, 0.5 * len(timed) + 1.7)
     y = np.arange(len(timed))[::-1]
     means, p50, p95 = (np.array([getattr(r.seconds, q) for r in timed]) for q in ("mean", "p50", "p95"))
     colors = [LINES[key][1] if (key := (r.how.protocol.name, r.how.rephrase)) in LINES else ALONE for r in timed]
@@ -132,7 +120,7 @@ def seconds_by_way(rows: Sequence[Evaluated], path: Path, label: str) -> Path | 
     axes.set_xlabel(f"mean seconds per question, asked one at a time ({max(r.cost.requests for r in timed)} each)")
     axes.set_title(f"Seconds per question, {most} senders\n{label}", fontsize=11)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right")
-    return save(figure, axes, path)
+    return save(figure, path)
 
 
 def seconds_label(row: Evaluated) -> str:
@@ -160,11 +148,9 @@ def _alone(rows: Sequence[Evaluated]) -> Evaluated | None:
 
 
 def _receiver_line(axes: Axes, alone: Evaluated) -> None:
-    error = alone.stderr
-    axes.axhspan(alone.accuracy - error, alone.accuracy + error, color=ALONE, alpha=0.2, linewidth=0)
-    axes.axhline(
-        alone.accuracy, color=ALONE, linewidth=1.6, label=f"{alone.who.receiver} alone  ({alone.accuracy:.1%})"
-    )
+    share, error = alone.accuracy, alone.stderr
+    axes.axhspan(share - error, share + error, color=ALONE, alpha=0.2, linewidth=0)
+    axes.axhline(share, color=ALONE, linewidth=1.6, label=f"{alone.who.receiver} alone  ({share:.1%})")
 
 
 def _share(axes: Axes, lowest: float = 0.0) -> None:

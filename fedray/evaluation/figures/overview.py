@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fedray.evaluation.figures import base
-from fedray.evaluation.figures.base import ALONE, save
+from fedray.evaluation.figures.base import ALONE, save, sheet
 from fedray.evaluation.figures.fedrefine import INK
 from fedray.evaluation.table import STARS, stars
 from fedray.reporting.report import Evaluated, Report
@@ -20,10 +19,7 @@ COLORS = {"c2c": "#1f6feb", "t2t": "#d4660a", "route": "#8250df", "ensemble": "#
 def draw(report: Report, folder: Path) -> list[Path]:
     """ladder.png and pairs.png, each if its rows are there; a second task has its name in the file's name."""
     drawn: list[Path | None] = []
-    for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated)):
-        rows = [r for r in report.evaluated if r.task == task and r.how.control == "none"]
-        end = f"-{Path(task).stem}" if number else ""
-        label = base.label(report.zoo, task, max((row.found.n for row in rows), default=0))
+    for rows, end, label in base.by_task(report, [r for r in report.evaluated if r.how.control == "none"]):
         drawn += (
             ladder(rows, report.who.receiver, folder / f"ladder{end}.png", label),
             pairs(rows, folder / f"pairs{end}.png", label),
@@ -37,30 +33,15 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
     steps = [r for r in rows if not r.who.senders or (r.who.receiver == receiver and len(r.who.senders) == most)]
     if len({r.how.protocol.name for r in steps if not r.is_alone}) < 3 or most < 2:
         return None
-    figure = Figure(figsize=(8.0, 0.38 * len(steps) + 1.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(8.0, 0.38 * len(steps) + 1.6)
     y = np.arange(len(steps))[::-1]
-    shares = [r.accuracy for r in steps]
-    errors = [r.stderr for r in steps]
-    axes.barh(
-        y,
-        shares,
-        0.7,
-        xerr=errors,
-        capsize=2.5,
-        ecolor=INK,
-        color=[COLORS.get(r.how.protocol.name, ALONE) for r in steps],
-    )
-    for place, row, error in zip(y, steps, errors, strict=True):
+    shares, errors = [r.accuracy for r in steps], [r.stderr for r in steps]
+    colors = [COLORS.get(r.how.protocol.name, ALONE) for r in steps]
+    axes.barh(y, shares, 0.7, xerr=errors, capsize=2.5, ecolor=INK, color=colors)
+    for place, row in zip(y, steps, strict=True):
         said = f"{row.accuracy:.1%}" + (f" {stars(row.p_value)}" if not row.is_alone else "")
-        axes.annotate(
-            said,
-            (row.accuracy + error, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-        )
+        end = (row.accuracy + row.stderr, place)
+        axes.annotate(said, end, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
     alone = next((r.accuracy for r in steps if r.is_alone and r.who.receiver == receiver), None)
     if alone is not None:
         axes.axvline(alone, color=INK, linewidth=0.8, linestyle="--")
@@ -70,16 +51,15 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_xlabel(f"accuracy (share right, ± stderr)\n{STARS}", fontsize=8.5)
     axes.set_title(f"The ladder, {most} senders\n{label}", fontsize=11)
-    return save(figure, axes, path)
+    return save(figure, path)
 
 
 def _step(row: Evaluated) -> str:
     """A rung's name: gates stand in it, the learned one too."""
     if not row.who.senders:
         return f"{row.who.receiver} {'alone' if row.is_alone else row.way}"
-    return (
-        f"{row.way} (gate learned)" if row.how.gate.kind == "learned" and row.way == row.how.protocol.name else row.way
-    )
+    plain = row.how.gate.kind == "learned" and row.way == row.how.protocol.name
+    return f"{row.way} (gate learned)" if plain else row.way
 
 
 def pairs(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
@@ -94,8 +74,7 @@ def pairs(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
         if receiver in names and sender in names:
             points[names.index(receiver), names.index(sender)] = row.gain_points
     most = max(float(np.nanmax(np.abs(points))), 1.0)
-    figure = Figure(figsize=(1.35 * len(names) + 2.4, 0.95 * len(names) + 1.9), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = sheet(1.35 * len(names) + 2.4, 0.95 * len(names) + 1.9)
     axes.set_facecolor("#eceff2")
     image = axes.imshow(points, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
     for i, receiver in enumerate(names):
@@ -111,4 +90,4 @@ def pairs(rows: Sequence[Evaluated], path: Path, label: str) -> Path | None:
     axes.set_ylabel("receiver")
     figure.colorbar(image, label="percentage points over the receiver alone")
     axes.set_title(f"Every directed pair, C2C\n{label}", fontsize=11)
-    return save(figure, axes, path, grid=False)
+    return save(figure, path, grid=False)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedray.evaluation.figures import base
-from fedray.evaluation.figures.base import COLORS, save
+from fedray.evaluation.figures.base import COLORS
 from fedray.methods.specfed import SpecFed
 from fedray.reporting.report import Evaluated, Report
 
@@ -24,13 +24,10 @@ Lines = Mapping[tuple[float, str, str], list[Evaluated]]
 def draw(report: Report, folder: Path) -> list[Path]:
     """specfed-gamma.png and specfed-top-k.png, each if its rows are there; a second task has its name in the file's."""
     drawn: list[Path] = []
-    for number, task in enumerate(dict.fromkeys(row.task for row in report.evaluated if row.found.speculation)):
-        rows = [row for row in report.evaluated if row.found.speculation and row.task == task]
-        end = f"-{Path(task).stem}" if number else ""
-        label = base.label(report.zoo, task, max(row.found.n for row in rows))
+    for rows, end, label in base.by_task(report, [row for row in report.evaluated if row.found.speculation]):
         for name, figure in (("gamma", by_gamma(rows, label)), ("top-k", by_top_k(rows, label))):
             if figure is not None:
-                drawn.append(_save(figure, folder / f"specfed-{name}{end}.png"))
+                drawn.append(base.save(figure, folder / f"specfed-{name}{end}.png"))
     return drawn
 
 
@@ -95,7 +92,7 @@ def by_top_k(rows: Sequence[Evaluated], label: str) -> Figure | None:
     for axes, (name, lines, read, bound) in zip(grid.flat, panels, strict=True):
         for (temperature, gamma, how), line in lines.items():
             color = COLORS[(2 * places.index((temperature, gamma)) + (how == "renorm")) % 20]
-            x = [100 * (_told(row).share or 0) for row in line]
+            x = [100 * _share(row) for row in line]
             _line(axes, x, [read(r) for r in line], f"T {temperature:g}, gamma {gamma}, {how}", color)
             if bound:
                 _line(axes, x, [bound(r) for r in line], "", color, ":")
@@ -117,16 +114,19 @@ def by_top_k(rows: Sequence[Evaluated], label: str) -> Figure | None:
 def _by_share(rows: Sequence[Evaluated]) -> Lines:
     """Rows that differ in K / V alone, by temperature, gamma and reconstruction; where all entries travel there is
     nothing to reconstruct, and a row belongs to every one."""
-    shares = {id(row): _told(row).share for row in rows if _told(row).gamma}
-    drafted = sorted((row for row in rows if shares.get(id(row))), key=lambda row: shares[id(row)] or 0)
+    drafted = sorted((row for row in rows if _told(row).gamma and _told(row).share), key=_share)
     lines: dict[tuple[float, str, str], list[Evaluated]] = {}
     for row in drafted:
-        if shares[id(row)] != 1:
+        if _share(row) != 1:
             lines.setdefault((row.temperature or 0.0, str(_told(row).gamma), _told(row).reconstruct), []).append(row)
     for (temperature, gamma, _), line in lines.items():
-        whole = (row for row in drafted if shares[id(row)] == 1)
+        whole = (row for row in drafted if _share(row) == 1)
         line += [r for r in whole if (r.temperature or 0.0, str(_told(r).gamma)) == (temperature, gamma)]
     return {key: line for key, line in lines.items() if len(line) > 1}
+
+
+def _share(row: Evaluated) -> float:
+    return _told(row).share or 0.0
 
 
 def _read(name: str) -> Read:
@@ -160,10 +160,3 @@ def _line(
     size = 10 if style == "*" else 4
     if known:
         axes.plot(*zip(*known, strict=True), style, color=color, label=label, markersize=size)  # pyright: ignore[reportArgumentType]
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    return save(figure, figure.axes[0], path)

@@ -126,15 +126,13 @@ class Server(Core):
         border: Border,
     ) -> tuple[dict[str, SparseRows], list[Tensor], int]:
         """The workers' entries, their distributions (N, V) at all positions, and the bytes of both."""
-        vocabulary = self.llm.model.get_input_embeddings().num_embeddings
+        vocabulary, device = self.llm.model.get_input_embeddings().num_embeddings, self.llm.device
         found: dict[str, SparseRows] = {}
         rebuilt: list[Tensor] = []
         size = 0
         for worker, payload in zip(workers, payloads, strict=True):
             with border.of(worker):
-                entries = unpack_distributions(
-                    payload, rows=asked, how=how, vocabulary=vocabulary, device=self.llm.device
-                )
+                entries = unpack_distributions(payload, rows=asked, how=how, vocabulary=vocabulary, device=device)
                 whole_NV = reconstruct(entries.ids_NK, entries.probabilities_NK, vocabulary, how.reconstruct)
                 rebuilt.append(entries.at_all(whole_NV))
                 found[worker] = entries
@@ -158,12 +156,7 @@ class Server(Core):
         return p_NV, weights_WN.sum(0) > 0, found
 
     def _decide(
-        self,
-        state: Drafts,
-        p_NV: Tensor,
-        voted_N: Tensor,
-        asked: Sequence[tuple[int, int]],
-        generation: Generation,
+        self, state: Drafts, p_NV: Tensor, voted_N: Tensor, asked: Sequence[tuple[int, int]], generation: Generation
     ) -> tuple[int, int, dict[int, list[int]]]:
         """How many drafts stand in all, how many were looked at, and each active row's new tokens.
 
@@ -188,9 +181,8 @@ class Server(Core):
         tokens: dict[int, list[int]] = {}
         stand = decided = 0
         state.stuck = {b for (b, _), leading in zip(asked, leading_B.tolist(), strict=True) if not leading}
-        for (b, _), n, token, count in zip(
-            asked, accepted_B.tolist(), token_B.tolist(), counts_B.tolist(), strict=True
-        ):
+        decisions = (accepted_B.tolist(), token_B.tolist(), counts_B.tolist())
+        for (b, _), n, token, count in zip(asked, *decisions, strict=True):
             tokens[b] = row = [] if b in state.stuck else [*state.drafts[b][:n], token]
             read = min(self._end(row, generation) + 1, n + 1)  # what stands behind the end is not looked at
             stand, decided = stand + min(n, read), decided + min(read, count)
@@ -216,9 +208,8 @@ class Server(Core):
         """Propose up to gamma tokens for every row that goes on; the workers' own token comes behind them."""
         state = held.drafts
         assert state is not None
-        left = [
-            0 if end else room - len(a) for end, room, a in zip(state.ended, state.room, state.answers, strict=True)
-        ]
+        rows = zip(state.ended, state.room, state.answers, strict=True)
+        left = [0 if ended else room - len(answer) for ended, room, answer in rows]
         wanted = [0 if b in state.stuck else max(0, min(gamma, n - 1)) for b, n in enumerate(left)]
         state.drafts, state.q_BGV = [[] for _ in wanted], None
         if not any(wanted):
