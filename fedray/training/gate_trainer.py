@@ -61,7 +61,6 @@ class GateTraining:
         fusers: Mapping[str, Fuser],
         sets: Mapping[str, Sequence[LabelledPrompt]],
         recipe: GateRecipe,
-        *,
         group: WorkerGroup | None = None,
         checkpoint: Checkpoint | None = None,
         at_once: int = BATCH,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -35,15 +35,15 @@ INIT = 0.06  # std of the initial weights: at these widths the usual 0.02 learns
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Shape and training length of one embedded LLM."""
+    """Shape of one embedded LLM, in the words of transformers, and length of its training."""
 
     family: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
     head_dim: int
-    intermediate: int
+    intermediate_size: int
     seed: int
     steps: int
 
@@ -87,22 +87,10 @@ def build_tokenizer(family: str, world: World) -> PreTrainedTokenizerFast:
 
 def build_model(name: str, tokenizer: PreTrainedTokenizerFast, seed_offset: int = 0) -> PreTrainedModel:
     recipe = RECIPES[name]
-    config = AutoConfig.for_model(
-        recipe.family,
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.intermediate,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.kv_heads,
-        head_dim=recipe.head_dim,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=INIT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    shape = {key: size for key, size in asdict(recipe).items() if key not in ("family", "seed", "steps")}
+    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, **shape}
+    config = AutoConfig.for_model(recipe.family, **size, tie_word_embeddings=True, initializer_range=INIT, **special)
     torch.manual_seed(recipe.seed + 1000 * seed_offset)
     return AutoModelForCausalLM.from_config(config)
 
