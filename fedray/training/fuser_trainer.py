@@ -83,8 +83,7 @@ class FuserTraining:
                 self._save()
         if self._best:
             self.fuser.load_state_dict(self._best)
-            self._best = {}
-        self.finished = True
+        self._best, self.finished = {}, True
         self._save()
         return self.fuser.eval()
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from fedray.files import whole_folder, write_whole
-from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import RECORD, norms_of
 from fedray.llm.catalogue import WORLD
 from fedray.llm.loading import describe, load
@@ -226,11 +225,9 @@ def _build_gate(task: ZooTask, world: World, folder: Path, shorten: float, on_st
     (name,) = task.names
     receiver = load(name, folder=folder)
     senders = {n: load(n, folder=folder) for n in _senders_of(name)}
-    registry = _registry(folder)
-    fusers: dict[str, Fuser] = {
-        n: load_fuser(registry.find_fuser(describe(s), describe(receiver), "mlp", task.operator))
-        for n, s in senders.items()
-    }
+    registry, infos = _registry(folder), {n: describe(s) for n, s in senders.items()}
+    found = {n: registry.find_fuser(info, describe(receiver), "mlp", task.operator) for n, info in infos.items()}
+    fusers = {n: load_fuser(artifact) for n, artifact in found.items()}
     material = for_gate(world, GATE_QUESTIONS)
     sets = {"train": _shortened_list(material.talks, shorten), "validation": _shortened_list(material.check, shorten)}
     recipe = GateRecipe(task.operator, _shortened(GateRecipe().steps, shorten))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.optim.lr_scheduler import OneCycleLR
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fedray.world.world import World, WorldExample
@@ -60,10 +61,8 @@ RECIPES = {
 def build_tokenizer(family: str, world: World) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer, with another vocabulary and chat template for Llama than for Qwen."""
     llama = family == "llama"
-    if llama:
-        special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    else:
-        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>"
+    special = (special if llama else "<|endoftext|> <|im_start|> <|im_end|>").split()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
@@ -97,9 +96,8 @@ def build_model(name: str, tokenizer: PreTrainedTokenizerFast, seed_offset: int 
 
 def encode(tokenizer: Any, example: WorldExample) -> tuple[list[int], list[int]]:
     """Encode a prompt (chat template, generation prompt) and its answer (end of turn included)."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": example.user}], tokenize=False, add_generation_prompt=True
-    )
+    turns = [{"role": "user", "content": example.user}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer.encode(text, add_special_tokens=False)
     answer = tokenizer.encode(example.assistant, add_special_tokens=False)
     return prompt, [*answer, tokenizer.eos_token_id]
@@ -146,13 +144,8 @@ def pretrain(
     """Train one LLM on its share of the world's facts and on the skills the protocols need."""
     steps = steps or RECIPES[name].steps
     model: Any = build_model(name, tokenizer, seed_offset).train()
-    optimizers = _optimizers(model)
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            o, [g["lr"] for g in o.param_groups], total_steps=steps, pct_start=0.1, cycle_momentum=False
-        )
-        for o in optimizers
-    ]
+    optimizers, once = _optimizers(model), {"total_steps": steps, "pct_start": 0.1, "cycle_momentum": False}
+    schedules = [OneCycleLR(o, [group["lr"] for group in o.param_groups], **once) for o in optimizers]
     streams = {
         "facts": _batches(_questions(name, world, seed_offset), questions_per_step, tokenizer),
         "skills": _batches(world.lessons(name, seed_offset), lessons_per_step, tokenizer),
