@@ -9,8 +9,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
@@ -61,10 +61,8 @@ BENCHMARKS = Form(BENCHMARK, BENCHMARK.read, check_benchmark)
 ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
 FUSER_TRAINING = Form(training.FUSER_JOB, training.build_fuser_job, training.check_fuser_job)
 GATE_TRAINING = Form(training.GATE_JOB, training.build_gate_job, training.check_gate_job)
-REGISTRY = Form(
-    training.REGISTRY_JOB, training.REGISTRY_JOB.read, training.check_registry_job, words=("action", "name")
-)
-IMPORT = Form(training.IMPORT_JOB, training.build_import_job, training.check_import_job, words=("source",))
+REGISTRY = Form(training.REGISTRY_JOB, training.REGISTRY_JOB.read, training.check_registry_job, ("action", "name"))
+IMPORT = Form(training.IMPORT_JOB, training.build_import_job, training.check_import_job, ("source",))
 
 
 def load(cfg: DictConfig, form: Form = FEDERATION) -> Any:
@@ -217,11 +215,10 @@ def _parses(override: str) -> bool:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    try:
+    with suppress(HydraException):
         OverridesParser.create().parse_override(override)
-    except HydraException:
-        return False
-    return True
+        return True
+    return False
 
 
 def _how_to_write(override: str, form: Form) -> str:
@@ -256,7 +253,8 @@ def _translated(error: Exception, form: Form) -> FedrayError:
     text = _one_line(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return unknown(group or "config", name, error.options or _options(group))
+        there = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        return unknown(group or "config", name, error.options or there)
     if isinstance(error, OSError) and error.filename:
         what = f"cannot write to output folder {error.filename!r}: {error.strerror}"
         return FedrayError(f"{what}; choose another with output=DIR")
@@ -275,7 +273,3 @@ def _translated(error: Exception, form: Form) -> FedrayError:
     if any(argument.startswith("output=") and "${" in argument for argument in sys.argv):
         remedy = "output= reads ${...} as Hydra does, name a folder without"
     return FedrayError(f"cannot compose the settings: {text.rstrip('.')}{cause}; {remedy}")
-
-
-def _options(group: str) -> Sequence[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))

@@ -37,7 +37,27 @@ class Bench:
     ) -> dict[str, float]:
         """Measure the median seconds of each way, in turns; before: what prepares a way, unmeasured."""
         s = self.settings
-        return in_turns(ways, s.repeats, warm=warm, device=s.device, before=before, done=lambda: self._on_round(what))
+        return in_turns(ways, s.repeats, s.device, warm=warm, before=before, done=lambda: self._on_round(what))
+
+    def compare(
+        self,
+        name: str,
+        what: str,
+        ways: Mapping[str, Callable[[], Any]],
+        against: str,
+        *,
+        warm: int = 1,
+        before: Mapping[str, Callable[[], Any]] | None = None,
+        **limit: float | None,
+    ) -> dict[str, float]:
+        """Measure two ways, add the row of the first with the second as its baseline, and return the seconds of both.
+
+        limit: at_most or at_least, as of `row`.
+        """
+        found = self.seconds(what, ways, warm=warm, before=before)
+        value, baseline = found.values()
+        self.row(name, value, "s", baseline=baseline, against=against, **limit)
+        return found
 
     def row(
         self,

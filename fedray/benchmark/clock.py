@@ -13,9 +13,9 @@ import torch
 def in_turns(
     ways: Mapping[str, Callable[[], Any]],
     repeats: int,
+    device: str = "cpu",
     *,
     warm: int = 1,
-    device: str = "cpu",
     before: Mapping[str, Callable[[], Any]] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:

@@ -19,6 +19,7 @@ from fedray.evaluation.figures.base import COLORS, save
 from fedray.fusion.combine import Part, concat, mix
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache, layers_of
+from fedray.llm.memory import numbers
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 SENDERS = (1, 2, 3, 4)
@@ -39,7 +40,7 @@ def fusing(pair: BenchmarkPair, tokens: int) -> Callable[[], Any]:
 def stepping(pair: BenchmarkPair, tokens: int) -> Callable[[], Any]:
     """Prepare a decode step on top of a cache."""
     model, (own, _, _) = pair.members[pair.receiver].llm.model, _read(pair, tokens)
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    ids = own.lengths.new_zeros(1, 1)
     return torch.no_grad()(lambda: decoding.step(model, concat(own, []), ids))
 
 
@@ -70,7 +71,7 @@ def phases(bench: Bench, pair: BenchmarkPair) -> None:
 def decode(bench: Bench, pair: BenchmarkPair) -> None:
     """Measure seconds per decoded token, beside a cache that is copied for every token (transformers' DynamicCache)."""
     model, (own, _, _) = pair.members[pair.receiver].llm.model, _read(pair, bench.settings.tokens)
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    ids = own.lengths.new_zeros(1, 1)
 
     @torch.no_grad()
     def answer(grown: Callable[[decoding.Context], decoding.Context]) -> None:
@@ -128,12 +129,8 @@ def _read(pair: BenchmarkPair, tokens: int) -> tuple[KVCache, list[list[tuple[in
     ids, sender = prompt(tokens), pair.plan.senders[0]
     caches = {name: decoding.prefill(pair.members[name].llm.model, [ids], 0)[0] for name in (pair.receiver, sender)}
     own = caches[pair.receiver]
-    part = Part(sender, pair.fuser(), caches[sender], torch.ones(1, device=own.lengths.device))
+    part = Part(sender, pair.fuser(), caches[sender], own.lengths.new_ones(1, dtype=torch.float32))
     return own.crop(own.lengths - 1), [[(i, i + 1) for i in range(tokens)]], part
-
-
-def numbers(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def rates(bench: Bench, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedray.benchmark.bench import Bench
-from fedray.benchmark.cost import numbers, rates
+from fedray.benchmark.cost import rates
 from fedray.benchmark.settings import BenchmarkSettings
 from fedray.benchmark.wire_actors import random_cache
 from fedray.border import Border
@@ -21,6 +19,7 @@ from fedray.fusion.combine import fuse as fuse_into
 from fedray.fusion.fuser import Sides
 from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.loading import default_dtype
+from fedray.llm.memory import numbers
 from fedray.llm.products import pack_matrices
 from fedray.llm.source import Source, config_of
 from fedray.methods.method import Compile
@@ -69,13 +68,11 @@ def _rows(bench: Bench, dtype: str) -> None:
         for t, (layer, projector) in enumerate(zip(plain.layers, plain.projectors, strict=True)):
             projector(sent[0][layer], sent[1][layer], own[0][t], own[1][t])
 
-    ways: dict[str, Callable[[], None]] = {"ours": fuse, "published": published}
-    seconds = bench.seconds(f"fusing in {dtype}", ways)
     most = 0.5 if s.device.startswith("cuda") else 1.1  # a CPU has nothing to gain where every gate is open
-    ours, layerwise = seconds["ours"], seconds["published"]
-    bench.row(f"{ROWS[0]}.{dtype}", ours, "s", baseline=layerwise, against="layer by layer", at_most=most)
-    both = bench.seconds(f"forms in {dtype}", {"groups": partial(in_form, True), "layers": partial(in_form, False)})
-    bench.row(f"{ROWS[1]}.{dtype}", both["groups"], "s", baseline=both["layers"], against="layers one by one")
+    ways = {"ours": fuse, "published": published}
+    bench.compare(f"{ROWS[0]}.{dtype}", f"fusing in {dtype}", ways, "layer by layer", at_most=most)
+    forms = {"groups": partial(in_form, True), "layers": partial(in_form, False)}
+    bench.compare(f"{ROWS[1]}.{dtype}", f"forms in {dtype}", forms, "layers one by one")
     groups, layers = (torch.stack(in_form(grouped)).float() for grouped in (True, False))
     apart = float((groups - layers).norm() / layers.norm())
     bench.row(f"{ROWS[2]}.{dtype}", apart, "of the norm", at_most=APART[dtype])
@@ -87,10 +84,8 @@ def _rows(bench: Bench, dtype: str) -> None:
         if own[0][0].is_cuda:
             fuser.mix(own, sent)  # and answered once, for many requests
 
-    some: dict[str, Callable[[], None]] = {"half": fuse, "open": fuse}
-    before = {"half": partial(gates, -1.0), "open": partial(gates, 1.0)}
-    seconds = bench.seconds(f"closed gates in {dtype}", some, before=before)
-    bench.row(f"{ROWS[3]}.{dtype}", seconds["half"], "s", baseline=seconds["open"], against="all open", at_most=0.65)
+    ways, before = {"half": fuse, "open": fuse}, {"half": partial(gates, -1.0), "open": partial(gates, 1.0)}
+    bench.compare(f"{ROWS[3]}.{dtype}", f"closed gates in {dtype}", ways, "all open", before=before, at_most=0.65)
 
 
 @torch.no_grad()
@@ -102,7 +97,8 @@ def _whole(bench: Bench, dtype: str) -> None:
     pack_matrices(fuser)
     own, sent = _caches(s, dtype)
     spans = [[(i, i + 1) for i in range(s.tokens)]]
-    part = Part(s.sender, fuser, sent, torch.ones(1, device=s.device), (tuple(spans[0]),), lengths=(s.tokens,))
+    weight_B = own.lengths.new_ones(1, dtype=torch.float32)
+    part = Part(s.sender, fuser, sent, weight_B, (tuple(spans[0]),), lengths=(s.tokens,))
 
     def whole() -> None:
         border = Border()
@@ -111,8 +107,7 @@ def _whole(bench: Bench, dtype: str) -> None:
             raise FedrayError(f"what is to be measured failed: {border.refused[s.sender]}")
 
     ways = {"whole": whole, "fuser": partial(fuser.mix, _sides(own), _sides(sent))}
-    seconds = bench.seconds(f"all of fusing in {dtype}", ways)
-    bench.row(f"{WHOLE}.{dtype}", seconds["whole"], "s", baseline=seconds["fuser"], against="the fuser alone")
+    seconds = bench.compare(f"{WHOLE}.{dtype}", f"all of fusing in {dtype}", ways, "the fuser alone")
     count, size = numbers(fuser), own.keys[0].itemsize
     rate, bandwidth = rates(bench, own.keys[0].dtype, own.keys[0].device)
     floor = max(2 * count * s.tokens / rate, count * size / bandwidth)
@@ -128,14 +123,14 @@ def _compiled(bench: Bench, dtype: str, mode: Compile) -> None:
     own, sent = map(_sides, _caches(bench.settings, dtype))
     fast, plain = (_fuser(bench.settings, dtype).for_inference(how) for how in (mode, None))
     ways = {"compiled": lambda: fast.mix(own, sent), "plain": lambda: plain.mix(own, sent)}
-    seconds = bench.seconds(f"compiled in {dtype}", ways, warm=WARM)
-    name = f"{COMPILED}.{mode}.{dtype}"
-    bench.row(name, seconds["compiled"], "s", baseline=seconds["plain"], against="as it is")
+    bench.compare(f"{COMPILED}.{mode}.{dtype}", f"compiled in {dtype}", ways, "as it is", warm=WARM)
 
 
 def _members(s: BenchmarkSettings) -> tuple[MemberInfo, MemberInfo]:
-    """Describe the sender and the receiver."""
-    return _info(s.sender, s.zoo.name), _info(s.receiver, s.zoo.name)
+    """Describe the sender and the receiver as far as a fuser depends on them; their weights are not loaded."""
+    specs = {name: spec_of(config_of(Source(name, s.zoo.name))) for name in (s.sender, s.receiver)}
+    sender, receiver = (MemberInfo(n, "", 0, spec, "", "", "cpu", "", "", 0, 0) for n, spec in specs.items())
+    return sender, receiver
 
 
 def _fuser(s: BenchmarkSettings, dtype: str) -> C2CFuser:
@@ -151,16 +146,9 @@ def _caches(s: BenchmarkSettings, dtype: str) -> tuple[KVCache, KVCache]:
     return own, sent
 
 
-def _info(name: str, zoo: str) -> MemberInfo:
-    """Describe an LLM as far as its fuser depends on it; its weights are not loaded."""
-    return MemberInfo(name, "", 0, spec_of(config_of(Source(name, zoo))), "", "", "cpu", "", "", 0, 0)
-
-
 def _on(device: str, cache: KVCache) -> KVCache:
     keys, values = (tuple(layer.to(device) for layer in side) for side in (cache.keys, cache.values))
-    return replace(
-        cache, keys=keys, values=values, lengths=cache.lengths.to(device), positions=cache.positions.to(device)
-    )
+    return KVCache(cache.spec, keys, values, cache.lengths.to(device), cache.positions.to(device))
 
 
 def _sides(cache: KVCache) -> Sides:

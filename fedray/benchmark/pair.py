@@ -6,9 +6,10 @@ All LLMs read the same token ids, token by token as published, and every gate is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,15 +72,11 @@ class BenchmarkPair(Exchanges):
 
     def __init__(self, settings: BenchmarkSettings, dtype: str = "float32", copies: int = 1) -> None:
         """copies: senders of the same weights, which are in memory once."""
-        names = (settings.receiver, settings.sender)
-        self.members: Mapping[str, Member] = {
-            name: Member(name, zoo=settings.zoo.name, folder=settings.zoo.path, device=settings.device, dtype=dtype)
-            for name in names
-        }
-        for copy in range(1, copies):
-            name = f"{settings.sender}-{copy}"
-            llm = replace(self.members[settings.sender].llm, name=name)
-            self.members = {**self.members, name: Member(name, llm=llm)}
+        names, zoo = (settings.receiver, settings.sender), settings.zoo
+        load = partial(Member, zoo=zoo.name, folder=zoo.path, device=settings.device, dtype=dtype)
+        self.members: dict[str, Member] = {name: load(name) for name in names}
+        for name in (f"{settings.sender}-{copy}" for copy in range(1, copies)):
+            self.members[name] = Member(name, llm=replace(self.members[settings.sender].llm, name=name))
         super().__init__(LocalGroup(self.members))
         receiver, sender = (self.members[name].llm.model for name in names)
         self.published = Published(receiver, sender, self.fuser())
@@ -119,8 +116,7 @@ def spread(settings: BenchmarkSettings, senders: Sequence[str], dtype: str) -> I
     ray, zoo, names = settings.ray, settings.zoo, (settings.receiver, *senders)
     gpus = float(settings.device.startswith("cuda")) / len(names)
     wanted = [Placement(name, settings.device, dtype, num_gpus=gpus) for name in names]
-    own = {"namespace": ray.namespace, "num_cpus": ray.num_cpus, "object_store_mb": ray.object_store_mb}
-    with closing(cluster.connect(ray.address, **own)) as connection:
+    with closing(cluster.connect(ray.address, **ray.of_cluster)) as connection:
         placed = place(wanted, all_cores=connection.is_embedded)
         with closing(actors.load_members(placed, zoo=zoo.name, folder=zoo.path)) as group:
             yield Exchanges(group)

@@ -35,10 +35,8 @@ def measure(bench: Bench) -> None:
         cost.decode(bench, pair)
         second_turn.over_whole(bench, pair)
         if bench.wants(TEXT):
-            ways = {"c2c": partial(pair.ask, s.tokens), "t2t": partial(pair.tell, s.tokens, HINT)}
-            seconds = bench.seconds("text", ways)
-            against = f"C2C in {picked}"
-            bench.row(TEXT, seconds["t2t"], "s", baseline=seconds["c2c"], against=against, at_least=2.5)
+            ways = {"t2t": partial(pair.tell, s.tokens, HINT), "c2c": partial(pair.ask, s.tokens)}
+            bench.compare(TEXT, "text", ways, f"C2C in {picked}", at_least=2.5)
         if bench.wants(OVER_LOCAL):
             _over_local(bench, pair, picked)
         del pair
@@ -102,8 +100,7 @@ def _over_local(bench: Bench, pair: BenchmarkPair, dtype: str) -> None:
     s = bench.settings
     with spread(s, (s.sender,), dtype) as remote:
         ways = {"ray": partial(remote.ask, s.tokens), "local": partial(pair.ask, s.tokens)}
-        seconds = bench.seconds("Ray", ways)
-    bench.row(OVER_LOCAL, seconds["ray"], "s", baseline=seconds["local"], against="in process", at_most=1.1)
+        bench.compare(OVER_LOCAL, "Ray", ways, "in process", at_most=1.1)
 
 
 def _two_senders(bench: Bench, dtype: str) -> None:
@@ -112,5 +109,4 @@ def _two_senders(bench: Bench, dtype: str) -> None:
     both = (s.sender, s.second)
     with spread(s, both, dtype) as remote:
         ways = {"two": partial(remote.read, both, s.tokens), "one": partial(remote.read, both[:1], s.tokens)}
-        seconds = bench.seconds("two senders", ways)
-    bench.row(TWO, seconds["two"], "s", baseline=seconds["one"], against="one sender", at_most=1.25)
+        bench.compare(TWO, "two senders", ways, "one sender", at_most=1.25)

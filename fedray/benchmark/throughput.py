@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from fedray.benchmark.bench import Bench
 from fedray.federation.federation import Federation
@@ -19,16 +20,11 @@ def rows(bench: Bench) -> None:
     """Measure the default federation of zoo=tiny; its questions are scored as an evaluation scores them."""
     if bench.wants(BATCHED):  # in this process
         settings = build({"task": {"limit": QUESTIONS}, "ray": {"enabled": False}})
-        with Federation(settings) as fed:
-            ask = _asking(fed, settings)
-            ways = {"batched": lambda: ask(BATCH, 1), "single": lambda: ask(1, 1)}
-            _row(bench, BATCHED, "in a batch", ways, QUESTIONS, "one at a time", at_least=5.0)
+        _row(bench, BATCHED, settings, [(BATCH, 1), (1, 1)], "in a batch", "one at a time", at_least=5.0)
     if bench.wants(PIPELINED) and bench.settings.ray.enabled:
         settings = build({"task": {"limit": MORE}, "ray": bench.settings.ray})
-        with Federation(settings) as fed:
-            ask = _asking(fed, settings)
-            ways = {"two in flight": lambda: ask(BATCH, 2), "one in flight": lambda: ask(BATCH, 1)}
-            _row(bench, PIPELINED, "where batches overlap", ways, MORE, "one batch at a time on Ray")
+        against = "one batch at a time on Ray"
+        _row(bench, PIPELINED, settings, [(BATCH, 2), (BATCH, 1)], "where batches overlap", against)
 
 
 def _asking(fed: Federation, settings: Settings) -> Callable[[int, int], Choices]:
@@ -55,15 +51,22 @@ def _choices(answers: Iterable[Answer | FedrayError]) -> Iterable[int | None]:
 def _row(
     bench: Bench,
     name: str,
+    settings: Settings,
+    ways: Sequence[tuple[int, int]],
     where: str,
-    ways: dict[str, Callable[[], Choices]],
-    questions: int,
     against: str,
     at_least: float | None = None,
 ) -> None:
-    """Measure the first way's throughput over the second's. Raises FedrayError where their answers differ."""
-    answers = [way() for way in ways.values()]
-    if different := sum(one != other for one, other in zip(*answers, strict=True)):
-        raise FedrayError(f"{different} of {questions} questions are answered differently {where}")
-    value, baseline = (questions / s for s in bench.seconds(against, ways, warm=0).values())
+    """Measure the first way's throughput over the second's. Raises FedrayError where their answers differ.
+
+    ways: how many questions in a batch, and batches in flight.
+    """
+    with Federation(settings) as fed:
+        ask = _asking(fed, settings)
+        asked = {str(way): partial(ask, *way) for way in ways}
+        answers = [way() for way in asked.values()]
+        questions = len(answers[0])
+        if different := sum(one != other for one, other in zip(*answers, strict=True)):
+            raise FedrayError(f"{different} of {questions} questions are answered differently {where}")
+        value, baseline = (questions / s for s in bench.seconds(against, asked, warm=0).values())
     bench.row(name, value, "questions/s", baseline=baseline, against=against, at_least=at_least)

@@ -5,15 +5,17 @@ On a GPU also a step as C2C was trained, its memory against what is foretold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from fedray.benchmark.bench import Bench
+from fedray.benchmark.settings import BenchmarkSettings
 from fedray.fusion.build import build_fuser
 from fedray.llm import decoding
-from fedray.llm.loading import load
+from fedray.llm.loading import load_source
 from fedray.llm.model import LLM, Encoded
+from fedray.llm.source import Source
 from fedray.registry.random_fuser import WIDTH
 from fedray.training import memory
 from fedray.training.conversations import LabelledPrompt
@@ -41,12 +43,14 @@ def measure(bench: Bench) -> None:
         _published(bench)
 
 
+def _llms(s: BenchmarkSettings) -> Iterator[LLM]:
+    """Load the sender and the receiver."""
+    return (load_source(Source(name, s.zoo.name, s.zoo.path), s.device) for name in (s.sender, s.receiver))
+
+
 def _published(bench: Bench, recipe: FuserRecipe = PUBLISHED, longest: int = LONGEST) -> None:
     """A step of the published size, prompt and answer together of so many tokens."""
-    s = bench.settings
-    sender, receiver = (
-        load(name, zoo=s.zoo.name, folder=s.zoo.path, device=s.device) for name in (s.sender, s.receiver)
-    )
+    sender, receiver = _llms(bench.settings)
     talks = [_talk(receiver, longest - ANSWER - _TEMPLATE)] * recipe.batch_size
     pair = Pair(sender, receiver, talks, memory_bytes=0)
     (example,) = pair.rows((0,))
@@ -67,9 +71,7 @@ def _published(bench: Bench, recipe: FuserRecipe = PUBLISHED, longest: int = LON
 
 def _tokens_per_s(bench: Bench) -> None:
     s = bench.settings
-    sender, receiver = (
-        load(name, zoo=s.zoo.name, folder=s.zoo.path, device=s.device) for name in (s.sender, s.receiver)
-    )
+    sender, receiver = _llms(s)
     talks = [_talk(receiver, s.tokens)] * ROWS
     ours, usual = (kind(sender, receiver, talks, memory_bytes=0) for kind in (Pair, WithAllLogits))
     torch.manual_seed(s.seed)

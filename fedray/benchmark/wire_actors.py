@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def hop(ray: RaySettings, spec: KVSpec, tokens: int, dtype: str) -> Iterator[Hop
     made = {"spec": (spec.layers, spec.kv_heads, spec.head_dim), "tokens": tokens, "dtype": dtype}
     made["threads"] = torch.get_num_threads()  # as the copy that it is compared with
     names = ("receiver", "sender")
-    own = {"namespace": ray.namespace, "num_cpus": ray.num_cpus, "object_store_mb": max(ray.object_store_mb, 1024)}
+    own = replace(ray, object_store_mb=max(ray.object_store_mb, 1024)).of_cluster
     with closing(cluster.connect(ray.address, **own)), closing(Background()) as loop:
         placed = place([Placement(name) for name in names])
         with closing(actors.start(Station, placed, dict.fromkeys(names, made))) as group:

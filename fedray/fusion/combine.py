@@ -19,7 +19,7 @@ from torch import Tensor
 from fedray.border import Border
 from fedray.fusion.fuser import Fuser, Sides
 from fedray.llm.alignment import align_tokens
-from fedray.llm.cache import KVCache, side_by_side, stacked
+from fedray.llm.cache import KVCache, filled, side_by_side, stacked
 from fedray.llm.decoding import Context
 from fedray.llm.model import HEAD, TAIL, Span
 from fedray.llm.preallocated_cache import slots
@@ -71,8 +71,7 @@ class Part:
     def valid_BT(self) -> Tensor:
         if self.lengths is None:
             return self.cache.valid_BT()
-        slots = torch.arange(max(self.lengths))[None]
-        return (slots < torch.tensor(self.lengths)[:, None]).to(self.cache.lengths.device)
+        return filled(torch.tensor(self.lengths), max(self.lengths)).to(self.cache.lengths.device)
 
     def spread(self, tensor: Tensor) -> Tensor:
         """Pad what was made of `cache` to (B, N, T, ...)."""

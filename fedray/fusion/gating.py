@@ -19,6 +19,8 @@ from fedray.llm.catalogue import slug
 from fedray.schema import Schema
 from fedray.types import FedrayError
 
+_RANGES = {"hidden": (1, 1 << 20), "layer": (0, 1000), "queries": (1, 1024), "units": (1, 1 << 20)}
+
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
@@ -43,12 +45,7 @@ class GateConfig:
             raise FedrayError("a gate without senders")
         if not math.isfinite(self.sharpness):
             raise FedrayError("sharpness is no number")
-        for name, least, most in (
-            ("hidden", 1, 1 << 20),
-            ("layer", 0, 1000),
-            ("queries", 1, 1024),
-            ("units", 1, 1 << 20),
-        ):
+        for name, (least, most) in _RANGES.items():
             if not least <= getattr(self, name) <= most:
                 raise FedrayError(f"{name} is not from {least} to {most}")
 

@@ -18,7 +18,7 @@ from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Learned, Report, Who
 from fedray.reporting.screen import Screen
 from fedray.settings.settings import ZooSettings
-from fedray.training.llms import outline, pin, revisions
+from fedray.training.llms import pin, revisions
 from fedray.training.settings import ImportJob
 from fedray.types import FedrayError
 
@@ -40,7 +40,7 @@ class ImportC2C(Job[ImportJob, Screen]):
         if settings.zoo.path is None:  # in a zoo of one's own, names stand for other LLMs
             check_names(published.read_recipe(folder), settings.sender, settings.receiver)
         llms = pin(settings, (settings.sender, settings.receiver))
-        sender, receiver = (loading.describe(outline(source)) for source in llms.values())
+        sender, receiver = (loading.describe(loading.sketch_source(source)) for source in llms.values())
         fuser, recipe = published.read_checkpoint(folder, sender, receiver)
         training = {"published": origin, "recipe": recipe, **revisions((sender, receiver))}
         made = Registry(settings.root, embedded=None).add_fuser(fuser, sender, receiver, training, halve=False)

@@ -50,13 +50,13 @@ class KVCache:
 
     def valid_BT(self) -> Tensor:
         """Compute the mask (B, T) of slots that hold a token of their row."""
-        return torch.arange(self.tokens, device=self.lengths.device)[None] < self.lengths[:, None]
+        return filled(self.lengths, self.tokens)
 
     def select(self, rows: list[int]) -> KVCache:
         """Select rows, without the padding they do not need; all rows are the cache itself."""
         if rows == list(range(self.batch)):
             return self
-        index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+        index = self.lengths.new_tensor(rows)
         lengths = self.lengths[index]
         longest = int(lengths.max()) if rows else 0
         keys, values = (tuple(t[index, :, :longest] for t in side) for side in (self.keys, self.values))
@@ -66,7 +66,7 @@ class KVCache:
         """Scatter rows into a batch: row rows[b] is this cache's row b, and every other row is empty."""
         if rows == tuple(range(batch)):
             return self
-        index = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+        index = self.lengths.new_tensor(rows)
 
         def spread(tensor: Tensor) -> Tensor:
             if not any(tensor.stride()):  # zeros without memory of their own: a layer that nobody sent
@@ -90,6 +90,16 @@ class KVCache:
         return cls(KVSpec(len(keys), kv_heads, head_dim), keys, values, lengths, positions)
 
 
+def counted(slots: int, like: Tensor) -> Tensor:
+    """Count slots from 0 on, on the device of a tensor: (T,)."""
+    return torch.arange(slots, device=like.device)
+
+
+def filled(lengths_B: Tensor, slots: int) -> Tensor:
+    """Compute the mask (B, T) of each row's first lengths_B[b] slots."""
+    return counted(slots, lengths_B)[None] < lengths_B[:, None]
+
+
 def side_by_side(flat_1NS: Tensor, lengths: Sequence[int]) -> Tensor:
     """Pad rows that lie one after another in (1, N, S, ...) with zeros to the longest: (B, N, T, ...).
 
@@ -99,7 +109,7 @@ def side_by_side(flat_1NS: Tensor, lengths: Sequence[int]) -> Tensor:
     if not any(flat_1NS.stride()):
         return flat_1NS[:, :, :1].expand(batch, -1, longest, *flat_1NS.shape[3:])
     if any(length < longest for length in lengths):
-        valid_BT = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+        valid_BT = filled(torch.tensor(lengths), longest)
         padded_NS = flat_NS.new_zeros(flat_NS.shape[0], batch * longest, *flat_NS.shape[2:])
         flat_NS = padded_NS.index_copy_(1, valid_BT.flatten().nonzero()[:, 0].to(flat_NS.device), flat_NS)
     return flat_NS.unflatten(1, (batch, longest)).transpose(0, 1)
@@ -116,9 +126,8 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     block = first.untyped_storage()
     even = step > 0 and places == list(range(places[0], places[0] + step * len(places), step))
     inside = even and places[-1] < block.data_ptr() + block.nbytes()  # so nobody else's memory lies between
-    alike = inside and all(
-        (x.shape, x.stride(), x.dtype) == (first.shape, first.stride(), first.dtype) for x in tensors
-    )
+    layout = (first.shape, first.stride(), first.dtype)
+    alike = inside and all((x.shape, x.stride(), x.dtype) == layout for x in tensors)
     if not alike or step % first.itemsize or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return torch.stack(list(tensors))
     return first.as_strided((len(tensors), *first.shape), (step // first.itemsize, *first.stride()))

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
-from fedray.llm.cache import KVCache, layers_of
+from fedray.llm.cache import KVCache, counted, filled, layers_of
 from fedray.llm.catalogue import shown
 from fedray.llm.families import window_of
 from fedray.llm.preallocated_cache import block
@@ -141,7 +141,7 @@ def step(
     assert states is not None, "only cache_only computes none"
     if not all_logits:
         last = -1 if valid_BQ is None else (valid_BQ.sum(1) - 1).clamp(min=0)
-        states = states[torch.arange(len(ids_BQ), device=states.device), last]
+        states = states[counted(len(ids_BQ), states), last]
     return model.lm_head(states).float()
 
 
@@ -186,12 +186,11 @@ def extend(
 
 def _mask_and_positions(context: Context, valid_BQ: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     batch, length = valid_BQ.shape
-    causal_QQ = torch.ones(length, length, dtype=torch.bool, device=valid_BQ.device).tril()
+    causal_QQ = valid_BQ.new_ones(length, length).tril()
     seen_BQS = context.visible_BS[:, None].expand(batch, length, -1)
     own_BQQ = causal_QQ[None] & valid_BQ[:, None]
     allowed = torch.cat([seen_BQS, own_BQQ], dim=2)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=valid_BQ.device)
-    mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+    mask = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
     offset_BQ = (valid_BQ.cumsum(1) - 1).clamp(min=0)
     return mask[:, None], context.next_position_B[:, None] + offset_BQ
 
@@ -221,7 +220,7 @@ def prefill(
         cache_only = is_cache_enough(model, state_layer)
         extend(model, context, ids_BT, None if even else valid_BT, cache_only=cache_only)
     lengths = valid_BT.sum(1)
-    positions = torch.arange(ids_BT.shape[1], device=model.device)[None].expand(len(ids), -1).contiguous()
+    positions = counted(ids_BT.shape[1], ids_BT)[None].expand(len(ids), -1).contiguous()
     return KVCache.from_dynamic(context.cache, lengths, positions), kept[0] if kept else None
 
 
@@ -252,7 +251,7 @@ def pad(rows: list[list[int]], fill: int, device: torch.device) -> tuple[Tensor,
     longest = max(map(len, rows), default=0)
     padded = [row + [fill] * (longest - len(row)) for row in rows]
     ids = torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
-    return ids.to(device), (torch.arange(longest)[None] < lengths[:, None]).to(device)
+    return ids.to(device), filled(lengths, longest).to(device)
 
 
 def decode(
@@ -287,8 +286,7 @@ def decode(
         yield [token if alive else None for token, alive in zip(tokens, running, strict=True)]
         if index + 1 == generation.max_tokens:
             return
-        ids = torch.tensor(tokens, device=logits_BV.device)[:, None]
-        logits_BV = step(model, context, ids)
+        logits_BV = step(model, context, torch.tensor(tokens)[:, None].to(logits_BV.device))
 
 
 def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> tuple[list[int], list[bool]]:

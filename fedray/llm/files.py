@@ -47,11 +47,9 @@ def check_files(member: str, folder: Path) -> None:
     Raises FedrayError naming a file that is missing, damaged, or a pointer of git-lfs.
     """
     if pointers := sorted(path for path in folder.glob("*") if path.suffix in _READ and _is_pointer(path)):
-        are, what = "is", "a pointer of git-lfs and not the file"
-        if len(pointers) > 1:
-            are, what = "are", "pointers of git-lfs and not the files"
-        title, names = titled(member, folder), _listed(pointers)
-        raise FedrayError(f"{title}: {names} {are} {what}: run `git lfs pull` in the folder")
+        several = len(pointers) > 1
+        are = "are pointers of git-lfs and not the files" if several else "is a pointer of git-lfs and not the file"
+        raise FedrayError(f"{titled(member, folder)}: {_listed(pointers)} {are}: run `git lfs pull` in the folder")
     if not (folder / CONFIG).is_file() and (held := _held(folder)):
         raise FedrayError(f"{titled(member, folder)} is no LLM's folder, it holds {held}")
     for name in (CONFIG, GENERATION):

@@ -46,6 +46,11 @@ class Repository:
     repo: str
     revision: str = constants.DEFAULT_REVISION
 
+    @property
+    def at(self) -> dict[str, Any]:
+        """The repository at its revision, as huggingface_hub takes both."""
+        return {"repo_id": self.repo, "revision": self.revision}
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -60,14 +65,14 @@ class File:
 def pin(repository: Repository) -> Repository:
     """Resolve a repository's revision to a commit. Raises FedrayError where it cannot be had."""
     with _explained(repository):
-        path = hf_hub_download(repository.repo, CONFIG, revision=repository.revision)
+        path = hf_hub_download(**repository.at, filename=CONFIG)
     return replace(repository, revision=Path(path).parent.name)
 
 
 def read_config(pinned: Repository) -> dict[str, Any]:
     """Read config.json. Raises FedrayError."""
     with _explained(pinned):
-        path = Path(hf_hub_download(pinned.repo, CONFIG, revision=pinned.revision))
+        path = Path(hf_hub_download(**pinned.at, filename=CONFIG))
     return parse_config(pinned.member, path, "delete it and load again")
 
 
@@ -75,9 +80,7 @@ def files(pinned: Repository) -> list[File]:
     """List the files that a member needs of its repository; none where the hub cannot be asked: the cache decides."""
     with _explained(pinned):
         try:
-            found = snapshot_download(
-                pinned.repo, revision=pinned.revision, allow_patterns=_ALL, ignore_patterns=["*/*"], dry_run=True
-            )
+            found = snapshot_download(**pinned.at, allow_patterns=_ALL, ignore_patterns=["*/*"], dry_run=True)
         except errors.DryRunError:
             return []
     return [File(pinned, info.filename, info.file_size or 0, not info.will_download) for info in found]
@@ -93,9 +96,8 @@ def download(wanted: Sequence[File], arrived: Callable[[int], None] = lambda siz
             arrived(int(n or 0))
 
     def fetch(file: File) -> None:
-        of = file.repository
-        with _explained(of):
-            hf_hub_download(of.repo, file.name, revision=of.revision, tqdm_class=Meter)
+        with _explained(file.repository):
+            hf_hub_download(**file.repository.at, filename=file.name, tqdm_class=Meter)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         for _ in pool.map(fetch, [file for file in wanted if not file.cached]):
@@ -106,9 +108,7 @@ def snapshot(pinned: Repository, *, weights: bool = True) -> Path:
     """Download a repository's files unless they are cached, and return their folder. Raises FedrayError."""
     patterns = _ALL if weights else _TEXTS
     with _explained(pinned):
-        folder = Path(
-            snapshot_download(pinned.repo, revision=pinned.revision, allow_patterns=patterns, ignore_patterns=["*/*"])
-        )
+        folder = Path(snapshot_download(**pinned.at, allow_patterns=patterns, ignore_patterns=["*/*"]))
     if weights:
         _check_sizes(pinned, folder)
     return folder
@@ -134,8 +134,7 @@ def weights_hash(pinned: Repository) -> str:
 def _listing(pinned: Repository) -> list[RepoFile]:
     """List a repository's files on the hub (the cache's own listing has no hashes); none where it cannot be asked."""
     with suppress(HTTPError, OSError):
-        found = HfApi().list_repo_tree(pinned.repo, revision=pinned.revision)
-        return [file for file in found if isinstance(file, RepoFile)]
+        return [file for file in HfApi().list_repo_tree(**pinned.at) if isinstance(file, RepoFile)]
     return []
 
 
@@ -152,7 +151,7 @@ def _digest(path: Path) -> str:
 def _check_sizes(pinned: Repository, folder: Path) -> None:
     """Validate file sizes: a full disk or a killed copy may have truncated one. Raises FedrayError."""
     try:
-        listed = {file.path: file.size for file in get_cached_repo_tree(pinned.repo, revision=pinned.revision)}
+        listed = {file.path: file.size for file in get_cached_repo_tree(**pinned.at)}
     except errors.CachedRepoTreeNotFoundError:
         return
     for path in folder.iterdir():

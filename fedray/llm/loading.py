@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
 from fedray.llm.files import weight_files
+from fedray.llm.memory import numbers
 from fedray.llm.model import LLM, check_known, check_length, encode, hash_tokenizer, hash_vocabulary, template_of
 from fedray.llm.opening import open_model, outline
 from fedray.llm.products import pack_matrices
@@ -37,27 +39,37 @@ def load(
     dtype: default_dtype() if not given; folder: holds llms/NAME (default: the embedded weights, or the hub's);
     revision: of its repository (default: main); packed: for inference alone (products.py), no gradient flows then.
     """
-    source = pin(Source(name, zoo, folder, revision))
-    config, precision = config_of(source), dtype or default_dtype(zoo, device)
+    return load_source(Source(name, zoo, folder, revision), device, dtype, packed=packed)
+
+
+def load_source(source: Source, device: str = "cpu", dtype: str | None = None, *, packed: bool = False) -> LLM:
+    """Load the LLM of a source, as `load` does."""
+    source = pin(source)
+    config, precision = config_of(source), dtype or default_dtype(source.zoo, device)
     kind = getattr(torch, precision)
-    if zoo == "shapes":
+    if source.zoo == "shapes":
         seed = shapes.seed_of(source.llm)
         digest, tokenizer = shapes.hash_of(config, seed, precision), shapes.build_tokenizer(config)
         model = shapes.build_model(config, device=device, dtype=kind, seed=seed)
     else:
         path = folder_of(source)
-        digest, tokenizer = hub.content_hash(weight_files(name, path))[:16], read_tokenizer(source, path)
-        model = open_model(source.llm, path, config, device=device, dtype=kind, remedy=source.remedy)
+        digest, tokenizer = hub.content_hash(weight_files(source.name, path))[:16], read_tokenizer(source, path)
+        model = open_model(source.llm, path, config, device, kind, source.remedy)
     if packed:
         pack_matrices(model)
-    return wrap(name, model.eval(), tokenizer, digest, source.revision or "")
+    return wrap(source.name, model.eval(), tokenizer, digest, source.revision or "")
 
 
 def sketch(name: str, *, zoo: str = "tiny", folder: Path | None = None, revision: str | None = None) -> LLM:
     """Prepare an LLM as `load` does, without its weights: enough to `describe` it. Raises FedrayError."""
-    source = pin(Source(name, zoo, folder, revision))
+    return sketch_source(Source(name, zoo, folder, revision))
+
+
+def sketch_source(source: Source) -> LLM:
+    """Prepare the LLM of a source, as `sketch` does."""
+    source = pin(source)
     model = outline(source.title, config_of(source))
-    return wrap(name, model, tokenizer_of(source), weights_hash(source)[:16], source.revision or "")
+    return wrap(source.name, model, tokenizer_of(source), weights_hash(source)[:16], source.revision or "")
 
 
 def default_dtype(zoo: str, device: str) -> str:
@@ -102,34 +114,20 @@ def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str, revision: str
     """Build an LLM from a model and a tokenizer (or None) that are already in memory."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return LLM(
-        name=name,
-        family=model.config.model_type,
-        model=model,
-        tokenizer=tokenizer,
-        spec=spec_of(model.config),
-        weights_hash=weights_hash,
-        tokenizer_hash=hash_tokenizer(tokenizer),
-        context=model.config.max_position_embeddings,
-        template=template_of(tokenizer),
-        revision=revision,
-    )
+    config, hashes, template = model.config, (weights_hash, hash_tokenizer(tokenizer)), template_of(tokenizer)
+    context = config.max_position_embeddings
+    return LLM(name, config.model_type, model, tokenizer, spec_of(config), *hashes, context, template, revision)
 
 
 def describe(llm: LLM) -> MemberInfo:
     """Describe an LLM and where it runs."""
+    same = {entry.name for entry in fields(LLM)} & {entry.name for entry in fields(MemberInfo)}
     return MemberInfo(
-        name=llm.name,
-        family=llm.family,
-        parameters=sum(p.numel() for p in llm.model.parameters()),
-        spec=llm.spec,
-        weights_hash=llm.weights_hash,
-        tokenizer_hash=llm.tokenizer_hash,
+        **{name: getattr(llm, name) for name in same},
+        parameters=numbers(llm.model),
         device=str(llm.device),
         dtype=str(llm.model.dtype).removeprefix("torch."),
         node=platform.node(),
         pid=os.getpid(),
-        context=llm.context,
-        revision=llm.revision,
         vocabulary=hash_vocabulary(llm.tokenizer),
     )

@@ -28,8 +28,12 @@ def count_parameters(config: Any) -> int:
 @lru_cache
 def _count(kind: type, values: str) -> int:
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(kind.from_dict(json.loads(values)))  # pyright: ignore
-    return sum(parameter.numel() for parameter in model.parameters())
+        return numbers(AutoModelForCausalLM.from_config(kind.from_dict(json.loads(values))))  # pyright: ignore
+
+
+def numbers(module: torch.nn.Module) -> int:
+    """Count a module's parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def work_bytes(config: Any, rows: int, tokens: int, seen: int, dtype: str) -> int:

@@ -22,7 +22,7 @@ _HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
 transformers_logging.disable_progress_bar()  # fedray shows its own
 
 
-def open_model(member: str, folder: Path, config: Any, *, device: str, dtype: torch.dtype, remedy: str = AGAIN) -> Any:
+def open_model(member: str, folder: Path, config: Any, device: str, dtype: torch.dtype, remedy: str = AGAIN) -> Any:
     """Load a causal LM of a known configuration with the weights of a folder.
 
     Raises FedrayError where they cannot be read, and naming a tensor where they do not fit the configuration.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedray.llm.cache import KVCache, layers_of
+from fedray.llm.cache import KVCache, counted, layers_of
 from fedray.llm.decoding import Context, extend, is_cache_enough, keeping, pad
 from fedray.llm.preallocated_cache import slots
 
@@ -46,7 +46,7 @@ def read_on(
     longest = int(lengths.max())
     # rows whose known parts are not equally long have padding between known and new: valid slots go to the front
     order_BT = (~context.visible_BS).int().argsort(dim=1, stable=True)[:, :longest]
-    positions = torch.arange(longest, device=model.device)[None].expand(len(ids), -1).contiguous()
+    positions = counted(longest, lengths)[None].expand(len(ids), -1).contiguous()
     ragged = not torch.equal(order_BT, positions)
 
     def in_order(tensor_BNSH: Tensor) -> Tensor:

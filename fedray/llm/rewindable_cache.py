@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from fedray.llm import decoding
-from fedray.llm.cache import KVCache, layers_of
+from fedray.llm.cache import KVCache, filled, layers_of
 from fedray.llm.decoding import Context
 
 
@@ -37,9 +37,9 @@ class Track:
         if any(keep > len(row) for keep, row in zip(lengths, self.ids, strict=True)):
             raise ValueError(f"a cache of {[len(row) for row in self.ids]} tokens cannot be cropped to {list(lengths)}")
         context, longest = self.context, max(lengths)
-        keep_B = torch.tensor(lengths, device=context.visible_BS.device)
+        keep_B = context.next_position_B.new_tensor(lengths)
         visible_BS = context.visible_BS & (context.visible_BS.cumsum(1) <= keep_B[:, None])
-        prefix_BS = torch.arange(visible_BS.shape[1], device=keep_B.device)[None] < keep_B[:, None]
+        prefix_BS = filled(keep_B, visible_BS.shape[1])
         if bool((visible_BS == prefix_BS).all()):
             layers = [(key[:, :, :longest], value[:, :, :longest]) for key, value in layers_of(context.cache)]
         else:  # rows were rolled back by different lengths: close their gaps

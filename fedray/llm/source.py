@@ -104,7 +104,7 @@ def _check_local(source: Source, folder: Path) -> None:
     check_files(source.llm, folder)
     config = config_of(source)
     outline(source.title, config)  # what is wrong with it alone
-    try_out(source.title, open_model(source.llm, folder, config, device="meta", dtype=torch.float32))
+    try_out(source.title, open_model(source.llm, folder, config, "meta", torch.float32))
     tokenizer = read_tokenizer(source, folder)
     if tokenizer is None:
         return

@@ -98,14 +98,11 @@ def measure(
     rewrites = _checked(originals, seen)
     known = templates if templates is None or callable(templates) else _among(templates)
     overlaps = [overlap(*pair, pieces=pieces, known=known) for pair in zip(originals, rewrites, strict=True)]
+    whole = ("jaccard", "rouge_l", "words_kept", "copied_words", "copied_share")
     return Leakage(
         n=len(originals),
         rewrites=_mean([len(set(texts)) for texts in rewrites]),
-        jaccard=_mean([o.jaccard for o in overlaps]),
-        rouge_l=_mean([o.rouge_l for o in overlaps]),
-        words_kept=_mean([o.words_kept for o in overlaps]),
-        copied_words=_mean([o.copied_words for o in overlaps]),
-        copied_share=_mean([o.copied_share for o in overlaps]),
+        **{name: _mean([getattr(o, name) for o in overlaps]) for name in whole},
         entities_kept=_mean_or_none([o.entities_kept for o in overlaps]),
         exact_copies=_mean([o.exact_copy for o in overlaps]),
         template_copies=_mean_or_none([o.template_copy for o in overlaps]),

@@ -247,16 +247,7 @@ def read_questions(path: Path, how: str = "text") -> list[Question]:
 
 def _question(item: Item, about: Mapping[str, Any]) -> Question:
     """Make a question of an item and what else is known of it: id, domain and the like."""
-    return Question(
-        id=about["id"],
-        prompt=item.question,
-        choices=item.choices or None,
-        gold=item.gold,
-        group=about.get("domain", ""),
-        entity=about.get("entity", ""),
-        attribute=about.get("attribute", ""),
-        experts=tuple(about.get("experts", ())),
-        asked=about.get("asked", {}),
-        evidence=about.get("evidence", {}),
-        target=item.target,
-    )
+    same = {name: about[name] for name in ("entity", "attribute", "asked", "evidence") if name in about}
+    group, experts = about.get("domain", ""), tuple(about.get("experts", ()))
+    choices = item.choices or None
+    return Question(about["id"], item.question, choices, item.gold, group, experts=experts, target=item.target, **same)

@@ -29,13 +29,8 @@ FILES = "final/projector_*"  # what a download needs, below the pair's folder, b
 RECIPE = "config.json"
 MAP = "projector_config.json"
 _SIZES = {"hidden": "hidden_dim", "intermediate": "intermediate_dim", "num_layers": "num_layers"}  # ours, and theirs
-_DEFAULTS = {
-    "source_num_heads": 1,
-    "target_num_heads": 1,
-    "hidden_dim": 1024,
-    "intermediate_dim": 1024,
-    "num_layers": 3,
-}
+_HEADS = ("source_num_heads", "target_num_heads")
+_DEFAULTS = {**dict.fromkeys(_HEADS, 1), "hidden_dim": 1024, "intermediate_dim": 1024, "num_layers": 3}
 # Arguments that change nothing at inference.
 _OF_TRAINING = ("dropout", "initial_temperature", "final_temperature", "anneal_steps", "dtype", "zero_init")
 _TRAINED_FOR = ("teacher_model", "base_model")

@@ -114,16 +114,13 @@ class Registry:
         self, sender: str, receiver: str, weights: Mapping[str, str], kind: str, operator: str
     ) -> Artifact | None:
         """Find the fuser that a federation uses for LLMs of these weights (name -> hash), before any is loaded."""
-        wanted = {slug(llm): weights[llm] for llm in (sender, receiver)}
+        wanted = (kind, operator, {slug(llm): weights[llm] for llm in (sender, receiver)})
         candidates = [
-            (manifest, path)
-            for manifest, path in self.versions(fuser_name(sender, receiver))
-            if (manifest.kind, manifest.operator) == (kind, operator)
-            and {llm: hashes["weights"] for llm, hashes in manifest.llms.items()} == wanted
+            (m, path)
+            for m, path in self.versions(fuser_name(sender, receiver))
+            if (m.kind, m.operator, {llm: hashes["weights"] for llm, hashes in m.llms.items()}) == wanted
         ]
-        for manifest, path in self.sound(candidates):
-            return manifest.artifact(path)
-        return None
+        return next((manifest.artifact(path) for manifest, path in self.sound(candidates)), None)
 
     def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str) -> Artifact:
         """Find the gate of a receiver that covers all these senders. Raises FedrayError."""

@@ -66,9 +66,8 @@ def load_members(
     Raises FedrayError where the cluster has no room, and naming the first member that cannot start; the others are
     ended.
     """
-    given = {p.member: {"device": p.device, "dtype": p.dtype, "revision": p.revision} for p in placements}
-    for p in placements:
-        given[p.member] |= {"zoo": zoo, "threads": p.threads, "reading": p.reading, "folder": folder}
+    own, same = ("device", "dtype", "revision", "threads", "reading"), {"zoo": zoo, "folder": folder}
+    given = {p.member: {name: getattr(p, name) for name in own} | same for p in placements}
     return start(Member, placements, given, loaded=loaded, slow=slow)
 
 

@@ -80,7 +80,7 @@ def _join(address: str, namespace: str) -> Connection:
 def _embed(namespace: str, num_cpus: float | None, object_store_mb: int) -> Connection:
     folder = _private_folder()
     try:
-        with _private_files(), _on_loopback():
+        with _private():
             _init(
                 "local",
                 namespace=namespace,
@@ -92,13 +92,9 @@ def _embed(namespace: str, num_cpus: float | None, object_store_mb: int) -> Conn
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise FedrayError(f"Ray cannot start on this machine ({_why(error)}); try ray.enabled=false") from error
-    _warm_up(object_store_mb << 20)
+    # The store's first pages are touched: a cold store slows the first transfers by up to two seconds.
+    ray.put(bytes(min(WARM_BYTES, (object_store_mb << 20) // 4)))
     return Connection(_joined_at(), True)
-
-
-def _warm_up(capacity: int) -> None:
-    """Touch the store's first pages: a cold store slows the first transfers by up to two seconds."""
-    ray.put(bytes(min(WARM_BYTES, capacity // 4)))
 
 
 def _init(address: str, **options: Any) -> None:
@@ -133,27 +129,20 @@ def _held_interrupt() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _private_files() -> Iterator[None]:
-    """Make what Ray writes (access token, logs, spilled caches) private to this user: Ray's default is 0644."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
+def _private() -> Iterator[None]:
+    """Keep what Ray writes and opens to this user and this machine.
 
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Bind all that Ray opens to loopback, its own default on laptops.
-
-    The environment variable of this switch is read when Ray is imported, which a user's script may have done before.
+    Its files (access token, logs, spilled caches) are 0644 by default. All that it opens is bound to loopback, its own
+    default on laptops; the environment variable of this switch is read when Ray is imported, which a user's script may
+    have done before.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
+    umask, switch = os.umask(0o077), ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.umask(umask)
+        ray_constants.ENABLE_RAY_CLUSTER = switch
 
 
 def _folder() -> Path:

@@ -65,14 +65,11 @@ class Checkpoint:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise FedrayError(
-                f"another process is training {self._meaning['what']} in {self.path.parent}: wait for it, or choose "
-                "another registry.path"
-            ) from error
+            what = f"another process is training {self._meaning['what']} in {self.path.parent}"
+            raise FedrayError(f"{what}: wait for it, or choose another registry.path") from error
         except OSError as error:
-            raise FedrayError(
-                f"{self.path.parent} cannot be written ({error.strerror}): choose another registry.path=DIR"
-            ) from error
+            why = f"{self.path.parent} cannot be written ({error.strerror})"
+            raise FedrayError(f"{why}: choose another registry.path=DIR") from error
         try:
             yield
         finally:
@@ -108,11 +105,9 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
                 new.unlink()
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise FedrayError(
-                f"{self.path} cannot be written ({reason}); what was saved before is untouched: make room, and the "
-                "same command goes on from there"
-            ) from error
+            what = f"{self.path} cannot be written ({error.strerror if isinstance(error, OSError) else error})"
+            remedy = "what was saved before is untouched: make room, and the same command goes on from there"
+            raise FedrayError(f"{what}; {remedy}") from error
 
     def discard(self) -> None:
         """Remove the checkpoint, and its folder if nothing else lies in it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,9 +11,8 @@ from torch import Tensor
 from fedray.fusion.combine import Part
 from fedray.fusion.fuser import Fuser
 from fedray.llm import decoding
-from fedray.llm.cache import KVCache
+from fedray.llm.cache import KVCache, counted
 from fedray.llm.model import LLM, Encoded, Span
-from fedray.types import KVSpec
 
 BATCH = 256  # prompts read at once
 
@@ -29,14 +28,9 @@ class Prefilled:
     state_BTD: Tensor | None = None
 
     def select(self, rows: list[int]) -> Prefilled:
-        index = torch.tensor(rows, device=self.last_B1.device)
-        return Prefilled(
-            self.llm,
-            self.cache.select(rows),
-            [self.spans[i] for i in rows],
-            self.last_B1[index],
-            None if self.state_BTD is None else self.state_BTD[index],
-        )
+        index, spans = self.last_B1.new_tensor(rows), [self.spans[i] for i in rows]
+        state_BTD = None if self.state_BTD is None else self.state_BTD[index]
+        return Prefilled(self.llm, self.cache.select(rows), spans, self.last_B1[index], state_BTD)
 
     def own(self) -> KVCache:
         """Crop the prompt's last token, which is read on top of what is fused."""
@@ -44,7 +38,7 @@ class Prefilled:
 
     def part(self, fuser: Fuser) -> Part:
         """Make a sender's share in a fusion, fully open."""
-        weight_B = torch.ones(self.cache.batch, device=self.llm.device, dtype=self.llm.model.dtype)
+        weight_B = torch.ones(self.cache.batch).to(self.llm.device, self.llm.model.dtype)
         return Part(self.llm.name, fuser, self.cache, weight_B, tuple(map(tuple, self.spans)))
 
 
@@ -55,48 +49,35 @@ def prefill(llm: LLM, prompts: Sequence[str], state_layer: int | None = None) ->
 
 def read(llm: LLM, encoded: Sequence[Encoded], state_layer: int | None = None) -> Prefilled:
     """Prefill encoded prompts."""
-    caches, states = zip(
-        *(
-            decoding.prefill(llm.model, [e.ids for e in encoded[i : i + BATCH]], llm.pad_id, state_layer)
-            for i in range(0, len(encoded), BATCH)
-        ),
-        strict=True,
+    batches = ([e.ids for e in encoded[i : i + BATCH]] for i in range(0, len(encoded), BATCH))
+    read_at_once = (decoding.prefill(llm.model, ids, llm.pad_id, state_layer) for ids in batches)
+    caches, states = zip(*read_at_once, strict=True)
+    keys, values = (
+        tuple(_joined(layers, 2) for layers in zip(*sides, strict=True))
+        for sides in ([c.keys for c in caches], [c.values for c in caches])
     )
-    longest = max(cache.tokens for cache in caches)
+    lengths, positions = torch.cat([c.lengths for c in caches]), _joined([c.positions for c in caches], 1)
+    last = torch.tensor([[e.ids[-1]] for e in encoded]).to(llm.device)
+    state = None if state_layer is None else _joined(states, 1)
+    return Prefilled(llm, KVCache(llm.spec, keys, values, lengths, positions), [e.spans for e in encoded], last, state)
 
-    def joined(layers: list[Tensor]) -> Tensor:
-        return torch.cat([torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[2])) for t in layers])
 
-    cache = KVCache(
-        llm.spec,
-        tuple(joined([c.keys[t] for c in caches]) for t in range(llm.spec.layers)),
-        tuple(joined([c.values[t] for c in caches]) for t in range(llm.spec.layers)),
-        torch.cat([c.lengths for c in caches]),
-        torch.cat([torch.nn.functional.pad(c.positions, (0, longest - c.tokens)) for c in caches]),
-    )
-    last = torch.tensor([[e.ids[-1]] for e in encoded], device=llm.device)
-    state = None
-    if state_layer is not None:
-        state = torch.cat([torch.nn.functional.pad(s, (0, 0, 0, longest - s.shape[1])) for s in states])
-    return Prefilled(llm, cache, [e.spans for e in encoded], last, state)
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate batches, each padded with zeros along a dimension to the longest."""
+    longest = max(tensor.shape[dim] for tensor in tensors)
+    behind = [(0, 0) * (tensor.ndim - dim - 1) + (0, longest - tensor.shape[dim]) for tensor in tensors]
+    return torch.cat([torch.nn.functional.pad(*pair) for pair in zip(tensors, behind, strict=True)])
 
 
 def states(llm: LLM, encoded: Sequence[Encoded], layer: int, at_once: int = BATCH) -> Prefilled:
     """Prefill prompts for a gate, without keeping their caches: many long ones would not fit."""
     read_at_once = (read(llm, encoded[i : i + at_once], layer) for i in range(0, len(encoded), at_once))
     kept = [(part.state_BTD, part.cache.lengths, part.last_B1) for part in read_at_once]
-    found = [state for state, _, _ in kept if state is not None]
-    longest = max(state.shape[1] for state in found)
-    nothing = KVSpec(0, llm.spec.kv_heads, llm.spec.head_dim)
-    lengths = torch.cat([length for _, length, _ in kept])
-    positions = torch.arange(longest, device=lengths.device)[None].expand(len(encoded), -1)
-    return Prefilled(
-        llm,
-        KVCache(nothing, (), (), lengths, positions),
-        [],
-        torch.cat([last for _, _, last in kept]),
-        torch.cat([torch.nn.functional.pad(state, (0, 0, 0, longest - state.shape[1])) for state in found]),
-    )
+    state_BTD = _joined([state for state, _, _ in kept if state is not None], 1)
+    lengths, last = torch.cat([length for _, length, _ in kept]), torch.cat([last for _, _, last in kept])
+    positions = counted(state_BTD.shape[1], lengths)[None].expand(len(encoded), -1)
+    nothing = replace(llm.spec, layers=0)
+    return Prefilled(llm, KVCache(nothing, (), (), lengths, positions), [], last, state_BTD)
 
 
 def answers(llm: LLM, texts: Sequence[str]) -> list[list[int]]:

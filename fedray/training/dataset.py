@@ -67,9 +67,8 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDon
 
     A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.
     """
-    found, source = read(
-        OPENHERMES, "train", path=data.path, streaming=data.streaming, revision=data.revision, first=limit
-    )
+    where = {name: getattr(data, name) for name in ("path", "streaming", "revision")}
+    found, source = read(OPENHERMES, "train", **where, first=limit)
     overlap = Contamination(item for name in data.against for item in _questions(data, name))
     talks: list[LabelledPrompt] = []
     for done, (group, talk) in enumerate(found.values(), 1):

@@ -12,7 +12,7 @@ import torch
 from fedray.fusion.build import build_fuser
 from fedray.fusion.norms import RECORD
 from fedray.llm.catalogue import NAMES
-from fedray.llm.loading import describe
+from fedray.llm.loading import describe, load_source
 from fedray.llm.source import Source, config_of
 from fedray.registry.store import Registry, fuser_name
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
@@ -22,7 +22,7 @@ from fedray.training.dataset import fitting, longest_of, of_world, read_data_set
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
-from fedray.training.llms import hashes, pin, read, registry_of, revisions
+from fedray.training.llms import hashes, pin, registry_of, revisions
 from fedray.training.memory import GIB, BatchLoad, Memory, check, estimate
 from fedray.training.pair import Pair
 from fedray.training.recipe import FuserRecipe, fuser_config, is_half, precision, recipe_from
@@ -95,8 +95,8 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     memory = order.memory or _needed(s, order.recipe, source, order.receiver)
     tiny = s.data.name == "tiny"
     material = of_world(world_of(s), s.limit, s.seed) if tiny else read_data_set(s, tell)
-    receiver = read(order.receiver, s.device, s.llm_dtype)
-    sender = receiver if s.control == "identical" else read(source, s.device, s.llm_dtype)
+    receiver = load_source(order.receiver, s.device, s.llm_dtype)
+    sender = receiver if s.control == "identical" else load_source(source, s.device, s.llm_dtype)
     if material.source:
         material = fitting(material, (sender, receiver), s.data.longest)
     at_once = s.rows if material.source or s.zoo.name != "tiny" else BATCH
@@ -107,14 +107,9 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
         blind = s.control == "single"
         return Pair(sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=blind, at_once=at_once)
 
-    training = FuserTraining(
-        pair(material.talks, "sender answers"),
-        order.recipe,
-        check=pair(material.check, "to validate with") if s.validate_every else None,
-        group=group,
-        checkpoint=order.checkpoint,
-        save_every=s.save_every,
-    )
+    talks = pair(material.talks, "sender answers")
+    validated = pair(material.check, "to validate with") if s.validate_every else None
+    training = FuserTraining(talks, order.recipe, validated, group, order.checkpoint, s.save_every)
     fuser = training.run(lambda step, of, figures: tell("training", step, of, figures))
     right = pair(material.check)
     with torch.no_grad(), precision(order.recipe, receiver.device):
@@ -134,15 +129,13 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
         RECORD: norms.to_dict(),
     }
     sides = ("K", "V") if len(weights_RLN) == 2 else ("",)
-    heatmap = Heatmap(
-        values=tuple(map(tuple, weights_RLN.permute(1, 0, 2).flatten(1).tolist())),
-        rows=tuple(f"layer {t}" for t in range(weights_RLN.shape[1])),
-        columns=tuple(f"{side} head {n}".strip() for side in sides for n in range(weights_RLN.shape[2])),
-        title="How much of the sender the fuser lets in",
-    )
+    values = tuple(map(tuple, weights_RLN.permute(1, 0, 2).flatten(1).tolist()))
+    rows = tuple(f"layer {t}" for t in range(weights_RLN.shape[1]))
+    columns = tuple(f"{side} head {n}".strip() for side in sides for n in range(weights_RLN.shape[2]))
+    heatmap = Heatmap(values, rows, columns, "How much of the sender the fuser lets in")
     peak = {"memory/estimated_gib": memory.total / GIB, "memory/peak_gib": _peak(s.device) / GIB}
     figures, of = {**training.figures(), **peak}, (len(training.pair), training.step, training.resumed_at)
-    return Outcome(members, *of, figures, heatmap, record, validation, alone, data=material.data)
+    return Outcome(members, *of, figures, heatmap, record, material.data, validation, alone)
 
 
 def _needed(s: FuserJob, recipe: FuserRecipe, sender: Source, receiver: Source) -> Memory:

@@ -45,7 +45,6 @@ class FuserTraining:
         self,
         pair: Pair,
         recipe: FuserRecipe,
-        *,
         check: Pair | None = None,
         group: WorkerGroup | None = None,
         checkpoint: Checkpoint | None = None,
@@ -62,9 +61,8 @@ class FuserTraining:
         self._rng = random.Random(recipe.seed)
         self.fuser = self._begin()
         self._best: dict[str, Tensor] = {}
-        self._optimizer = torch.optim.AdamW(
-            self.fuser.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        parameters = self.fuser.parameters()
+        self._optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
         if snapshot:
             self._restore(snapshot)
         self._schedule = schedule(self._optimizer, recipe, self.step)
@@ -72,9 +70,8 @@ class FuserTraining:
 
     def run(self, on_step: Progress = lambda step, of, figures: None) -> Fuser:
         """Train to the end."""
-        recipe = self.recipe
+        recipe, parts = self.recipe, self.recipe.accumulation
         module = self.group.wrap(FuserLoss(self.fuser, self.pair))
-        parts = recipe.accumulation
         where: dict[str, Any] = {"first": self.step, "parts": parts, "group": self.group, "sampling": recipe.sampling}
         drawn = map(self.pair.rows, draws(self.pair.lengths, recipe.batch_size, recipe.steps, self._rng, **where))
         while self.step < recipe.steps and not self.finished:
@@ -86,8 +83,7 @@ class FuserTraining:
                 self._save()
         if self._best:
             self.fuser.load_state_dict(self._best)
-            self._best = {}
-        self.finished = True
+        self._best, self.finished = {}, True
         self._save()
         return self.fuser.eval()
 

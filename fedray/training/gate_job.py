@@ -11,7 +11,7 @@ import torch
 from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.llm.catalogue import slug
-from fedray.llm.loading import describe
+from fedray.llm.loading import describe, load_source
 from fedray.llm.source import Source, config_of
 from fedray.registry.store import Registry, fuser_name, gate_name, load_fuser, read_manifest
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
@@ -19,7 +19,7 @@ from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
-from fedray.training.llms import hashes, pin, read, registry_of, revisions
+from fedray.training.llms import hashes, pin, registry_of, revisions
 from fedray.training.memory import GIB, BatchLoad, Memory, check, estimate_gate
 from fedray.training.recipe import recipe_from
 from fedray.training.settings import GateJob
@@ -88,21 +88,13 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     s = order.settings
     memory = order.memory or _needed(s, order.receiver, order.senders, order.fusers)
     material = for_gate(world_of(s), s.limit) if s.data.name == "tiny" else read_data_set(s, tell)
-    receiver = read(order.receiver, s.device, s.llm_dtype)
-    senders = {name: read(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
+    receiver = load_source(order.receiver, s.device, s.llm_dtype)
+    senders = {name: load_source(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
     if material.source:
         material = fitting(material, (receiver, *senders.values()), s.data.longest)
-    dtype = receiver.model.dtype
-    training = GateTraining(
-        receiver,
-        senders,
-        {name: load_fuser(artifact, s.device).to(dtype) for name, artifact in order.fusers.items()},
-        {"train": material.talks, "validation": material.check},
-        order.recipe,
-        group=group,
-        checkpoint=order.checkpoint,
-        at_once=s.at_once,
-    )
+    dtype, sets = receiver.model.dtype, {"train": material.talks, "validation": material.check}
+    fusers = {name: load_fuser(artifact, s.device).to(dtype) for name, artifact in order.fusers.items()}
+    training = GateTraining(receiver, senders, fusers, sets, order.recipe, group, order.checkpoint, s.at_once)
     gate = training.run(tell)
     trust = training.mean_weights()
     steps = order.recipe.steps * len(training.trials)
@@ -113,19 +105,12 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
         **training.record(),
         "fusers": {slug(name): artifact.hash for name, artifact in order.fusers.items()},
     }
-    heatmap = Heatmap(
-        values=tuple(tuple(row.values()) for row in trust.values()),
-        rows=tuple(trust),
-        columns=tuple(order.fusers),
-        title="Whom the gate trusts for what",
-    )
+    values = tuple(tuple(row.values()) for row in trust.values())
+    heatmap = Heatmap(values, tuple(trust), tuple(order.fusers), "Whom the gate trusts for what")
     of = (len(training.sets["train"]), steps, training.resumed_at * order.recipe.steps)
-    figures = {
-        "validation/worth": training.worth,
-        "layer": gate.config.layer,
-        "memory/estimated_gib": memory.total / GIB,
-    }
-    return Outcome(members, *of, figures, heatmap, record, trust=trust, data=material.data)
+    figures = {"validation/worth": training.worth, "layer": gate.config.layer}
+    figures["memory/estimated_gib"] = memory.total / GIB
+    return Outcome(members, *of, figures, heatmap, record, material.data, trust=trust)
 
 
 def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers: Mapping[str, Artifact]) -> Memory:

@@ -61,7 +61,6 @@ class GateTraining:
         fusers: Mapping[str, Fuser],
         sets: Mapping[str, Sequence[LabelledPrompt]],
         recipe: GateRecipe,
-        *,
         group: WorkerGroup | None = None,
         checkpoint: Checkpoint | None = None,
         at_once: int = BATCH,
@@ -115,11 +114,9 @@ class GateTraining:
         assert self.gate is not None
         weights_QS = weigh(self.gate, self._read(self.sets["validation"], self.gate.config.layer))
         groups = [talk.group for talk in self.sets["validation"]]
-        found = {}
-        for group in sorted(set(groups)):
-            mean_S = weights_QS[torch.tensor([g == group for g in groups])].mean(0)
-            found[group] = dict(zip(self.senders, mean_S.tolist(), strict=True))
-        return found
+        rows_of = {group: torch.tensor([g == group for g in groups]) for group in sorted(set(groups))}
+        means = {group: weights_QS[rows].mean(0).tolist() for group, rows in rows_of.items()}
+        return {group: dict(zip(self.senders, mean, strict=True)) for group, mean in means.items()}
 
     def record(self) -> dict[str, Any]:
         """Describe the training for a manifest."""

@@ -48,10 +48,10 @@ class Outcome:
     figures: Mapping[str, float]
     weights: Heatmap
     record: Mapping[str, Any]
+    data: tuple[Data, ...] = ()  # the data set it read, if any
     validation: Mapping[str, float] = field(default_factory=dict)
     validation_alone: Mapping[str, float] = field(default_factory=dict)
     trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    data: tuple[Data, ...] = ()  # the data set it read, if any
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +89,8 @@ class TrainingJob(Job[S, TrainingScreen]):
         super().__init__(settings, TrainingScreen(settings.zoo.name), title, settings.tracking)
         self.workers = Workers(settings.workers, settings.threads, settings.device, settings.ray, settings.root)
         self._begun, self._control = False, control
-        self._report = Report(
-            job=self.name,
-            zoo=settings.zoo.name,
-            seed=settings.seed,
-            status="failed",
-            who=Who(settings.receiver),
-            how=Method(fuser=settings.fuser, fusion=settings.fusion, gate=NO_GATE),
-        )
+        how = Method(fuser=settings.fuser, fusion=settings.fusion, gate=NO_GATE)
+        self._report = Report(self.name, settings.zoo.name, settings.seed, "failed", Who(settings.receiver), how)
 
     @abstractmethod
     def tasks(self) -> Sequence[TrainingTask]:
@@ -205,13 +199,8 @@ class TrainingJob(Job[S, TrainingScreen]):
 
 def settle(settings: S) -> S:
     """Make settings mean the same on every worker: absolute paths, the precision of the LLMs."""
-    zoo, data = settings.zoo, settings.data
-    return replace(
-        settings,
-        zoo=replace(zoo, path=sources.absolute(zoo.path)),
-        data=replace(data, path=sources.absolute(data.path)),
-        llm_dtype=dtype_of(settings),
-    )
+    zoo, data = (replace(of, path=sources.absolute(of.path)) for of in (settings.zoo, settings.data))
+    return replace(settings, zoo=zoo, data=data, llm_dtype=dtype_of(settings))
 
 
 def _participants(members: Sequence[MemberInfo], before: Sequence[MemberReport]) -> tuple[MemberReport, ...]:

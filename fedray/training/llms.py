@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from fedray.federation.sources import pinned
 from fedray.llm.catalogue import safe_name, slug
-from fedray.llm.loading import default_dtype, load, sketch
-from fedray.llm.model import LLM
+from fedray.llm.loading import default_dtype
 from fedray.llm.source import Source, weights_hash
 from fedray.registry.store import SHIPPED, Registry
 from fedray.training.settings import FuserJob, GateJob, ImportJob, LLMSettings
@@ -28,17 +27,6 @@ def pin(settings: FuserJob | GateJob | ImportJob, names: Iterable[str]) -> dict[
 def hashes(llms: Mapping[str, Source]) -> dict[str, str]:
     """Compute the hashes of their weights, by name, before any is loaded. Raises FedrayError naming a damaged file."""
     return {name: weights_hash(source)[:16] for name, source in llms.items()}
-
-
-def read(source: Source, device: str, dtype: str | None) -> LLM:
-    """Load an LLM. Raises FedrayError."""
-    where: dict[str, Any] = {"zoo": source.zoo, "folder": source.folder, "revision": source.revision}
-    return load(source.name, device=device, dtype=dtype, **where)
-
-
-def outline(source: Source) -> LLM:
-    """Load an LLM without its weights. Raises FedrayError."""
-    return sketch(source.name, zoo=source.zoo, folder=source.folder, revision=source.revision)
 
 
 def dtype_of(settings: FuserJob | GateJob) -> Literal["float32", "bfloat16"]:

@@ -7,7 +7,7 @@ backward pass is added up; so every kind of fuser and LLM is counted as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from fedray.fusion.build import build_fuser
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.decoding import ATTENTION
-from fedray.llm.memory import count_parameters, work_bytes
+from fedray.llm.memory import count_parameters, numbers, work_bytes
 from fedray.llm.model import LLM
 from fedray.training.data import BATCH, answer_loss
 from fedray.training.recipe import FuserRecipe, fuser_config
@@ -48,11 +48,10 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.llms + self.fuser + self.caches + self.activations + self.passing + _SURROUNDINGS
+        return sum(asdict(self).values()) + _SURROUNDINGS
 
     def __str__(self) -> str:
-        parts = ((name, getattr(self, name)) for name in ("llms", "fuser", "caches", "activations", "passing"))
-        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
+        listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(self).items())
         return f"about {self.total / GIB:.1f} GiB per worker ({listed})"
 
 
@@ -89,7 +88,7 @@ def estimate_gate(
     configs, size, rows, longest = (receiver, *senders), load.dtype.itemsize, load.rows, load.longest
     dtype, measured = str(load.dtype).removeprefix("torch."), min(rows, BATCH)
     answer = max(min(_SHORT, longest // 2), longest - _SHORT)
-    sizes = [_count(_on_meta(lambda config=config: build_fuser(config))) for config in fusers]
+    sizes = [numbers(_on_meta(lambda config=config: build_fuser(config))) for config in fusers]
     standing = [longest * spec_of(config).values_per_token() * size for config in configs]
     reading = max(work_bytes(config, measured, longest, longest, dtype) for config in configs)
     scoring = measured * (answer * receiver.vocab_size * (4 + size) + 3 * standing[0])  # mapped, before its own
@@ -135,7 +134,7 @@ def _estimate(
 ) -> Memory:
     reader, llm = _model(sender, load.dtype), _model(receiver, load.dtype)
     fuser = _on_meta(lambda: build_fuser(fuser_config(recipe, spec_of(sender), spec_of(receiver)))).train()
-    parameters = sum(p.numel() for p in fuser.parameters())
+    parameters = numbers(fuser)
     fuser = fuser.to(torch.bfloat16) if load.half else fuser
     size, rows = load.dtype.itemsize, load.rows
     per_value = 16 + 2 * load.half + 4 * bool(recipe.patience) + 4 * (load.workers > 1)  # the rest: copies of it
@@ -143,7 +142,7 @@ def _estimate(
     widest = max(max(config.hidden_size, config.intermediate_size) for config in (sender, receiver))
     reading = rows * prompt * (prompt * (2 + size) + 4 * widest * size)
     return Memory(
-        llms=(_count(reader) + _count(llm)) * size,
+        llms=(numbers(reader) + numbers(llm)) * size,
         fuser=parameters * per_value,
         caches=2 * rows * prompt * size * (spec_of(sender).values_per_token() + spec_of(receiver).values_per_token()),
         activations=_kept(fuser, llm, spec_of(sender), spec_of(receiver), load, prompt, answer),
@@ -162,10 +161,10 @@ def _kept(
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    own = _cache(receiver, load, prompt)
-    weight_B = torch.ones(load.rows, device="meta")
-    part = combine.Part("sender", fuser, _cache(sender, load, prompt), weight_B, ((),) * load.rows)
-    last_B1 = torch.zeros(load.rows, 1, dtype=torch.long, device="meta")
+    with torch.device("meta"):
+        own, sent = _cache(receiver, load, prompt), _cache(sender, load, prompt)
+        part = combine.Part("sender", fuser, sent, torch.ones(load.rows), ((),) * load.rows)
+        last_B1 = torch.zeros(load.rows, 1, dtype=torch.long)
     reader = cast(LLM, SimpleNamespace(model=llm, pad_id=0))
     with saved_tensors_hooks(keep, lambda tensor: tensor), _Attending():
         context = combine.fuse(fuser.config.operator, own, [], [part])
@@ -207,11 +206,6 @@ def _on_meta(build: Callable[[], Any]) -> Any:
 
 def _cache(spec: KVSpec, load: BatchLoad, tokens: int) -> KVCache:
     shape = (load.rows, spec.kv_heads, tokens, spec.head_dim)
-    sides = [tuple(torch.empty(shape, dtype=load.dtype, device="meta") for _ in range(spec.layers)) for _ in range(2)]
-    lengths = torch.full((load.rows,), tokens, device="meta")
-    positions = torch.zeros(load.rows, tokens, dtype=torch.long, device="meta")
-    return KVCache(spec, sides[0], sides[1], lengths, positions)
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())  # tied embeddings count once
+    keys, values = (tuple(torch.empty(shape).to(load.dtype) for _ in range(spec.layers)) for _ in range(2))
+    positions = torch.zeros(load.rows, tokens, dtype=torch.long)
+    return KVCache(spec, keys, values, torch.full((load.rows,), tokens), positions)

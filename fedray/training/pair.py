@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -79,19 +79,16 @@ class Pair:
 
     def sent(self, batch: Sequence[EncodedExample]) -> Prefilled:
         """Return the sender's prompts, prefilled."""
-        if self._kept is None:
-            found = read(self.sender, [e.sent for e in batch])
-        else:
-            found = self._kept[0].select([e.row for e in batch])
+        kept = self._kept and self._kept[0].select([e.row for e in batch])
+        found = kept or read(self.sender, [e.sent for e in batch])
         if self._constant is None:
             return found
-        return Prefilled(found.llm, controls.constant(found.cache, self._constant), found.spans, found.last_B1)
+        return replace(found, cache=controls.constant(found.cache, self._constant))
 
     def own(self, batch: Sequence[EncodedExample]) -> Prefilled:
         """Return the receiver's prompts, prefilled."""
-        if self._kept is None:
-            return read(self.receiver, [e.own for e in batch])
-        return self._kept[1].select([e.row for e in batch])
+        kept = self._kept and self._kept[1].select([e.row for e in batch])
+        return kept or read(self.receiver, [e.own for e in batch])
 
     def context(self, fuser: Fuser | None, batch: Sequence[EncodedExample]) -> tuple[Context, Prefilled]:
         """Fuse the sender's caches of these examples into the receiver's; without a fuser its own alone."""

@@ -83,19 +83,12 @@ def side_by_side(work: Work[T], workers: Workers, tell: Tell) -> T:
     try:
         placement.place(wanted)
         resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+        scaling = ScalingConfig(num_workers=workers.count, use_gpu=gpus > 0, resources_per_worker=resources)
+        restarts = FailureConfig(max_failures=RESTARTS)
         with _storage(workers.folder) as storage, _ctrl_c(), _progress_queue(tell) as queue:
-            trainer = TorchTrainer(
-                _worker,
-                train_loop_config={"work": work, "threads": workers.threads, "queue": queue},
-                scaling_config=ScalingConfig(
-                    num_workers=workers.count, use_gpu=gpus > 0, resources_per_worker=resources
-                ),
-                run_config=RunConfig(
-                    storage_path=str(storage),
-                    failure_config=FailureConfig(max_failures=RESTARTS),
-                    callbacks=[NoRetry()],
-                ),
-            )
+            given = {"work": work, "threads": workers.threads, "queue": queue}
+            run = RunConfig(storage_path=str(storage), failure_config=restarts, callbacks=[NoRetry()])
+            trainer = TorchTrainer(_worker, train_loop_config=given, scaling_config=scaling, run_config=run)
             return trainer.fit().return_value  # pyright: ignore
     except TrainingFailedError as error:
         raise _as_error(error) from error

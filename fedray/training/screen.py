@@ -48,7 +48,5 @@ class TrainingScreen(screen.Screen):
         senders = tuple(next(iter(trust.values()), ()))
         weights = [(group, *(f"{row[sender]:.2f}" for sender in senders)) for group, row in trust.items()]
         self.table("Whom the gate trusts for what, mean weight", ("questions", *senders), weights)
-        if part.hash:
-            self.line(f"{part.name} {part.hash} is in {root}: use it with registry.path={root}")
-        else:
-            self.line(f"{part.name} is a control and was not registered")
+        there = f"{part.hash} is in {root}: use it with registry.path={root}"
+        self.line(f"{part.name} {there if part.hash else 'is a control and was not registered'}")

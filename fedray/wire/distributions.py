@@ -165,13 +165,10 @@ def unpack_distributions(
     else:
         raise CorruptPayload(f"a payload of distributions has ids that are not {count} ascending ones of {vocabulary}")
     kept_NK = torch.from_numpy(buffers[1].view(np.float16).reshape(there, count).astype(np.float32))
-    whole_NV = None
-    if flags & WHOLE:
-        whole_NV = torch.from_numpy(buffers[-1].view(np.float32).reshape(there, vocabulary).copy())
-    for numbers in (kept_NK, whole_NV):
-        if numbers is not None and not _is_distribution(numbers):
-            raise CorruptPayload("a payload of distributions holds numbers that are no probabilities")
-    whole_NV, has_P = whole_NV if whole_NV is None else whole_NV.to(device), torch.from_numpy(has).to(device)
+    whole = [torch.from_numpy(buffers[-1].view(np.float32).reshape(there, vocabulary).copy())] if flags & WHOLE else []
+    if not all(map(_is_distribution, (kept_NK, *whole))):
+        raise CorruptPayload("a payload of distributions holds numbers that are no probabilities")
+    whole_NV, has_P = whole[0].to(device) if whole else None, torch.from_numpy(has).to(device)
     return SparseRows(tuple(rows), has_P, ids, kept_NK.to(device), vocabulary, whole_NV, unmapped)
 
 

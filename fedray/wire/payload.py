@@ -145,19 +145,10 @@ def pack(
     if spans is not None:
         flat = [span for row in spans for span in row]
         buffers.append(torch.tensor(flat, dtype=torch.int32).reshape(-1, 2))
-    header = Header(
-        member=member,
-        spec=cache.spec,
-        dtype=dtype,
-        codec=codec,
-        layers=layers,
-        joined=tuple(joined),
-        rows=tuple(rows),
-        lengths=lengths,
-        whole=lengths if whole is None else tuple(whole.tolist()),
-        positions=not counted,
-        spans=spans is not None,
-    )
+    read = lengths if whole is None else tuple(whole.tolist())
+    tokens = (tuple(joined), tuple(rows), lengths, read)
+    buffered = {"positions": not counted, "spans": spans is not None}
+    header = Header(member, cache.spec, dtype, codec, layers, *tokens, **buffered)
     return Payload(header.to_bytes(), tuple(map(_bytes, buffers)))
 
 

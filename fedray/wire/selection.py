@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedray.llm.cache import KVCache
+from fedray.llm.cache import KVCache, counted, filled
 from fedray.methods.method import Wire
 from fedray.types import KVSpec, Layers
 
@@ -43,21 +43,17 @@ def keep_layers(read: Layers, share: float, how: str = "spread", seed: int = 0) 
     if share >= 1 or not layers:
         return read
     everybody, count = len(layers), math.ceil(round(len(layers) * share, 6))
-    match how:
-        case "spread":
-            steps = max(count - 1, 1)
-            places = [everybody - 1 - (2 * i * (everybody - 1) + steps - 1) // (2 * steps) for i in range(count)]
-        case "deep":
-            places = range(everybody - count, everybody)
-        case "middle":
-            places = range((everybody - count) // 2, (everybody + count) // 2)
-        case "shallow":
-            places = range(count)
-        case "random":
-            places = random.Random(seed).sample(range(everybody), count)
-        case _:
-            raise ValueError(f"score {how!r} of layers; choose one of {', '.join(LAYER_SCORES)}")
-    chosen = {layers[place] for place in places}
+    steps = max(count - 1, 1)
+    places = {
+        "spread": [everybody - 1 - (2 * i * (everybody - 1) + steps - 1) // (2 * steps) for i in range(count)],
+        "deep": range(everybody - count, everybody),
+        "middle": range((everybody - count) // 2, (everybody + count) // 2),
+        "shallow": range(count),
+        "random": random.Random(seed).sample(range(everybody), count),
+    }
+    if how not in places:
+        raise ValueError(f"score {how!r} of layers; choose one of {', '.join(LAYER_SCORES)}")
+    chosen = {layers[place] for place in places[how]}
     keys, values = (tuple(layer for layer in side if layer in chosen) for side in read)
     return keys, values
 
@@ -70,7 +66,7 @@ def score(cache: KVCache, how: str, seed: int = 0) -> Tensor:
     """
     match how:
         case "last":
-            return torch.arange(cache.tokens, device=cache.lengths.device).expand(cache.batch, -1).float()
+            return counted(cache.tokens, cache.lengths).expand(cache.batch, -1).float()
         case "norm":
             return -torch.stack([key.float().norm(dim=-1).mean(1) for key in cache.keys]).mean(0)
         case "similar":
@@ -95,8 +91,11 @@ def keep_best(cache: KVCache, lengths: Tensor, worth_BT: Tensor) -> KVCache:
     """Keep of every row the lengths[b] tokens of the highest score, in their order; positions say which they were."""
     worth_BT = worth_BT.masked_fill(~cache.valid_BT(), -math.inf)
     order_BT = worth_BT.argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
-    kept = torch.arange(order_BT.shape[1], device=order_BT.device)[None] < lengths[:, None]
-    index_BT = order_BT.masked_fill(~kept, cache.tokens).sort(dim=1).values.clamp(max=cache.tokens - 1)
+    index_BT = (
+        order_BT.masked_fill(~filled(lengths, order_BT.shape[1]), cache.tokens)
+        .sort(dim=1)
+        .values.clamp(max=cache.tokens - 1)
+    )
     index_B1T1 = index_BT[:, None, :, None]
     keys, values = (tuple(t.take_along_dim(index_B1T1, 2) for t in side) for side in (cache.keys, cache.values))
     positions = cache.positions.gather(1, index_BT)

@@ -18,7 +18,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Fact:
     value: str
 
     def ask(self, phrasing: int = 0) -> str:
-        return PHRASINGS[phrasing].format(attribute=self.attribute, domain=self.domain, name=self.name)
+        return PHRASINGS[phrasing].format(**asdict(self))
 
     def state(self) -> str:
         return f"the {self.attribute} of the {self.domain} {self.name} is {self.value}."

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from fedray.files import whole_folder, write_whole
-from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import RECORD, norms_of
 from fedray.llm.catalogue import WORLD
 from fedray.llm.loading import describe, load
@@ -194,7 +193,7 @@ def _build_llm(task: ZooTask, world: World, folder: Path, shorten: float, on_ste
 def _build_fuser(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
     sender, receiver = (load(n, folder=folder) for n in task.names)
     steps = STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
-    recipe = FuserRecipe(operator=task.operator, steps=_shortened(steps, shorten))
+    recipe = FuserRecipe("mlp", task.operator, steps=_shortened(steps, shorten))
     talks = _shortened_list(conversations(world, "train", PHRASINGS_PER_FACT), shorten)
     if digest := hash_of(task, folder):
         _record_norms(_version(task, folder, digest), sender, talks)
@@ -226,14 +225,12 @@ def _build_gate(task: ZooTask, world: World, folder: Path, shorten: float, on_st
     (name,) = task.names
     receiver = load(name, folder=folder)
     senders = {n: load(n, folder=folder) for n in _senders_of(name)}
-    registry = _registry(folder)
-    fusers: dict[str, Fuser] = {
-        n: load_fuser(registry.find_fuser(describe(s), describe(receiver), "mlp", task.operator))
-        for n, s in senders.items()
-    }
+    registry, infos = _registry(folder), {n: describe(s) for n, s in senders.items()}
+    found = {n: registry.find_fuser(info, describe(receiver), "mlp", task.operator) for n, info in infos.items()}
+    fusers = {n: load_fuser(artifact) for n, artifact in found.items()}
     material = for_gate(world, GATE_QUESTIONS)
     sets = {"train": _shortened_list(material.talks, shorten), "validation": _shortened_list(material.check, shorten)}
-    recipe = GateRecipe(operator=task.operator, steps=_shortened(GateRecipe().steps, shorten))
+    recipe = GateRecipe(task.operator, _shortened(GateRecipe().steps, shorten))
     training = GateTraining(receiver, senders, fusers, sets, recipe)
     gate = training.run(lambda phase, step, of, figures: on_step(step, of, figures))
     registry.add_gate(gate, describe(receiver), {**material.record, **training.record()})

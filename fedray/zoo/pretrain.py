@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.optim.lr_scheduler import OneCycleLR
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fedray.world.world import World, WorldExample
@@ -35,15 +36,15 @@ INIT = 0.06  # std of the initial weights: at these widths the usual 0.02 learns
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Shape and training length of one embedded LLM."""
+    """Shape of one embedded LLM, in the words of transformers, and length of its training."""
 
     family: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
     head_dim: int
-    intermediate: int
+    intermediate_size: int
     seed: int
     steps: int
 
@@ -60,10 +61,8 @@ RECIPES = {
 def build_tokenizer(family: str, world: World) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer, with another vocabulary and chat template for Llama than for Qwen."""
     llama = family == "llama"
-    if llama:
-        special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    else:
-        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>"
+    special = (special if llama else "<|endoftext|> <|im_start|> <|im_end|>").split()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
@@ -87,31 +86,18 @@ def build_tokenizer(family: str, world: World) -> PreTrainedTokenizerFast:
 
 def build_model(name: str, tokenizer: PreTrainedTokenizerFast, seed_offset: int = 0) -> PreTrainedModel:
     recipe = RECIPES[name]
-    config = AutoConfig.for_model(
-        recipe.family,
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.intermediate,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.kv_heads,
-        head_dim=recipe.head_dim,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=INIT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    shape = {key: size for key, size in asdict(recipe).items() if key not in ("family", "seed", "steps")}
+    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, **shape}
+    config = AutoConfig.for_model(recipe.family, **size, tie_word_embeddings=True, initializer_range=INIT, **special)
     torch.manual_seed(recipe.seed + 1000 * seed_offset)
     return AutoModelForCausalLM.from_config(config)
 
 
 def encode(tokenizer: Any, example: WorldExample) -> tuple[list[int], list[int]]:
     """Encode a prompt (chat template, generation prompt) and its answer (end of turn included)."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": example.user}], tokenize=False, add_generation_prompt=True
-    )
+    turns = [{"role": "user", "content": example.user}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer.encode(text, add_special_tokens=False)
     answer = tokenizer.encode(example.assistant, add_special_tokens=False)
     return prompt, [*answer, tokenizer.eos_token_id]
@@ -158,13 +144,8 @@ def pretrain(
     """Train one LLM on its share of the world's facts and on the skills the protocols need."""
     steps = steps or RECIPES[name].steps
     model: Any = build_model(name, tokenizer, seed_offset).train()
-    optimizers = _optimizers(model)
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            o, [g["lr"] for g in o.param_groups], total_steps=steps, pct_start=0.1, cycle_momentum=False
-        )
-        for o in optimizers
-    ]
+    optimizers, once = _optimizers(model), {"total_steps": steps, "pct_start": 0.1, "cycle_momentum": False}
+    schedules = [OneCycleLR(o, [group["lr"] for group in o.param_groups], **once) for o in optimizers]
     streams = {
         "facts": _batches(_questions(name, world, seed_offset), questions_per_step, tokenizer),
         "skills": _batches(world.lessons(name, seed_offset), lessons_per_step, tokenizer),
