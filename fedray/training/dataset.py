@@ -69,7 +69,7 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDon
     """
     where = {name: getattr(data, name) for name in ("path", "streaming", "revision")}
     found, source = read(OPENHERMES, "train", **where, first=limit)
-    overlap = Contamination(item for name in data.against for item in _questions(data, name))
+    overlap = Contamination(item for name in data.kept_out for item in _questions(data, name))
     talks: list[LabelledPrompt] = []
     for done, (group, talk) in enumerate(found.values(), 1):
         if not overlap.gives_away(talk):
@@ -83,7 +83,7 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDon
     held_out = set(random.Random(seed).sample(range(len(talks)), max(1, round(data.held_out * len(talks)))))
     kept = [talk for i, talk in enumerate(talks) if i not in held_out]
     check = [talk for i, talk in enumerate(talks) if i in held_out]
-    of = {"name": source.name, "revision": source.revision, "hash": source.hash, "against": list(data.against)}
+    of = {"name": source.name, "revision": source.revision, "hash": source.hash, "against": list(data.kept_out)}
     return Material(kept, check, {"data": of}, source)
 
 

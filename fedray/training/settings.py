@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.methods.parts import FUSERS
 from fedray.schema import Schema, within
@@ -24,7 +25,10 @@ from fedray.settings.settings import (
 )
 from fedray.types import FedrayError
 
-Against = Literal["openbookqa", "arc-challenge", "mmlu-redux", "ceval", "gsm8k"]
+if TYPE_CHECKING:
+    Against = str
+else:
+    Against = Literal[tuple(BENCHMARKS)]
 EVERYONE = "all"  # sender=all: everyone whose fuser is missing
 STEPS = {"concat": 900, "mix": 600}  # what a fuser of the scale model needs
 _REGISTRY = RegistrySettings(Path("outputs/registry"))
@@ -40,7 +44,12 @@ class TrainingData:
     revision: str | None = None  # on the hub
     longest: int = within(2048, 16)  # tokens; what is longer is left out
     held_out: float = within(0.01, 1e-6, 0.5)  # share to validate with
-    against: tuple[Against, ...] = get_args(Against)  # evaluation sets whose questions may not occur
+    against: tuple[Against, ...] | None = None  # None is all; evaluation sets whose questions may not occur
+
+    @property
+    def kept_out(self) -> tuple[str, ...]:
+        """Evaluation sets whose questions are kept out of the training."""
+        return tuple(BENCHMARKS) if self.against is None else self.against
 
 
 @dataclass(frozen=True, slots=True)
