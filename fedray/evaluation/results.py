@@ -145,8 +145,8 @@ class Results:
                 if same_place and a.temperature == b.temperature and without in (own, other):
                     yield (a, b) if own == without else (b, a)
                 continue
-            unheard = replace(own, rephrase=other.rephrase, protocol=other.protocol)
-            same_text, same_way = own.rephrase == other.rephrase, same_protocol and unheard == other
+            but_text = [replace(how, rephrase="none", protocol=own.protocol) for how in (own, other)]
+            same_text, same_way = own.rephrase == other.rephrase, same_protocol and but_text[0] == but_text[1]
             if same_place and same_text != same_way:
                 yield (a, b) if _rank(a) <= _rank(b) else (b, a)
 

@@ -74,7 +74,7 @@ class ProtocolSettings:
     caches go through fusers. speaks: senders answer in text. talks: members keep what they have read for a
     conversation's next turn. needs_senders: whether anybody is asked but the receiver. copies: the senders are copies
     of the receiver, which share one prompt. receiver, senders: who takes part by default, where it is not everybody.
-    reads: the parts of a Method that make a difference to its answers.
+    reads: the parts of a Method that make a difference to its answers; where a gate weighs, it and `fusion` as well.
     """
 
     name: str = field(default="", init=False)
@@ -94,8 +94,10 @@ class ProtocolSettings:
 
     def canonical(self, method: Method) -> Method:
         """Put what makes no difference at its default, so that methods that answer alike are equal."""
-        read = {name: getattr(method, name) for name in self.reads}
-        return Method(**{"protocol": self, "gate": NO_GATE, "wire": method.wire.canonical(), **read})
+        reads = (*self.reads, "gate", "fusion") if self.weighs(method) else self.reads
+        read = {name: getattr(method, name) for name in reads}
+        wire = method.wire.canonical() if self.crosses == "cache" else Wire()
+        return Method(**{"protocol": self, "gate": NO_GATE, "wire": wire, **read})
 
     @property
     def baseline(self) -> ProtocolSettings | None:
@@ -140,7 +142,7 @@ class Route(ProtocolSettings):
 
     name: str = field(default="route", init=False)
     crosses = "token"
-    reads = ("fusion", "gate", "rephrase", "on_missing")
+    reads = ("rephrase", "on_missing")
 
     def weighs(self, method: Method) -> bool:
         return True
@@ -158,10 +160,6 @@ class TextToText(ProtocolSettings):
     def weighs(self, method: Method) -> bool:
         return method.t2t.gate == "same"
 
-    def canonical(self, method: Method) -> Method:
-        found = super().canonical(method)
-        return replace(found, gate=method.gate, fusion=method.fusion) if self.weighs(method) else found
-
 
 @dataclass(frozen=True)
 class CacheToCache(ProtocolSettings):
@@ -171,7 +169,7 @@ class CacheToCache(ProtocolSettings):
     crosses = "cache"
     fuses = True
     talks = True
-    reads = ("fuser", "fusion", "fusion_order", "compile", "gate", "control", "rephrase", "answer_all", "on_missing")
+    reads = ("fuser", "fusion_order", "compile", "control", "rephrase", "answer_all", "on_missing")
 
     def weighs(self, method: Method) -> bool:
         return True

@@ -47,8 +47,7 @@ class SpecFed(ProtocolSettings):
         """Who drafts is the receiver by now; where all entries travel, their reconstruction makes no difference."""
         own = replace(self, draft=None) if self.draft != "none" and self.gamma else replace(self, draft="none", gamma=0)
         whole = isinstance(self.top_k, float) and self.top_k == 1
-        found = replace(super().canonical(method), protocol=replace(own, reconstruct="spread") if whole else own)
-        return replace(found, gate=method.gate, fusion=method.fusion) if self.weighs(method) else found
+        return replace(super().canonical(method), protocol=replace(own, reconstruct="spread") if whole else own)
 
     @property
     def baseline(self) -> SpecFed:

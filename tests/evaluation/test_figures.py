@@ -14,7 +14,7 @@ FOUND = compare([True, False, False, True], [True, True, True, False])
 
 def test_accuracy_bars(tmp_path: Path) -> None:
     groups = {"all": FOUND, "bird": FOUND, "star": FOUND}
-    path = base.accuracy(groups, tmp_path / "new" / "accuracy.png", label=LABEL, receiver="qwen3-0.6b")
+    path = base.accuracy(groups, tmp_path / "new" / "accuracy.png", "qwen3-0.6b", LABEL)
     assert Image.open(path).size > (600, 400)
 
 

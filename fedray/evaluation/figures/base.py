@@ -45,7 +45,7 @@ def sheet(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def accuracy(groups: Mapping[str, Comparison], path: Path, *, label: str, receiver: str) -> Path:
+def accuracy(groups: Mapping[str, Comparison], path: Path, receiver: str, label: str) -> Path:
     """Bars of the receiver alone beside the federation, per group, with one standard error."""
     figure, axes = sheet(max(5.0, 1.5 * len(groups) + 2.0), 4.2)
     x = np.arange(len(groups))
