@@ -435,6 +435,8 @@ def test_rows_of_a_benchmark_are_as_they_were(tmp_path: Path) -> None:
 
 
 def test_what_a_job_left_out_is_at_its_default(tmp_path: Path) -> None:
-    bare = {"schema": 1, "job": "registry", "zoo": "tiny", "receiver": "", "senders": [], "seed": 0}
-    found = read({**bare, "status": "complete"}, tmp_path)
-    assert found == Report("registry", "tiny", 0, "complete", how=Method())
+    bare = {"schema": 1, "zoo": "tiny", "receiver": "", "senders": [], "seed": 0, "status": "complete"}
+    found = read({**bare, "job": "train_gate"}, tmp_path)
+    assert found == Report("train_gate", "tiny", 0, "complete", how=Method())
+    for job in ("registry", "benchmark", "build_zoo"):
+        assert read({**bare, "job": job}, tmp_path).how is None, "nobody was asked"
