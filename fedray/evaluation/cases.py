@@ -80,14 +80,12 @@ def _of(block: Block, settings: EvaluateSettings, order: Sequence[str]) -> Itera
         others = [name for name in members if name != receiver]
         for senders in _sets(block.senders, receiver, others, zoo):
             for method, task, temperature in _ways(block, settings, bool(senders)):
-                if not method.protocol.needs_senders:
-                    yield Case(task, receiver, (), method)
-                    continue
+                helpers = senders if method.protocol.needs_senders else ()
                 if method.protocol.copies:
-                    senders = protocol_of(method).roles(method.protocol, receiver, None, zoo)[1] or ()
-                elif not senders:
+                    helpers = protocol_of(method).roles(method.protocol, receiver, None, zoo)[1] or ()
+                elif method.protocol.needs_senders and not helpers:
                     raise FedrayError(f"protocol={method.protocol.name} needs a sender: choose other senders than none")
-                yield Case(task, receiver, senders, method, temperature)
+                yield Case(task, receiver, helpers, method, temperature if method.protocol.needs_senders else None)
 
 
 def _receivers(block: Block, settings: EvaluateSettings, members: Sequence[str]) -> Sequence[str]:

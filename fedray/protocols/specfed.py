@@ -221,13 +221,13 @@ def roles(how: SpecFed, receiver: str, senders: tuple[str, ...] | None, zoo: str
 def check(settings: Any) -> None:
     """Validate drafts, entries and weights. Raises FedrayError."""
     protocol, task = settings.protocol, settings.task
-    if protocol.gamma != "auto":
-        if protocol.gamma < 1 and protocol.draft != "none":
+    if protocol.gamma != "auto" and protocol.draft != "none":
+        if protocol.gamma < 1:
             raise FedrayError(
                 f"protocol.gamma must be at least 1, or auto, got {protocol.gamma}: without drafts it is "
                 "protocol.draft=none"
             )
-        check_range("protocol.gamma", protocol.gamma, 0, 64)
+        check_range("protocol.gamma", protocol.gamma, 1, 64)
     if isinstance(protocol.top_k, int):
         check_range("protocol.top_k", protocol.top_k, 1)
     elif not 0 < protocol.top_k <= 1:

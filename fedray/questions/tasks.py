@@ -84,11 +84,11 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
     seed: of the task's phrasings and choices; they are the same whatever the run's own seed.
     Raises FedrayError with file, line and remedy where a file is invalid.
     """
+    if settings.task.name not in TASKS:
+        raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
     how = settings.task.scored_by
     if settings.questions is not None:
         return [_scored(question, how) for question in _own(settings)]
-    if settings.task.name not in TASKS:
-        raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
     if settings.task.name in BENCHMARKS:
         questions = [
             _question(item, {"id": name, "domain": group}) for name, (group, item) in benchmarks.items(settings).items()

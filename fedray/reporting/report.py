@@ -339,16 +339,15 @@ def read(path: Path) -> Report:
     except ValueError as error:
         raise FedrayError(f"{path} is not a report ({error}); run the job again") from error
     schema = keys.get("schema") if isinstance(keys, dict) else None
-    if schema == 1:
-        keys = from_schema_1(keys)
-    elif schema != SCHEMA:
+    if schema not in (1, SCHEMA):
         raise FedrayError(
             f"{path} has report schema {schema}, this version reads 1 and {SCHEMA}; use the fedray that wrote it"
         )
     known = {field.name for field in fields(Report)}
     try:
+        keys = from_schema_1(keys) if schema == 1 else keys
         return Schema(Report, kinds=KINDS).read({key: value for key, value in keys.items() if key in known})
-    except (FedrayError, TypeError) as error:
+    except (FedrayError, AttributeError, KeyError, TypeError) as error:
         raise FedrayError(f"{path} does not hold report schema {schema} ({error}); run the job again") from error
 
 

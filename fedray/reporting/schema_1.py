@@ -22,7 +22,7 @@ def from_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_picked(old, (*same, "comparisons", "contributions")),
         "who": {**_named(old, **_WHO), "order": old.get("order")},
-        "how": None if old["job"] in _WITHOUT_METHOD else _method(old),
+        "how": None if old.get("job") in _WITHOUT_METHOD else _method(old),
         "found": found | _named(old, p_value="p_value"),
         "cost": _cost(old.get("usage", {})),
         "rows": [_row(row) if "way" in row else row for row in old.get("rows", ())],
