@@ -45,7 +45,7 @@ class Case:
 
     @property
     def is_alone(self) -> bool:
-        return self.method == ALONE
+        return self == self.alone
 
     def settings(self, base: Settings, seed: int) -> Settings:
         """This case as a run of its own."""
@@ -85,7 +85,7 @@ def _of(block: Block, settings: EvaluateSettings, order: Sequence[str]) -> Itera
                     helpers = protocol_of(method).roles(method.protocol, receiver, None, zoo)[1] or ()
                 elif method.protocol.needs_senders and not helpers:
                     raise FedrayError(f"protocol={method.protocol.name} needs a sender: choose other senders than none")
-                yield Case(task, receiver, helpers, method, temperature if method.protocol.needs_senders else None)
+                yield Case(task, receiver, helpers, method, temperature)
 
 
 def _receivers(block: Block, settings: EvaluateSettings, members: Sequence[str]) -> Sequence[str]:

@@ -126,6 +126,9 @@ class SelfRefine(ProtocolSettings):
     rounds: int = within(3, 1, 100)  # of revision, at most
     needs_senders = False
 
+    def described(self) -> list[str]:
+        return [f"{self.rounds} rounds"] * (self.rounds != SelfRefine.rounds)
+
 
 @dataclass(frozen=True)
 class Ensemble(ProtocolSettings):

@@ -249,7 +249,7 @@ class Evaluated:
     @property
     def is_alone(self) -> bool:
         """Whether it is the line that everything is compared with."""
-        return self.how.protocol.name == STANDALONE.name
+        return self.how.protocol.name == STANDALONE.name and self.temperature is None
 
     @property
     def accuracy(self) -> float:

@@ -469,3 +469,16 @@ def test_an_axis_that_is_no_setting_is_refused(block: dict[str, Any], says: str)
 def test_alone_is_one_case_of_the_receiver() -> None:
     (alone, _) = cases(settings(x={"protocol": ["c2c"]}), (A, B, C))
     assert alone.is_alone and alone.method == ALONE and alone.alone == alone and not alone.senders
+
+
+def test_a_temperature_is_an_axis_of_every_protocol_and_alone_is_without_one() -> None:
+    block = {"senders": "none", "protocol": ["standalone", "self_refine"], "generation.temperature": [0.5, 1.0]}
+    listed = cases(settings(x=block), (A, B, C))
+    ways = ["standalone", "standalone (T 0.5)", "standalone (T 1)", "self_refine (T 0.5)", "self_refine (T 1)"]
+    assert [case.way for case in listed] == ways and [case.is_alone for case in listed] == [True] + [False] * 4
+    assert listed[-1].settings(settings(x=block), 0).generation.temperature == 1.0
+
+
+def test_a_number_of_rounds_is_in_the_label() -> None:
+    labels = [case.way for case in found(senders="none", **{"protocol": {"name": ["self_refine"], "rounds": [1, 3]}})]
+    assert labels == ["self_refine (1 rounds)", "self_refine"]

@@ -34,6 +34,8 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Name every field of the old report that the new one has not, or not so."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() - VOLATILE - (MEASURED if "limit" in old else set())):
+            if key == "temperature" and not old[key] and not new[key]:
+                continue  # schema 1 did not tell a temperature of 0 from none
             if key not in new:
                 yield f"{path}.{key} is missing"
             else:
