@@ -36,7 +36,7 @@ class Entries(Mapping[str, T]):
             point = self._points[name]
             try:
                 entry = point.load()
-            except Exception as error:
+            except Exception as error:  # a stranger's module may raise anything; it costs its own name alone
                 raise FedrayError(self._wrong(point, f"cannot be imported ({error})")) from error
             if not isinstance(entry, self._kind):
                 raise FedrayError(self._wrong(point, f"is no {self._kind.__name__}"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from fedray.methods.parts import CODECS, FUSERS, OPERATORS
-from fedray.schema import within
+from fedray.schema import attributes, within
 
 Compile = Literal["default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
 if TYPE_CHECKING:
@@ -95,9 +95,8 @@ class ProtocolSettings:
     def canonical(self, method: Method) -> Method:
         """Put what makes no difference at its default, so that methods that answer alike are equal."""
         reads = (*self.reads, "gate", "fusion") if self.weighs(method) else self.reads
-        read = {name: getattr(method, name) for name in reads}
         wire = method.wire.canonical() if self.crosses == "cache" else Wire()
-        return Method(**{"protocol": self, "gate": NO_GATE, "wire": wire, **read})
+        return Method(**{"protocol": self, "gate": NO_GATE, "wire": wire, **attributes(method, *reads)})
 
     @property
     def baseline(self) -> ProtocolSettings | None:
@@ -217,7 +216,7 @@ class Method:
 
     def parts(self) -> dict[str, Any]:
         """Name every part of it."""
-        return {part.name: getattr(self, part.name) for part in fields(Method)}
+        return attributes(self, *(part.name for part in fields(Method)))
 
     @property
     def published(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedray.methods.method import Method, Wire
 
-_WHO = {"receiver": "receiver", "senders": "senders", "type": "type", "missing": "missing", "members": "members"}
+_WHO = ("receiver", "senders", "type", "missing", "members")
 _FOUND = ("n", "accuracy", "stderr", "accuracy_alone", "rescued", "harmed", "failed", "unrephrased", "by_member")
 _WITHOUT_METHOD = ("registry", "benchmark", "build_zoo")
 _COST = ("payload_bytes", "bytes_per_token", "bytes_per_token_analytic", "at_a_time", "tokens_per_s", "wall_s")
@@ -16,14 +16,12 @@ _COST = ("payload_bytes", "bytes_per_token", "bytes_per_token_analytic", "at_a_t
 def from_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
     """Nest who took part, how they answered, what was found and what it cost; the rest is as it was."""
     same = ("job", "zoo", "seed", "status", "task", "scoring", "data", "answers", "learned", "needs", "tracking")
-    found = _found(old, old.get("trust", {})) | _named(
-        old, unparseable="unparseable", unparseable_alone="unparseable_alone"
-    )
+    graded = _picked(old, ("unparseable", "unparseable_alone", "p_value"))
     return {
         **_picked(old, (*same, "comparisons", "contributions")),
-        "who": {**_named(old, **_WHO), "order": old.get("order")},
+        "who": {**_picked(old, _WHO), "order": old.get("order")},
         "how": None if old.get("job") in _WITHOUT_METHOD else _method(old),
-        "found": found | _named(old, p_value="p_value"),
+        "found": _found(old, old.get("trust", {})) | graded,
         "cost": _cost(old.get("usage", {})),
         "rows": [_row(row) if "way" in row else row for row in old.get("rows", ())],
         "schema": 2,
@@ -35,7 +33,7 @@ def _row(old: Mapping[str, Any]) -> dict[str, Any]:
     found = _found(old, weights) | {"unparseable": round(old["unparseable"] * old["n"]), "p_value": old["p_alone"]}
     return {
         **_picked(old, ("task", "scoring", "seeds", "way", "leakage")),
-        "who": _named(old, **_WHO),
+        "who": _picked(old, _WHO),
         "how": _method(old),
         "temperature": old.get("temperature") or None,
         "found": found,
@@ -49,6 +47,7 @@ def _method(old: Mapping[str, Any]) -> dict[str, Any]:
     if old.get("gamma", "none") != "none" or old.get("top_k", "none") != "none":
         gamma, top_k = old["gamma"], old["top_k"]
         told |= {
+            "draft": "none" if gamma == "none" else None,
             "gamma": 0 if gamma == "none" else int(gamma) if gamma.isdigit() else gamma,
             "top_k": int(top_k) if top_k.isdigit() else float(top_k),
             "reconstruct": old["reconstruct"],

@@ -15,7 +15,7 @@ from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, reso
 from fedray.methods.method import Method
 from fedray.methods.parts import FUSERS
 from fedray.protocols import KINDS, protocol_of
-from fedray.schema import Schema, within
+from fedray.schema import Schema, attributes, within
 from fedray.text import decode_text
 from fedray.types import FedrayError, Generation
 
@@ -76,7 +76,7 @@ class RaySettings:
     @property
     def of_cluster(self) -> dict[str, Any]:
         """What a cluster is connected to, or started, with."""
-        return {name: getattr(self, name) for name in ("namespace", "num_cpus", "object_store_mb")}
+        return attributes(self, "namespace", "num_cpus", "object_store_mb")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from fedray.fusion.fuser import FuserConfig
+from fedray.schema import attributes
 from fedray.training.settings import FuserJob, GateJob
 from fedray.types import KVSpec
 
@@ -53,8 +54,8 @@ class FuserRecipe:
 def recipe_from(settings: FuserJob | GateJob, cls: type[R], **others: Any) -> R:
     """Make a recipe of the settings of the same names, `fusion`, and of what is given in `others`."""
     values = {"operator": settings.fusion, **others}
-    same = {of.name: getattr(settings, of.name) for of in fields(cls) if of.name not in values}  # pyright: ignore
-    return cls(**values, **same)
+    same = (of.name for of in fields(cls) if of.name not in values)  # pyright: ignore
+    return cls(**values, **attributes(settings, *same))
 
 
 def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> FuserConfig:

@@ -11,7 +11,8 @@ import pytest
 from fedray.methods.fedattn import FedAttn
 from fedray.methods.method import NO_GATE, T2T, CacheToCache, Gate, Method, SelfRefine, Standalone, TextToText, Wire
 from fedray.methods.specfed import SpecFed
-from fedray.reporting import report
+from fedray.protocols import METHOD
+from fedray.reporting import report, schema_1
 from fedray.reporting.report import (
     Answered,
     Compared,
@@ -440,3 +441,10 @@ def test_what_a_job_left_out_is_at_its_default(tmp_path: Path) -> None:
     assert found == Report("train_gate", "tiny", 0, "complete", how=Method())
     for job in ("registry", "benchmark", "build_zoo"):
         assert read({**bare, "job": job}, tmp_path).how is None, "nobody was asked"
+
+
+def test_a_row_of_specfed_without_drafts_is_the_method_it_would_be_today() -> None:
+    row = {"protocol": "specfed", "gamma": "none", "top_k": "1.0", "reconstruct": "spread", "measured": False}
+    how = METHOD.read(schema_1._method({**row, "gate": "none"}))
+    today = METHOD.read({"protocol": {"name": "specfed", "draft": "none", "top_k": 1.0}})
+    assert how == how.canonical() == today.canonical()
