@@ -199,6 +199,19 @@ class Schema(Generic[T]):
         return {key: self._read(hint, inner, f"{path}.{key}") for key, inner in value.items()}
 
 
+def changed(value: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the parts of a dataclass as they are but for the changes, for a schema to read.
+
+    Of a part that is settings of its own only what is named changes, unless that is another kind by its `name`.
+    """
+    parts = attributes(value, *_keys(value))
+    own = {name: part for name, part in parts.items() if is_dataclass(part)}
+    for name, change in changes.items():
+        partly = name in own and isinstance(change, Mapping) and "name" not in change
+        parts[name] = {**attributes(own[name], *_keys(own[name])), **change} if partly else change
+    return parts
+
+
 def _fitting(kinds: Sequence[Any], value: Any) -> Any:
     """Find the kind that a value is of (of dataclasses, the one that has all its keys); else the first."""
     return next((kind for kind in kinds if _fits(kind, value)), kinds[0])

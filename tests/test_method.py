@@ -28,6 +28,7 @@ from fedray.methods.method import (
 from fedray.methods.specfed import SpecFed
 from fedray.protocols import ALONE, METHOD, PROTOCOLS, protocol_of
 from fedray.protocols.self_consistency import SelfConsistency
+from fedray.schema import changed
 from fedray.types import FedrayError, Plan
 
 GATE = Gate("random", "lazy", 0.25)
@@ -251,6 +252,8 @@ def test_settings_are_named_as_on_the_command_line() -> None:
         (Method(SpecFed(gamma="auto", top_k=320, measure=True)), "specfed (gamma auto, K 320, spread, measured)"),
         (Method(FedAttn(5, 1, exchange=0.5)), "fedattn (N=5, H=1, exchange 50% random)"),
         (Method(SelfRefine()), "self_refine"),
+        (Method(gate=Gate("learned", "lazy", 0.7)), "c2c (lazy, threshold 0.7)"),
+        (Method(TextToText(), t2t=T2T("hint", 8)), "t2t (hints, 8 tokens)"),
     ],
 )
 def test_labels(made: Method, label: str) -> None:
@@ -277,3 +280,19 @@ def test_baselines() -> None:
     assert own.baseline == SpecFed("none", gamma=0, top_k=1.0, vocab="strict")
     assert replace(Method(own), protocol=own.baseline).canonical() == Method(own.baseline).canonical()
     assert all(told.baseline is None for told in EVERY if told.name != "specfed")
+
+
+# -- changed --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"gate": {"route": "eager"}}, Method(SelfRefine(2), gate=Gate("open", "eager", 0.25))),
+        ({"gate": "none"}, Method(SelfRefine(2), gate=NO_GATE)),
+        ({"protocol": {"rounds": 4}}, Method(SelfRefine(4), gate=Gate("open", "lazy", 0.25))),
+        ({"protocol": {"name": "t2t"}}, Method(TextToText(), gate=Gate("open", "lazy", 0.25))),
+    ],
+)
+def test_of_a_part_only_what_is_named_changes(changes: dict[str, object], expected: Method) -> None:
+    assert METHOD.read(changed(Method(SelfRefine(2), gate=Gate("open", "lazy", 0.25)), changes)) == expected

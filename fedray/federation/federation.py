@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ from fedray.methods.method import Method
 from fedray.protocols import METHOD, STANDALONE, protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
+from fedray.schema import changed
 from fedray.settings.check import check
 from fedray.settings.settings import Settings, build
 from fedray.text import check_text
@@ -122,7 +123,7 @@ class Federation:
         Raises FedrayError.
         """
         method = method or self.settings.method
-        method = METHOD.read({**method.parts(), **changes}) if changes else method
+        method = METHOD.read(changed(method, changes)) if changes else method
         names = list(self.members)
         receiver = receiver or self.settings.receiver
         senders = [n for n in names if n != receiver] if senders is None else senders
@@ -243,7 +244,7 @@ def _settings(settings: Settings | None, overrides: Mapping[str, Any]) -> Settin
         return build(overrides)
     if not overrides:
         return settings
-    return build({field.name: getattr(settings, field.name) for field in fields(settings)} | dict(overrides))
+    return build(changed(settings, overrides))
 
 
 MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Method, int], Plan]

@@ -48,6 +48,10 @@ class Gate:
     route: Literal["eager", "lazy"] = "eager"
     threshold: float = within(0.5, 0, 1)
 
+    def described(self) -> list[str]:
+        found = [f"gate {self.kind}"] * (self.kind not in ("none", "learned")) + [self.route] * (self.route == "lazy")
+        return found + [f"threshold {self.threshold:g}"] * (self.threshold != Gate().threshold)
+
 
 NO_GATE = Gate("none")
 
@@ -64,6 +68,9 @@ class T2T:
     max_tokens: int = within(32, 1, 4096)
     gate: Literal["none", "same"] = "none"
     full: bool = False
+
+    def described(self) -> list[str]:
+        return ["hints"] * (self.ask == "hint") + [f"{self.max_tokens} tokens"] * (self.max_tokens != T2T().max_tokens)
 
 
 @dataclass(frozen=True)
@@ -240,9 +247,10 @@ class Method:
     def label(self, *more: str) -> str:
         """A short label: c2c, t2t gated, c2c (gate open, rephrase shared), ..."""
         name = self.protocol.name + " gated" * (self.t2t.gate != "none") + " full" * self.t2t.full
-        known = {"gate": self.gate.kind, "rephrase": self.rephrase, "control": self.control}
-        found = [f"{key} {value}" for key, value in known.items() if value not in ("none", "learned")]
-        found = ["no gate"] * (self.protocol.fuses and self.gate.kind == "none") + found
+        known = {"rephrase": self.rephrase, "control": self.control}
+        found = ["no gate"] * (self.protocol.fuses and self.gate.kind == "none") + self.gate.described()
+        found += [f"{key} {value}" for key, value in known.items() if value != "none"]
+        found += self.t2t.described()
         found += [*self.protocol.described(), *more, *["mix"] * (self.fusion == "mix")]
         found += ["both ways"] * self.answer_all + self.wire.described()
         return f"{name} ({', '.join(found)})" if found else name
