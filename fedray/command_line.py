@@ -22,6 +22,7 @@ from fedray.errors import unknown
 from fedray.evaluation.check import check_evaluation
 from fedray.evaluation.settings import EvaluateSettings, build_evaluation
 from fedray.files import new_folder, write_whole
+from fedray.methods.method import FuserChoice
 from fedray.methods.parts import CODECS, FUSERS
 from fedray.protocols import KINDS, PROTOCOLS
 from fedray.reporting.outlet import unfailing
@@ -118,15 +119,14 @@ def _add_words() -> None:
 
     groups = {
         "protocol": {name: asdict(protocol.settings()) for name, protocol in PROTOCOLS.items()},
-        "fuser": {name: {"fuser": name} for name in FUSERS},
+        "fuser": {name: asdict(FuserChoice(name)) for name in FUSERS},
         "wire": {name: {"codec": name} for name in CODECS},
         "task": {name: {"name": name} for name in TASKS},
     }
     for group, nodes in groups.items():
         for name, node in nodes.items():
             if not (CONF / group / f"{name}.yaml").exists():
-                package = "_global_" if group == "fuser" else None
-                ConfigStore.instance().store(name, node, group, package)
+                ConfigStore.instance().store(name, node, group)
 
 
 def _composed(config_name: str, job_name: str, form: Form) -> list[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from commandline import Call
 
 from fedray.command_line import CONF, build, check, load
 from fedray.llm.catalogue import NAMES, safe_name
-from fedray.methods.method import Gate, SelfRefine, Standalone
+from fedray.methods.method import FuserChoice, Fusion, Gate, SelfRefine, Standalone
 from fedray.settings.settings import (
     MemberSettings,
     RaySettings,
@@ -78,10 +78,10 @@ def test_senders_are_replaced(call: Call, prefix: str) -> None:
         ),
         ("gate=open gate.route=lazy", Settings(gate=Gate("open", route="lazy"))),
         ("+gate=none ++seed=3", Settings(gate=Gate("none"), seed=3, generation=Generation(seed=3))),
-        ("fusion=mix", Settings(fusion="mix")),
-        ("fusion=mix fusion_order=sequential", Settings(fusion="mix", fusion_order="sequential")),
-        ("fuser=c2c", Settings(fuser="c2c", fusion="mix")),
-        ("fuser=c2c fusion=mix", Settings(fuser="c2c", fusion="mix")),
+        ("fusion=mix", Settings(fusion=Fusion("mix"))),
+        ("fusion=mix fusion_order=sequential", Settings(fusion=Fusion("mix"), fusion_order="sequential")),
+        ("fuser=c2c", Settings(fuser=FuserChoice("c2c"), fusion=Fusion("mix"))),
+        ("fuser=c2c fusion=mix", Settings(fuser=FuserChoice("c2c"), fusion=Fusion("mix"))),
         ("experiment=quick", Settings(task=TaskSettings(limit=40))),
         ("task.limit=50 task.split=validation", Settings(task=TaskSettings(limit=50, split="validation"))),
         ("task.limit=null zoo=tiny", Settings(task=TaskSettings(limit=None), zoo=ZooSettings("tiny"))),
@@ -135,7 +135,10 @@ def test_output_is_hydras_folder(call: Call, tmp_path: Path) -> None:
 
 def test_sweep(call: Call, tmp_path: Path) -> None:
     assert call("-m", "fusion=concat,mix", "output=sweep") == (0, "")
-    assert [(s.fusion, s.output) for s in call.ran] == [("concat", tmp_path / "sweep/0"), ("mix", tmp_path / "sweep/1")]
+    assert [(s.fusion.operator, s.output) for s in call.ran] == [
+        ("concat", tmp_path / "sweep/0"),
+        ("mix", tmp_path / "sweep/1"),
+    ]
 
 
 def test_a_sweep_is_checked_before_its_first_run(call: Call) -> None:
@@ -146,7 +149,7 @@ def test_a_sweep_is_checked_before_its_first_run(call: Call) -> None:
 
 def test_build_fills_in_what_follows() -> None:
     assert build({"receiver": "llama-1b"}).senders == NAMES[:-1]
-    assert build({"fuser": "c2c"}).fusion == "mix"
+    assert build({"fuser": "c2c"}).fusion == Fusion("mix")
     assert build({"seed": 5}).generation.seed == 5
     assert build({"seed": 5, "generation": Generation(seed=7)}).generation.seed == 7
     bare = build({"gate": "open", "ray": False, "protocol": "standalone"})  # each stands for the first field

@@ -9,6 +9,7 @@ import pytest
 from commandline import Call
 
 from fedray.command_line import check
+from fedray.methods.method import FuserChoice
 from fedray.settings.settings import Settings, TaskSettings
 from fedray.types import FedrayError
 
@@ -151,7 +152,7 @@ def test_settings_made_in_python_are_checked_too(tmp_path: Path) -> None:
     for settings, says in (
         (Settings(receiver="lama-1b"), "did you mean llama-1b"),
         (Settings(protocol="t2"), "unknown protocol"),  # pyright: ignore[reportArgumentType]
-        (Settings(fuser="c2c", fusion="concat"), "does not go with"),
+        (Settings(fuser=FuserChoice("c2c")), "does not go with"),
         (Settings(task=TaskSettings(limit=-1)), "task.limit"),
         (Settings(output=tmp_path / "file" / "deeper"), "cannot write"),
     ):

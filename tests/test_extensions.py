@@ -82,7 +82,7 @@ def test_a_fuser_of_ones_own_fuses(example: Path) -> None:
     code = (
         "import sys; assert 'torch' not in sys.modules\n"
         "from fedray.settings.settings import build\n"
-        f"s = build({settings}); assert s.fusion == 'concat' and 'torch' not in sys.modules\n"
+        f"s = build({settings}); assert s.fusion.operator == 'concat' and 'torch' not in sys.modules\n"
         "import torch\nfrom fedray.fusion.build import build_fuser\nfrom fedray.fusion.fuser import FuserConfig\n"
         "from fedray.types import KVSpec\n"
         "fuser = build_fuser(FuserConfig('linear', 'concat', KVSpec(3, 2, 4), KVSpec(5, 1, 8)))\n"

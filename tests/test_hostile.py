@@ -148,7 +148,7 @@ def test_a_part_that_cannot_be_fused_is_left_out(
         raise MemoryError("1 TiB")
 
     monkeypatch.setattr(
-        receiver.fuser(plan.fusers[BAD]), "project" if plan.method.fusion == "concat" else "mix", failing
+        receiver.fuser(plan.fusers[BAD]), "project" if plan.method.fusion.operator == "concat" else "mix", failing
     )
     answer = ask(group, plan)
     assert tokens(answer) == tokens(without)

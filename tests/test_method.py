@@ -16,6 +16,8 @@ from fedray.methods.method import (
     T2T,
     CacheToCache,
     Ensemble,
+    FuserChoice,
+    Fusion,
     Gate,
     Method,
     ProtocolSettings,
@@ -31,12 +33,13 @@ from fedray.protocols.self_consistency import SelfConsistency
 from fedray.schema import changed
 from fedray.types import FedrayError, Plan
 
+FUSED = FuserChoice("c2c")
 GATE = Gate("random", "lazy", 0.25)
 HINTS = T2T("hint", 8, "same", True)
 WIRE = Wire("int4", 0.5, "norm", 0.75, "deep")
 ALL: dict[str, Any] = {
-    "fuser": "c2c",
-    "fusion": "mix",
+    "fuser": FUSED,
+    "fusion": Fusion("mix"),
     "fusion_order": "sequential",
     "compile": "default",
     "gate": GATE,
@@ -72,10 +75,13 @@ CANONICAL: list[tuple[ProtocolSettings, Method]] = [
     (SelfRefine(5), Method(SelfRefine(5), gate=NO_GATE)),
     (SelfConsistency(9), Method(SelfConsistency(9), gate=NO_GATE)),
     (Ensemble(), Method(Ensemble(), gate=NO_GATE, rephrase="shared", on_missing="text")),
-    (Route(), Method(Route(), fusion="mix", gate=GATE, rephrase="shared", on_missing="text")),
-    (TextToText(), Method(TextToText(), fusion="mix", gate=GATE, rephrase="shared", t2t=HINTS, on_missing="text")),
+    (Route(), Method(Route(), FUSED, Fusion("mix"), gate=GATE, rephrase="shared", on_missing="text")),
+    (
+        TextToText(),
+        Method(TextToText(), FUSED, Fusion("mix"), gate=GATE, rephrase="shared", t2t=HINTS, on_missing="text"),
+    ),
     (SpecFed(), Method(SpecFed(), gate=NO_GATE, on_missing="text")),
-    (SpecFed(weigh="gate"), Method(SpecFed(weigh="gate"), fusion="mix", gate=GATE, on_missing="text")),
+    (SpecFed(weigh="gate"), Method(SpecFed(weigh="gate"), FUSED, Fusion("mix"), gate=GATE, on_missing="text")),
     (FedAttn(), Method(FedAttn(), gate=NO_GATE, on_missing="text", wire=Wire("int4"))),
     (CacheToCache(), Method(**ALL | {"t2t": T2T("hint", 8)})),
 ]
@@ -116,7 +122,7 @@ def test_a_part_that_is_read_makes_another_method_and_no_other_does(told: Protoc
     plain, other = Method(told).canonical(), Method(told, **{part: ALL[part]}).canonical()
     read = set(told.reads)
     if plain.weighs:
-        read |= {"gate", "fusion"}
+        read |= {"gate", "fuser", "fusion"}
     if told.name == "t2t":  # whose hints are gated
         read |= {"t2t"}
     if told.crosses == "cache":
@@ -128,10 +134,10 @@ def test_a_part_that_is_read_makes_another_method_and_no_other_does(told: Protoc
 
 
 def test_the_gate_of_text_is_read_where_it_lets_in() -> None:
-    heard = Method(TextToText(), gate=GATE, fusion="mix").canonical()
+    heard = Method(TextToText(), gate=GATE, fusion=Fusion("mix")).canonical()
     assert heard == Method(TextToText(), gate=NO_GATE) and not heard.weighs
-    gated = Method(TextToText(), gate=GATE, fusion="mix", t2t=T2T(gate="same")).canonical()
-    assert (gated.gate, gated.fusion, gated.weighs) == (GATE, "mix", True)
+    gated = Method(TextToText(), gate=GATE, fusion=Fusion("mix"), t2t=T2T(gate="same")).canonical()
+    assert (gated.gate, gated.fusion, gated.weighs) == (GATE, Fusion("mix"), True)
 
 
 def test_what_goes_with_another_setting_is_read_with_it_alone() -> None:
@@ -148,7 +154,7 @@ def test_what_goes_with_another_setting_is_read_with_it_alone() -> None:
     ):
         assert one != other and one.canonical() == other.canonical()
     for one, other in (
-        (Method(fusion="mix", fusion_order="sequential"), Method(fusion="mix")),
+        (Method(fusion=Fusion("mix"), fusion_order="sequential"), Method(fusion=Fusion("mix"))),
         (Method(answer_all=True, vote=True), Method(answer_all=True)),
         (Method(wire=Wire(keep=0.5, score="norm")), Method(wire=Wire(keep=0.5))),
         (Method(wire=Wire(keep_layers=0.5, layer_score="deep")), Method(wire=Wire(keep_layers=0.5))),
@@ -245,7 +251,7 @@ def test_settings_are_named_as_on_the_command_line() -> None:
         (Method(Standalone()), "standalone"),
         (Method(), "c2c"),
         (Method(gate=Gate("open"), rephrase="shared"), "c2c (gate open, rephrase shared)"),
-        (Method(gate=NO_GATE, fusion="mix", answer_all=True), "c2c (no gate, mix, both ways)"),
+        (Method(gate=NO_GATE, fusion=Fusion("mix"), answer_all=True), "c2c (no gate, mix, both ways)"),
         (Method(control="noise", wire=WIRE), "c2c (control noise, int4, norm 50%, deep 75% of layers)"),
         (Method(TextToText(), t2t=T2T(gate="same", full=True)), "t2t gated full"),
         (Method(SpecFed("none", top_k=1.0)), "specfed (no drafts, K 1.0, spread)"),

@@ -19,7 +19,7 @@ from fedray.benchmark.settings import BenchmarkSettings
 from fedray.fusion.c2c import C2CFuser
 from fedray.llm.products import pack_matrices, unpack_matrices
 from fedray.member.member import Member
-from fedray.methods.method import Gate, Method
+from fedray.methods.method import FuserChoice, Fusion, Gate, Method
 from fedray.protocols import protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
@@ -132,9 +132,12 @@ def prompt(tokens: int) -> list[int]:
     return torch.randint(VOCABULARY, (tokens,), generator=generator).tolist()
 
 
+WAY = Method(fuser=FuserChoice("c2c"), fusion=Fusion("mix"), gate=Gate("open"))
+
+
 def plan(receiver: MemberInfo, senders: Sequence[MemberInfo]) -> Plan:
     """Plan open gates, and fusers of the published size, token by token. Senders of one space share a fuser."""
-    made = Planner(name="shapes").plan(receiver, senders, Method(fuser="c2c", fusion="mix", gate=Gate("open")))
+    made = Planner(name="shapes").plan(receiver, senders, WAY)
     return replace(made, fusers={s.name: _token_by_token(random_artifact(s, receiver, "c2c", "mix")) for s in senders})
 
 

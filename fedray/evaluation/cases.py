@@ -10,8 +10,7 @@ from typing import Any
 from fedray.errors import unknown
 from fedray.evaluation.settings import Block, EvaluateSettings
 from fedray.llm.catalogue import NAMES, resolve, safe_name
-from fedray.methods.method import Method, TextToText
-from fedray.methods.parts import FUSERS
+from fedray.methods.method import Method, TextToText, with_fusion
 from fedray.protocols import ALONE, METHOD, PROTOCOLS, protocol_of
 from fedray.questions.tasks import for_task
 from fedray.schema import attributes
@@ -145,8 +144,6 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[tu
         chosen = dict(zip(axes, values, strict=True))
         base = settings.protocol if protocol == settings.protocol.name else protocol
         how = METHOD.read({**settings.parts(), "protocol": base})
-        if "fuser" in chosen and "fusion" not in chosen:
-            chosen["fusion"] = FUSERS[chosen["fuser"]].operators[0] if chosen["fuser"] in FUSERS else how.fusion
         task, temperature = chosen.pop("task.name", settings.task.name), chosen.pop("generation.temperature", None)
         SCHEMA.read({"task": task, "generation": {} if temperature is None else {"temperature": temperature}})
         parts = how.parts()
@@ -156,6 +153,9 @@ def _ways(block: Block, settings: EvaluateSettings, helped: bool) -> Iterator[tu
                 parts[head] = value
             elif key in _values(parts[head]):
                 parts[head] = {**_values(parts[head]), key: value}
+        if "fuser.kind" in chosen and "fusion.operator" not in chosen:  # another fuser, and what it implies
+            own = {key.removeprefix("fusion."): value for key, value in chosen.items() if key.startswith("fusion.")}
+            parts = with_fusion({**parts, "fusion": own})
         yield METHOD.read(parts).canonical(), task, temperature
 
 

@@ -25,7 +25,7 @@ from fedray.federation.conversation import Conversation
 from fedray.federation.estimate import Room, check_room, needs, shares_weights, this_machine
 from fedray.federation.event_loop import Background
 from fedray.llm.source import Source
-from fedray.methods.method import Method
+from fedray.methods.method import Method, with_fusion
 from fedray.protocols import METHOD, STANDALONE, protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
@@ -123,7 +123,9 @@ class Federation:
         Raises FedrayError.
         """
         method = method or self.settings.method
-        method = METHOD.read(changed(method, changes)) if changes else method
+        if changes:
+            anew = {"fusion": changes.get("fusion")} if "fuser" in changes else {}
+            method = METHOD.read(with_fusion({**changed(method, changes), **anew}))
         names = list(self.members)
         receiver = receiver or self.settings.receiver
         senders = [n for n in names if n != receiver] if senders is None else senders

@@ -72,7 +72,8 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         self.screen.members(self.members)
         self.tracker.tags(job="evaluate", zoo=settings.zoo.name)
         self.tracker.params(
-            **attributes(settings, "receiver", "fuser", "latency_requests"),
+            **attributes(settings, "receiver", "latency_requests"),
+            fuser=settings.fuser.kind,
             senders=",".join(settings.senders),
             zoo=settings.zoo.name,
             task=settings.questions or settings.task.name,

@@ -10,7 +10,7 @@ from fedray.errors import unknown
 from fedray.fusion.c2c import C2CFuser
 from fedray.llm import loading
 from fedray.llm.catalogue import CATALOGUE, repo_of
-from fedray.methods.method import NO_GATE, Method
+from fedray.methods.method import NO_GATE, FuserChoice, Fusion, Method
 from fedray.registry import c2c_checkpoint as published
 from fedray.registry import hub
 from fedray.registry.store import Registry
@@ -21,6 +21,8 @@ from fedray.settings.settings import ZooSettings
 from fedray.training.llms import pin, revisions
 from fedray.training.settings import ImportJob
 from fedray.types import FedrayError
+
+WAY = Method(fuser=FuserChoice("c2c"), fusion=Fusion("mix"), gate=NO_GATE)
 
 
 class ImportC2C(Job[ImportJob, Screen]):
@@ -53,7 +55,7 @@ class ImportC2C(Job[ImportJob, Screen]):
         )
         figures = {"gates": gates, "open_gates": opened}
         learned = Learned(made.name, "fuser", "complete", made.hash, made.path, figures=figures)
-        who, how = Who(receiver.name, (sender.name,)), Method(fuser="c2c", fusion="mix", gate=NO_GATE)
+        who, how = Who(receiver.name, (sender.name,)), WAY
         task, zoo = origin["source"], settings.zoo.name
         self.made = Report(self.name, zoo, 0, "complete", who, how, task, learned=(learned,))
 

@@ -69,7 +69,9 @@ class Receiver(Core):
                 parts.append(self._part(sender, shipment, held, plan))
         self._received_bytes += size
         clock.lap("unpack")
-        context = combine.fuse(plan.method.fusion, held.own(), held.spans, parts, plan.method.fusion_order, border)
+        context = combine.fuse(
+            plan.method.fusion.operator, held.own(), held.spans, parts, plan.method.fusion_order, border
+        )
         clock.lap("fuse")
         took_part = tuple(part.sender for part in parts if part.sender not in border.refused)
         return context, took_part, border.missing(), size
@@ -102,4 +104,6 @@ def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Mapping[int, int], *,
     layers = layers_sent(spec, plan.fusers[sender].layers, plan.method.wire, plan.seed)
     context = plan.contexts.get(sender, ANY_CONTEXT)
     most = tuple(min(tokens, context) for tokens in rows.values())
-    return Expected(sender, spec, tuple(rows), most, layers, plan.method.wire, plan.method.fusion == "mix", exact)
+    return Expected(
+        sender, spec, tuple(rows), most, layers, plan.method.wire, plan.method.fusion.operator == "mix", exact
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from fedray.errors import FedrayError
 from fedray.methods.parts import CODECS, FUSERS, OPERATORS
 from fedray.schema import attributes, within
 
@@ -13,6 +15,78 @@ if TYPE_CHECKING:
     Codec = Kind = Operator = str
 else:
     Codec, Kind, Operator = Literal[tuple(CODECS)], Literal[tuple(FUSERS)], Literal[OPERATORS]
+
+
+@dataclass(frozen=True, slots=True)
+class FuserChoice:
+    """What senders' caches go through.
+
+    max_tokens, ask: of a draft, where the fuser reads one: what the sender is asked for it, as in `T2T`.
+    """
+
+    kind: Kind = "mlp"
+    max_tokens: int = within(32, 1, 4096)
+    ask: Literal["answer", "hint"] = "answer"
+
+    def canonical(self) -> FuserChoice:
+        """Where nothing is drafted no length of a draft matters."""
+        return self if FUSERS[self.kind].drafts else FuserChoice(self.kind)
+
+    def described(self) -> list[str]:
+        plain = FuserChoice(self.kind)
+        found = [self.kind] * (plain != FuserChoice()) + ["hints"] * (self.ask != plain.ask)
+        return found + [f"{self.max_tokens} tokens"] * (self.max_tokens != plain.max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """Where a message stands, and who reads it.
+
+    operator: "concat" (beside the receiver's own cache) or "mix" (added to it); read: "last" (the last prompt token, as
+    published) or "prompt" (all of the prompt); slots: "front" (before the prompt) or "inline" (where notes stand).
+    """
+
+    operator: Operator = "concat"
+    read: Literal["last", "prompt"] = "last"
+    slots: Literal["front", "inline"] = "front"
+
+    def check(self, fuser: str) -> None:
+        """Raise FedrayError where a fuser does not go with it, or its parts with each other."""
+        operators = FUSERS[fuser].operators
+        if self.operator not in operators:
+            raise FedrayError(
+                f"fusion={self.operator} does not go with fuser={fuser}: leave fusion out, or choose "
+                f"fusion={operators[0]}"
+            )
+        if self.operator == "mix" and self.read == "prompt":
+            raise FedrayError(
+                "fusion.read=prompt does not go with fusion=mix, which changes what the prompt has become: leave it "
+                "out, or choose fusion=concat"
+            )
+        if self.slots == "inline" and self.read == "last":
+            raise FedrayError(
+                "fusion.slots=inline stands inside the prompt, which must be read over it: add fusion.read=prompt"
+            )
+
+    def described(self, fuser: str) -> list[str]:
+        """What a label says of it beside its fuser."""
+        implied = replace(Fusion(), **FUSERS[fuser].fusion)
+        found = {"read": (self.read, implied.read), "slots": (self.slots, implied.slots)}
+        return ["mix"] * (self.operator == "mix") + [
+            f"{key} {own}" for key, (own, usual) in found.items() if own != usual
+        ]
+
+
+def with_fusion(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what the fuser implies of `fusion`, in values as a schema reads them; null is left out."""
+    chosen, given = values.get("fuser"), values.get("fusion")
+    kind = chosen.get("kind") if isinstance(chosen, Mapping) else getattr(chosen, "kind", chosen)
+    own = given if isinstance(given, Mapping) else {} if given is None else {"operator": given}
+    if isinstance(given, Fusion):
+        return dict(values)
+    kind = FuserChoice().kind if kind is None else kind
+    implied = FUSERS[kind].implied if kind in FUSERS else {}  # a kind that there is not is told by the schema
+    return {**values, "fusion": {**implied, **{key: value for key, value in own.items() if value is not None}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +155,8 @@ class ProtocolSettings:
     caches go through fusers. speaks: senders answer in text. talks: members keep what they have read for a
     conversation's next turn. needs_senders: whether anybody is asked but the receiver. copies: the senders are copies
     of the receiver, which share one prompt. receiver, senders: who takes part by default, where it is not everybody.
-    reads: the parts of a Method that make a difference to its answers; where a gate weighs, it and `fusion` as well.
+    reads: the parts of a Method that make a difference to its answers; where a gate weighs, it as well, and the `fuser`
+    and `fusion` that it was trained for.
     """
 
     name: str = field(default="", init=False)
@@ -101,7 +176,7 @@ class ProtocolSettings:
 
     def canonical(self, method: Method) -> Method:
         """Put what makes no difference at its default, so that methods that answer alike are equal."""
-        reads = (*self.reads, "gate", "fusion") if self.weighs(method) else self.reads
+        reads = (*self.reads, "gate", "fuser", "fusion") if self.weighs(method) else self.reads
         wire = method.wire.canonical() if self.crosses == "cache" else Wire()
         return Method(**{"protocol": self, "gate": NO_GATE, "wire": wire, **attributes(method, *reads)})
 
@@ -184,9 +259,16 @@ class CacheToCache(ProtocolSettings):
         return True
 
     def canonical(self, method: Method) -> Method:
-        order = method.fusion_order if method.fusion == "mix" else "parallel"
+        order = method.fusion_order if method.fusion.operator == "mix" else "parallel"
         heard = replace(method.t2t, gate="none", full=False)  # of senders without a fuser, which give a hint
-        return replace(super().canonical(method), fusion_order=order, t2t=heard, vote=method.vote and method.answer_all)
+        found = super().canonical(method)
+        return replace(
+            found,
+            fuser=method.fuser.canonical(),
+            fusion_order=order,
+            t2t=heard,
+            vote=method.vote and method.answer_all,
+        )
 
 
 DEFAULT = CacheToCache()
@@ -198,8 +280,8 @@ class Method:
     """How a question is answered, whoever takes part."""
 
     protocol: ProtocolSettings = DEFAULT
-    fuser: Kind = "mlp"
-    fusion: Operator = "concat"
+    fuser: FuserChoice = FuserChoice()
+    fusion: Fusion = Fusion()
     fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
     compile: Compile | None = None  # fusers run by torch.compile in this mode
     gate: Gate = Gate()
@@ -251,7 +333,8 @@ class Method:
         found = ["no gate"] * (self.protocol.fuses and self.gate.kind == "none") + self.gate.described()
         found += [f"{key} {value}" for key, value in known.items() if value != "none"]
         found += self.t2t.described()
-        found += [*self.protocol.described(), *more, *["mix"] * (self.fusion == "mix")]
+        found += [*self.protocol.described(), *more]
+        found += [*self.fuser.described(), *self.fusion.described(self.fuser.kind)] if self.weighs else []
         found += ["both ways"] * self.answer_all + self.wire.described()
         return f"{name} ({', '.join(found)})" if found else name
 

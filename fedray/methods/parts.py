@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
@@ -13,10 +14,22 @@ OPERATORS = ("concat", "mix")
 
 @dataclass(frozen=True, slots=True)
 class FuserKind:
-    """A fuser class, as "module:Class". operators: those that it can be trained for, the usual one first."""
+    """A fuser class, as "module:Class".
+
+    operators: those that it can be trained for, the usual one first; fusion: what else of `fusion` it implies; drafts:
+    it reads what the sender drafts, not the prompt; trained: False where it needs no training and is in no registry.
+    """
 
     where: str
     operators: tuple[str, ...] = OPERATORS
+    fusion: Mapping[str, str] = field(default_factory=dict)
+    drafts: bool = False
+    trained: bool = True
+
+    @property
+    def implied(self) -> dict[str, str]:
+        """What of `fusion` nobody needs to say."""
+        return {"operator": self.operators[0], **self.fusion}
 
     def load(self) -> Any:
         return resolve_name(self.where)

@@ -48,7 +48,11 @@ async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], read
     plan = exchange.plan
     if reading is None and plan.fusers[sender].reads_ids:
         reading = await start_reading(exchange, sender, rows)
-    what: dict[str, object] = {"spans": plan.method.fusion == "mix", "control": plan.method.control, "seed": plan.seed}
+    what: dict[str, object] = {
+        "spans": plan.method.fusion.operator == "mix",
+        "control": plan.method.control,
+        "seed": plan.seed,
+    }
     what |= {"wire": plan.method.wire, "layers": plan.fusers[sender].layers}
     if reading is not None:
         if not await exchange.of_sender(sender, reading):

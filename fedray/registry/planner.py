@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedray.fusion.fuser import FuserConfig
-from fedray.methods.method import C2C, Method
+from fedray.methods.method import C2C, FuserChoice, Method
 from fedray.registry.manifest import Manifest, fuser_name, gate_name
 from fedray.registry.random_fuser import random_artifact, random_config
 from fedray.registry.store import SHIPPED, Registry
@@ -38,18 +38,18 @@ class Planner:
         names the others. Raises FedrayError naming a pair without a fuser (unless its sender may speak in text instead)
         and what there is, or a gate without a sound version.
         """
-        everyone = (receiver, *senders)
+        everyone, (kind, operator) = (receiver, *senders), _choice(method)
         for one in everyone if method.answer_all else (receiver,):
             others = [other for other in everyone if other != one] if method.protocol.fuses else []
             for other in others:
-                self._look_into(fuser_name(other, one), method.fuser, method.fusion)
+                self._look_into(fuser_name(other, one), kind, operator)
             self._refuse_missing(one, others, method)
             if method.gate.kind == "learned" and method.weighs:
                 name = gate_name(one)
-                self._look_into(name, "gate", method.fusion)
-                gates = [gate for gate, _ in self._registry.versions(name) if gate.operator == method.fusion]
+                self._look_into(name, "gate", operator)
+                gates = [gate for gate, _ in self._registry.versions(name) if gate.operator == operator]
                 if not gates and (damaged := self._registry.passed_over(name)):
-                    raise FedrayError(f"no fusion={method.fusion} gate of {one} can be used; use gate=open{damaged}")
+                    raise FedrayError(f"no fusion={operator} gate of {one} can be used; use gate=open{damaged}")
 
     def pass_over(self, damaged: Mapping[Path, str]) -> None:
         """Plan without versions that were found damaged elsewhere: the `problems` of another planner."""
@@ -77,8 +77,8 @@ class Planner:
             names,
             method.canonical(),
             speakers=speakers,
-            fusers={n: self._fuser(asked[n], receiver, method.fuser, method.fusion) for n in names if fusing},
-            gate_artifact=self._registry.find_gate(receiver, names, method.fusion) if learned else None,
+            fusers={n: self._fuser(asked[n], receiver, *_choice(method)) for n in names if fusing},
+            gate_artifact=self._registry.find_gate(receiver, names, method.fusion.operator) if learned else None,
             peers=peers,
             contexts={n: asked[n].context for n in names if fusing},
             seed=seed,
@@ -99,7 +99,7 @@ class Planner:
     def _refuse_missing(self, receiver: str, senders: Sequence[str], method: Method) -> None:
         if method.on_missing == "text":
             return
-        fuser, fusion = method.fuser, method.fusion
+        fuser, fusion = _choice(method)
         for sender in self._without_fuser(receiver, senders, method):
             there = sorted(self._fusers(sender, receiver))
             others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
@@ -107,7 +107,7 @@ class Planner:
                 f"there is {others}"
                 if there
                 else f"train it with jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver}"
-                f"{'' if fuser == Method.fuser else f' fuser={fuser}'}, name a registry that has "
+                f"{'' if fuser == FuserChoice().kind else f' fuser={fuser}'}, name a registry that has "
                 "it with registry.path=DIR, or let the sender speak with on_missing=text"
             )
             damaged = self._registry.passed_over(fuser_name(sender, receiver))
@@ -126,11 +126,14 @@ class Planner:
     def _without_fuser(self, receiver: str, senders: Sequence[str], method: Method) -> tuple[str, ...]:
         if self._at_random:
             return ()
-        return tuple(
-            sender for sender in senders if (method.fuser, method.fusion) not in self._fusers(sender, receiver)
-        )
+        return tuple(sender for sender in senders if _choice(method) not in self._fusers(sender, receiver))
 
     def _fusers(self, sender: str, receiver: str) -> set[tuple[str, str]]:
         """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
         name = fuser_name(sender, receiver)
         return {(m.kind, m.operator) for m, _ in self._registry.versions(name)}
+
+
+def _choice(method: Method) -> tuple[str, str]:
+    """Kind and operator of the fusers of a method."""
+    return method.fuser.kind, method.fusion.operator

@@ -13,7 +13,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.data.files import SUFFIXES, suffix
 from fedray.llm.catalogue import CATALOGUE, NAMES, original_of, repo_of, resolve, safe_name
 from fedray.llm.files import check_folder
-from fedray.methods.parts import CODECS, FUSERS
+from fedray.methods.parts import CODECS
 from fedray.protocols import protocol_of
 from fedray.settings.settings import (
     BUILD_SCHEMA,
@@ -61,10 +61,7 @@ def _check_names(settings: Settings) -> None:
     check_apart((receiver, *senders))
     if not senders and protocol.needs_senders and not protocol.copies:
         raise FedrayError(f"protocol={protocol.name} needs a sender: name some, as in {example}")
-    if settings.fusion not in FUSERS[settings.fuser].operators:
-        raise FedrayError(
-            f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or choose fuser=mlp"
-        )
+    settings.fusion.check(settings.fuser.kind)
 
 
 def check_apart(names: Sequence[str]) -> None:
@@ -81,18 +78,18 @@ def _check_exchange(settings: Settings) -> None:
     """What does not go together."""
     protocol, rephrase = settings.protocol, settings.rephrase
     CODECS[settings.wire.codec]  # of a package, which may not be importable
-    if settings.fusion_order == "sequential" and settings.fusion != "mix":
+    if settings.fusion_order == "sequential" and settings.fusion.operator != "mix":
         raise FedrayError(
             f"fusion_order=sequential is about fusion=mix, where one sender's change can build on another's: leave it "
-            f"out of fusion={settings.fusion}, or choose fusion=mix"
+            f"out of fusion={settings.fusion.operator}, or choose fusion=mix"
         )
-    if rephrase == "distinct" and settings.fusion == "mix" and protocol.fuses:
+    if rephrase == "distinct" and settings.fusion.operator == "mix" and protocol.fuses:
         raise FedrayError("rephrase=distinct does not go with fusion=mix, which needs one text for all: use shared")
     if rephrase != "none" and settings.control == "mismatched":
         raise FedrayError("control=mismatched gives senders another question: leave rephrase out")
     if settings.control != "none" and not protocol.fuses:
         raise FedrayError(f"control={settings.control} is about caches: choose protocol=c2c, not {protocol.name}")
-    if settings.evidence and settings.fusion == "mix":
+    if settings.evidence and settings.fusion.operator == "mix":
         raise FedrayError("evidence does not go with fusion=mix, which needs one text for all: use fusion=concat")
     strangers = settings.evidence.keys() - {safe_name(n) for n in (settings.receiver, *settings.senders)}
     if strangers:

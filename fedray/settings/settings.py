@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fedray.data.catalogue import TASKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, resolve, safe_name
-from fedray.methods.method import Method
-from fedray.methods.parts import FUSERS
+from fedray.methods.method import Method, with_fusion
 from fedray.protocols import KINDS, protocol_of
 from fedray.schema import Schema, attributes, within
 from fedray.text import decode_text
@@ -198,6 +197,7 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     implied_gate = isinstance(gate, Mapping) and gate.get("kind") is None
     if implied_gate:
         values["gate"] = {key: value for key, value in gate.items() if key != "kind"}
+    values = with_fusion(values)
     schema = with_copies(with_strangers(schema, values.get("receiver"), values.get("senders")), values)
     settings = schema.read(values)
     zoo = settings.zoo.name
@@ -213,7 +213,6 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     task = settings.task
     if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
         task = replace(task, scoring="text")  # what the task's name implies is about its own questions
-    implied: Any = FUSERS[settings.fuser].operators[0]
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
     return replace(
@@ -222,7 +221,6 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         senders=senders,
         task=task,
         gate=replace(settings.gate, kind="open") if implied_gate and zoo == "shapes" else settings.gate,
-        fusion=settings.fusion if "fusion" in values else implied,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
     )
 

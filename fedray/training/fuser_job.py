@@ -49,7 +49,7 @@ class TrainFuser(TrainingJob[FuserJob]):
     def _without_fuser(self, llms: Mapping[str, Source]) -> list[str]:
         """List senders whose fuser of this kind into the receiver a federation would not find."""
         settings, registry, weights = self.settings, registry_of(self.settings), hashes(llms)
-        wanted = (settings.receiver, weights, settings.fuser, settings.fusion)
+        wanted = (settings.receiver, weights, settings.fuser.kind, settings.fusion.operator)
         others = [name for name in NAMES if name != settings.receiver]
         without = [name for name in others if registry.fuser_in_use(name, *wanted) is None]
         self.screen.passed_over(registry.problems)
@@ -59,7 +59,7 @@ class TrainFuser(TrainingJob[FuserJob]):
         """Plan one training. Raises FedrayError where it does not fit."""
         settings, control, recipe = self.settings, self.settings.control, recipe_of(self.settings)
         name = fuser_name(sender.name, receiver.name)
-        kind = f"{settings.fuser}-{settings.fusion}" + ("" if control == "none" else f"-{control}")
+        kind = f"{settings.fuser.kind}-{settings.fusion.operator}" + ("" if control == "none" else f"-{control}")
         decisive = {**asdict(recipe), "answers": settings.learns, "limit": settings.limit, **settings_of_data(settings)}
         checkpoint = Checkpoint(
             settings.root.absolute() / FOLDER / f"{name}.{kind}",
@@ -160,4 +160,4 @@ def recipe_of(settings: FuserJob) -> FuserRecipe:
     """Make the recipe of settings; one between LLMs in 16 bit computes in 16 bit."""
     half = (settings.precision, settings.llm_dtype) == ("auto", "bfloat16")
     own = {"precision": "bfloat16"} if half else {}
-    return recipe_from(settings, FuserRecipe, kind=settings.fuser, steps=settings.all_steps, **own)
+    return recipe_from(settings, FuserRecipe, kind=settings.fuser.kind, steps=settings.all_steps, **own)

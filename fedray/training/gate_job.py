@@ -55,7 +55,7 @@ class TrainGate(TrainingJob[GateJob]):
         self.screen.passed_over(registry.problems)
         decisive = {
             **asdict(recipe),
-            "fuser": settings.fuser,
+            "fuser": settings.fuser.kind,
             "limit": settings.limit,
             "senders": settings.senders,
             "fusers": {sender: artifact.hash for sender, artifact in fusers.items()},
@@ -63,7 +63,7 @@ class TrainGate(TrainingJob[GateJob]):
         }
         name = gate_name(receiver)
         checkpoint = Checkpoint(
-            settings.root.absolute() / FOLDER / f"{name}.{settings.fuser}-{settings.fusion}",
+            settings.root.absolute() / FOLDER / f"{name}.{settings.fuser.kind}-{settings.fusion.operator}",
             what=f"the gate of {receiver} for {', '.join(settings.senders)}",
             llms=weights,
             settings=decisive,
@@ -127,7 +127,7 @@ def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers:
 
 def _fuser(settings: GateJob, registry: Registry, sender: str, weights: Mapping[str, str]) -> Artifact:
     """Find the fuser in use between a sender and the receiver. Raises FedrayError where there is none."""
-    receiver, kind, operator = settings.receiver, settings.fuser, settings.fusion
+    receiver, kind, operator = settings.receiver, settings.fuser.kind, settings.fusion.operator
     found = registry.fuser_in_use(sender, receiver, weights, kind, operator)
     if found is None:
         hub = "" if settings.zoo.name == "tiny" else f"zoo={settings.zoo.name} "

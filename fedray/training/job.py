@@ -190,7 +190,7 @@ class TrainingJob(Job[S, TrainingScreen]):
         assert snapshot is not None, "a training ends with a checkpoint"
         if artifact := self.register(task.order, outcome, snapshot):
             part = replace(part, hash=artifact.hash, path=artifact.path)
-            alias = f"in-use-{self.settings.fuser}-{self.settings.fusion}"
+            alias = f"in-use-{self.settings.fuser.kind}-{self.settings.fusion.operator}"
             name = f"{task.role}.{task.name.removeprefix('gate--')}"  # the role is in front already
             tracker.register(name, Path(artifact.path), alias=alias, hash=artifact.hash)
         task.order.checkpoint.discard()

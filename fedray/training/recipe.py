@@ -53,7 +53,7 @@ class FuserRecipe:
 
 def recipe_from(settings: FuserJob | GateJob, cls: type[R], **others: Any) -> R:
     """Make a recipe of the settings of the same names, `fusion`, and of what is given in `others`."""
-    values = {"operator": settings.fusion, **others}
+    values = {"operator": settings.fusion.operator, **others}
     same = (of.name for of in fields(cls) if of.name not in values)  # pyright: ignore
     return cls(**values, **attributes(settings, *same))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import NAMES, resolve
-from fedray.methods.parts import FUSERS
+from fedray.methods.method import FuserChoice, Fusion, with_fusion
 from fedray.schema import Schema, within
 from fedray.settings.check import check_apart, check_llm_folders, check_output, check_revision, check_store
 from fedray.settings.settings import (
@@ -82,8 +82,8 @@ class TrainingSettings(RegistryUser):
     """Settings of both trainings."""
 
     receiver: str = "qwen3-0.6b"
-    fuser: Literal["mlp", "c2c"] = "mlp"
-    fusion: Literal["concat", "mix"] = "concat"
+    fuser: FuserChoice = field(default_factory=FuserChoice)
+    fusion: Fusion = field(default_factory=Fusion)
     data: TrainingData = field(default_factory=TrainingData)
     workers: int = within(1, 1)  # several share every batch (DDP), or each measures a share of the questions
     threads: int = within(1, 1)  # of torch, per worker; another number may change the last bits
@@ -130,7 +130,7 @@ class FuserJob(TrainingSettings):
     def all_steps(self) -> int:
         if self.steps is None and self.data.name != "tiny" and self.limit is not None:
             return max(2, math.ceil(self.limit * (1 - self.data.held_out) / self.batch_size))
-        return self.steps or STEPS[self.fusion]
+        return self.steps or STEPS[self.fusion.operator]
 
     @property
     def rows(self) -> int:
@@ -214,11 +214,10 @@ def build_import_job(values: Mapping[str, Any]) -> ImportJob:
 def _build(schema: Schema[J], values: Mapping[str, Any], senders: Any) -> J:
     """Read settings: the receiver by its canonical name, fusion as the fuser implies it."""
     values = named_safely(values)
+    values = values if schema is IMPORT_JOB else with_fusion(values)
     settings = with_strangers(schema, values.get("receiver"), senders).read(values)
     settings = replace(settings, receiver=resolve(settings.receiver, "receiver", settings.zoo.name))
-    if isinstance(settings, ImportJob) or "fusion" in values:
-        return settings
-    return replace(settings, fusion=FUSERS[settings.fuser].operators[0])
+    return settings
 
 
 def _canonical_sender(settings: FuserJob | ImportJob) -> str | None:
@@ -315,10 +314,7 @@ def _check_pair(settings: FuserJob) -> None:
 
 
 def _check_training(settings: FuserJob | GateJob, senders: tuple[str, ...]) -> None:
-    if settings.fusion not in FUSERS[settings.fuser].operators:
-        raise FedrayError(
-            f"fusion={settings.fusion} does not go with fuser=c2c, which mixes: leave fusion out, or use fuser=mlp"
-        )
+    settings.fusion.check(settings.fuser.kind)
     path = settings.data.path
     if path is not None and not path.exists():
         raise FedrayError(f"data.path={path} does not exist: name a folder or a file, or leave it out")

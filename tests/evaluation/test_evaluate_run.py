@@ -96,7 +96,7 @@ def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:
     assert asked == 3 * 1 + 5 * (2 + 2), "the order in one batch per case, each case in two and two times alone"
     alone, c2c, t2t = left.rows[0], left.rows[3], left.rows[4]
     assert alone.how == ALONE and alone.is_alone and alone.who.type is None and alone.p_value == 1.0
-    assert (c2c.how.fuser, c2c.how.fusion, c2c.how.gate.kind, c2c.who.type) == (
+    assert (c2c.how.fuser.kind, c2c.how.fusion.operator, c2c.how.gate.kind, c2c.who.type) == (
         "mlp",
         "concat",
         "open",

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from fedray.methods.fedattn import FedAttn
-from fedray.methods.method import NO_GATE, T2T, CacheToCache, Gate, Method, SelfRefine, Standalone, TextToText, Wire
+from fedray.methods.method import (
+    NO_GATE,
+    T2T,
+    CacheToCache,
+    FuserChoice,
+    Fusion,
+    Gate,
+    Method,
+    SelfRefine,
+    Standalone,
+    TextToText,
+    Wire,
+)
 from fedray.methods.specfed import SpecFed
 from fedray.protocols import METHOD
 from fedray.reporting import report, schema_1
@@ -238,8 +250,8 @@ OF_ROWS: list[tuple[dict[str, Any], Method, float | None]] = [
         | {"keep_layers": 0.5, "layer_score": "deep"},
         Method(
             CacheToCache(),
-            "c2c",
-            "mix",
+            FuserChoice("c2c"),
+            Fusion("mix"),
             gate=Gate("oracle"),
             control="constant",
             answer_all=True,
@@ -299,8 +311,8 @@ def test_who_how_what_and_at_which_cost(tmp_path: Path) -> None:
         ),
         how=Method(
             CacheToCache(),
-            fuser="c2c",
-            fusion="mix",
+            fuser=FuserChoice("c2c"),
+            fusion=Fusion("mix"),
             fusion_order="sequential",
             compile="default",
             gate=Gate("open"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from fedray.methods.method import Method
+from fedray.methods.method import Method, with_fusion
 from fedray.protocols import METHOD
 from fedray.types import Plan
 
@@ -15,7 +15,7 @@ _OWN = {of.name for of in fields(Plan)}
 
 def method(**parts: Any) -> Method:
     """Method(...) whose parts may be bare values: protocol="t2t", gate="open"."""
-    return METHOD.read(parts)
+    return METHOD.read(with_fusion(parts))
 
 
 def plan(receiver: str, senders: tuple[str, ...], **values: Any) -> Plan:

@@ -14,6 +14,7 @@ import torch
 from fedray.command_line import CONF, FUSER_TRAINING, GATE_TRAINING, IMPORT, REGISTRY, Form, launch
 from fedray.fusion.build import build_fuser
 from fedray.llm.catalogue import NAMES
+from fedray.methods.method import FuserChoice, Fusion
 from fedray.training.fuser_job import recipe_of
 from fedray.training.recipe import fuser_config
 from fedray.training.settings import FuserJob, GateJob, ImportJob, LLMSettings, RegistryJob, TrainingData
@@ -66,8 +67,8 @@ def test_yaml_and_dataclasses_have_the_same_defaults(
     ("arguments", "expected"),
     [
         ("sender=all receiver=llama-3.2-1b", FuserJob("all", receiver="llama-1b")),
-        ("sender=llama-1b fuser=c2c", FuserJob("llama-1b", fuser="c2c", fusion="mix")),
-        ("sender=llama-1b fusion=mix steps=7", FuserJob("llama-1b", fusion="mix", steps=7)),
+        ("sender=llama-1b fuser=c2c", FuserJob("llama-1b", fuser=FuserChoice("c2c"), fusion=Fusion("mix"))),
+        ("sender=llama-1b fusion=mix steps=7", FuserJob("llama-1b", fusion=Fusion("mix"), steps=7)),
         ("control=identical", FuserJob("qwen3-0.6b", control="identical")),
         ("+sender=llama-1b workers=2 accumulation=3 learning_rate=1e-4", None),
     ],
@@ -76,7 +77,7 @@ def test_command_lines(call: Call, arguments: str, expected: FuserJob | None) ->
     expected = expected or FuserJob("llama-1b", workers=2, accumulation=3, learning_rate=1e-4)
     code, err, (made,) = call("train_fuser", *arguments.split())
     assert (code, err) == (0, "") and replace(made, output=expected.output, registry=expected.registry) == expected
-    assert made.all_steps == (made.steps or {"concat": 900, "mix": 600}[made.fusion])
+    assert made.all_steps == (made.steps or {"concat": 900, "mix": 600}[made.fusion.operator])
 
 
 def test_the_published_recipe_is_an_experiment(call: Call) -> None:
@@ -84,7 +85,7 @@ def test_the_published_recipe_is_an_experiment(call: Call) -> None:
     code, err, (made,) = call("train_fuser", "+experiment=openhermes_50k", "sender=qwen2.5-0.5b")
     assert (code, err, made.zoo.name) == (0, "", "hub")
     assert (made.data.name, made.limit, made.learns, made.data.longest) == ("openhermes", 50_000, "right", 2048)
-    assert (made.fuser, made.fusion, made.hidden, made.layers) == ("c2c", "mix", 1024, "last_aligned")
+    assert (made.fuser.kind, made.fusion.operator, made.hidden, made.layers) == ("c2c", "mix", 1024, "last_aligned")
     assert (made.batch_size, made.rows, made.sampling, made.all_steps) == (256, 4, "epochs", 194)
     assert (made.learning_rate, made.weight_decay, made.schedule, made.warmup) == (1e-4, 0.01, "linear", 0.1)
     assert (made.llm_dtype, made.precision, made.patience) == ("bfloat16", "bfloat16", 0)
