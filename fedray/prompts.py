@@ -19,7 +19,11 @@ def rephrase_prompt(question: str) -> str:
     return f"rephrase: {question}"
 
 
+NOTES = ("notes:\n", "-", "\n")  # what stands above all notes, before each, and behind each
+
+
 def notes_prompt(notes: Sequence[str], question: str) -> str:
     """Put a question under its notes, a line each; without notes it is the question alone."""
     lines = [one_line(note) for note in notes if note.strip()]
-    return "notes:\n" + "".join(f"- {line}\n" for line in lines) + question if lines else question
+    above, before, behind = NOTES
+    return above + "".join(f"{before} {line}{behind}" for line in lines) + question if lines else question

@@ -52,6 +52,12 @@ class MemberInfo:
     context: int  # longest prompt plus answer, tokens
     revision: str = ""  # the commit of its repository on the Hugging Face hub, where it comes from there
     vocabulary: str = ""  # hash of its tokens and their ids; "" where it has no tokenizer
+    rotary: str = ""  # hash of how it rotates keys, and which layers see how far
+
+    @property
+    def cache_space(self) -> str:
+        """Name what two LLMs must share so that a cache of one can stand in the other's."""
+        return f"{self.family} {self.spec}{f' rotary {self.rotary[:6]}' if self.rotary else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,9 @@ class Artifact:
     path: str  # folder with model.safetensors and manifest.json, readable from the member's machine
     reads_ids: bool = False  # a fuser whose sender must read the receiver's token ids instead of the text
     layers: Layers | None = None  # of the sender, that a fuser reads; None: all
-    random: Mapping[str, Any] | None = None  # zoo=shapes: what it would be; it has random weights and no folder
+    tokens: str = "prompt"  # that a fuser reads: of the prompt, of the user's "text" in it, or of a "draft" behind it
+    unrotated: bool = False  # whether it reads keys without the sender's positions
+    config: Mapping[str, Any] | None = None  # of a fuser without a folder: it needs no training, or has random weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fedray.llm.memory import numbers
 from fedray.llm.products import pack_matrices
 from fedray.llm.source import Source, config_of
 from fedray.methods.method import Compile
-from fedray.registry.random_fuser import build_random, random_artifact
+from fedray.registry.untrained import build_untrained, random_artifact
 from fedray.settings.check import cpp_compiler
 from fedray.types import FedrayError, MemberInfo
 
@@ -135,7 +135,7 @@ def _members(s: BenchmarkSettings) -> tuple[MemberInfo, MemberInfo]:
 
 def _fuser(s: BenchmarkSettings, dtype: str) -> C2CFuser:
     """Build a fuser of the published size, every gate open."""
-    fuser = build_random(random_artifact(*_members(s), "c2c", "mix"), s.device).to(getattr(torch, dtype))
+    fuser = build_untrained(random_artifact(*_members(s), "c2c", "mix"), s.device).to(getattr(torch, dtype))
     assert isinstance(fuser, C2CFuser)
     return fuser
 

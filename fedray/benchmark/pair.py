@@ -23,7 +23,7 @@ from fedray.methods.method import FuserChoice, Fusion, Gate, Method
 from fedray.protocols import protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
-from fedray.registry.random_fuser import random_artifact
+from fedray.registry.untrained import random_artifact
 from fedray.types import Answer, Artifact, Generation, MemberInfo, Plan, Request, Talk, Usage
 
 VOCABULARY = 256  # token ids that every LLM knows
@@ -142,5 +142,5 @@ def plan(receiver: MemberInfo, senders: Sequence[MemberInfo]) -> Plan:
 
 
 def _token_by_token(artifact: Artifact) -> Artifact:
-    assert artifact.random is not None
-    return replace(artifact, random={**artifact.random, "token_alignment": "ids"})
+    assert artifact.config is not None
+    return replace(artifact, config={**artifact.config, "token_alignment": "ids"})

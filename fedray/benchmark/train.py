@@ -16,7 +16,7 @@ from fedray.llm import decoding
 from fedray.llm.loading import load_source
 from fedray.llm.model import LLM, Encoded
 from fedray.llm.source import Source
-from fedray.registry.random_fuser import WIDTH
+from fedray.registry.untrained import WIDTH
 from fedray.training import memory
 from fedray.training.conversations import LabelledPrompt
 from fedray.training.data import Prefilled

@@ -13,6 +13,7 @@ from fedray.evaluation.metrics import Comparison, compare, seconds_of
 from fedray.methods.specfed import Speculation
 from fedray.protocols import protocol_of
 from fedray.questions.tasks import Question, scorings
+from fedray.registry.untrained import RANDOM
 from fedray.reporting.job import Status
 from fedray.reporting.report import Answered, Cost, Data, Found, Learned, MemberReport, Report, Who
 from fedray.schema import picked
@@ -186,7 +187,7 @@ class Record:
 
 
 def _learned(artifact: Artifact, role: str) -> Learned:
-    status = "complete" if artifact.random is None else "random"
+    status = "complete" if artifact.config is None else "random" if artifact.hash.startswith(RANDOM) else "untrained"
     return Learned(artifact.name, role, status, artifact.hash, artifact.path or None)
 
 

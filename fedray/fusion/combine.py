@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from fedray.llm.cache import KVCache, filled, side_by_side, stacked
 from fedray.llm.decoding import Context
 from fedray.llm.model import HEAD, TAIL, Span
 from fedray.llm.preallocated_cache import slots
+from fedray.llm.rotary import rotate
 from fedray.types import FedrayError, Layers
 from fedray.wire.codecs import are_finite
 
@@ -68,6 +70,20 @@ class Part:
         start, count = self.row(b)
         return self.cache.positions[b if self.lengths is None else 0, start : start + count].tolist()
 
+    def read(self) -> Tensor:
+        """(B,): the tokens that the sender has read, sent or not."""
+        if self.whole or self.lengths is not None:
+            return self.cache.lengths.new_tensor(self.whole or self.lengths)
+        return self.cache.lengths
+
+    def positions_BT(self) -> Tensor:
+        """(B, T): where its tokens stand among those that the sender has read."""
+        return self.cache.positions if self.lengths is None else self.spread(self.cache.positions[:, None])[:, 0]
+
+    def before(self) -> Tensor:
+        """(B, T): the positions of its tokens where they end right before the receiver's first one."""
+        return self.positions_BT() - self.read()[:, None]
+
     def valid_BT(self) -> Tensor:
         if self.lengths is None:
             return self.cache.valid_BT()
@@ -111,42 +127,80 @@ def fuse(
     parts: list[Part],
     order: str = "parallel",
     border: Border | None = None,
+    model: Any = None,
 ) -> Context:
     """Fuse `own` (the prompt without its last token) and the parts, by either operator.
 
     border: records whose part cannot be fused, or becomes NaN or infinite, and goes on without it; None raises.
+    model: the receiver's, which rotates the keys of fusers that give them without a place.
     """
     if operator == "mix":
         return concat(mix(own, own_spans, parts, order, border), [])
-    return concat(own, parts, border)
+    return concat(own, parts, border, model)
 
 
-def concat(own: KVCache, parts: list[Part], border: Border | None = None) -> Context:
+def concat(own: KVCache, parts: list[Part], border: Border | None = None, model: Any = None) -> Context:
     """Concatenate senders' projected caches and the receiver's own: C(F_j1i, M_j1) ∘ ... ∘ C(M_i)  (Eq. 4).
 
-    `own` holds the prompt without its last token. The receiver's own positions start at 0, as they do alone. All layers
-    have the same slots, since one mask serves all: those of a layer that was not sent weigh nothing there.
+    `own` holds the prompt without its last token. The receiver's own positions start at 0, as they do alone, and every
+    message ends right before them: side by side, so that their order makes no difference.
     """
-    keys, values = [list(own.keys)], [list(own.values)]
-    visible, biases = [], []
+    messages = project(own, parts, border)
+    return joined(own, [message.at(model, message.part.before()) for message in messages])
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a fuser makes of a part. keys, values: (B, N, T, H) per receiver layer; bias: (B, N, T) per layer, added to
+    attention scores; seen_BT: the slots that hold something with weight; positions_BT: where they stand, None where
+    keys are as their sender has rotated them."""
+
+    part: Part
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    bias: Sequence[Tensor]
+    seen_BT: Tensor
+    positions_BT: Tensor | None = None
+
+    def at(self, model: Any, positions_BT: Tensor) -> Message:
+        """The same message where it stands."""
+        if self.part.fuser.config.rotary == "kept":
+            return self
+        return replace(self, keys=rotate(model, self.keys, positions_BT), positions_BT=positions_BT)
+
+
+def project(own: KVCache, parts: list[Part], border: Border | None = None) -> list[Message]:
+    """Let every part's fuser project its cache; a part that fails is left out, and named by the border."""
+    found = []
     for part in parts:
-        with _at(border, part):
+        with at_border(border, part):
             part.check(own)
             projection = part.fuser.project(part.cache.keys, part.cache.values)
             _check_finite(border, (*projection.keys, *projection.values))
             seen_BT = part.valid_BT() & (part.weight_B > 0)[:, None]
-            fused = [[part.spread(t) for t in side] for side in (projection.keys, projection.values)]
+            keys, values = ([part.spread(t) for t in side] for side in (projection.keys, projection.values))
             bias = _biases(part, [part.spread(w) for w in projection.log_weights])
-            # nothing fails from here on
-            keys.append(fused[0])
-            values.append(fused[1])
-            visible.append(seen_BT)
-            biases.append(bias)
-    order = [*range(1, len(keys)), 0]
-    layers = [([keys[i][t] for i in order], [values[i][t] for i in order]) for t in range(own.spec.layers)]
-    bias = tuple(torch.cat([b[t] for b in biases], dim=2) for t in range(own.spec.layers)) if biases else None
-    seen = torch.cat([*visible, own.valid_BT()], dim=1)
-    return Context(slots(layers), seen, own.lengths.clone(), bias)
+            found.append(Message(part, keys, values, bias, seen_BT))
+    return found
+
+
+def joined(own: KVCache, messages: Sequence[Message]) -> Context:
+    """Make one cache of messages and the receiver's own, in this order.
+
+    All layers have the same slots, since one mask serves all: those of a layer that was not sent weigh nothing there.
+    """
+    sides = [(message.keys, message.values) for message in messages] + [(own.keys, own.values)]
+    layers = [([keys[t] for keys, _ in sides], [values[t] for _, values in sides]) for t in range(own.spec.layers)]
+    bias, positions = None, None
+    if messages:
+        bias = tuple(torch.cat([message.bias[t] for message in messages], dim=2) for t in range(own.spec.layers))
+    if any(message.positions_BT is not None for message in messages):
+        where = [
+            torch.full_like(m.part.positions_BT(), -1) if m.positions_BT is None else m.positions_BT for m in messages
+        ]
+        positions = torch.cat([*where, own.positions], dim=1)
+    seen = torch.cat([*(message.seen_BT for message in messages), own.valid_BT()], dim=1)
+    return Context(slots(layers), seen, own.lengths.clone(), bias, positions_BS=positions)
 
 
 def _biases(part: Part, log_weights: Sequence[Tensor]) -> list[Tensor]:
@@ -167,7 +221,7 @@ def mix(
     """
     keys, values = own.keys, own.values
     for part in parts:
-        with _at(border, part):
+        with at_border(border, part):
             part.check(own)
             index_BT, aligned_BT = alignment(part, own, own_spans)
             base = (keys, values) if order == "sequential" else (own.keys, own.values)
@@ -198,7 +252,8 @@ def _changed(
     return tuple(changed.get(layer, own) for layer, own in enumerate(side))
 
 
-def _at(border: Border | None, part: Part) -> AbstractContextManager[None]:
+def at_border(border: Border | None, part: Part) -> AbstractContextManager[None]:
+    """What is wrong with a part costs its sender alone, which the border names; without one it is raised."""
     return nullcontext() if border is None else border.of(part.sender)
 
 

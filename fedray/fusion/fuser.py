@@ -25,6 +25,8 @@ from fedray.types import FedrayError, KVSpec, Layers
 
 # More than any LLM or fuser has
 MOST = {"layers": 512, "kv_heads": 1024, "head_dim": 1024, "hidden": 1 << 20, "intermediate": 1 << 20, "num_layers": 16}
+ROTARY = ("kept", "removed")
+TOKENS = ("prompt", "text", "draft")  # all of the prompt, the user's text of it, or what the sender answers to it
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
 Changes = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]  # to Sides; None where nothing changes
 Reached = tuple[tuple[bool, ...], tuple[bool, ...]]  # whose keys, and whose values, per receiver layer
@@ -32,7 +34,11 @@ Reached = tuple[tuple[bool, ...], tuple[bool, ...]]  # whose keys, and whose val
 
 @dataclass(frozen=True, slots=True)
 class FuserConfig:
-    """The configuration of a fuser. reads: "sender", or "both" caches (then it runs at the receiver)."""
+    """The configuration of a fuser. reads: "sender", or "both" caches (then it runs at the receiver).
+
+    rotary: whether keys are "kept" as the sender has rotated them, or "removed": then the receiver rotates what comes
+    out to where it stands. tokens: what the sender sends, one of TOKENS.
+    """
 
     kind: str
     operator: str
@@ -43,6 +49,8 @@ class FuserConfig:
     num_layers: int = 3  # c2c only: blocks plus input and output
     layer_alignment: str = "bottom_up"
     token_alignment: str = "assembled"  # mix only: one of TOKEN_ALIGNMENTS
+    rotary: str = "kept"
+    tokens: str = "prompt"
 
     def __post_init__(self) -> None:
         """Validate names and sizes: what strangers describe must not take long to build. Raises FedrayError."""
@@ -50,6 +58,8 @@ class FuserConfig:
             ("fuser", self.kind, FUSERS),
             ("layer alignment", self.layer_alignment, LAYER_ALIGNMENTS),
             ("token alignment", self.token_alignment, TOKEN_ALIGNMENTS),
+            ("rotary", self.rotary, ROTARY),
+            ("tokens", self.tokens, TOKENS),
         ):
             if name not in names:
                 raise FedrayError(f"{what} {name!r}; choose one of {', '.join(names)}")
@@ -74,10 +84,11 @@ class FuserConfig:
         return self.sender.kv_heads * self.sender.head_dim, self.receiver.kv_heads * self.receiver.head_dim
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to a dictionary, without the default token alignment, as before there was another."""
+        """Convert to a dictionary, without what is as it was before there was a choice."""
         fields = asdict(self)
-        if self.token_alignment == "assembled":
-            del fields["token_alignment"]
+        for name, before in (("token_alignment", "assembled"), ("rotary", "kept"), ("tokens", "prompt")):
+            if fields[name] == before:
+                del fields[name]
         return fields
 
     @classmethod
@@ -105,11 +116,13 @@ class Fuser(nn.Module):
     """The base class of fusers. `concat` uses project(), `mix` uses mix().
 
     norms: the range of the caches it was trained on, where its training has recorded one. default_layers: the default
-    layer alignment of its training.
+    layer alignment of its training; reading: the fields of its configuration that say what it reads, where they differ
+    from their defaults.
     """
 
     norms: Norms | None = None
     default_layers: ClassVar[str] = "bottom_up"
+    reading: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: FuserConfig) -> None:
         super().__init__()

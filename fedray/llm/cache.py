@@ -6,7 +6,7 @@ Shape legend: B batch, N kv heads, T tokens, H head dim, L layers. Keys are post
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,19 @@ class KVCache:
         longest = int(lengths.max())
         keys, values = (tuple(t[:, :, :longest] for t in side) for side in (self.keys, self.values))
         return KVCache(self.spec, keys, values, torch.minimum(self.lengths, lengths), self.positions[:, :longest])
+
+    def gather(self, tokens: Sequence[Sequence[int]]) -> KVCache:
+        """Gather some tokens of every row, in their order."""
+        lengths = self.lengths.new_tensor([len(row) for row in tokens])
+        longest = max(map(len, tokens), default=0)
+        index_BT = self.lengths.new_tensor([[*row, *[0] * (longest - len(row))] for row in tokens])
+        index_B1T1, sides = index_BT[:, None, :, None], (self.keys, self.values)
+        keys, values = (tuple(t.take_along_dim(index_B1T1, 2) for t in side) for side in sides)
+        return KVCache(self.spec, keys, values, lengths, self.positions.gather(1, index_BT))
+
+    def counted(self) -> KVCache:
+        """The same tokens, at positions from 0 on."""
+        return replace(self, positions=counted(self.tokens, self.positions).expand(self.batch, -1))
 
     @classmethod
     def from_dynamic(cls, cache: DynamicCache, lengths: Tensor, positions: Tensor) -> KVCache:

@@ -95,7 +95,8 @@ class Context:
 
     visible_BS: False where a slot is padding, masked or foreign without weight; next_position_B: where the next token
     stands; slot_bias: per layer a (B, N, S') bias for the first S' slots (foreign ones come first), or None; beyond:
-    what single layers see besides.
+    what single layers see besides. positions_BS: where every slot stands, where they do not stand one after another: a
+    token then sees no slot that stands behind it. None: others' slots have no position, and are near to every token.
     """
 
     cache: DynamicCache
@@ -103,10 +104,11 @@ class Context:
     next_position_B: Tensor
     slot_bias: tuple[Tensor, ...] | None = None
     beyond: Beyond | None = None
+    positions_BS: Tensor | None = None
 
     @property
     def foreign(self) -> int:
-        """The number of others' slots in front: they have no position and are near to every token."""
+        """The number of others' slots in front."""
         return 0 if self.slot_bias is None else self.slot_bias[0].shape[-1]
 
     def repeat(self, times: int) -> Context:
@@ -118,7 +120,8 @@ class Context:
         layers = [(rows(key), rows(value)) for key, value in layers_of(self.cache)]
         bias = None if self.slot_bias is None else tuple(rows(b) for b in self.slot_bias)
         beyond = None if self.beyond is None else self.beyond.repeat(times)
-        return Context(DynamicCache(layers), rows(self.visible_BS), rows(self.next_position_B), bias, beyond)
+        places = None if self.positions_BS is None else rows(self.positions_BS)
+        return Context(DynamicCache(layers), rows(self.visible_BS), rows(self.next_position_B), bias, beyond, places)
 
 
 def empty_context(batch: int, device: torch.device) -> Context:
@@ -161,8 +164,9 @@ def extend(
     """
     whole = valid_BQ is None
     valid_BQ = torch.ones_like(ids_BQ, dtype=torch.bool) if valid_BQ is None else valid_BQ
-    mask, counted_BQ = _mask_and_positions(context, valid_BQ, model.dtype)
-    positions_BQ = counted_BQ if positions_BQ is None else positions_BQ
+    if positions_BQ is None:
+        positions_BQ = context.next_position_B[:, None] + (valid_BQ.cumsum(1) - 1).clamp(min=0)
+    mask = _mask(context, valid_BQ, positions_BQ, model.dtype)
     window = window_of(model.config)
     far = window is not None and mask.shape[-1] > window
     plain = whole and not far and context.visible_BS.shape[1] == 0 and context.beyond is None
@@ -180,23 +184,27 @@ def extend(
             **{cache_argument(type(model.model)): context.cache},
         ).last_hidden_state
     context.visible_BS = torch.cat([context.visible_BS, valid_BQ], dim=1)
+    if context.positions_BS is not None:
+        context.positions_BS = torch.cat([context.positions_BS, positions_BQ], dim=1)
     context.next_position_B = torch.where(valid_BQ, positions_BQ + 1, context.next_position_B[:, None]).amax(1)
     return states
 
 
-def _mask_and_positions(context: Context, valid_BQ: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _mask(context: Context, valid_BQ: Tensor, positions_BQ: Tensor, dtype: torch.dtype) -> Tensor:
     batch, length = valid_BQ.shape
     causal_QQ = valid_BQ.new_ones(length, length).tril()
     seen_BQS = context.visible_BS[:, None].expand(batch, length, -1)
+    if context.positions_BS is not None:
+        seen_BQS = seen_BQS & (context.positions_BS[:, None] <= positions_BQ[:, :, None])
     own_BQQ = causal_QQ[None] & valid_BQ[:, None]
     allowed = torch.cat([seen_BQS, own_BQQ], dim=2)
-    mask = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-    offset_BQ = (valid_BQ.cumsum(1) - 1).clamp(min=0)
-    return mask[:, None], context.next_position_B[:, None] + offset_BQ
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def _distances(context: Context, positions_BQ: Tensor) -> Tensor:
-    """Compute the distance in tokens of every new token to every slot, (B, Q, S + Q); 0 to others' slots."""
+    """Compute the distance in tokens of every new token to every slot, (B, Q, S + Q); 0 to slots without a position."""
+    if context.positions_BS is not None:
+        return positions_BQ[:, :, None] - torch.cat([context.positions_BS, positions_BQ], dim=1)[:, None]
     foreign = context.foreign
     own_BS = context.visible_BS[:, foreign:].cumsum(1) - 1
     distance_BQK = positions_BQ[:, :, None] - torch.cat([own_BS, positions_BQ], dim=1)[:, None]

@@ -6,6 +6,8 @@ Shape legend: B batch, N kv heads, T tokens, H head dim.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +24,13 @@ def rotate(model: Any, keys: Sequence[Tensor], positions_BT: Tensor) -> tuple[Te
 def unrotate(model: Any, keys: Sequence[Tensor], positions_BT: Tensor) -> tuple[Tensor, ...]:
     """Take the rotation of their positions off every layer's keys (B, N, T, H)."""
     return _turned(model, keys, positions_BT, -1.0)
+
+
+def hash_rotary(config: Any) -> str:
+    """Hash what decides how keys are rotated, and how far each layer sees."""
+    names = ("rope_parameters", "layer_types", "sliding_window", "no_rope_layers")
+    told = {name: getattr(config, name, None) for name in names}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _turned(model: Any, keys: Sequence[Tensor], positions_BT: Tensor, way: float) -> tuple[Tensor, ...]:

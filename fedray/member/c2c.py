@@ -1,6 +1,6 @@
 """A member in C2C: it sends its cache, takes others' and answers (FedRefine, arXiv 2603.28772; C2C, arXiv 2510.03215).
 
-What must outlive a call lies in a session (sessions.py). `@ships`: (receipt, payload).
+What must outlive a call lies in a session (sessions.py).
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedray.fusion import combine, controls
+from fedray.fusion import combine
 from fedray.fusion.gating import GateNetwork, fixed_weights
-from fedray.llm import decoding
-from fedray.llm.cache import KVCache
 from fedray.llm.catalogue import shown
 from fedray.member.clock import Clock
-from fedray.member.reader import Reader
 from fedray.member.receiving import Asked, Receiver
+from fedray.member.sending import Sender
 from fedray.member.sessions import Session
-from fedray.methods.method import Wire
 from fedray.privacy import rephrase
 from fedray.registry.store import load_gate
 from fedray.types import (
@@ -29,24 +26,18 @@ from fedray.types import (
     Answer,
     FedrayError,
     Generation,
-    Layers,
     Opening,
     Plan,
-    Receipt,
     Request,
     Rewrites,
     Row,
-    Talk,
     Usage,
     failed_rows,
 )
-from fedray.wire.payload import Payload, pack, ships
-from fedray.wire.selection import select
-
-AS_IT_IS = Wire()
+from fedray.wire.payload import Payload
 
 
-class C2C(Reader, Receiver):
+class C2C(Sender, Receiver):
     """The part of a member that answers, alone or with others' caches."""
 
     def __init__(self, name: str, **more: Any) -> None:
@@ -59,46 +50,6 @@ class C2C(Reader, Receiver):
         self._take(self._threads)
         for artifact in plan.fusers.values():
             self.fuser(artifact, plan.method.compile)
-
-    # -- as a sender ------------------------------------------------------------------------------------------------
-
-    @ships
-    def share(
-        self,
-        session: str,
-        rows: tuple[int, ...],
-        *,
-        prompts: tuple[str, ...] | None = None,
-        token_ids: tuple[tuple[int, ...], ...] | None = None,
-        talk: Talk | None = None,
-        spans: bool = False,
-        control: str = "none",
-        seed: int = 0,
-        wire: Wire = AS_IT_IS,
-        layers: Layers | None = None,
-    ) -> tuple[Receipt, Payload]:
-        """Send the caches of some rows. With `prompts` (or `token_ids`: one per row in `rows`) they are read first.
-
-        control: "noise" sends norm-matched noise, "constant" one fixed vector per layer and head, instead of the cache.
-        spans: send the place of every token in the text too (mix needs it). wire: how it is written, and which tokens
-        and layers are left out; layers: those that are read, None is all.
-        """
-        clock = Clock(self.llm.device)
-        read = prompts is not None or token_ids is not None
-        if read:
-            self._read(session, rows, prompts or (), token_ids, None, talk)
-            clock.lap(f"prefill[{self.name}]")
-        held = self._sessions.get(session)
-        picked = [held.rows.index(row) for row in rows]
-        cache = held.cache.select(picked)
-        if control in ("noise", "constant"):
-            cache = self._without_knowledge(cache, control, [held.ids[i] for i in picked], seed)
-        places = [held.spans[i] for i in picked] if spans else None
-        kept, layers = select(cache, layers, wire, seed)
-        payload = pack(self.name, kept, list(rows), places, codec=wire.codec, layers=layers, whole=cache.lengths)
-        clock.lap(f"pack[{self.name}]")
-        usage = self._usage(clock, held) if read else Usage(clock.seconds)
-        return Receipt(self.name, usage), payload
 
     # -- alone --------------------------------------------------------------------------------------------------------
 
@@ -162,14 +113,14 @@ class C2C(Reader, Receiver):
         asked: the rows of each sender's; None: any of them will do.
         """
         clock = Clock(self.llm.device)
-        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
+        fused = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
-        rows = self._respond(session, held, context, request)
+        rows = self._respond(session, held, fused.context, request, fused.unread)
         clock.lap("decode")
         weights = held.weights_by_name(plan.senders)
         rows = tuple(replace(row, weights=w) for row, w in zip(rows, weights, strict=True))
-        usage = Usage(clock.seconds, size, answer_tokens=sum(len(r.tokens) for r in rows))
-        return Answer(rows, self.name, took_part, (*missing, *failed_rows(self.name, rows)), usage)
+        usage = Usage(clock.seconds, fused.size, answer_tokens=sum(len(r.tokens) for r in rows))
+        return Answer(rows, self.name, fused.took_part, (*fused.missing, *failed_rows(self.name, rows)), usage)
 
     def stream(
         self,
@@ -182,12 +133,12 @@ class C2C(Reader, Receiver):
     ) -> Iterator[str | Answer]:
         """Like `answer` for one prompt: pieces of its text as they are decoded, then the Answer."""
         clock = Clock(self.llm.device)
-        context, took_part, missing, size = self._fuse(session, senders, plan, payloads, asked, clock)
+        fused = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
-        logits = self._read_last_token(held, context)
+        logits = self._read_rest(held, fused.context, fused.unread)
         ids: list[int] = []
         said, failed = "", set()
-        for (token,) in self._decode(session, context, logits, request.generation, failed):
+        for (token,) in self._decode(session, fused.context, logits, request.generation, failed):
             assert token is not None
             ids.append(token)
             text = self.llm.decode(ids)
@@ -201,19 +152,13 @@ class C2C(Reader, Receiver):
             yield text[len(said) :]
         clock.lap("decode")
         (weights,) = held.weights_by_name(plan.senders)
-        usage = Usage(clock.seconds, size, answer_tokens=len(ids))
-        yield Answer((Row(text, tuple(ids), weights=weights),), self.name, took_part, missing, usage)
+        usage = Usage(clock.seconds, fused.size, answer_tokens=len(ids))
+        yield Answer((Row(text, tuple(ids), weights=weights),), self.name, fused.took_part, fused.missing, usage)
 
     def first_logits(self, session: str, senders: tuple[str, ...], plan: Plan, *payloads: Payload) -> list[list[float]]:
         """Next-token logits (B, V) after the prompt; for tests and comparisons at small sizes."""
-        context, _, _, _ = self._fuse(session, senders, plan, payloads, None, Clock(self.llm.device))
-        return self._read_last_token(self._sessions.get(session), context).tolist()
-
-    def _without_knowledge(self, cache: KVCache, control: str, ids: list[list[int]], seed: int) -> KVCache:
-        if control == "noise":
-            return controls.noise(cache, [f"{self.name} {row} {seed}" for row in ids])
-        same, _ = decoding.prefill(self.llm.model, [self.llm.encode(controls.CONSTANT_TEXT).ids], self.llm.pad_id)
-        return controls.constant(cache, same)
+        fused = self._fuse(session, senders, plan, payloads, None, Clock(self.llm.device))
+        return self._read_rest(self._sessions.get(session), fused.context, fused.unread).tolist()
 
     def _gate(self, plan: Plan) -> GateNetwork | None:
         """The plan's learned gate, loaded once."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedray.fusion.placing import Unread
 from fedray.llm import decoding
 from fedray.llm.decoding import Context
 from fedray.llm.loading import describe, load
@@ -73,13 +74,20 @@ class Core:
         """Drop a session for good. A call for it that has not run yet will find it lost."""
         self._sessions.release(session)
 
-    def _read_last_token(self, held: Session, context: Context) -> Tensor:
-        last = torch.tensor([[row[-1]] for row in held.ids], device=self.llm.device)
-        return decoding.step(self.llm.model, context, last)
+    def _read_rest(self, held: Session, context: Context, unread: Unread | None = None) -> Tensor:
+        """Read what is not read yet on top of what is fused: the prompts' last tokens, or `unread`; returns logits."""
+        if unread is None:
+            last = torch.tensor([[row[-1]] for row in held.ids], device=self.llm.device)
+            return decoding.step(self.llm.model, context, last)
+        ids_BQ, valid_BQ = decoding.pad(unread.ids, self.llm.pad_id, self.llm.device)
+        positions_BQ, _ = decoding.pad(unread.positions, 0, self.llm.device)
+        return decoding.step(self.llm.model, context, ids_BQ, valid_BQ, positions_BQ=positions_BQ)
 
-    def _respond(self, session: str, held: Session, context: Context, request: Request) -> tuple[Row, ...]:
-        """Score the choices, or decode, after the prompt's last token is read on top of what is fused."""
-        logits = self._read_last_token(held, context)
+    def _respond(
+        self, session: str, held: Session, context: Context, request: Request, unread: Unread | None = None
+    ) -> tuple[Row, ...]:
+        """Score the choices, or decode, after the rest of the prompt is read on top of what is fused."""
+        logits = self._read_rest(held, context, unread)
         if request.choices is None:
             return self._generate(session, context, logits, request.generation)
         return self._score(context, logits, request.choices)

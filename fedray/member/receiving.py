@@ -6,6 +6,7 @@ Payloads are read inside a Border: whatever is wrong with one costs its sender a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fedray.border import Border
 from fedray.fusion import combine
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import check_norms
+from fedray.fusion.placing import Unread, place
 from fedray.llm.decoding import Context
 from fedray.member.clock import Clock
 from fedray.member.core import Core
@@ -28,6 +30,17 @@ from fedray.wire.selection import layers_sent
 
 ANY_CONTEXT = 1 << 31  # tokens, of a sender whose plan was made by hand
 Asked = Mapping[str, Mapping[int, int]]  # sender -> row of the request that it was asked for -> most tokens of it
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """What the next token attends to, and what is read before it; None: the prompts' last tokens. size: in bytes."""
+
+    context: Context
+    unread: Unread | None
+    took_part: tuple[str, ...]
+    missing: tuple[Missing, ...]
+    size: int
 
 
 class Receiver(Core):
@@ -54,7 +67,7 @@ class Receiver(Core):
         payloads: tuple[Payload, ...],
         asked: Asked | None,
         clock: Clock,
-    ) -> tuple[Context, tuple[str, ...], tuple[Missing, ...], int]:
+    ) -> Fused:
         self._take(self._threads)
         held = self._sessions.get(session)
         border, parts, size = Border(), [], 0
@@ -69,12 +82,18 @@ class Receiver(Core):
                 parts.append(self._part(sender, shipment, held, plan))
         self._received_bytes += size
         clock.lap("unpack")
-        context = combine.fuse(
-            plan.method.fusion.operator, held.own(), held.spans, parts, plan.method.fusion_order, border
-        )
+        how, unread, placed = plan.method.fusion, None, None
+        if how.read == "prompt":
+            placed = place(self.llm, held.own(), held.ids, held.spans, parts, how.slots, border)
+            parts = []  # where none came, the answer is the receiver's alone
+        if placed is None:
+            order = plan.method.fusion_order
+            context = combine.fuse(how.operator, held.own(), held.spans, parts, order, border, self.llm.model)
+        else:
+            context, unread = placed
         clock.lap("fuse")
-        took_part = tuple(part.sender for part in parts if part.sender not in border.refused)
-        return context, took_part, border.missing(), size
+        took_part = tuple(sender for sender in senders if sender not in border.refused)
+        return Fused(context, unread, took_part, border.missing(), size)
 
     def _weight(self, sender: str, held: Session, plan: Plan) -> Tensor:
         """(B,): the gate's weight of a sender."""
@@ -104,6 +123,8 @@ def _expected(sender: str, spec: KVSpec, plan: Plan, rows: Mapping[int, int], *,
     layers = layers_sent(spec, plan.fusers[sender].layers, plan.method.wire, plan.seed)
     context = plan.contexts.get(sender, ANY_CONTEXT)
     most = tuple(min(tokens, context) for tokens in rows.values())
+    if plan.fusers[sender].tokens == "draft":
+        most = (plan.method.fuser.max_tokens,) * len(rows)
     return Expected(
         sender, spec, tuple(rows), most, layers, plan.method.wire, plan.method.fusion.operator == "mix", exact
     )

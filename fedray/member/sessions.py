@@ -59,7 +59,8 @@ class Session(Kept):
 
     state_BTD: what a gate reads, after `state_layer` layers; weights_BS: gate weights of the plan's senders.
     reused: tokens of all rows that were held from an earlier turn, and not read again. track: what is read on after
-    the prompts; drafts: what a server of SpecFed has said and drafted.
+    the prompts; drafts: what a server of SpecFed has said and drafted; draft: the cache of the answers that a sender
+    has drafted, row by row, at the positions behind its prompts.
     """
 
     rows: tuple[int, ...]
@@ -72,6 +73,7 @@ class Session(Kept):
     weights_BS: Tensor | None = None
     track: Track | None = None
     drafts: Drafts | None = None
+    draft: KVCache | None = None
 
     def weights_by_name(self, senders: tuple[str, ...]) -> list[dict[str, float]]:
         """Per row the gate weight of every sender of the plan."""

@@ -45,7 +45,11 @@ class CodecKind:
         return resolve_name(self.where)
 
 
-_FUSERS = {"mlp": FuserKind("fedray.fusion.mlp:MLPFuser"), "c2c": FuserKind("fedray.fusion.c2c:C2CFuser", ("mix",))}
+_FUSERS = {
+    "mlp": FuserKind("fedray.fusion.mlp:MLPFuser"),
+    "c2c": FuserKind("fedray.fusion.c2c:C2CFuser", ("mix",)),
+    "identity": FuserKind("fedray.fusion.identity:IdentityFuser", ("concat",), {"read": "prompt"}, trained=False),
+}
 _CODECS = {name: CodecKind(f"fedray.wire.codecs:{name.upper()}") for name in ("none", "int8", "int4")}
 FUSERS = Entries("fedray.fusers", _FUSERS, FuserKind)
 CODECS = Entries("fedray.codecs", _CODECS, CodecKind)

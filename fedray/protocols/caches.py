@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from fedray.methods.method import FuserChoice
+from fedray.prompts import hint_prompt
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Handle
 from fedray.protocols.t2t import listen
+from fedray.schema import attributes
+from fedray.types import Artifact, Plan, Request
+
+AS_READ = ("layers", "tokens", "unrotated")  # what of an artifact says what its sender sends
 
 
 async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
@@ -24,11 +31,25 @@ async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
 
 async def start_reading(exchange: Exchange, sender: str, rows: tuple[int, ...]) -> Handle:
     """Let a sender read some rows: as text, or as the receiver's token ids where its fuser was trained so."""
-    request = exchange.request_of(sender, rows)
+    request, artifact = asked(exchange, sender, rows), exchange.plan.fusers[sender]
     prompts, token_ids = request.prompts, request.token_ids
-    if token_ids is None and exchange.plan.fusers[sender].reads_ids:
+    if token_ids is None and artifact.reads_ids:
         prompts, token_ids = (), await exchange.tokenized(request)
-    return exchange.group.start(sender, "prefill", exchange.session, rows, prompts, token_ids, request.talk)
+    what = (rows, prompts, token_ids, request.talk, drafted(exchange.plan, artifact))
+    return exchange.group.start(sender, "prefill", exchange.session, *what)
+
+
+def asked(exchange: Exchange, sender: str, rows: Sequence[int]) -> Request:
+    """Some rows as a sender is asked them: where it drafts, for its answer or for a hint."""
+    request, plan = exchange.request_of(sender, rows), exchange.plan
+    if plan.fusers[sender].tokens == "draft" and plan.method.fuser.ask == "hint":
+        return replace(request, prompts=tuple(map(hint_prompt, request.prompts)))
+    return request
+
+
+def drafted(plan: Plan, artifact: Artifact) -> FuserChoice | None:
+    """What a sender drafts for a fuser; None: nothing."""
+    return plan.method.fuser if artifact.tokens == "draft" else None
 
 
 async def fetch(
@@ -45,20 +66,16 @@ async def fetch(
 
 async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], reading: Handle | None) -> Handle | None:
     """The payload of one sender's rows: of what it has been reading, or else read now. None if it is missing."""
-    plan = exchange.plan
-    if reading is None and plan.fusers[sender].reads_ids:
+    plan, artifact = exchange.plan, exchange.plan.fusers[sender]
+    if reading is None and artifact.reads_ids:
         reading = await start_reading(exchange, sender, rows)
-    what: dict[str, object] = {
-        "spans": plan.method.fusion.operator == "mix",
-        "control": plan.method.control,
-        "seed": plan.seed,
-    }
-    what |= {"wire": plan.method.wire, "layers": plan.fusers[sender].layers}
+    what: dict[str, object] = attributes(plan.method, "control", "wire") | attributes(artifact, *AS_READ)
+    what |= {"spans": plan.method.fusion.operator == "mix", "seed": plan.seed, "draft": drafted(plan, artifact)}
     if reading is not None:
         if not await exchange.of_sender(sender, reading):
             return None
     else:
-        request = exchange.request_of(sender, rows)
+        request = asked(exchange, sender, rows)
         what |= {"prompts": request.prompts, "token_ids": request.token_ids, "talk": request.talk}
     sending = exchange.group.start(sender, "share", exchange.session, rows, **what)
     return sending if await exchange.of_sender(sender, sending) else None

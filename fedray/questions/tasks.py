@@ -121,7 +121,7 @@ def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
         others = settings.senders or tuple(name for name in NAMES if name != settings.receiver)
         return told(world, facts, others, seed)
     if name.startswith("tiny-evidence"):
-        held = evidence(world, facts, seed)
+        held = evidence(world, facts, seed, settings.senders)
         if name == "tiny-evidence":
             return held
         if name == "tiny-evidence-question":  # what is left without the documents

@@ -91,9 +91,12 @@ class Manifest:
 
     def artifact(self, folder: Path) -> Artifact:
         """Make the artifact by which a plan refers to this version."""
-        reads_ids = self.config.get("token_alignment") == "ids"
-        layers = layers_read(FuserConfig.from_dict(self.config), folder) if self.role == "fuser" else None
-        return Artifact(self.name, self.hash, str(folder), reads_ids, layers)
+        if self.role == "gate":
+            return Artifact(self.name, self.hash, str(folder))
+        config = FuserConfig.from_dict(self.config)
+        how = {"tokens": config.tokens, "unrotated": config.rotary == "removed"}
+        reads_ids = config.token_alignment == "ids"
+        return Artifact(self.name, self.hash, str(folder), reads_ids, layers_read(config, folder), **how)
 
     def build(self) -> Fuser | GateNetwork:
         """Build the module that its config describes, its weights at random. Raises FedrayError."""

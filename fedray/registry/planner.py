@@ -9,9 +9,10 @@ from pathlib import Path
 
 from fedray.fusion.fuser import FuserConfig
 from fedray.methods.method import C2C, FuserChoice, Method
+from fedray.methods.parts import FUSERS
 from fedray.registry.manifest import Manifest, fuser_name, gate_name
-from fedray.registry.random_fuser import random_artifact, random_config
 from fedray.registry.store import SHIPPED, Registry
+from fedray.registry.untrained import config_of_pair, random_artifact, untrained_artifact
 from fedray.types import Artifact, FedrayError, MemberInfo, Plan
 
 
@@ -41,7 +42,7 @@ class Planner:
         everyone, (kind, operator) = (receiver, *senders), _choice(method)
         for one in everyone if method.answer_all else (receiver,):
             others = [other for other in everyone if other != one] if method.protocol.fuses else []
-            for other in others:
+            for other in others if FUSERS[kind].trained else ():
                 self._look_into(fuser_name(other, one), kind, operator)
             self._refuse_missing(one, others, method)
             if method.gate.kind == "learned" and method.weighs:
@@ -89,9 +90,11 @@ class Planner:
         for manifest, _ in self._registry.versions(fuser_name(sender.name, receiver.name)):
             if (manifest.kind, manifest.operator) == (kind, operator):
                 return FuserConfig.from_dict(manifest.config)
-        return random_config(sender, receiver, kind, operator) if self._at_random else None
+        return config_of_pair(sender, receiver, kind, operator) if self._at_random or not FUSERS[kind].trained else None
 
     def _fuser(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
+        if not FUSERS[kind].trained:
+            return untrained_artifact(sender, receiver, kind, operator)
         if self._at_random and (kind, operator) not in self._fusers(sender.name, receiver.name):
             return random_artifact(sender, receiver, kind, operator)
         return self._registry.find_fuser(sender, receiver, kind, operator)
@@ -124,7 +127,7 @@ class Planner:
             next(self._registry.sound(versions), None)
 
     def _without_fuser(self, receiver: str, senders: Sequence[str], method: Method) -> tuple[str, ...]:
-        if self._at_random:
+        if self._at_random or not FUSERS[method.fuser.kind].trained:
             return ()
         return tuple(sender for sender in senders if _choice(method) not in self._fusers(sender, receiver))
 

@@ -31,7 +31,7 @@ from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import GateNetwork
 from fedray.llm.catalogue import EMBEDDED, slug
 from fedray.registry.manifest import Manifest, digest_of, fuser_name, gate_name, is_name, is_version, version_folder
-from fedray.registry.random_fuser import build_random
+from fedray.registry.untrained import build_untrained
 from fedray.registry.versions import (
     WEIGHTS,
     check_weights,
@@ -279,9 +279,9 @@ class Registry:
 
 
 def load_fuser(artifact: Artifact, device: str = "cpu") -> Fuser:
-    """Load a fuser whose file has the hash in its manifest, or build one of random weights. Raises FedrayError."""
-    if artifact.random is not None:
-        return build_random(artifact, device)
+    """Load a fuser whose file has the hash in its manifest, or build one without training. Raises FedrayError."""
+    if artifact.config is not None:
+        return build_untrained(artifact, device)
     return _load(artifact, Fuser).to(device).eval()
 
 

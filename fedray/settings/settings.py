@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from fedray.data.catalogue import TASKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, resolve, safe_name
 from fedray.methods.method import Method, with_fusion
+from fedray.methods.parts import FUSERS
 from fedray.protocols import KINDS, protocol_of
 from fedray.schema import Schema, attributes, within
 from fedray.text import decode_text
@@ -206,13 +207,15 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     receiver = resolve(settings.receiver if "receiver" in values else default, "receiver", zoo)
     named = None
     if "senders" in values:
-        named = tuple(resolve(name, "sender", zoo, copied=protocol.settings.copies) for name in settings.senders)
+        copied = protocol.settings.copies or not FUSERS[settings.fuser.kind].trained
+        named = tuple(resolve(name, "sender", zoo, copied=copied) for name in settings.senders)
     receiver, senders = protocol.roles(settings.protocol, receiver, named, zoo)
     if senders is None:
         senders = tuple(name for name in among if name != receiver)
     task = settings.task
     if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
         task = replace(task, scoring="text")  # what the task's name implies is about its own questions
+    untrained = zoo == "shapes" or not FUSERS[settings.fuser.kind].trained
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
     return replace(
@@ -220,7 +223,7 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         receiver=receiver,
         senders=senders,
         task=task,
-        gate=replace(settings.gate, kind="open") if implied_gate and zoo == "shapes" else settings.gate,
+        gate=replace(settings.gate, kind="open") if implied_gate and untrained else settings.gate,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
     )
 

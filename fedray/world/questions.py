@@ -55,23 +55,29 @@ def joint(world: World, facts: Sequence[Fact], count: int, seed: int) -> list[di
     return rows
 
 
-def evidence(world: World, facts: Sequence[Fact], seed: int) -> list[dict[str, Any]]:
+def evidence(world: World, facts: Sequence[Fact], seed: int, members: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Draw a question per fact, with a new value. Each domain's expert holds a document of one fact: for the question's
-    own domain the answer, for the others a fact about another entity."""
+    own domain the answer, for the others a fact about another entity.
+
+    members: who hold them in turn where no expert is among them, as copies of one LLM do.
+    """
+    experts = {domain: holder for domain, (holder,) in EXPERTS.items()}
+    if members and not set(members) & set(experts.values()):
+        experts = {domain: members[i % len(members)] for i, domain in enumerate(experts)}
     rng = random.Random(f"evidence-{world.seed}-{seed}")
     rows: list[dict[str, Any]] = []
     for real in facts:
         fact = Fact(real.domain, real.name, real.attribute, rng.choice(ATTRIBUTES[real.attribute]))
-        documents: dict[str, str] = {}
-        for domain, (holder,) in EXPERTS.items():
+        documents: dict[str, list[str]] = {}
+        for domain, holder in experts.items():
             held = fact
             while held.domain != domain:
                 held = world.invented(rng)
-            documents[holder] = held.state()
+            documents.setdefault(holder, []).append(held.state())
         choices = options(fact, rng)
         question = fact.ask(rng.choice(SEEN_PHRASINGS))
         row = to_row(f"evidence-{fact.name}-{fact.attribute}", fact, question, choices, fact.value)
-        rows.append({**row, "evidence": documents})
+        rows.append({**row, "evidence": {holder: "\n".join(texts) for holder, texts in documents.items()}})
     return rows
 
 

@@ -16,7 +16,7 @@ from fedray.benchmark.bench import Bench
 from fedray.benchmark.pair import BenchmarkPair, prompt
 from fedray.benchmark.settings import BenchmarkSettings
 from fedray.llm.loading import default_dtype
-from fedray.registry import random_fuser
+from fedray.registry import untrained
 from fedray.settings.check import cpp_compiler
 from fedray.settings.settings import TrackingSettings
 from fedray.types import FedrayError
@@ -27,7 +27,7 @@ TOKENS = 24
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
-    monkeypatch.setattr(random_fuser, "WIDTH", 32)
+    monkeypatch.setattr(untrained, "WIDTH", 32)
     names: dict[str, Any] = {}
     for name, (hidden, heads, layers) in SIZES.items():
         config = {
