@@ -1,4 +1,4 @@
-"""Where messages stand: caches that are placed read as the same words would, and nothing changes where gates are shut."""
+"""Where messages stand: placed caches read as the same words would, and shut gates change nothing."""
 
 from __future__ import annotations
 
