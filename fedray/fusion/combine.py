@@ -70,19 +70,19 @@ class Part:
         start, count = self.row(b)
         return self.cache.positions[b if self.lengths is None else 0, start : start + count].tolist()
 
-    def read(self) -> Tensor:
+    def read_B(self) -> Tensor:
         """(B,): the tokens that the sender has read, sent or not."""
         if self.whole or self.lengths is not None:
             return self.cache.lengths.new_tensor(self.whole or self.lengths)
         return self.cache.lengths
 
-    def positions_BT(self) -> Tensor:
-        """(B, T): where its tokens stand among those that the sender has read."""
-        return self.cache.positions if self.lengths is None else self.spread(self.cache.positions[:, None])[:, 0]
-
-    def before(self) -> Tensor:
-        """(B, T): the positions of its tokens where they end right before the receiver's first one."""
-        return self.positions_BT() - self.read()[:, None]
+    def places_BT(self) -> Tensor:
+        """(B, T): which of the tokens that the sender has read each is."""
+        return (
+            self.cache.positions
+            if self.lengths is None
+            else side_by_side(self.cache.positions[:, None], self.lengths)[:, 0]
+        )
 
     def valid_BT(self) -> Tensor:
         if self.lengths is None:
@@ -91,7 +91,8 @@ class Part:
 
     def spread(self, tensor: Tensor) -> Tensor:
         """Pad what was made of `cache` to (B, N, T, ...)."""
-        return tensor if self.lengths is None else side_by_side(tensor, self.lengths)
+        per_token = self.fuser.config.slots if tensor.shape[2] != self.cache.tokens else 1
+        return tensor if self.lengths is None else side_by_side(tensor, [n * per_token for n in self.lengths])
 
     def take(self, index_BT: Tensor) -> Sides:
         """Gather tokens of every layer of `cache`, as `row` counts them: keys and values, (B, N, T, H) each.
@@ -146,26 +147,29 @@ def concat(own: KVCache, parts: list[Part], border: Border | None = None, model:
     message ends right before them: side by side, so that their order makes no difference.
     """
     messages = project(own, parts, border)
-    return joined(own, [message.at(model, message.part.before()) for message in messages])
+    return joined(own, [message.at(model, -message.size_B) for message in messages])
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """What a fuser makes of a part. keys, values: (B, N, T, H) per receiver layer; bias: (B, N, T) per layer, added to
-    attention scores; seen_BT: the slots that hold something with weight; positions_BT: where they stand, None where
-    keys are as their sender has rotated them."""
+    attention scores; seen_BT: the slots that hold something with weight; places_BT: which of a row's slots each is, of
+    size_B in all; positions_BT: where they stand, None where keys are as their sender has rotated them."""
 
     part: Part
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
     bias: Sequence[Tensor]
     seen_BT: Tensor
+    places_BT: Tensor
+    size_B: Tensor
     positions_BT: Tensor | None = None
 
-    def at(self, model: Any, positions_BT: Tensor) -> Message:
-        """The same message where it stands."""
+    def at(self, model: Any, first_B: Tensor) -> Message:
+        """The same message where it stands: its slots from these positions on."""
         if self.part.fuser.config.rotary == "kept":
             return self
+        positions_BT = self.places_BT + first_B[:, None]
         return replace(self, keys=rotate(model, self.keys, positions_BT), positions_BT=positions_BT)
 
 
@@ -175,12 +179,15 @@ def project(own: KVCache, parts: list[Part], border: Border | None = None) -> li
     for part in parts:
         with at_border(border, part):
             part.check(own)
-            projection = part.fuser.project(part.cache.keys, part.cache.values)
+            cache, per_token = part.cache, part.fuser.config.slots
+            projection = part.fuser.project_rows(cache.keys, cache.values, cache.positions)
             _check_finite(border, (*projection.keys, *projection.values))
-            seen_BT = part.valid_BT() & (part.weight_B > 0)[:, None]
+            seen_BT = (part.valid_BT() & (part.weight_B > 0)[:, None]).repeat_interleave(per_token, dim=1)
             keys, values = ([part.spread(t) for t in side] for side in (projection.keys, projection.values))
             bias = _biases(part, [part.spread(w) for w in projection.log_weights])
-            found.append(Message(part, keys, values, bias, seen_BT))
+            within = torch.arange(per_token, device=seen_BT.device).repeat(part.places_BT().shape[1])
+            places_BT = part.places_BT().repeat_interleave(per_token, dim=1) * per_token + within
+            found.append(Message(part, keys, values, bias, seen_BT, places_BT, part.read_B() * per_token))
     return found
 
 
@@ -195,9 +202,8 @@ def joined(own: KVCache, messages: Sequence[Message]) -> Context:
     if messages:
         bias = tuple(torch.cat([message.bias[t] for message in messages], dim=2) for t in range(own.spec.layers))
     if any(message.positions_BT is not None for message in messages):
-        where = [
-            torch.full_like(m.part.positions_BT(), -1) if m.positions_BT is None else m.positions_BT for m in messages
-        ]
+        before = [torch.full_like(message.places_BT, -1) for message in messages]
+        where = [at if m.positions_BT is None else m.positions_BT for m, at in zip(messages, before, strict=True)]
         positions = torch.cat([*where, own.positions], dim=1)
     seen = torch.cat([*(message.seen_BT for message in messages), own.valid_BT()], dim=1)
     return Context(slots(layers), seen, own.lengths.clone(), bias, positions_BS=positions)

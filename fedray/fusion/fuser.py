@@ -24,7 +24,15 @@ from fedray.schema import Schema
 from fedray.types import FedrayError, KVSpec, Layers
 
 # More than any LLM or fuser has
-MOST = {"layers": 512, "kv_heads": 1024, "head_dim": 1024, "hidden": 1 << 20, "intermediate": 1 << 20, "num_layers": 16}
+MOST = {
+    "layers": 512,
+    "kv_heads": 1024,
+    "head_dim": 1024,
+    "hidden": 1 << 20,
+    "intermediate": 1 << 20,
+    "num_layers": 16,
+    "slots": 16,
+}
 ROTARY = ("kept", "removed")
 TOKENS = ("prompt", "text", "draft")  # all of the prompt, the user's text of it, or what the sender answers to it
 Sides = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys and values of every layer, (B, N, T, H) each
@@ -51,6 +59,7 @@ class FuserConfig:
     token_alignment: str = "assembled"  # mix only: one of TOKEN_ALIGNMENTS
     rotary: str = "kept"
     tokens: str = "prompt"
+    slots: int = 1  # of the receiver for every token of a draft
 
     def __post_init__(self) -> None:
         """Validate names and sizes: what strangers describe must not take long to build. Raises FedrayError."""
@@ -66,7 +75,7 @@ class FuserConfig:
         operators = FUSERS[self.kind].operators
         if self.operator not in operators:
             raise FedrayError(f"fuser={self.kind} with fusion={self.operator!r}; choose fusion={operators[-1]}")
-        sizes = {name: getattr(self, name) for name in ("hidden", "intermediate", "num_layers")}
+        sizes = {name: getattr(self, name) for name in ("hidden", "intermediate", "num_layers", "slots")}
         for side, spec in (("sender", self.sender), ("receiver", self.receiver)):
             sizes |= {f"{side}.{name}": size for name, size in asdict(spec).items()}
         for name, size in sizes.items():
@@ -86,7 +95,7 @@ class FuserConfig:
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary, without what is as it was before there was a choice."""
         fields = asdict(self)
-        for name, before in (("token_alignment", "assembled"), ("rotary", "kept"), ("tokens", "prompt")):
+        for name, before in (("token_alignment", "assembled"), ("rotary", "kept"), ("tokens", "prompt"), ("slots", 1)):
             if fields[name] == before:
                 del fields[name]
         return fields
@@ -132,6 +141,15 @@ class Fuser(nn.Module):
     def project(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Projection:
         """Project sender layers (B, N, T, H) into the receiver's space."""
         raise NotImplementedError
+
+    def project_rows(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], positions_BT: Tensor) -> Projection:
+        """Project as `project` does, for fusers that need to know where rows begin: at positions of 0."""
+        return self.project(keys, values)
+
+    @classmethod
+    def layers_read(cls, config: FuserConfig) -> tuple[int, ...]:
+        """Find the sender's layers that are read where every gate is open, in ascending order."""
+        return tuple(sorted(set(align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment))))
 
     def mix(self, own: Sides, sent: Sides, layers: Layers | None = None) -> Changes:
         """Compute changes (new minus own) to the receiver's keys and values, from sender layers aligned to its tokens.

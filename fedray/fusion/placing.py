@@ -46,13 +46,13 @@ def place(
     """
     messages = [message for message in project(own, parts, border) if bool(message.seen_BT.any())]
     if slots == "front":
-        placed = [message.at(llm.model, message.part.before()) for message in messages]
+        placed = [message.at(llm.model, -message.size_B) for message in messages]
         unread = Unread([list(row) for row in ids], [list(range(len(row))) for row in ids])
         return (joined(own.crop(torch.zeros_like(own.lengths)), placed), unread) if messages else None
     layout = _Layout(llm, ids, spans)
     messages = [message for message in messages if layout.takes(message, border)]
-    starts = [own.lengths.new_tensor(of_rows)[:, None] for of_rows in layout.messages]
-    placed = [m.at(llm.model, m.part.positions_BT() + start_B1) for m, start_B1 in zip(messages, starts, strict=True)]
+    firsts = map(own.lengths.new_tensor, layout.messages)
+    placed = [message.at(llm.model, first_B) for message, first_B in zip(messages, firsts, strict=True)]
     return (joined(own.crop(own.lengths.new_tensor(layout.starts)), placed), layout.unread()) if messages else None
 
 
@@ -76,7 +76,7 @@ class _Layout:
 
     def takes(self, message: Message, border: Border | None) -> bool:
         """Give a message its line in every row where it has weight. False: it does not fit, which the border names."""
-        lengths = (message.part.read() * message.seen_BT.any(1)).tolist()
+        lengths = (message.size_B * message.seen_BT.any(1)).tolist()
         with at_border(border, message.part):
             for b, length in enumerate(lengths):
                 rest = len(self._first[b]) + len(self._behind) + len(self._ids[b]) - self.starts[b]

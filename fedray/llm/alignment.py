@@ -15,16 +15,18 @@ from collections.abc import Sequence
 
 from fedray.llm.model import HEAD, TAIL, Span
 
-LAYER_ALIGNMENTS = ("bottom_up", "last_aligned")
+LAYER_ALIGNMENTS = ("bottom_up", "last_aligned", "first", "all")  # the last two are of drafts (fusion/draft.py)
 TOKEN_ALIGNMENTS = ("assembled", "text", "ids")
 
 
 def align_layers(sender_layers: int, receiver_layers: int, how: str = "bottom_up") -> list[int]:
     """Align layers: receiver layer t reads sender layer t, or S-T+t as published; clamped to the sender."""
-    if how == "bottom_up":
+    if how in ("bottom_up", "all"):
         return [min(t, sender_layers - 1) for t in range(receiver_layers)]
     if how == "last_aligned":
         return [min(max(sender_layers - receiver_layers + t, 0), sender_layers - 1) for t in range(receiver_layers)]
+    if how == "first":
+        return [0] * receiver_layers
     raise ValueError(f"layer alignment {how!r}; choose one of {', '.join(LAYER_ALIGNMENTS)}")
 
 

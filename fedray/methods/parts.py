@@ -48,6 +48,9 @@ class CodecKind:
 _FUSERS = {
     "mlp": FuserKind("fedray.fusion.mlp:MLPFuser"),
     "c2c": FuserKind("fedray.fusion.c2c:C2CFuser", ("mix",)),
+    "draft": FuserKind(
+        "fedray.fusion.draft:DraftFuser", ("concat",), {"read": "prompt", "slots": "inline"}, drafts=True
+    ),
     "identity": FuserKind("fedray.fusion.identity:IdentityFuser", ("concat",), {"read": "prompt"}, trained=False),
 }
 _CODECS = {name: CodecKind(f"fedray.wire.codecs:{name.upper()}") for name in ("none", "int8", "int4")}

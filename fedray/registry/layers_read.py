@@ -20,12 +20,14 @@ def layers_read(config: FuserConfig, folder: Path | None = None) -> Layers:
 
     Layers that no receiver layer is aligned to reach none, nor do those behind a gate that is closed at inference.
     """
+    cls = fuser_class(config.kind)
+    if folder is None or cls.gate_of(0, "key") is None:
+        return cls.layers_read(config), cls.layers_read(config)
     aligned = align_layers(config.sender.layers, config.receiver.layers, config.layer_alignment)
-    gates = {} if folder is None else _gates(folder / "model.safetensors")
-    gate_of = fuser_class(config.kind).gate_of
+    gates = _gates(folder / "model.safetensors")
 
     def reached(side: str) -> tuple[int, ...]:
-        return tuple(sorted({s for t, s in enumerate(aligned) if gates.get(gate_of(t, side) or "", 1.0) > 0}))
+        return tuple(sorted({s for t, s in enumerate(aligned) if gates.get(cls.gate_of(t, side) or "", 1.0) > 0}))
 
     return reached("key"), reached("value")
 
