@@ -34,6 +34,7 @@ os.environ |= {
     "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))),
 }
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # dozens of processes start, and each would compile fedray anew
 Path(_FOLDER.name, "token").write_text("0123456789abcdef" * 4)
 
 settings.register_profile("brief", max_examples=40)
