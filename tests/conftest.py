@@ -199,6 +199,13 @@ def spread(random_federation: dict[str, Any], mixing: Path, cluster: Connection)
 
 
 @pytest.fixture
+def short_folder() -> Iterator[str]:
+    """Ray's sockets do not fit into pytest's."""
+    with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:
+        yield folder
+
+
+@pytest.fixture
 def without_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow leaves the store of other tests in the environment."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
