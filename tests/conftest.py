@@ -34,6 +34,7 @@ os.environ |= {
     "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))),
 }
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # dozens of processes start, and each would compile fedray anew
 Path(_FOLDER.name, "token").write_text("0123456789abcdef" * 4)
 
 settings.register_profile("brief", max_examples=40)
@@ -195,6 +196,13 @@ def spread(random_federation: dict[str, Any], mixing: Path, cluster: Connection)
     members = {name: {"label": f"room={room}", "num_cpus": 0.1} for name, room in ROOMS.items()}
     with Federation(**random_federation, registry={"path": mixing}, members=members) as fed:
         yield fed
+
+
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """Ray's sockets do not fit into pytest's."""
+    with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:
+        yield folder
 
 
 @pytest.fixture

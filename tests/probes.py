@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -100,3 +101,15 @@ def _timed(name: str, work: Callable[..., Any], session: str, *rest: Any) -> Any
         return work(session, *rest)
     finally:
         _spans.append((name, session, started, time.time()))
+
+
+def processes_of(home: Path) -> list[int]:
+    """Processes that live with this HOME."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"HOME={home}\0".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found

@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "example"
 ASK = """
 from fedray.federation.federation import Federation
-with Federation(receiver="qwen3-0.6b", senders=["llama-1b"], ray={"enabled": False}, tracking={"enabled": False},
-                **{settings}) as fed:
-    answer = fed.run(fed.request("what is the color of the bird dika?", choices=[("red", "blue")]))
-    print(answer.senders, len(answer.rows), answer.missing, answer.usage.payload_bytes > 0)
+for settings in ({"protocol": "first"}, {"wire": "half", "gate": "open"}):
+    with Federation(receiver="qwen3-0.6b", senders=["llama-1b"], ray={"enabled": False}, tracking={"enabled": False},
+                    **settings) as fed:
+        answer = fed.run(fed.request("what is the color of the bird dika?", choices=[("red", "blue")]))
+        print(answer.senders, len(answer.rows), answer.missing, answer.usage.payload_bytes > 0)
 """
 
 
@@ -51,9 +52,9 @@ def test_it_is_short() -> None:
     assert sum(len(path.read_text().splitlines()) for path in EXAMPLE.iterdir() if path.is_file()) <= 60
 
 
-def test_a_protocol_of_ones_own_answers(example: Path) -> None:
-    ended = python(ASK.replace("{settings}", "{'protocol': 'first'}"), example, EXAMPLE)
-    assert ended.stdout == "('llama-1b',) 1 () False\n", ended.stderr
+def test_a_protocol_of_ones_own_answers_and_a_codec_carries_caches(example: Path) -> None:
+    ended = python(ASK, example, EXAMPLE)
+    assert ended.stdout == "('llama-1b',) 1 () False\n('llama-1b',) 1 () True\n", ended.stderr
 
 
 def test_they_are_words_on_the_command_line(example: Path, tmp_path: Path) -> None:
@@ -70,11 +71,6 @@ def test_they_are_words_on_the_command_line(example: Path, tmp_path: Path) -> No
     run = f"runpy.run_path({str(ROOT / 'jobs' / 'federate.py')!r}, run_name='__main__')"
     ended = python(f"{job}; {run}", example, EXAMPLE)
     assert ended.returncode == 0 and "report: " in ended.stdout, ended.stderr
-
-
-def test_a_codec_of_ones_own_carries_caches(example: Path) -> None:
-    ended = python(ASK.replace("{settings}", "{'wire': 'half', 'gate': 'open'}"), example, EXAMPLE)
-    assert ended.stdout == "('llama-1b',) 1 () True\n", ended.stderr
 
 
 def test_a_fuser_of_ones_own_fuses(example: Path) -> None:

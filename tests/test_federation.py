@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 from conftest import RECEIVER, ROOMS, SENDERS
-from probes import record_spans, spans
+from probes import processes_of, record_spans, spans
 from support.methods import revised
 from tiny import QUESTIONS
 
@@ -249,9 +250,10 @@ def test_a_damaged_weight_file_is_named(
     damaged.mkdir()
     for file in (random_zoo / "llms" / sender).iterdir():
         (damaged / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".json" else 1000])
-    for ray in (False, True):
+    alone = {"receiver": sender, "senders": (), "protocol": "standalone"}  # on Ray one process is enough
+    for roles in ({"senders": [sender], "ray": False}, alone):
         with pytest.raises(FedrayError) as caught:
-            Federation(**{**random_federation, "senders": [sender], "zoo": {"path": tmp_path}, "ray": ray})
+            Federation(**{**random_federation, "zoo": {"path": tmp_path}, **roles})
         assert str(caught.value).startswith(f"{sender}: ")
         assert "\n" not in str(caught.value)
 
@@ -267,16 +269,25 @@ def test_a_closed_federation_says_so(random_federation: dict[str, Any]) -> None:
 
 
 SCRIPT = """
-import os, signal, sys
+import os, psutil, ray, signal, sys
 from pathlib import Path
 from fedray import Federation
 from fedray.runtime import actors
 
 actors.SLOW_S = 600.0  # a busy machine is not what is looked for
-with Federation(receiver="qwen3-0.6b", senders=["llama-1b"], gate="open", zoo={{"path": Path({zoo!r})}}) as fed:
+zoo, own = {{"path": Path({zoo!r})}}, {{"num_cpus": 3}}
+with Federation(receiver="qwen3-0.6b", senders=["llama-1b"], gate="open", zoo=zoo, ray=own) as fed:
+    assert "RAY_AUTH_MODE" not in os.environ
     pids = [info.pid for info in fed.members.values()]
     first = fed.ask({question!r})
     assert first.senders == ("llama-1b",)
+    home = os.environ["HOME"]
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {{}}).get("HOME") == home:
+            for socket in process.net_connections(kind="inet"):
+                if socket.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+                    print(socket.laddr.ip)
+    print(ray.cluster_resources()["CPU"])
     os.kill(fed.members["llama-1b"].pid, signal.SIGKILL)
     print(fed.ask({question!r}).missing[0].reason)
 for pid in pids:
@@ -284,7 +295,18 @@ for pid in pids:
 """
 
 
-def test_an_embedded_cluster_comes_and_goes_quietly(random_zoo: Path, tmp_path: Path) -> None:
+def test_an_embedded_cluster_comes_and_goes_quietly(random_zoo: Path, tmp_path: Path, short_folder: str) -> None:
+    """It is private, has what was asked for, takes its token mode along, and leaves no process behind."""
     script = SCRIPT.format(zoo=str(random_zoo), question=QUESTIONS[0])
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "died (process exited)\n")
+    env = os.environ | {"HOME": str(tmp_path), "RAY_TMPDIR": short_folder}
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        del env[name]
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    *listening, cpus, reason = done.stdout.splitlines()
+    assert (float(cpus), reason) == (3, "died (process exited)")
+    assert len(listening) > 4 and set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
+    (above,) = Path(short_folder).iterdir()
+    assert stat.S_IMODE(above.stat().st_mode) == 0o700 and [folder.name for folder in above.iterdir()] == ["ray"]
+    assert not processes_of(tmp_path)

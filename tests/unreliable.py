@@ -32,7 +32,7 @@ class Dozing(Member):
     def verify(self, *args: Any) -> Any:
         self.calls += 1
         if self.calls == 2:
-            time.sleep(4.0)
+            time.sleep(2.5)
         return super().verify(*args)
 
     verify.ships = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -11,7 +11,7 @@ import pytest
 from fedray.federation import estimate
 from fedray.federation.federation import Federation
 from fedray.jobs.federate import run
-from fedray.llm import shapes
+from fedray.llm import shapes, source
 from fedray.llm.memory import MIB
 from fedray.reporting import report
 from fedray.reporting.report import Report
@@ -20,6 +20,7 @@ from fedray.types import FedrayError, Need
 
 PROMPT = "which planet is the largest?"
 MADE: dict[int, Any] = {}  # vocabulary size -> tokenizer
+TRIED: set[str] = set()  # configurations that ran
 CONFIG = {
     "model_type": "qwen3",
     "vocab_size": 600,
@@ -35,15 +36,22 @@ CONFIG = {
 
 @pytest.fixture(autouse=True)
 def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tokenizer of real size takes a quarter of a second to make, and its LLM has it in every plan."""
-    make = shapes.build_tokenizer
+    """A tokenizer of real size takes a quarter of a second to make, and trying out an architecture half a second; both
+    are the same in every plan of an LLM."""
+    make, try_out = shapes.build_tokenizer, source.try_out
 
     def once(config: Any) -> Any:
         if config.vocab_size not in MADE:
             MADE[config.vocab_size] = make(config)
         return MADE[config.vocab_size]
 
+    def tried_once(title: str, model: Any) -> None:
+        if (config := model.config.to_json_string(use_diff=False)) not in TRIED:
+            try_out(title, model)
+            TRIED.add(config)
+
     monkeypatch.setattr(shapes, "build_tokenizer", once)
+    monkeypatch.setattr(source, "try_out", tried_once)
 
 
 def foretell(output: Path, **values: Any) -> tuple[Report, dict[str, Need]]:

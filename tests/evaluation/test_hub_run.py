@@ -44,15 +44,20 @@ def federate(mirror: Mirror, home: Path, *arguments: str, **more: str) -> subpro
     return subprocess.run(command, cwd=home, env=own, capture_output=True, text=True, timeout=170, check=False)
 
 
-def test_the_job_downloads_once_and_then_needs_no_network(mirror: Mirror, tmp_path: Path) -> None:
+def test_the_job_downloads_once_and_then_needs_no_network(
+    mirror: Mirror, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time in a process of its own, which knows no more than its environment."""
     arguments = ("senders=[hf:acme/llm-1.5b]", "protocol=t2t", f"prompt={PROMPT}", "ray=none", "tracking=none")
     small = ("generation.max_tokens=4", "t2t.max_tokens=4", f"receiver={RECEIVER}")
-    first = federate(mirror, tmp_path, *arguments, *small, "output=first")
-    assert first.returncode == 0, first.stderr
+    with monkeypatch.context() as patch:
+        point_here(patch, mirror.url, tmp_path / "hf" / "hub")
+        code, err = call("zoo=hub", *arguments, *small, "output=first", job=federate_run)
+    assert code == 0, err
     commits = [mirror.repos[repo].commit() or "" for repo in ("Qwen/Qwen3-0.6B", "acme/llm-1.5b")]
     left = report.read(tmp_path / "first")
     assert [member.revision for member in left.who.members] == commits and all(
-        commit[:12] in first.stdout for commit in commits
+        commit[:12] in call.out for commit in commits
     )
 
     mirror.asked.clear()

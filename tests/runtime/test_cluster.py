@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -17,8 +16,10 @@ from typing import Any
 
 import pytest
 import ray
+from probes import processes_of
 from ray._private.utils import check_version_info
 
+from fedray.runtime import joining
 from fedray.runtime.cluster import _private_folder, _remedy, _why, connect, will_embed
 from fedray.runtime.placement import Node, Placement, place, this_machine
 from fedray.types import FedrayError
@@ -39,13 +40,6 @@ def silent_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-@pytest.fixture
-def short_folder() -> Iterator[str]:
-    """Ray's sockets do not fit into pytest's."""
-    with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:
-        yield folder
-
-
 def refusal(address: str | None) -> str:
     with pytest.raises(FedrayError) as caught:
         connect(address)
@@ -55,6 +49,7 @@ def refusal(address: str | None) -> str:
 
 @pytest.mark.usefixtures("not_joined")
 def test_an_address_without_a_cluster_is_refused(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "PROBE_S", 0.3)  # nobody is there: no wait is too short
     assert "no Ray cluster answers at 127.0.0.1:1 " in refusal("127.0.0.1:1")
     assert "no Ray cluster answers" in refusal(f"127.0.0.1:{silent_port}")
     assert "no Ray cluster answers" in refusal("no-such-host.invalid:6379")
@@ -97,6 +92,7 @@ def test_a_cluster_with_tokens_says_how_to_get_in(nodes: Any, monkeypatch: pytes
         monkeypatch.setenv("RAY_AUTH_MODE", mode) if mode else monkeypatch.delenv("RAY_AUTH_MODE")
         assert f"wants an access token: {remedy}" in refusal("auto")
     noted(tmp_path, "127.0.0.1:1")
+    monkeypatch.setattr(joining, "PROBE_S", 0.3)
     assert "no Ray cluster answers at 127.0.0.1:1 " in refusal("auto")
 
 
@@ -133,33 +129,6 @@ for address in (None, "auto"):
     noted(tmp_path, nodes.address)
     said = run(script, RAY_ADDRESS=nodes.address, RAY_TMPDIR=str(tmp_path))
     assert said.split() == [nodes.address, "False", "2"] * 2
-
-
-def test_a_cluster_of_ones_own(tmp_path: Path, short_folder: str) -> None:
-    """It is private, quiet, has what was asked for, takes its token mode along, and leaves no process behind."""
-    script = """
-import os, psutil, ray
-from fedray.runtime.cluster import connect
-connection = connect(num_cpus=3)
-assert connection.is_embedded and "RAY_AUTH_MODE" not in os.environ
-ray.get(ray.remote(lambda: None).remote())  # a worker is there
-home = os.environ["HOME"]
-for process in psutil.process_iter(["environ"]):
-    if (process.info["environ"] or {}).get("HOME") == home:
-        for socket in process.net_connections(kind="inet"):
-            if socket.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
-                print(socket.laddr.ip)
-print(ray.cluster_resources()["CPU"])
-connection.close()
-"""
-    private = {"HOME": str(tmp_path), "RAY_TMPDIR": short_folder}
-    *listening, cpus = run(script, RAY_AUTH_MODE=None, RAY_AUTH_TOKEN_PATH=None, **private).split()
-    assert float(cpus) == 3
-    assert len(listening) > 4 and set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
-    (above,) = Path(short_folder).iterdir()
-    assert stat.S_IMODE(above.stat().st_mode) == 0o700 and [folder.name for folder in above.iterdir()] == ["ray"]
-    assert not processes_of(tmp_path)
 
 
 @pytest.mark.usefixtures("not_joined")
@@ -215,18 +184,6 @@ def run(script: str, **environment: str | None) -> str:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
-
-
-def processes_of(home: Path) -> list[int]:
-    """Processes that live with this HOME."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"HOME={home}\0".encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:  # it has just ended, or is another user's
-            continue
-    return found
 
 
 @pytest.mark.usefixtures("cluster")

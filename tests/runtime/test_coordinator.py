@@ -58,22 +58,6 @@ def test_its_refusals_are_sentences(boss: Any, group: RayGroup) -> None:
         plan(boss, group, gate="learned")
 
 
-def test_it_plans_without_what_the_driver_has_found_damaged(group: RayGroup, random_zoo: Path) -> None:
-    """And still does after its death."""
-    boss = coordinator.start(zoo=random_zoo)
-    receiver, *senders = group.members.values()
-    damaged = {Path(plan(boss, group).fusers[SENDERS[0]].path): "it is damaged"}
-    pid: Any = ray.get(boss.__ray_call__.remote(process_id))
-    for doomed in (False, True):
-        if doomed:
-            os.kill(pid, signal.SIGKILL)
-        with pytest.raises(
-            FedrayError, match=f"no fuser=mlp .* {SENDERS[0]} -> {RECEIVER}.*; passed over: it is damaged"
-        ):
-            coordinator.plan(boss, receiver, senders, method(**CHOICES), damaged=damaged)
-    coordinator.stop(boss)
-
-
 @pytest.mark.parametrize("prompts", [QUESTIONS[:1], QUESTIONS * 20], ids=["one question", "sixty"])
 def test_no_cache_reaches_the_driver_or_the_coordinator(
     boss: Any, group: RayGroup, monkeypatch: pytest.MonkeyPatch, prompts: tuple[str, ...]
@@ -105,8 +89,17 @@ def test_no_cache_reaches_the_driver_or_the_coordinator(
 
 
 def test_it_comes_back_after_its_death(boss: Any, group: RayGroup) -> None:
+    """And plans again without what the driver has found damaged, as it did before."""
     before = plan(boss, group)
+    receiver, *senders = group.members.values()
+    damaged = {Path(before.fusers[SENDERS[0]].path): "it is damaged"}
     pid: Any = ray.get(boss.__ray_call__.remote(process_id))
-    os.kill(pid, signal.SIGKILL)
-    assert plan(boss, group) == before
-    assert ray.get(boss.__ray_call__.remote(process_id)) != pid
+    for again in (False, True):
+        if again:
+            os.kill(pid, signal.SIGKILL)
+            assert plan(boss, group) == before
+            assert ray.get(boss.__ray_call__.remote(process_id)) != pid
+        with pytest.raises(
+            FedrayError, match=f"no fuser=mlp .* {SENDERS[0]} -> {RECEIVER}.*; passed over: it is damaged"
+        ):
+            coordinator.plan(boss, receiver, senders, method(**CHOICES), damaged=damaged)

@@ -203,7 +203,8 @@ def test_who_dies_is_left_out_and_named(group: RayGroup, mortal: RayGroup, at: t
     assert not logits(whole).equal(logits(dying))
 
 
-def test_who_dies_may_end_the_request(mortal: RayGroup) -> None:
+def test_who_dies_may_end_the_request(group: RayGroup) -> None:
+    """The last one here: it ends a participant of the group."""
     plan = revised(plan_of(FedAttn(3, 2)), on_missing="error")
     with pytest.raises(MemberFailed, match=f"{NAMES[1]}: died"):
-        ask(Keeping(mortal, NAMES[1], ("advance", 0)), plan)
+        ask(Keeping(group, NAMES[1], ("advance", 0)), plan)

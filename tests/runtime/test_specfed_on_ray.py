@@ -94,7 +94,7 @@ def test_a_late_worker_is_left_out_and_catches_up(group, here):
     group, other = with_one_that(Dozing, group)
     try:
         how = replace(PLAN.method.of(SpecFed), gamma=1, patience_s=1.5)
-        long = replace(REQUEST, generation=Generation(max_tokens=200, full=True))
+        long = replace(REQUEST, generation=Generation(max_tokens=140, full=True))
         answer = ask(group, revised(PLAN, protocol=how), long)
         assert answer.senders == WORKERS, "it is there at the end"
         assert answer.missing[0].member == WORKERS[1] and answer.missing[0].reason.startswith("late in ")
