@@ -46,22 +46,6 @@ class DraftFuser(Fuser):
     def layers_read(cls, config: FuserConfig) -> tuple[int, ...]:
         return tuple(range(_depths(config)[0]))
 
-    def inputs(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], positions_BT: Tensor) -> Tensor:
-        """Gather what the net reads of every token, (B*T, inputs): its layers, and the first one of the token before.
-
-        positions_BT: places within each row; at 0 there is none before.
-        """
-        sides = [side[layer].transpose(1, 2).flatten(2) for layer in range(self._read) for side in (keys, values)]
-        first_BTF = torch.cat(sides[:2], dim=2)
-        before_BTF = torch.cat([torch.zeros_like(first_BTF[:, :1]), first_BTF[:, :-1]], dim=1)
-        before_BTF = before_BTF.masked_fill((positions_BT == 0)[..., None], 0.0)
-        return torch.cat([*sides, before_BTF], dim=2).flatten(0, 1)
-
-    def targets(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
-        """Gather what the net learns to give of a receiver's tokens (M, N, 1, H): (M, L, 2F)."""
-        pairs = zip(keys, values, strict=True)
-        return torch.stack([torch.cat([key.flatten(1), value.flatten(1)], dim=1) for key, value in pairs], dim=1)
-
     @torch.no_grad()
     def fit(self, inputs_MI: Tensor, targets_MKLF: Tensor) -> None:
         """Standardize what is read, and what is learned, over training tokens."""
@@ -70,10 +54,14 @@ class DraftFuser(Fuser):
         self.center.copy_(targets_MKLF.mean(0))
         self.spread.copy_(targets_MKLF[:, :, : self._written].flatten(1).std(0).clamp(min=1e-4))
 
+    def standardized(self, slots_MKLF: Tensor) -> Tensor:
+        """Scale what the net writes of slots to standard deviations: (M, outputs)."""
+        return (slots_MKLF - self.center)[:, :, : self._written].flatten(1) / self.spread
+
     def loss(self, inputs_MI: Tensor, targets_MKLF: Tensor) -> Tensor:
         """The mean squared error of each token, (M,), in standard deviations."""
-        wanted_MO = (targets_MKLF - self.center)[:, :, : self._written].flatten(1) / self.spread
-        return (self.net((inputs_MI - self.shift) * self.scale) - wanted_MO).square().mean(1)
+        made_MO = self.net((inputs_MI - self.shift) * self.scale)
+        return (made_MO - self.standardized(targets_MKLF)).square().mean(1)
 
     def translated(self, inputs_MI: Tensor) -> Tensor:
         """Translate tokens: (M, K, L, 2F)."""
@@ -86,7 +74,7 @@ class DraftFuser(Fuser):
     def project_rows(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], positions_BT: Tensor) -> Projection:
         batch, tokens = positions_BT.shape
         receiver, slots = self.config.receiver, self.config.slots
-        made_MKLF = self.translated(self.inputs(keys, values, positions_BT))
+        made_MKLF = self.translated(inputs_of(self.config, keys, values, positions_BT))
         heads = (batch, tokens * slots, receiver.layers, 2, receiver.kv_heads, receiver.head_dim)
         made = made_MKLF.reshape(heads).permute(2, 3, 0, 4, 1, 5)  # (L, K|V, B, N, T, H)
         nothing = made.new_zeros(batch, receiver.kv_heads, tokens * slots)
@@ -99,3 +87,24 @@ class DraftFuser(Fuser):
 def _depths(config: FuserConfig) -> tuple[int, int]:
     """How many layers are read, and how many written."""
     return (1, 1) if config.layer_alignment == FIRST else (config.sender.layers, config.receiver.layers)
+
+
+def inputs_of(
+    config: FuserConfig, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], positions_BT: Tensor
+) -> Tensor:
+    """Gather what the net reads of every token, (B*T, inputs): its layers, and the first one of the token before.
+
+    positions_BT: places within each row; at 0 there is none before.
+    """
+    sides = [side[layer].transpose(1, 2).flatten(2) for layer in range(_depths(config)[0]) for side in (keys, values)]
+    first_BTF = torch.cat(sides[:2], dim=2)
+    before_BTF = torch.cat([torch.zeros_like(first_BTF[:, :1]), first_BTF[:, :-1]], dim=1)
+    before_BTF = before_BTF.masked_fill((positions_BT == 0)[..., None], 0.0)
+    return torch.cat([*sides, before_BTF], dim=2).flatten(0, 1)
+
+
+def targets_of(keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
+    """Gather what the net learns to give of one text (1, N, T, H) of a receiver: (T, L, 2F)."""
+    pairs = zip(keys, values, strict=True)
+    sides = ((key[0].transpose(0, 1).flatten(1), value[0].transpose(0, 1).flatten(1)) for key, value in pairs)
+    return torch.stack([torch.cat(pair, dim=1) for pair in sides], dim=1)

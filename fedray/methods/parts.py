@@ -17,7 +17,8 @@ class FuserKind:
     """A fuser class, as "module:Class".
 
     operators: those that it can be trained for, the usual one first; fusion: what else of `fusion` it implies; drafts:
-    it reads what the sender drafts, not the prompt; trained: False where it needs no training and is in no registry.
+    it reads what the sender drafts, not the prompt; trained: False where it needs no training and is in no registry;
+    training: settings of its training where nobody says otherwise.
     """
 
     where: str
@@ -25,6 +26,7 @@ class FuserKind:
     fusion: Mapping[str, str] = field(default_factory=dict)
     drafts: bool = False
     trained: bool = True
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def implied(self) -> dict[str, str]:
@@ -49,7 +51,11 @@ _FUSERS = {
     "mlp": FuserKind("fedray.fusion.mlp:MLPFuser"),
     "c2c": FuserKind("fedray.fusion.c2c:C2CFuser", ("mix",)),
     "draft": FuserKind(
-        "fedray.fusion.draft:DraftFuser", ("concat",), {"read": "prompt", "slots": "inline"}, drafts=True
+        "fedray.fusion.draft:DraftFuser",
+        ("concat",),
+        {"read": "prompt", "slots": "inline"},
+        drafts=True,
+        training={"hidden": 160, "layers": "first", "steps": 1000, "batch_size": 384, "learning_rate": 2e-3},
     ),
     "identity": FuserKind("fedray.fusion.identity:IdentityFuser", ("concat",), {"read": "prompt"}, trained=False),
 }

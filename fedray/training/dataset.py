@@ -15,6 +15,7 @@ from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM
 from fedray.reporting.report import Data
+from fedray.training import dictation
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, conversations
 from fedray.training.settings import FuserJob, GateJob, TrainingData
 from fedray.training.worker_group import Tell
@@ -47,6 +48,15 @@ def of_world(world: World, limit: int | None, seed: int) -> Material:
     talks = _some(conversations(world, "train", PHRASINGS_PER_FACT), limit, seed)
     check = _some(conversations(world, "validation"), limit, seed)
     return Material(talks, check, {"world_seed": world.seed})
+
+
+def dictated(world: World, limit: int | None, seed: int) -> Material:
+    """Draw texts that senders are made to say, as many as the limit; a tenth of them more to validate with."""
+    count = dictation.TEXTS if limit is None else limit
+    talks = dictation.of_world(world, "train", count, seed)
+    return Material(
+        talks, dictation.of_world(world, "validation", max(2, count // 10), seed), {"world_seed": world.seed}
+    )
 
 
 def for_gate(world: World, limit: int | None) -> Material:

@@ -5,28 +5,32 @@ from __future__ import annotations
 import platform
 import resource
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
 from fedray.fusion.build import build_fuser
+from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.norms import RECORD
 from fedray.llm.catalogue import NAMES
 from fedray.llm.loading import describe, load_source
 from fedray.llm.source import Source, config_of
+from fedray.methods.parts import FUSERS
 from fedray.registry.store import Registry, fuser_name
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import LabelledPrompt, believed
 from fedray.training.data import BATCH
-from fedray.training.dataset import fitting, longest_of, of_world, read_data_set, settings_of_data, world_of
+from fedray.training.dataset import dictated, fitting, longest_of, of_world, read_data_set, settings_of_data, world_of
+from fedray.training.dictation import TEXTS, TOKENS_PER_TEXT, of_talks
 from fedray.training.figures import Heatmap
-from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
+from fedray.training.fuser_trainer import Examples, FuserTraining, accuracy_by_group
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
 from fedray.training.llms import hashes, pin, registry_of, revisions
-from fedray.training.memory import GIB, BatchLoad, Memory, check, estimate
+from fedray.training.memory import GIB, BatchLoad, Memory, check, estimate, estimate_texts
 from fedray.training.pair import Pair
-from fedray.training.recipe import FuserRecipe, fuser_config, is_half, precision, recipe_from
+from fedray.training.recipe import FuserRecipe, is_half, precision, recipe_from
 from fedray.training.settings import EVERYONE, FuserJob
+from fedray.training.text_pair import TextPair
 from fedray.training.worker_group import Tell, WorkerGroup
 from fedray.types import Artifact
 
@@ -76,7 +80,7 @@ class TrainFuser(TrainingJob[FuserJob]):
         if self.settings.control != "none":
             return None
         receiver, sender = outcome.members
-        fuser = build_fuser(fuser_config(order.recipe, sender.spec, receiver.spec))
+        fuser = build_fuser(FuserConfig.from_dict(outcome.config))
         fuser.load_state_dict(snapshot.under("fuser"))
         return Registry(self.settings.root).add_fuser(fuser, sender, receiver, outcome.record)
 
@@ -94,24 +98,31 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     (source,) = order.senders.values()
     memory = order.memory or _needed(s, order.recipe, source, order.receiver)
     tiny = s.data.name == "tiny"
-    material = of_world(world_of(s), s.limit, s.seed) if tiny else read_data_set(s, tell)
+    drafts = FUSERS[s.fuser.kind].drafts
+    material = (dictated if drafts else of_world)(world_of(s), s.limit, s.seed) if tiny else read_data_set(s, tell)
     receiver = load_source(order.receiver, s.device, s.llm_dtype)
     sender = receiver if s.control == "identical" else load_source(source, s.device, s.llm_dtype)
     if material.source:
         material = fitting(material, (sender, receiver), s.data.longest)
     at_once = s.rows if material.source or s.zoo.name != "tiny" else BATCH
 
-    def pair(asked: list[LabelledPrompt], phase: str = "") -> Pair:
+    if drafts and not tiny:
+        material = replace(material, talks=of_talks(material.talks, s.seed), check=of_talks(material.check, s.seed))
+
+    def pair(asked: list[LabelledPrompt], phase: str = "", slots: int | None = None) -> Examples:
+        if drafts:
+            return TextPair(sender, receiver, asked, order.recipe, slots=slots)
         if phase and s.learns == "sender":
             asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
         blind = s.control == "single"
         return Pair(sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=blind, at_once=at_once)
 
     talks = pair(material.talks, "sender answers")
-    validated = pair(material.check, "to validate with") if s.validate_every else None
+    slots = talks.config(order.recipe).slots
+    validated = pair(material.check, "to validate with", slots) if s.validate_every else None
     training = FuserTraining(talks, order.recipe, validated, group, order.checkpoint, s.save_every)
     fuser = training.run(lambda step, of, figures: tell("training", step, of, figures))
-    right = pair(material.check)
+    right = pair(material.check, slots=slots)
     with torch.no_grad(), precision(order.recipe, receiver.device):
         weights_RLN = right.openness(fuser, right.rows(range(min(len(right), right.at_once)))).float().cpu()
         validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)
@@ -122,7 +133,7 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
         **revisions(members),
         "questions": len(training.pair),
         "steps": training.step,
-        "answers": s.learns,
+        "answers": "drafts" if drafts else s.learns,
         "recipe": asdict(order.recipe),
         "validation": validation,
         "validation_alone": alone,
@@ -135,13 +146,19 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     heatmap = Heatmap(values, rows, columns, "How much of the sender the fuser lets in")
     peak = {"memory/estimated_gib": memory.total / GIB, "memory/peak_gib": _peak(s.device) / GIB}
     figures, of = {**training.figures(), **peak}, (len(training.pair), training.step, training.resumed_at)
-    return Outcome(members, *of, figures, heatmap, record, material.data, validation, alone)
+    config = fuser.config.to_dict()
+    return Outcome(members, *of, figures, heatmap, record, material.data, validation, alone, config=config)
 
 
 def _needed(s: FuserJob, recipe: FuserRecipe, sender: Source, receiver: Source) -> Memory:
     """Estimate one worker's memory. Raises FedrayError with the figures where there is less."""
     configs, half = (config_of(sender), config_of(receiver)), is_half(recipe, s.device)
     dtype = getattr(torch, s.llm_dtype or "float32")
+
+    if FUSERS[recipe.kind].drafts:
+        load = BatchLoad(s.rows, longest_of(s), dtype, False, s.workers)
+        found = estimate_texts(*configs, recipe, load, TOKENS_PER_TEXT * (s.limit or TEXTS))
+        return check(found, s.device, lambda parts: None, s.workers)
 
     def needed(parts: int = 1) -> Memory:
         return estimate(*configs, recipe, BatchLoad(s.rows // parts, longest_of(s), dtype, half, s.workers))

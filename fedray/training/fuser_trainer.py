@@ -1,37 +1,65 @@
-"""Training loop of one fuser: LLMs frozen, loss on answer tokens."""
+"""Training loop of one fuser: LLMs frozen, loss on answer tokens, or on what a text would be as the receiver's note."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedray.fusion.build import build_fuser
-from fedray.fusion.fuser import Fuser
+from fedray.fusion.fuser import Fuser, FuserConfig
+from fedray.fusion.norms import Norms
+from fedray.llm.model import LLM
 from fedray.training.checkpoint import Checkpoint, Snapshot
-from fedray.training.data import answer_loss
-from fedray.training.pair import EncodedExample, Pair, draws
-from fedray.training.recipe import FuserRecipe, fuser_config, precision, schedule
+from fedray.training.pair import draws
+from fedray.training.recipe import FuserRecipe, precision, schedule
 from fedray.training.worker_group import Progress, WorkerGroup
 from fedray.types import FedrayError
 
 
-class FuserLoss(nn.Module):
-    """A fuser between two frozen LLMs: maps examples to the loss (B,) of their answers. What DDP wraps."""
+class Examples(Protocol):
+    """What a fuser is trained on (pair.py, text_pair.py); `rows` gives what `loss` takes."""
 
-    def __init__(self, fuser: Fuser, pair: Pair) -> None:
+    sender: LLM
+    receiver: LLM
+    at_once: int
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> list[int]: ...
+
+    @property
+    def groups(self) -> list[str]: ...
+
+    def config(self, recipe: FuserRecipe) -> FuserConfig: ...
+
+    def rows(self, rows: Sequence[int]) -> list[Any]: ...
+
+    def fit(self, fuser: Fuser, rng: random.Random) -> None: ...
+
+    def loss(self, fuser: Fuser | None, batch: Sequence[Any]) -> tuple[Tensor, Tensor]: ...
+
+    def openness(self, fuser: Fuser, batch: Sequence[Any]) -> Tensor: ...
+
+    def norms(self) -> Norms: ...
+
+
+class FuserLoss(nn.Module):
+    """A fuser between two frozen LLMs: maps examples to their losses (B,). What DDP wraps."""
+
+    def __init__(self, fuser: Fuser, pair: Examples) -> None:
         super().__init__()
         self.fuser = fuser
         self.pair = pair
 
-    def forward(self, batch: list[EncodedExample]) -> tuple[Tensor, Tensor]:
-        context, own = self.pair.context(self.fuser, batch)
-        return answer_loss(own.llm, context, own.last_B1, [e.answer for e in batch])
+    def forward(self, batch: list[Any]) -> tuple[Tensor, Tensor]:
+        return self.pair.loss(self.fuser, batch)
 
 
 class FuserTraining:
@@ -43,9 +71,9 @@ class FuserTraining:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: Examples,
         recipe: FuserRecipe,
-        check: Pair | None = None,
+        check: Examples | None = None,
         group: WorkerGroup | None = None,
         checkpoint: Checkpoint | None = None,
         save_every: int = 50,
@@ -96,12 +124,11 @@ class FuserTraining:
         """Build the fuser as it is before its first step; a resumed training draws the same numbers."""
         recipe, pair = self.recipe, self.pair
         torch.manual_seed(recipe.seed)
-        fuser = build_fuser(fuser_config(recipe, pair.sender.spec, pair.receiver.spec)).to(pair.receiver.device).train()
-        most = min(len(pair), 512 if pair.in_memory else pair.at_once)
-        fuser.fit_inputs(lambda: pair.sample(self._rng.sample(range(len(pair)), most)))
+        fuser = build_fuser(pair.config(recipe)).to(pair.receiver.device).train()
+        pair.fit(fuser, self._rng)
         return fuser
 
-    def _take_step(self, module: nn.Module, parts: list[list[EncodedExample]]) -> None:
+    def _take_step(self, module: nn.Module, parts: list[list[Any]]) -> None:
         recipe, group = self.recipe, self.group
         # Every step draws from a seed of its own, so that one that is resumed draws what it would have drawn.
         torch.manual_seed(recipe.seed * 1_000_003 + self.step * group.size + group.rank)
@@ -131,7 +158,7 @@ class FuserTraining:
         return self.step % every == 0 or self.step == self.recipe.steps
 
     @torch.no_grad()
-    def _validate(self, check: Pair) -> dict[str, float]:
+    def _validate(self, check: Examples) -> dict[str, float]:
         """Measure loss and accuracy on `check`, every worker a share of it, and the fuser's mean weight per layer."""
         self.fuser.eval()
         with precision(self.recipe, self.pair.receiver.device):
@@ -175,7 +202,7 @@ class FuserTraining:
 
 
 @torch.no_grad()
-def losses(pair: Pair, fuser: Fuser | None, group: WorkerGroup | None = None) -> tuple[Tensor, Tensor]:
+def losses(pair: Examples, fuser: Fuser | None, group: WorkerGroup | None = None) -> tuple[Tensor, Tensor]:
     """Measure per question the loss of its answer and whether greedy decoding would give it (both (Q,)).
 
     Without a fuser: the receiver alone. Every worker reads a share of the batches.
@@ -185,17 +212,16 @@ def losses(pair: Pair, fuser: Fuser | None, group: WorkerGroup | None = None) ->
     starts = range(0, len(pair), pair.at_once)
     for start in starts[group.rank :: group.size]:
         batch = pair.rows(range(start, min(start + pair.at_once, len(pair))))
-        context, own = pair.context(fuser, batch)
-        loss_B, right_B = answer_loss(own.llm, context, own.last_B1, [e.answer for e in batch])
+        loss_B, right_B = pair.loss(fuser, batch)
         found_2Q[:, start : start + len(batch)] = torch.stack([loss_B.cpu(), right_B.cpu().float()])
     loss_Q, right_Q = group.all_reduce(found_2Q)
     return loss_Q, right_Q
 
 
-def accuracy_by_group(pair: Pair, fuser: Fuser | None) -> dict[str, float]:
+def accuracy_by_group(pair: Examples, fuser: Fuser | None) -> dict[str, float]:
     """Measure the share of answers greedy decoding would give, per group; without a fuser the receiver's own."""
     _, right_Q = losses(pair, fuser)
     right: dict[str, list[float]] = {}
-    for talk, value in zip(pair.conversations, right_Q.tolist(), strict=True):
-        right.setdefault(talk.group or "all", []).append(value)
+    for group, value in zip(pair.groups, right_Q.tolist(), strict=True):
+        right.setdefault(group or "all", []).append(value)
     return {group: math.fsum(values) / len(values) for group, values in sorted(right.items())}

@@ -52,6 +52,7 @@ class Outcome:
     validation: Mapping[str, float] = field(default_factory=dict)
     validation_alone: Mapping[str, float] = field(default_factory=dict)
     trust: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)  # of a fuser
 
 
 @dataclass(frozen=True, slots=True)

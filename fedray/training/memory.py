@@ -74,6 +74,24 @@ def estimate(sender: PretrainedConfig, receiver: PretrainedConfig, recipe: Fuser
     return max((_estimate(sender, receiver, recipe, load, *split) for split in splits), key=lambda found: found.total)
 
 
+def estimate_texts(
+    sender: PretrainedConfig, receiver: PretrainedConfig, recipe: FuserRecipe, load: BatchLoad, tokens: int
+) -> Memory:
+    """Estimate the training of a translator: both LLMs, and in float32 what it reads and learns of so many tokens."""
+    specs, size = (spec_of(sender), spec_of(receiver)), load.dtype.itemsize
+    reading = max(
+        work_bytes(config, BATCH, load.longest, load.longest, str(load.dtype).removeprefix("torch."))
+        for config in (sender, receiver)
+    )
+    return Memory(
+        llms=(count_parameters(sender) + count_parameters(receiver)) * size,
+        fuser=16 * numbers(_on_meta(lambda: build_fuser(fuser_config(recipe, *specs)))),
+        caches=2 * 4 * tokens * sum(spec.values_per_token() for spec in specs),
+        activations=0,
+        passing=reading,
+    )
+
+
 def estimate_gate(
     receiver: PretrainedConfig,
     senders: Sequence[PretrainedConfig],

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from fedray.fusion import combine, controls
-from fedray.fusion.fuser import Fuser
+from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.fusion.norms import Norms, norms_of
 from fedray.llm.cache import KVCache
 from fedray.llm.chat import encode_turns
 from fedray.llm.decoding import Context
 from fedray.llm.model import LLM, Encoded
 from fedray.training.conversations import LabelledPrompt
-from fedray.training.data import BATCH, Prefilled, answers, prefill, read
-from fedray.training.recipe import Sampling
+from fedray.training.data import BATCH, Prefilled, answer_loss, answers, prefill, read
+from fedray.training.recipe import FuserRecipe, Sampling, fuser_config
 from fedray.training.worker_group import WorkerGroup
 
 NORMS_FROM = 1024  # conversations, evenly chosen
@@ -95,12 +96,32 @@ class Pair:
         own = self.own(batch)
         if fuser is None:
             return combine.concat(own.own(), []), own
-        return combine.fuse(fuser.config.operator, own.own(), own.spans, [self.sent(batch).part(fuser)]), own
+        parts = [self.sent(batch).part(fuser)]
+        return combine.fuse(fuser.config.operator, own.own(), own.spans, parts, model=self.receiver.model), own
 
     def openness(self, fuser: Fuser, batch: Sequence[EncodedExample]) -> torch.Tensor:
         """Compute the mean weight (R, L, N) the fuser gives the sender's tokens."""
         own = self.own(batch)
         return combine.openness(own.own(), own.spans, self.sent(batch).part(fuser))
+
+    @property
+    def groups(self) -> list[str]:
+        """The group that each conversation is counted under."""
+        return [talk.group for talk in self.conversations]
+
+    def config(self, recipe: FuserRecipe) -> FuserConfig:
+        """The configuration of the fuser that is trained on it."""
+        return fuser_config(recipe, self.sender.spec, self.receiver.spec)
+
+    def fit(self, fuser: Fuser, rng: random.Random) -> None:
+        """Fit an untrained fuser to the sender's caches of some conversations."""
+        most = min(len(self), 512 if self.in_memory else self.at_once)
+        fuser.fit_inputs(lambda: self.sample(rng.sample(range(len(self)), most)))
+
+    def loss(self, fuser: Fuser | None, batch: Sequence[EncodedExample]) -> tuple[Tensor, Tensor]:
+        """Compute the loss of each answer (B,) and whether greedy decoding gives it; without a fuser the receiver's."""
+        context, own = self.context(fuser, batch)
+        return answer_loss(own.llm, context, own.last_B1, [e.answer for e in batch])
 
     def norms(self) -> Norms:
         """Measure the range of the sender's caches: of all conversations in memory, or else of NORMS_FROM."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.methods.method import FuserChoice, Fusion, with_fusion
+from fedray.methods.parts import FUSERS
 from fedray.schema import Schema, within
 from fedray.settings.check import check_apart, check_llm_folders, check_output, check_revision, check_store
 from fedray.settings.settings import (
@@ -103,7 +104,7 @@ class FuserJob(TrainingSettings):
     sender: str | None = None  # a name, or "all": every pair into the receiver that has no fuser yet
     control: Literal["none", "single", "identical"] = "none"  # no sender; the receiver as its own sender
     hidden: int = within(128, 1)
-    layers: Literal["bottom_up", "last_aligned"] = "bottom_up"  # which of the sender's a layer reads
+    layers: Literal["bottom_up", "last_aligned", "first", "all"] = "bottom_up"  # which of the sender's a layer reads
     answers: Literal["sender", "right"] | None = None  # what is learnt; None: the sender's, of conversations the right
     limit: int | None = within(None, 1)  # questions to train and to validate on, or conversations read; None: all
     steps: int | None = within(None, 2)  # None: as many as the operator needs, or one pass over `limit` conversations
@@ -191,10 +192,22 @@ J = TypeVar("J", FuserJob, GateJob, ImportJob)
 
 def build_fuser_job(values: Mapping[str, Any]) -> FuserJob:
     """Build settings; control=identical needs no sender. Raises FedrayError."""
-    settings = _build(FUSER_JOB, values, [values.get("sender")])
+    settings = _build(FUSER_JOB, _with_usual(values), [values.get("sender")])
     if settings.sender is None and settings.control == "identical":
         return replace(settings, sender=settings.receiver)
     return settings if settings.sender == EVERYONE else replace(settings, sender=_canonical_sender(settings))
+
+
+def _with_usual(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what a training of this fuser usually has, where nothing (or null) is said."""
+    chosen = values.get("fuser")
+    kind = str(chosen.get("kind") if isinstance(chosen, Mapping) else getattr(chosen, "kind", chosen))
+    usual = dict(FUSERS[kind].training) if kind in FUSERS else {}
+    zoo = values.get("zoo")
+    if usual.get("layers") == "first" and (zoo.get("name") if isinstance(zoo, Mapping) else zoo) == "hub":
+        usual["layers"] = "all"  # in LLMs of real size a word is not in the first layer
+    left_open = {"hidden", "layers", "batch_size", "learning_rate"}
+    return {**usual, **{k: v for k, v in values.items() if v is not None or k not in {*left_open, *usual}}}
 
 
 def build_gate_job(values: Mapping[str, Any]) -> GateJob:
@@ -240,6 +253,15 @@ def check_fuser_job(settings: FuserJob) -> None:
             f"batch_size={settings.batch_size} does not fall into workers={settings.workers} times accumulation="
             f"{settings.accumulation} equal parts: choose a multiple of {parts}"
         )
+    if FUSERS[settings.fuser.kind].drafts and settings.control != "none":
+        raise FedrayError(
+            f"control={settings.control} is for fusers that are trained through the receiver, not for "
+            f"fuser={settings.fuser.kind}: leave it out"
+        )
+    if not FUSERS[settings.fuser.kind].trained:
+        raise FedrayError(f"fuser={settings.fuser.kind} needs no training: use it with jobs/federate.py")
+    if settings.layers in ("first", "all") and not FUSERS[settings.fuser.kind].drafts:
+        raise FedrayError(f"layers={settings.layers} is for fuser=draft: choose bottom_up or last_aligned")
     if settings.patience and not settings.validate_every:
         raise FedrayError("patience counts validations: set validate_every, or patience=0 to never stop early")
     _check_training(settings, () if settings.sender in (None, EVERYONE) else (settings.sender,))

@@ -1,0 +1,184 @@
+"""What a translator of drafts is trained on: token by token, the sender's cache of a text that it is made to say, and
+the receiver's of the same text read as a note.
+
+Both LLMs read everything once; the training itself runs no LLM.
+Shape legend: M tokens of all texts, K slots per token, L layers, I inputs, F features of keys and values of a layer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fedray.fusion.draft import DraftFuser, inputs_of, targets_of
+from fedray.fusion.fuser import Fuser, FuserConfig
+from fedray.fusion.norms import Norms, norms_of
+from fedray.llm import decoding
+from fedray.llm.cache import KVCache
+from fedray.llm.chat import encode_turns
+from fedray.llm.letters import letters_of
+from fedray.llm.model import LLM
+from fedray.llm.rotary import unrotate
+from fedray.prompts import NOTES
+from fedray.training.conversations import LabelledPrompt
+from fedray.training.data import BATCH
+from fedray.training.recipe import FuserRecipe, fuser_config
+
+MOST_SLOTS, COVERED = 4, 0.99  # the share of tokens that have a slot for each token that the receiver reads instead
+Place = tuple[int, int]
+T = TypeVar("T", str, LabelledPrompt)
+
+
+class TextPair:
+    """Tokens of texts as both LLMs hold them; slots, of a validation: those of the training."""
+
+    in_memory = True
+
+    def __init__(
+        self,
+        sender: LLM,
+        receiver: LLM,
+        conversations: Sequence[LabelledPrompt],
+        recipe: FuserRecipe,
+        *,
+        slots: int | None = None,
+        at_once: int = BATCH,
+    ) -> None:
+        self.sender, self.receiver, self.at_once = sender, receiver, at_once
+        texts = dict.fromkeys(talk.answer for talk in conversations)
+        notes = {text: _words(receiver, f" {text}", 1) for text in texts}
+        said = {text: _words(sender, text, 0) for text in texts}
+        whole = {text for text in texts if notes[text][0] and said[text][0]}  # letters that one does not know
+        self._talks = [talk for talk in dict.fromkeys(conversations) if talk.answer in whole]
+        notes = {text: found for text, found in notes.items() if text in whole}
+        read = {text: [_read_for(place, notes[text][1]) for place in said[text][1]] for text in notes}
+        self.slots = slots or _needed(Counter(len(tokens) for text in read.values() for tokens in text))
+        config = fuser_config(recipe, sender.spec, receiver.spec)
+        self._config = replace(config, slots=self.slots, **DraftFuser.reading)
+        targets = self._targets({text: ids for text, (ids, _) in notes.items()}, read)
+        self._inputs_MI, self._targets_MKLF, self.groups, self._norms = self._pairs(said, targets)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def lengths(self) -> list[int]:
+        """All tokens take as long."""
+        return [1] * len(self)
+
+    def config(self, recipe: FuserRecipe) -> FuserConfig:
+        """The configuration of the fuser that is trained on it."""
+        return self._config
+
+    def rows(self, rows: Sequence[int]) -> list[int]:
+        return list(rows)
+
+    def fit(self, fuser: Fuser, rng: random.Random) -> None:
+        """Standardize what an untrained fuser reads and gives."""
+        assert isinstance(fuser, DraftFuser)
+        fuser.fit(self._inputs_MI, self._targets_MKLF)
+
+    def loss(self, fuser: Fuser | None, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Measure the error of each token, and whether its own text is nearest among the batch's; without a fuser the
+        error of the mean."""
+        rows = torch.tensor(batch, device=self._inputs_MI.device)
+        targets_MKLF = self._targets_MKLF[rows]
+        if fuser is None:
+            return torch.ones(len(batch)), torch.zeros(len(batch), dtype=torch.bool)
+        assert isinstance(fuser, DraftFuser)
+        inputs_MI = self._inputs_MI[rows]
+        with torch.no_grad():
+            made_MX, true_MX = fuser.standardized(fuser.translated(inputs_MI)), fuser.standardized(targets_MKLF)
+            nearest_M = torch.cdist(made_MX, true_MX).argmin(1)
+        return fuser.loss(inputs_MI, targets_MKLF), (true_MX[nearest_M] - true_MX).abs().amax(1) < 1e-4
+
+    def openness(self, fuser: Fuser, batch: Sequence[int]) -> Tensor:
+        """A translator has no weights of its own: (1, L, N), all open."""
+        spec = self.receiver.spec
+        return torch.ones(1, spec.layers, spec.kv_heads)
+
+    def norms(self) -> Norms:
+        """Measure the range of the sender's caches of the texts."""
+        return self._norms
+
+    def _targets(self, notes: dict[str, list[int]], read: dict[str, list[list[int]]]) -> dict[str, Tensor]:
+        """Per text, (T, K, L, F): what the receiver holds in place of each of the sender's tokens."""
+        head = self.receiver.encode_part("".join(NOTES[:2]), first=True, last=False)
+        found: dict[str, Tensor] = {}
+        for texts, cache, starts in _caches(self.receiver, {text: (head, ids) for text, ids in notes.items()}):
+            for b, text in enumerate(texts):
+                sides = ((x[b : b + 1, :, starts[b] :] for x in side) for side in (cache.keys, cache.values))
+                held = targets_of(*map(tuple, sides))
+                index = [[of[k * len(of) // self.slots] for k in range(self.slots)] for of in read[text]]
+                found[text] = held[torch.tensor(index)]
+        return found
+
+    def _pairs(
+        self, said: dict[str, tuple[list[int], list[Place]]], targets: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, list[str], Norms]:
+        """Inputs and targets of every token of every text, behind its own question."""
+        asked = {
+            talk: (encode_turns(self.sender, (*talk.before, talk.prompt)).ids, said[talk.answer][0])
+            for talk in self._talks
+        }
+        inputs, wanted, groups, norms = [], [], [], []
+        for talks, cache, starts in _caches(self.sender, asked):
+            drafts = cache.gather([list(range(start, int(n))) for start, n in zip(starts, cache.lengths, strict=True)])
+            drafts = drafts.counted()
+            rows_BTI = inputs_of(self._config, drafts.keys, drafts.values, drafts.positions)
+            inputs.append(rows_BTI[drafts.valid_BT().flatten()])
+            wanted += [targets[talk.answer] for talk in talks]
+            groups += [talk.group for talk, n in zip(talks, drafts.lengths.tolist(), strict=True) for _ in range(n)]
+            norms.append(norms_of([drafts]))
+        return torch.cat(inputs), torch.cat(wanted), groups, _widest(norms)
+
+
+def _caches(llm: LLM, texts: Mapping[T, tuple[list[int], list[int]]]) -> Iterator[tuple[list[T], KVCache, list[int]]]:
+    """Read (what stands before, text) of each key, those of a length together.
+
+    Yields keys, their caches without rotation, and where the texts start.
+    """
+    keys = sorted(texts, key=lambda key: len(texts[key][0]) + len(texts[key][1]))
+    for i in range(0, len(keys), BATCH):
+        part = keys[i : i + BATCH]
+        cache, _ = decoding.prefill(llm.model, [[*texts[key][0], *texts[key][1]] for key in part], llm.pad_id)
+        bare = tuple(key.float() for key in unrotate(llm.model, cache.keys, cache.positions))
+        values = tuple(value.float() for value in cache.values)
+        yield part, replace(cache, keys=bare, values=values), [len(texts[key][0]) for key in part]
+
+
+def _words(llm: LLM, text: str, skipped: int) -> tuple[list[int], list[Place]]:
+    """Encode a text that is said or noted: ids, and the place of each in the text without its first characters."""
+    ids, places = letters_of(llm.words()).encode(text)
+    llm.check_known(ids)
+    return ids, [(start - skipped, end - skipped) for start, end in places]
+
+
+def _read_for(place: Place, read: Sequence[Place]) -> list[int]:
+    """Find the receiver's tokens that end within a sender's token, else the one that holds its last character."""
+    start, end = place
+    found = [i for i, (_, stop) in enumerate(read) if start < stop <= end]
+    return found or [next((i for i, (_, stop) in enumerate(read) if stop >= end), len(read) - 1)]
+
+
+def _needed(counts: Counter[int]) -> int:
+    """Choose the slots per token that COVERED of them need."""
+    total, sizes = sum(counts.values()), sorted(counts)
+    reached = accumulate(counts[size] for size in sizes)
+    return min(next(size for size, n in zip(sizes, reached, strict=True) if n >= COVERED * total), MOST_SLOTS)
+
+
+def _widest(norms: Sequence[Norms]) -> Norms:
+    sides = ([of.keys for of in norms], [of.values for of in norms])
+    keys, values = (
+        tuple((min(low for low, _ in layer), max(high for _, high in layer)) for layer in zip(*side, strict=True))
+        for side in sides
+    )
+    return Norms(keys, values)
