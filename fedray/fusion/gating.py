@@ -27,7 +27,8 @@ class GateConfig:
     """The configuration of a gate.
 
     receiver, senders: slugs of their names, senders in the order of the weights; hidden: width D of the receiver's
-    hidden states; layer: after how many layers they are read (0: the embeddings); queries: number of learned queries.
+    hidden states; layer: after how many layers they are read (0: the embeddings); queries: number of learned queries;
+    fuser: the kind of fusers it was trained for alone, None: any of its operator.
     """
 
     receiver: str
@@ -38,6 +39,7 @@ class GateConfig:
     queries: int = 4
     units: int = 32
     sharpness: float = 3.0
+    fuser: str | None = None
 
     def __post_init__(self) -> None:
         """Validate sizes: what strangers describe must not take long to build. Raises FedrayError."""
@@ -50,7 +52,8 @@ class GateConfig:
                 raise FedrayError(f"{name} is not from {least} to {most}")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Convert to a dictionary, without a fuser where there is none, as before there was a choice."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("fuser", None)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> GateConfig:

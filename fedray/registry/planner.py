@@ -64,7 +64,7 @@ class Planner:
         where a sender may not speak, and where there is no gate for these senders.
         """
         asked = {sender.name: sender for sender in senders}
-        fusing = method.protocol.fuses
+        fusing, (kind, operator) = method.protocol.fuses, _choice(method)
         self._refuse_missing(receiver.name, list(asked) if fusing else [], method)
         speakers = self._without_fuser(receiver.name, list(asked), method) if fusing else ()
         names = tuple(name for name in asked if name not in speakers)
@@ -78,8 +78,8 @@ class Planner:
             names,
             method.canonical(),
             speakers=speakers,
-            fusers={n: self._fuser(asked[n], receiver, *_choice(method)) for n in names if fusing},
-            gate_artifact=self._registry.find_gate(receiver, names, method.fusion.operator) if learned else None,
+            fusers={n: self._fuser(asked[n], receiver, kind, operator) for n in names if fusing},
+            gate_artifact=self._registry.find_gate(receiver, names, operator, kind) if learned else None,
             peers=peers,
             contexts={n: asked[n].context for n in names if fusing},
             seed=seed,

@@ -122,10 +122,14 @@ class Registry:
         ]
         return next((manifest.artifact(path) for manifest, path in self.sound(candidates)), None)
 
-    def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str) -> Artifact:
-        """Find the gate of a receiver that covers all these senders. Raises FedrayError."""
+    def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str, kind: str = "") -> Artifact:
+        """Find the gate of a receiver that covers all these senders, one for this kind of fusers first.
+
+        Raises FedrayError.
+        """
         name = gate_name(receiver.name)
         gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
+        gates = [(m, p) for k in (kind, None) for m, p in gates if m.config.get("fuser") == k]
         for manifest, path in gates:
             if set(map(slug, senders)) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
                 return manifest.artifact(path)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from fedray.llm.model import LLM
 from fedray.member.member import Member
 from fedray.types import Generation, Request
-from fedray.world.world import PHRASINGS, UNSEEN_PHRASINGS, World, seen_in_fusing
+from fedray.world.questions import joint
+from fedray.world.world import PHRASINGS, UNSEEN_PHRASINGS, World, right_answer, seen_in_fusing
 
 PHRASINGS_PER_FACT = 2  # of a question to train on
 BATCH = 256  # questions answered at once
@@ -20,13 +21,15 @@ ANSWER_TOKENS = 8  # of the tiny world, at most
 class LabelledPrompt:
     """One training example: a prompt, its right answer, and the group (domain) it is counted under.
 
-    before: the earlier messages, the user's and the assistant's in turn.
+    before: the earlier messages, the user's and the assistant's in turn. asked: (sender, what it is asked instead), of
+    a question that needs several.
     """
 
     prompt: str
     answer: str
     group: str = ""
     before: tuple[str, ...] = ()
+    asked: tuple[tuple[str, str], ...] = ()
 
 
 def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[LabelledPrompt]:
@@ -38,6 +41,15 @@ def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list
         for fact in world.split(split)
         if seen_in_fusing(fact)
         for phrasing in rng.sample(seen, phrasings_per_fact)
+    ]
+
+
+def about_two(world: World, split: str, count: int) -> list[LabelledPrompt]:
+    """Draw questions about two entities of one split that different LLMs know."""
+    facts = [fact for fact in world.split(split) if seen_in_fusing(fact)]
+    return [
+        LabelledPrompt(row["question_stem"], right_answer(row), "two entities", asked=tuple(row["asked"].items()))
+        for row in joint(world, facts, count, world.seed)
     ]
 
 

@@ -16,7 +16,7 @@ from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM
 from fedray.reporting.report import Data
 from fedray.training import dictation
-from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, conversations
+from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, about_two, conversations
 from fedray.training.settings import FuserJob, GateJob, TrainingData
 from fedray.training.worker_group import Tell
 from fedray.types import FedrayError
@@ -59,11 +59,18 @@ def dictated(world: World, limit: int | None, seed: int) -> Material:
     )
 
 
-def for_gate(world: World, limit: int | None) -> Material:
-    """Select a question for each fact of the world, shuffled; validation is never cut short."""
-    talks = conversations(world, "train")
+def for_gate(world: World, limit: int | None, pairs: bool = False) -> Material:
+    """Select a question for each fact of the world, shuffled; validation is never cut short.
+
+    pairs: questions about two entities as well, a third of all.
+    """
+    talks, check = conversations(world, "train"), conversations(world, "validation")
     random.Random(world.seed).shuffle(talks)
-    return Material(talks[:limit], conversations(world, "validation"), {"world_seed": world.seed})
+    talks = talks[:limit]
+    if pairs:
+        talks += about_two(world, "train", len(talks) // 2)
+        check += about_two(world, "validation", len(check) // 2)
+    return Material(talks, check, {"world_seed": world.seed})
 
 
 def read_data_set(settings: FuserJob | GateJob, tell: Tell) -> Material:

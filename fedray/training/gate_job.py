@@ -13,8 +13,10 @@ from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.llm.catalogue import slug
 from fedray.llm.loading import describe, load_source
 from fedray.llm.source import Source, config_of
+from fedray.methods.parts import FUSERS
 from fedray.registry.store import Registry, fuser_name, gate_name, load_fuser, read_manifest
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
+from fedray.training.contributions import Contributions
 from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, settings_of_data, world_of
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
@@ -50,12 +52,13 @@ class TrainGate(TrainingJob[GateJob]):
         """Plan the training. Raises FedrayError where a fuser is missing, and where it does not fit."""
         settings, registry, weights = self.settings, registry_of(self.settings), hashes(llms)
         receiver, senders = settings.receiver, {name: llms[name] for name in settings.senders}
-        recipe = recipe_from(settings, GateRecipe)
+        kind = settings.fuser.kind
+        recipe = recipe_from(settings, GateRecipe, fuser=kind if FUSERS[kind].drafts else None)
         fusers = {sender: _fuser(settings, registry, sender, weights) for sender in senders}
         self.screen.passed_over(registry.problems)
         decisive = {
             **asdict(recipe),
-            "fuser": settings.fuser.kind,
+            "fuser": {**asdict(settings.fuser), **asdict(settings.fusion)} if recipe.fuser else kind,
             "limit": settings.limit,
             "senders": settings.senders,
             "fusers": {sender: artifact.hash for sender, artifact in fusers.items()},
@@ -87,14 +90,16 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     """Do one worker's part in the training of one gate."""
     s = order.settings
     memory = order.memory or _needed(s, order.receiver, order.senders, order.fusers)
-    material = for_gate(world_of(s), s.limit) if s.data.name == "tiny" else read_data_set(s, tell)
+    drafts = FUSERS[s.fuser.kind].drafts
+    material = for_gate(world_of(s), s.limit, drafts) if s.data.name == "tiny" else read_data_set(s, tell)
     receiver = load_source(order.receiver, s.device, s.llm_dtype)
     senders = {name: load_source(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
     if material.source:
         material = fitting(material, (receiver, *senders.values()), s.data.longest)
     dtype, sets = receiver.model.dtype, {"train": material.talks, "validation": material.check}
-    fusers = {name: load_fuser(artifact, s.device).to(dtype) for name, artifact in order.fusers.items()}
-    training = GateTraining(receiver, senders, fusers, sets, order.recipe, group, order.checkpoint, s.at_once)
+    asking = Contributions(receiver, senders, order.fusers, s.fuser, s.fusion) if drafts else None
+    fusers = {} if asking else {n: load_fuser(artifact, s.device).to(dtype) for n, artifact in order.fusers.items()}
+    training = GateTraining(receiver, senders, fusers, sets, order.recipe, group, order.checkpoint, s.at_once, asking)
     gate = training.run(tell)
     trust = training.mean_weights()
     steps = order.recipe.steps * len(training.trials)

@@ -22,6 +22,7 @@ from fedray.llm.catalogue import slug
 from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM, Encoded
 from fedray.training.checkpoint import Checkpoint, Snapshot
+from fedray.training.contributions import Contributions
 from fedray.training.conversations import LabelledPrompt
 from fedray.training.data import BATCH, Prefilled, answer_loss, answers, read, states
 from fedray.training.worker_group import Progress, Tell, WorkerGroup
@@ -44,6 +45,7 @@ class GateRecipe:
     layers: tuple[int, ...] = (0, 1, 3)
     starts: int = 3
     seed: int = 0
+    fuser: str | None = None  # the kind it is for; None: any that takes the senders' prompts
 
 
 class GateTraining:
@@ -51,7 +53,8 @@ class GateTraining:
 
     sets: questions to train on ("train") and to choose by ("validation"). checkpoint: where what was measured and
     the best gate so far are saved, and resumed from. at_once: questions read at a time. Raises FedrayError where the
-    checkpoint is of another training.
+    checkpoint is of another training. contributions: measures in place of the fusers here, where senders do more than
+    read a prompt.
     """
 
     def __init__(
@@ -64,8 +67,9 @@ class GateTraining:
         group: WorkerGroup | None = None,
         checkpoint: Checkpoint | None = None,
         at_once: int = BATCH,
+        contributions: Contributions | None = None,
     ) -> None:
-        self._at_once = at_once
+        self._at_once, self._contributions = at_once, contributions
         self.receiver, self.senders, self.fusers, self.sets, self.recipe = receiver, senders, fusers, sets, recipe
         self.group, self._checkpoint = group or WorkerGroup(), checkpoint
         self.gate: GateNetwork | None = None
@@ -134,12 +138,16 @@ class GateTraining:
         starts = range(0, len(talks), self._at_once)
         for done, start in enumerate(starts[self.group.rank :: self.group.size], 1):
             batch = talks[start : start + self._at_once]
-            own = read(self.receiver, _encoded(self.receiver, batch))
-            sent = {name: read(llm, _encoded(llm, batch)) for name, llm in self.senders.items()}
-            found = measure_gains(own, sent, self.fusers, batch, self.recipe.operator)
-            gains_QS[start : start + len(batch)] = found
+            gains_QS[start : start + len(batch)] = self._gains_of(batch)
             on_done(min(done * self.group.size, len(starts)), len(starts), {})
         return self.group.all_reduce(gains_QS)
+
+    def _gains_of(self, batch: Sequence[LabelledPrompt]) -> Tensor:
+        if self._contributions is not None:
+            return self._contributions.measure(batch)
+        own = read(self.receiver, _encoded(self.receiver, batch))
+        sent = {name: read(llm, _encoded(llm, batch)) for name, llm in self.senders.items()}
+        return measure_gains(own, sent, self.fusers, batch, self.recipe.operator)
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
@@ -186,7 +194,7 @@ def measure_gains(
         own = receiver.select(rows)
 
         def probability(parts: list[combine.Part], own: Prefilled = own, rows: list[int] = rows) -> Tensor:
-            context = combine.fuse(operator, own.own(), own.spans, parts)
+            context = combine.fuse(operator, own.own(), own.spans, parts, model=own.llm.model)
             loss_B, _ = answer_loss(own.llm, context, own.last_B1, [targets[i] for i in rows])
             return torch.exp(-loss_B).cpu()
 
@@ -212,7 +220,7 @@ def train_gate(
     assert state_QTD is not None, "prefill the receiver with state_layer"
     torch.manual_seed(recipe.seed)
     names = slug(receiver.llm.name), tuple(map(slug, senders))
-    config = GateConfig(*names, state_QTD.shape[2], recipe.operator, layer)
+    config = GateConfig(*names, state_QTD.shape[2], recipe.operator, layer, fuser=recipe.fuser)
     gate = GateNetwork(config).to(state_QTD.device).train()
     optimizer = torch.optim.AdamW(gate.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)

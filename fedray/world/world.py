@@ -17,7 +17,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -284,6 +284,11 @@ def to_row(row_id: str, fact: Fact, question: str, choices: Sequence[str], right
         "attribute": fact.attribute,
         "experts": list(EXPERTS[fact.domain]),
     }
+
+
+def right_answer(row: Mapping[str, Any]) -> str:
+    """Find the text of a row's right choice."""
+    return row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
 
 
 def letter_prompt(question: str, choices: list[str]) -> str:
