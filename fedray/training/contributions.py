@@ -15,26 +15,25 @@ from torch import Tensor
 
 from fedray.llm.model import LLM
 from fedray.member.member import Member
-from fedray.methods.method import FuserChoice, Fusion, Gate, Method
+from fedray.methods.method import Gate, Method
 from fedray.training.conversations import LabelledPrompt
 from fedray.types import Artifact, Plan, Request
 from fedray.wire.payload import Payload
 
 
 class Contributions:
-    """A receiver and its senders, asked about training questions."""
+    """A receiver and its senders, asked about training questions. method: the fuser and the fusion they answer by."""
 
     def __init__(
         self,
         receiver: LLM,
         senders: Mapping[str, LLM],
         fusers: Mapping[str, Artifact],
-        fuser: FuserChoice,
-        fusion: Fusion,
+        method: Method,
     ) -> None:
         self._receiver = Member(receiver.name, llm=receiver)
         self._senders = {name: Member(name, llm=llm) for name, llm in senders.items()}
-        method = Method(fuser=fuser, fusion=fusion, gate=Gate("oracle"))
+        method = replace(method, gate=Gate("oracle"))
         self._plan = Plan(receiver.name, tuple(senders), method, fusers=dict(fusers))
         self._sessions = count()
         self._session = ""

@@ -24,20 +24,27 @@ from fedray.llm.catalogue import WORLD
 from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM
 from fedray.llm.source import HASHES, hash_file
+from fedray.methods.method import with_fusion
+from fedray.methods.parts import FUSERS
+from fedray.protocols import METHOD
 from fedray.registry.store import Registry, fuser_name, load_fuser, read_manifest
+from fedray.training import dictation
+from fedray.training.contributions import Contributions
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, believed, conversations
 from fedray.training.data import BATCH, prefill
-from fedray.training.dataset import for_gate
+from fedray.training.dataset import dictated, for_gate
 from fedray.training.fuser_trainer import FuserTraining, accuracy_by_group
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.pair import Pair
 from fedray.training.recipe import FuserRecipe
 from fedray.training.settings import STEPS
+from fedray.training.text_pair import TextPair
 from fedray.types import FedrayError, MemberInfo
 from fedray.world.world import World
 from fedray.zoo.pretrain import RECIPES, build_tokenizer, pretrain
 
 DEFAULT_RECEIVER = "qwen3-0.6b"
+DRAFT = "draft"
 NAMES = tuple(RECIPES)
 OTHER_FUSER_STEPS = 400  # into others than the default receiver
 GATE_QUESTIONS = 3000
@@ -45,14 +52,17 @@ GATE_QUESTIONS = 3000
 
 @dataclass(frozen=True, slots=True)
 class ZooTask:
-    """One part of the zoo. kind: "llm" (names: the LLM), "fuser" (sender, receiver), "gate" (receiver)."""
+    """One part of the zoo. kind: "llm" (names: the LLM), "fuser" (sender, receiver), "gate" (receiver); fuser: the kind
+    of fusers that it is, or is for."""
 
     kind: str
     names: tuple[str, ...]
     operator: str = ""
+    fuser: str = "mlp"
 
     def __str__(self) -> str:
-        return f"{self.kind} {' -> '.join(self.names)}{f' ({self.operator})' if self.operator else ''}"
+        how = self.operator if self.fuser == "mlp" else self.fuser
+        return f"{self.kind} {' -> '.join(self.names)}{f' ({how})' if how else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +80,12 @@ def stages(everything: bool = True) -> list[list[ZooTask]]:
     others = [n for n in NAMES if n != DEFAULT_RECEIVER]
     fusers = [ZooTask("fuser", (s, DEFAULT_RECEIVER), operator) for operator in ("concat", "mix") for s in others]
     gates = [ZooTask("gate", (DEFAULT_RECEIVER,), operator) for operator in ("concat", "mix")]
+    fusers += [ZooTask("fuser", (s, DEFAULT_RECEIVER), "concat", DRAFT) for s in others]
+    gates += [ZooTask("gate", (DEFAULT_RECEIVER,), "concat", DRAFT)]
     if everything:
-        fusers += [ZooTask("fuser", (s, r), "concat") for r in others for s in NAMES if s != r]
-        gates += [ZooTask("gate", (r,), "concat") for r in others]
+        pairs = [(s, r) for r in others for s in NAMES if s != r]
+        fusers += [ZooTask("fuser", pair, "concat", kind) for kind in ("mlp", DRAFT) for pair in pairs]
+        gates += [ZooTask("gate", (r,), "concat", kind) for kind in ("mlp", DRAFT) for r in others]
     return [[ZooTask("llm", (n,)) for n in NAMES], fusers, gates]
 
 
@@ -141,8 +154,11 @@ def hash_of(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | Non
     try:
         if task.kind == "fuser":
             sender, receiver = (members[n] for n in task.names)
-            return registry.find_fuser(sender, receiver, "mlp", task.operator).hash
-        return registry.find_gate(members[task.names[0]], _senders_of(task.names[0]), task.operator).hash
+            return registry.find_fuser(sender, receiver, task.fuser, task.operator).hash
+        receiver, senders = members[task.names[0]], _senders_of(task.names[0])
+        found = registry.find_gate(receiver, senders, task.operator, task.fuser)
+        own = read_manifest(Path(found.path)).config.get("fuser") or "mlp"
+        return found.hash if own == task.fuser else None
     except (FedrayError, KeyError):  # no such part, or not even its LLMs
         return None
 
@@ -176,7 +192,10 @@ def _run(task: ZooTask, folder: Path, seed: int, shorten: float, queue: Any) -> 
             queue.put(Progress(task, step, steps, dict(metrics)))
 
     world = World(seed)
-    {"llm": _build_llm, "fuser": _build_fuser, "gate": _build_gate}[task.kind](task, world, folder, shorten, on_step)
+    building = {"llm": _build_llm, "fuser": _build_fuser, "gate": _build_gate}
+    (_build_translator if (task.kind, task.fuser) == ("fuser", DRAFT) else building[task.kind])(
+        task, world, folder, shorten, on_step
+    )
     return time.perf_counter() - started
 
 
@@ -212,6 +231,24 @@ def _build_fuser(task: ZooTask, world: World, folder: Path, shorten: float, on_s
     _registry(folder).add_fuser(fuser, describe(sender), describe(receiver), training)
 
 
+def _build_translator(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
+    sender, receiver = (load(n, folder=folder) for n in task.names)
+    usual = FUSERS[DRAFT].training
+    recipe = FuserRecipe(DRAFT, task.operator, **{**usual, "steps": _shortened(usual["steps"], shorten)})
+    material = dictated(world, _shortened(dictation.TEXTS, shorten), world.seed)
+    pair = TextPair(sender, receiver, material.talks, recipe)
+    fuser = FuserTraining(pair, recipe).run(on_step)
+    check = TextPair(sender, receiver, material.check, recipe, slots=pair.slots)
+    training = {
+        "world_seed": world.seed,
+        "questions": len(pair),
+        "steps": recipe.steps,
+        "validation": accuracy_by_group(check, fuser),
+        RECORD: pair.norms().to_dict(),
+    }
+    _registry(folder).add_fuser(fuser, describe(sender), describe(receiver), training)
+
+
 def _record_norms(version: Path, sender: LLM, talks: list[LabelledPrompt]) -> None:
     """Add to a fuser's manifest the range of the caches it was trained on; its weights and its hash stay."""
     manifest = read_manifest(version)
@@ -226,12 +263,15 @@ def _build_gate(task: ZooTask, world: World, folder: Path, shorten: float, on_st
     receiver = load(name, folder=folder)
     senders = {n: load(n, folder=folder) for n in _senders_of(name)}
     registry, infos = _registry(folder), {n: describe(s) for n, s in senders.items()}
-    found = {n: registry.find_fuser(info, describe(receiver), "mlp", task.operator) for n, info in infos.items()}
-    fusers = {n: load_fuser(artifact) for n, artifact in found.items()}
-    material = for_gate(world, GATE_QUESTIONS)
+    found = {n: registry.find_fuser(info, describe(receiver), task.fuser, task.operator) for n, info in infos.items()}
+    drafts = FUSERS[task.fuser].drafts
+    method = METHOD.read(with_fusion({"fuser": task.fuser}))
+    asking = Contributions(receiver, senders, found, method) if drafts else None
+    fusers = {} if asking else {n: load_fuser(artifact) for n, artifact in found.items()}
+    material = for_gate(world, GATE_QUESTIONS, drafts)
     sets = {"train": _shortened_list(material.talks, shorten), "validation": _shortened_list(material.check, shorten)}
-    recipe = GateRecipe(task.operator, _shortened(GateRecipe().steps, shorten))
-    training = GateTraining(receiver, senders, fusers, sets, recipe)
+    recipe = GateRecipe(task.operator, _shortened(GateRecipe().steps, shorten), fuser=task.fuser if drafts else None)
+    training = GateTraining(receiver, senders, fusers, sets, recipe, contributions=asking)
     gate = training.run(lambda phase, step, of, figures: on_step(step, of, figures))
     registry.add_gate(gate, describe(receiver), {**material.record, **training.record()})
 
