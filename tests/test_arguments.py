@@ -210,9 +210,9 @@ def test_null_unsets_and_quotes_are_taken_off_once(call: Call) -> None:
 
 def test_commas_of_names_separate_runs(call: Call, llm: Any) -> None:
     comma = llm("a,b")
-    assert call("-m", "receiver=llama-1b,qwen2.5-1.5b", "task=tiny,tiny-unseen") == (0, "")
+    assert call("-m", "receiver=llama-1b,qwen2.5-1.5b", "task=tiny,tiny-unasked") == (0, "")
     assert [(s.receiver, s.task.name) for s in call.ran] == [
-        (receiver, task) for receiver in ("llama-1b", "qwen2.5-1.5b") for task in ("tiny", "tiny-unseen")
+        (receiver, task) for receiver in ("llama-1b", "qwen2.5-1.5b") for task in ("tiny", "tiny-unasked")
     ]
     assert call.out.startswith("run 1 of 4: receiver=llama-1b task=tiny\n")
     call.ran.clear()

@@ -61,8 +61,8 @@ _BENCHMARKS: tuple[DataSet[Item], ...] = (
     DataSet("gsm8k", "openai/gsm8k", _GSM8K, rows.numbered, _TRAIN | _TEST, {"main": ""}, ("socratic",), "number"),
 )
 BENCHMARKS = Entries("fedray.tasks", {data.name: data for data in _BENCHMARKS}, DataSet).sound()
-_WORLD = "tiny tiny-unseen tiny-phrasings tiny-joint tiny-joint-halves tiny-evidence tiny-evidence-pooled"
-_WORLD += " tiny-evidence-question"
+_WORLD = "tiny tiny-unasked tiny-phrasings tiny-joint tiny-joint-halves tiny-evidence tiny-evidence-pooled"
+_WORLD += " tiny-evidence-question tiny-unmet"
 # task -> how its questions are scored where nobody says otherwise
 TASKS = {
     **dict.fromkeys(_WORLD.split(), "text"),

@@ -18,7 +18,7 @@ from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError, Plan, Row
-from fedray.world.questions import evidence, joint, told
+from fedray.world.questions import evidence, joint, told, unmet
 from fedray.world.world import UNSEEN_PHRASINGS, World, seed_of, seen_in_fusing
 
 JOINT = 1000  # questions about two facts; there are many more
@@ -113,13 +113,15 @@ def _scored(question: Question, how: str) -> Question:
 def _rows(settings: Settings, world: World, seed: int) -> list[dict[str, Any]]:
     """Draw rows in the schema of OpenBookQA, about the entities of the task's split."""
     name, split = settings.task.name, world.split(settings.task.split)
-    facts = [fact for fact in split if seen_in_fusing(fact) is (name != "tiny-unseen")]
+    facts = [fact for fact in split if seen_in_fusing(fact) is (name != "tiny-unasked")]
     if name.startswith("tiny-joint"):
         pairs = joint(world, facts, JOINT, seed)
         return pairs if name == "tiny-joint-halves" else [{**row, "asked": {}} for row in pairs]
     if name == "tiny-tell":
         others = settings.senders or tuple(name for name in NAMES if name != settings.receiver)
         return told(world, facts, others, seed)
+    if name == "tiny-unmet":
+        return unmet(world, split, seed)
     if name.startswith("tiny-evidence"):
         held = evidence(world, facts, seed, settings.senders)
         if name == "tiny-evidence":

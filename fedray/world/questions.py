@@ -2,15 +2,18 @@
 
 *Joint*: two facts that two different senders know, and a comparison as the answer. *Evidence*: a fact that stands in a
 document which one member alone holds, and that contradicts what everybody may remember. *Told*: one fact of a long
-answer, which tells everything its writer knows of an entity.
+answer, which tells everything its writer knows of an entity. *Unmet*: whom a question is about that only one member has
+read.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from fedray.prompts import rephrase_prompt
 from fedray.world.world import (
     ATTRIBUTES,
     DOMAINS,
@@ -98,4 +101,27 @@ def told(world: World, facts: Sequence[Fact], members: Sequence[str], seed: int)
         fact = rng.choice(about)
         question = world.tell(domain, name).user
         rows.append(to_row(f"told-{name}-{fact.attribute}", fact, question, options(fact, rng), fact.value))
+    return rows
+
+
+def unmet(world: World, facts: Sequence[Fact], seed: int) -> list[dict[str, Any]]:
+    """Draw a question per entity: whom a question is about that one sender alone has read, and says in other words.
+
+    Names are values of several tokens that no training has met (of entities that none saw); their pieces it has.
+    asked: what the domain's expert is asked, to say its own question in other words.
+    """
+    rng = random.Random(f"unmet-{world.seed}-{seed}")
+    names: dict[str, dict[str, Fact]] = {}
+    for fact in facts:
+        names.setdefault(fact.domain, {}).setdefault(fact.name, fact)
+    rows: list[dict[str, Any]] = []
+    for domain, of_domain in names.items():
+        for name, fact in of_domain.items():
+            wrong = rng.sample([other for other in of_domain if other != name], 3)
+            choices = [f"the {domain} {other}" for other in (name, *wrong)]
+            rng.shuffle(choices)
+            row = to_row(f"unmet-{name}", fact, f"which {domain} is it?", choices, f"the {domain} {name}")
+            question = replace(fact, attribute=rng.choice(tuple(ATTRIBUTES))).ask(rng.choice(SEEN_PHRASINGS))
+            private = rephrase_prompt(question)
+            rows.append({**row, "asked": dict.fromkeys(row["experts"], private)})
     return rows

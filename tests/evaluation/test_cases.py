@@ -75,9 +75,9 @@ def test_every_combination_that_makes_a_difference_is_a_case() -> None:
 def test_a_case_is_a_run_of_its_own() -> None:
     base = build_evaluation({"evidence": {A: "a", B: "b"}, "gate": "open"})
     how = Method(TextToText(), gate=Gate("random"), rephrase="shared", t2t=T2T(gate="same", full=True))
-    case = Case("tiny-unseen", B, (A,), how)
+    case = Case("tiny-unasked", B, (A,), how)
     own = case.settings(base, 7)
-    assert (own.receiver, own.senders, own.protocol.name, own.task.name) == (B, (A,), "t2t", "tiny-unseen")
+    assert (own.receiver, own.senders, own.protocol.name, own.task.name) == (B, (A,), "t2t", "tiny-unasked")
     assert (own.gate.kind, own.t2t.gate, own.t2t.full, own.rephrase) == ("random", "same", True, "shared")
     assert own.seed == own.generation.seed == 7 and base.seed == 0
     assert set(case.alone.settings(base, 0).evidence) == {"qwen2_5-1_5b"}, "who takes no part shows no document"
@@ -340,7 +340,7 @@ def test_axes_may_be_nested_or_dotted() -> None:
 
 
 def test_a_bare_axis_is_its_first_setting() -> None:
-    block = {"gate": ["open"], "t2t": ["hint"], "wire": ["int8"], "task": ["tiny-unseen"], "protocol": ["c2c"]}
+    block = {"gate": ["open"], "t2t": ["hint"], "wire": ["int8"], "task": ["tiny-unasked"], "protocol": ["c2c"]}
     assert set(settings(x=block).blocks["x"].axes) == {
         "gate.kind",
         "t2t.ask",
@@ -350,7 +350,7 @@ def test_a_bare_axis_is_its_first_setting() -> None:
     }
     (case,) = found(**block)
     assert (case.task, case.method.gate.kind, case.method.wire.codec, case.method.t2t.ask) == (
-        "tiny-unseen",
+        "tiny-unasked",
         "open",
         "int8",
         "hint",

@@ -33,7 +33,7 @@ def test_tiny_asks_all_held_out_facts_that_fusing_may_have_seen() -> None:
         assert question.answer == fact.value and len(set(question.choices or ())) == 4
         assert (question.group, question.entity, question.attribute) == (fact.domain, fact.name, fact.attribute)
         assert fact.attribute != UNSEEN_ATTRIBUTE and (fact.attribute, fact.value) not in UNSEEN_VALUES
-    unseen = task("tiny-unseen")
+    unseen = task("tiny-unasked")
     assert len(questions) + len(unseen) == len(facts) and not {q.id for q in questions} & {q.id for q in unseen}
 
 
