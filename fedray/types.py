@@ -52,12 +52,7 @@ class MemberInfo:
     context: int  # longest prompt plus answer, tokens
     revision: str = ""  # the commit of its repository on the Hugging Face hub, where it comes from there
     vocabulary: str = ""  # hash of its tokens and their ids; "" where it has no tokenizer
-    rotary: str = ""  # hash of how it rotates keys, and which layers see how far
-
-    @property
-    def cache_space(self) -> str:
-        """Name what two LLMs must share so that a cache of one can stand in the other's."""
-        return f"{self.family} {self.spec}{f' rotary {self.rotary[:6]}' if self.rotary else ''}"
+    cache_space: str = ""  # what two LLMs must share so that a cache of one can stand in the other's
 
 
 @dataclass(frozen=True, slots=True)

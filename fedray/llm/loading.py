@@ -18,7 +18,7 @@ from fedray.llm.memory import numbers
 from fedray.llm.model import LLM, check_known, check_length, encode, hash_tokenizer, hash_vocabulary, template_of
 from fedray.llm.opening import open_model, outline
 from fedray.llm.products import pack_matrices
-from fedray.llm.rotary import hash_rotary
+from fedray.llm.rotary import cache_space
 from fedray.llm.source import Source, config_of, folder_of, pin, read_tokenizer, tokenizer_of, weights_hash
 from fedray.types import FedrayError, MemberInfo
 
@@ -131,5 +131,5 @@ def describe(llm: LLM) -> MemberInfo:
         node=platform.node(),
         pid=os.getpid(),
         vocabulary=hash_vocabulary(llm.tokenizer),
-        rotary=hash_rotary(llm.model.config),
+        cache_space=cache_space(llm.model.config),
     )

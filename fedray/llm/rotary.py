@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedray.errors import FedrayError
+from fedray.llm.cache import spec_of
+from fedray.llm.catalogue import shown
+
 
 def rotate(model: Any, keys: Sequence[Tensor], positions_BT: Tensor) -> tuple[Tensor, ...]:
     """Rotate every layer's keys (B, N, T, H) to where they stand; positions may be negative."""
@@ -26,11 +30,22 @@ def unrotate(model: Any, keys: Sequence[Tensor], positions_BT: Tensor) -> tuple[
     return _turned(model, keys, positions_BT, -1.0)
 
 
-def hash_rotary(config: Any) -> str:
-    """Hash what decides how keys are rotated, and how far each layer sees."""
-    names = ("rope_parameters", "layer_types", "sliding_window", "no_rope_layers")
+def cache_space(config: Any) -> str:
+    """Name what two LLMs must share so that a cache of one can stand in the other's: architecture, sizes, rotation."""
+    names = ("rope_parameters", "layer_types", "sliding_window", "no_rope_layers", "hidden_size")
     told = {name: getattr(config, name, None) for name in names}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{config.model_type} {spec_of(config)} {digest[:8]}"
+
+
+def check_spaces(fuser: str, receiver: tuple[str, str], sender: tuple[str, str]) -> None:
+    """Raise FedrayError where a sender's caches cannot stand in a receiver's as they are; both as (name, space)."""
+    (one, own), (other, its) = receiver, sender
+    if own != its:
+        raise FedrayError(
+            f"fuser={fuser} takes caches as they are, and those of {shown(other)} ({its}) are none of {shown(one)}'s "
+            f"({own}): choose copies such as {one}#2, a fine-tune of the same base, or a trained fuser"
+        )
 
 
 def _turned(model: Any, keys: Sequence[Tensor], positions_BT: Tensor, way: float) -> tuple[Tensor, ...]:

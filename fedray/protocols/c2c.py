@@ -7,15 +7,20 @@ without weight are never fetched; `lazy`: senders without weight are never asked
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fedray.methods.method import CacheToCache
+from fedray.methods.parts import FUSERS
 from fedray.protocols import c2c_both_ways
 from fedray.protocols.caches import collect
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
 from fedray.types import Answer, MemberInfo, Plan, Request
+
+if TYPE_CHECKING:
+    from fedray.llm.source import Source
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -40,4 +45,17 @@ def whole_bytes(senders: Sequence[MemberInfo]) -> float:
     return float(sum(member.spec.values_per_token() * DTYPE_BYTES[member.dtype] for member in senders))
 
 
-PROTOCOL = Protocol(settings=CacheToCache, run=run, stream=stream, whole_bytes=whole_bytes)
+def check_sources(settings: Any, found: Mapping[str, Source]) -> None:
+    """Refuse members between which no fuser is trained, and whose caches differ. Raises FedrayError."""
+    if FUSERS[settings.fuser.kind].trained:
+        return
+    from fedray.llm.rotary import cache_space, check_spaces
+    from fedray.llm.source import config_of
+
+    spaces = {name: cache_space(config_of(source)) for name, source in found.items()}
+    for sender in settings.senders:
+        receiver = settings.receiver
+        check_spaces(settings.fuser.kind, (receiver, spaces[receiver]), (sender, spaces[sender]))
+
+
+PROTOCOL = Protocol(settings=CacheToCache, run=run, stream=stream, check_sources=check_sources, whole_bytes=whole_bytes)

@@ -73,12 +73,15 @@ class Planner:
         if method.answer_all:
             everyone, alone = (receiver, *senders), replace(method, answer_all=False)
             peers = tuple(self.plan(one, [o for o in everyone if o is not one], alone, seed) for one in senders)
+        fusers = {n: self._fuser(asked[n], receiver, kind, operator) for n in names if fusing}
+        for name, artifact in fusers.items():
+            _check(asked[name], artifact, method)
         return Plan(
             receiver.name,
             names,
             method.canonical(),
             speakers=speakers,
-            fusers={n: self._fuser(asked[n], receiver, kind, operator) for n in names if fusing},
+            fusers=fusers,
             gate_artifact=self._registry.find_gate(receiver, names, operator, kind) if learned else None,
             peers=peers,
             contexts={n: asked[n].context for n in names if fusing},
@@ -135,6 +138,20 @@ class Planner:
         """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
         name = fuser_name(sender, receiver)
         return {(m.kind, m.operator) for m, _ in self._registry.versions(name)}
+
+
+def _check(sender: MemberInfo, artifact: Artifact, method: Method) -> None:
+    """Refuse what a sender or its fuser cannot do. Raises FedrayError."""
+    if artifact.tokens == "draft" and not sender.vocabulary:
+        raise FedrayError(
+            f"{sender.name} has no tokenizer and drafts no answer: leave it out, or choose another fuser than "
+            f"{method.fuser.kind}"
+        )
+    if method.fusion.slots == "inline" and not artifact.unrotated:
+        raise FedrayError(
+            f"the fuser {artifact.name} ({artifact.hash}) leaves keys at its sender's positions, and cannot stand "
+            "inside a prompt: choose fusion.slots=front, or train it anew"
+        )
 
 
 def _choice(method: Method) -> tuple[str, str]:

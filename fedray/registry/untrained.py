@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import torch
 
-from fedray.errors import FedrayError
 from fedray.fusion.build import build_fuser, fuser_class
 from fedray.fusion.fuser import Fuser, FuserConfig
-from fedray.llm.catalogue import shown, slug
+from fedray.llm.catalogue import slug
+from fedray.llm.rotary import check_spaces
 from fedray.registry.layers_read import layers_read
 from fedray.types import Artifact, MemberInfo
 
@@ -37,12 +37,7 @@ def random_artifact(sender: MemberInfo, receiver: MemberInfo, kind: str, operato
 def untrained_artifact(sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
     """Make the artifact of a fuser that needs no training. Raises FedrayError between different cache spaces."""
     fields = config_of_pair(sender, receiver, kind, operator).to_dict()
-    if sender.cache_space != receiver.cache_space:
-        raise FedrayError(
-            f"fuser={kind} takes caches as they are, and those of {shown(sender.name)} ({sender.cache_space}) are none "
-            f"of {shown(receiver.name)}'s ({receiver.cache_space}): choose copies such as {receiver.name}#2, a "
-            "fine-tune of the same base, or a trained fuser"
-        )
+    check_spaces(kind, (receiver.name, receiver.cache_space), (sender.name, sender.cache_space))
     return _artifact(sender, receiver, kind, fields)
 
 
