@@ -38,7 +38,8 @@ def test_private_documents_are_answered_from(fed: Federation) -> None:
     assert all(text.count("\n") == 1 for q in questions for text in q.evidence.values())
     assert fed.plan.method.gate.kind == "open" and fed.plan.method.fusion.read == "prompt"
     found, alone = sum(right(fed, fed.plan)), sum(right(fed, fed.plan_for(senders=[], protocol="standalone")))
-    rolled = {name: tuple([q.evidence[name] for q in questions][1:] + [questions[0].evidence[name]]) for name in COPIES}
+    others = (*questions[1:], questions[0])
+    rolled = {name: tuple(q.evidence[name] for q in others) for name in COPIES}
     deranged = sum(right(fed, fed.plan, evidence=rolled))
     assert found > 0.75 * len(questions) and alone < 0.4 * len(questions) > deranged
 
@@ -74,7 +75,7 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(call: Call, words: str,
 
 def test_other_cache_spaces_are_refused_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedray.member.member.Member.__init__", lambda *args, **more: pytest.fail("it was loaded"))
-    with pytest.raises(FedrayError, match=r"those of llama-1b \(llama 7 .*none of qwen3-0.6b's .*qwen3-0.6b#2"):
+    with pytest.raises(FedrayError, match=r"those of llama-1b \(llama 7x4.* none of qwen3-0.6b's .*qwen3-0.6b#2"):
         Federation(receiver=LLM, senders=["llama-1b"], fuser="identity", ray=False, tracking=False)
 
 

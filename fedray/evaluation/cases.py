@@ -117,7 +117,7 @@ def _sets(named: str, receiver: str, others: Sequence[str], zoo: str) -> list[tu
 def _names(named: str, receiver: str, zoo: str) -> tuple[str, ...]:
     words = [word.strip() for word in named.split("+")]
     try:
-        senders = tuple(resolve(word, "sender", zoo) for word in words)
+        senders = tuple(resolve(word, "sender", zoo, copied=True) for word in words)
     except FedrayError:
         if len(words) == 1:  # it may have been meant as a set
             raise unknown("senders", named, (*SETS, *NAMES)) from None
