@@ -61,7 +61,7 @@ class ZooTask:
     fuser: str = "mlp"
 
     def __str__(self) -> str:
-        how = self.operator if self.fuser == "mlp" else self.fuser
+        how = self.fuser if FUSERS[self.fuser].drafts else self.operator
         return f"{self.kind} {' -> '.join(self.names)}{f' ({how})' if how else ''}"
 
 
@@ -157,8 +157,8 @@ def hash_of(task: ZooTask, folder: Path, members: Mapping[str, MemberInfo] | Non
             return registry.find_fuser(sender, receiver, task.fuser, task.operator).hash
         receiver, senders = members[task.names[0]], _senders_of(task.names[0])
         found = registry.find_gate(receiver, senders, task.operator, task.fuser)
-        own = read_manifest(Path(found.path)).config.get("fuser") or "mlp"
-        return found.hash if own == task.fuser else None
+        wanted = task.fuser if FUSERS[task.fuser].drafts else None
+        return found.hash if read_manifest(Path(found.path)).config.get("fuser") == wanted else None
     except (FedrayError, KeyError):  # no such part, or not even its LLMs
         return None
 
