@@ -25,6 +25,7 @@ from fedray.llm.loading import check_prompts
 from fedray.methods.method import DEFAULT
 from fedray.protocols import protocol_of
 from fedray.questions.benchmarks import source
+from fedray.questions.donors import arranged
 from fedray.questions.tasks import Question, load_task, scorings
 from fedray.registry.planner import Planner
 from fedray.reporting.job import Job, Status
@@ -50,10 +51,15 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         self.results: Results | None = None
         self._ledger = Ledger(settings.output, private=private)
         self._questions = {
-            (task, seed): graded(load_task(replace(settings, task=replace(settings.task, name=task)), seed))
+            (task, seed): graded(self._load(task, seed))
             for task in dict.fromkeys(case.task for case in cases(settings, settings.senders))
             for seed in settings.seeds
         }
+
+    def _load(self, task: str, seed: int) -> list[Question]:
+        settings = self.settings
+        questions = load_task(replace(settings, task=replace(settings.task, name=task)), seed)
+        return arranged(questions, settings.donors.answer)
 
     def work(self) -> None:
         check_cases(self.settings)
@@ -135,10 +141,11 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         helpers = who(case.senders, self.order.senders) or "nobody"
         update = begin(f"{case.way}, {helpers} > {case.receiver}", len(questions) + latency_requests)
         plan = fed.plan_for(case.receiver, case.senders, case.method, settings.seed)
-        decided = decided_by(plan, settings, fed.members, questions, latency_requests)
+        asking = Asking(fed, plan, settings, questions)
+        decided = decided_by(plan, settings, fed.members, questions, latency_requests, asking.deranging.named)
         found = self._ledger.get(decided)
         if found is None:
-            found = Asking(fed, plan, settings, questions).run(latency_requests, update)
+            found = asking.run(latency_requests, update)
             if is_whole(found, settings):
                 self._ledger.put(decided, found)
         update(len(questions) + latency_requests)
@@ -153,8 +160,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         }
         rounds = {f"specfed/{name}": value for name, value in row.found.speculation.items()}
         told = {f"leakage/{name}": value for name, value in leakage_table.summary(row).items()}
-        found = {key: value for key, value in asdict(row.found).items() if not isinstance(value, dict)}
-        found |= attributes(row, "gain_points", "gain_percent")
+        found = row.found.numbers() | attributes(row, "gain_points", "gain_percent")
         sent = attributes(row.cost, "bytes_per_token", "bytes_per_token_analytic")
         self.tracker.child(
             f"{row.way}, {who(row.who.senders, self.order.senders) or 'nobody'} > {row.who.receiver}",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedray.border import Border
 from fedray.fusion import combine
+from fedray.fusion.controls import UNSENT, Instead
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import check_norms
 from fedray.fusion.placing import Unread, place
@@ -126,15 +127,19 @@ class Receiver(Core):
         lengths = dict(zip(shipment.rows, shipment.lengths, strict=True))
         spans = dict(zip(shipment.rows, shipment.spans, strict=False))
         whole = dict(zip(shipment.rows, shipment.whole, strict=True))
+        fuser, control = self.fuser(plan.fusers[sender], plan.method.compile), plan.method.control
+        slots = tuple(lengths.get(row, 0) for row in range(batch))
+        if control in UNSENT:
+            fuser = Instead(control, fuser, held.own(), slots)
         return combine.Part(
             sender=sender,
-            fuser=self.fuser(plan.fusers[sender], plan.method.compile),
+            fuser=fuser,
             cache=shipment.flat,
             weight_B=self._weight(sender, held, plan).to(self.llm.device),
             spans=tuple(spans.get(row, ()) for row in range(batch)),
             whole=tuple(whole.get(row, 0) for row in range(batch)),
             layers=shipment.layers,
-            lengths=tuple(lengths.get(row, 0) for row in range(batch)),
+            lengths=slots,
         )
 
 

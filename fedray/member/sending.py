@@ -67,7 +67,7 @@ class Sender(Reader):
     ) -> tuple[Receipt, Payload]:
         """Send the caches of some rows. With `prompts` (or `token_ids`: one per row in `rows`) they are read first.
 
-        control: "noise" sends norm-matched noise, "constant" one fixed vector per layer and head, instead of the cache.
+        control: "noise" sends noise of the cache's moments instead, "constant" one fixed vector per layer and head.
         spans: send the place of every token in the text too (mix needs it). wire: how it is written, and which tokens
         and layers are left out; layers: those that are read, None is all. tokens, unrotated: as Artifact has them;
         draft: what is drafted, with tokens="draft".

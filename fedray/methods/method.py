@@ -295,7 +295,7 @@ class Method:
     fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
     compile: Compile | None = None  # fusers run by torch.compile in this mode
     gate: Gate = Gate()
-    control: Literal["none", "mismatched", "noise", "constant"] = "none"
+    control: Literal["none", "mismatched", "noise", "constant", "zero", "self"] = "none"
     rephrase: Literal["none", "shared", "distinct"] = "none"  # what senders read instead of the original
     t2t: T2T = T2T()
     answer_all: bool = False  # c2c both ways: every member answers

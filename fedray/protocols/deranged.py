@@ -1,8 +1,8 @@
 """Answer once more with messages that belong to other rows (`Request.donors`): only their content changes.
 
-Senders, gate weights and everything that is asked are those of the answer. Nothing is read twice: a sender that has read
-all rows sends the others too; one that was asked for some (gate.route=lazy) reads those that are missing. Whatever fails
-here costs the answer nothing: its `deranged` stays empty.
+Senders, gate weights and everything that is asked are those of the answer. Nothing is read twice: a sender that has
+read all rows sends the others too; one that was asked for some (gate.route=lazy) reads those that are missing. Whatever
+fails here costs the answer nothing: its `deranged` stays empty.
 """
 
 from __future__ import annotations

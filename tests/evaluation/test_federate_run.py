@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from scarce import full_disk
 
-from fedray.evaluation.measure import batches
 from fedray.jobs.federate import run
 from fedray.methods.method import SelfRefine
+from fedray.questions.donors import batches
 from fedray.questions.tasks import Question, load_task
 from fedray.reporting import report
 from fedray.reporting.report import Report
@@ -161,7 +161,7 @@ def test_an_evaluation_is_counted_and_shown(job: Job) -> None:
 
 def test_requests_carry_the_settings_and_come_in_batches(job: Job) -> None:
     *_, pretended = job(deadline_s=2.5)
-    assert [r.rows() for r in pretended.requests] == [32, 32, 32, 4]
+    assert [r.rows() for r in pretended.requests] == [25, 25, 25, 25]
     assert all(r.deadline_s == 2.5 and not r.asked for r in pretended.requests)
     assert len({r.id for r in pretended.requests}) == 4
 
@@ -200,7 +200,7 @@ def test_ctrl_c_leaves_what_was_done(job: Job) -> None:
             raise KeyboardInterrupt
 
     code, left, shown, _ = job(second)
-    assert code == 130 and left.status == "interrupted" and left.found.n == 64
+    assert code == 130 and left.status == "interrupted" and left.found.n == 50
     assert "federated" in shown
 
 
@@ -219,7 +219,7 @@ def test_an_error_leaves_what_was_done_and_goes_on(job: Job, capsys: pytest.Capt
 
     with pytest.raises(FedrayError, match="llama-1b died"):
         job(second)
-    assert report.read(job.output).status == "failed" and report.read(job.output).found.n == 32
+    assert report.read(job.output).status == "failed" and report.read(job.output).found.n == 25
     assert capsys.readouterr().out.splitlines()[-1].startswith("report: ")
 
 

@@ -56,7 +56,8 @@ def asked_anew(way: tuple[int, ...]) -> Request:
 
 @pytest.mark.parametrize("changes", [
     {}, {"gate": LAZY}, {"wire": "int8"}, {"wire": {"keep": 0.5}}, {"fusion": {"read": "prompt"}},
-    {"fusion": {"read": "prompt", "slots": "inline"}}, {"protocol": "t2t"}, {"protocol": "t2t", "t2t": {"gate": "same"}},
+    {"fusion": {"read": "prompt", "slots": "inline"}}, {"protocol": "t2t"},
+    {"protocol": "t2t", "t2t": {"gate": "same"}},
 ], ids=str)  # fmt: skip
 def test_deranged_rows_are_those_of_senders_that_read_the_donors(group, plan, changes):
     plan = replace(plan, method=method(**{"gate": "oracle", **changes}))
