@@ -42,7 +42,7 @@ class Deranging:
     def named(self) -> list[list[list[str]]]:
         """Per batch and donor the ids of the questions that they are."""
         together = zip(self.asked, self._ways, strict=True)
-        return [[[batch[d].id for d in way] for way in ways] for batch, ways in together]
+        return [[[batch[d].id for d in way] for way in ways] for batch, ways in together if ways]
 
     def requests(self, number: int, request: Request) -> list[Request]:
         """A batch's request, and those that its donors take besides."""

@@ -57,7 +57,7 @@ class Asking:
         self._fed, self._plan, self._settings, self._questions = fed, plan, settings, questions
         others = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
         self._instead = dict(zip(questions, others, strict=True)) if others else None
-        self.deranging = Deranging(plan, settings, list(self._batches()))
+        self.deranging = Deranging(plan, settings, batched(plan, settings, questions))
         self._deranged: dict[str, list[list[bool]]] = {
             kind: [[] for _ in range(self.deranging.count)] for kind in self.deranging.kinds
         }
@@ -112,14 +112,6 @@ class Asking:
             donors=self.deranging.donors,
         )
 
-    def _batches(self) -> list[list[Question]]:
-        """As many at a time as the settings say, and fewer where members' texts would outgrow a small message."""
-        speaks = self._plan.method.protocol.speaks or self._plan.speakers
-        most = ANSWER_TOKENS // self._plan.method.t2t.max_tokens if speaks else len(self._questions)
-        size = max(1, min(self._settings.task.batch_size, most))
-        free = max(1, min(size, ANSWER_TOKENS // self._settings.generation.max_tokens))
-        return list(batches(self._questions, size, free, self._settings.donors.answer))
-
     def _compare(self, batch: Sequence[Question], deranged: Deranged) -> None:
         for kind, ways in deranged.items():
             for right, rows in zip(self._deranged[kind], ways, strict=True):
@@ -166,6 +158,15 @@ class Asking:
 
 def _right(rows: Sequence[Row], batch: Sequence[Question]) -> list[bool]:
     return [right for row, q in zip(rows, batch, strict=True) if (right := q.right(row)) is not None]
+
+
+def batched(plan: Plan, settings: Settings, questions: Sequence[Question]) -> list[list[Question]]:
+    """As many at a time as the settings say, and fewer where members' texts would outgrow a small message."""
+    speaks = plan.method.protocol.speaks or plan.speakers
+    most = ANSWER_TOKENS // plan.method.t2t.max_tokens if speaks else len(questions)
+    size = max(1, min(settings.task.batch_size, most))
+    free = max(1, min(size, ANSWER_TOKENS // settings.generation.max_tokens))
+    return list(batches(questions, size, free, settings.donors.answer))
 
 
 def is_whole(found: Measurement, settings: Settings) -> bool:

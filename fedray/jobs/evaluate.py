@@ -9,10 +9,11 @@ from itertools import chain
 from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import leakage_table, table
 from fedray.evaluation.cases import Case, cases, neutral
+from fedray.evaluation.deranging import Deranging
 from fedray.evaluation.figures import fedattn, fedrefine, overview, specfed
 from fedray.evaluation.figures.base import emptied
 from fedray.evaluation.ledger import Ledger, decided_by
-from fedray.evaluation.measure import Asking, Measurement, is_whole
+from fedray.evaluation.measure import Asking, Measurement, batched, is_whole
 from fedray.evaluation.record import participants
 from fedray.evaluation.results import Results
 from fedray.evaluation.screen import EvaluateScreen, Update
@@ -32,7 +33,7 @@ from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Data, Evaluated, Found, MemberReport, Report, SenderOrder, Who
 from fedray.schema import attributes
 from fedray.settings.settings import Settings
-from fedray.types import FedrayError
+from fedray.types import FedrayError, Plan
 
 
 class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
@@ -90,10 +91,14 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         )
 
     def _check_questions(self) -> None:
-        """Refuse what a case's protocol cannot be asked, before any LLM is loaded. Raises FedrayError."""
+        """Refuse what a case's protocol cannot be asked, or has too few donors for, before any LLM is loaded. Raises
+        FedrayError."""
         for case in cases(self.settings, self.settings.senders):
             for seed in self.settings.seeds:
-                check_questions(case.settings(self.settings, seed), self._questions[case.task, seed])
+                own, questions = case.settings(self.settings, seed), self._questions[case.task, seed]
+                check_questions(own, questions)
+                plan = Plan(case.receiver, case.senders, case.method)
+                Deranging(plan, own, batched(plan, own, questions))
 
     def _ask(self, fed: Federation) -> None:
         """Fix the order of the senders, then ask case after case; each that is done is logged as a run of its own."""
@@ -255,6 +260,6 @@ def graded(questions: list[Question]) -> list[Question]:
 def _flat(row: Evaluated) -> dict[str, object]:
     """What of a row is a number or a word."""
     words = {"senders": ", ".join(row.who.senders), "seeds": ", ".join(map(str, row.seeds)), **row.how.flat()}
-    values = asdict(row) | asdict(row.who) | asdict(row.found) | asdict(row.cost) | words
-    values |= attributes(row, "gain_points", "gain_percent")
+    values = asdict(row) | asdict(row.who) | row.found.numbers() | asdict(row.cost) | words
+    values |= attributes(row, "gain_points", "gain_percent") | attributes(row.found, "donors", "read")
     return {key: value for key, value in values.items() if not isinstance(value, dict | list | tuple)}

@@ -20,13 +20,13 @@ from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
 from fedray.protocols import ALONE, protocol_of
 from fedray.questions.benchmarks import source
-from fedray.questions.donors import arranged, batches, drawn
+from fedray.questions.donors import arranged, batches
 from fedray.questions.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Report
 from fedray.schema import attributes
 from fedray.settings.settings import Settings
-from fedray.types import Answer, FedrayError, Missing, Request, Row, Usage
+from fedray.types import Answer, FedrayError, Missing, Plan, Request, Row, Usage
 
 
 class Federate(Job[Settings, FederateScreen]):
@@ -159,7 +159,8 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     settings = for_task(settings) if settings.prompt is None else settings
     questions = arranged(load_task(settings), settings.donors.answer) if settings.prompt is None else []
     check_questions(settings, questions)
-    drawn(batched(settings, questions), settings)  # more donors than there are, refused before anything is loaded
+    everybody = Plan(settings.receiver, settings.takes_part[1:], settings.method.canonical())
+    Deranging(everybody, settings, batched(settings, questions))  # more donors than there are, refused before loading
     protocol_of(settings).check_sources(settings, {source.name: source for source in sources(settings)})
     if settings.plan:
         return DryRun(settings, questions).run()
