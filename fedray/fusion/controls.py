@@ -20,35 +20,28 @@ from fedray.types import FedrayError, Layers
 CONSTANT_TEXT = "hello"  # what the constant cache has read
 UNSENT = ("zero", "self")  # controls that stand in place of what a fuser makes
 NOT_MIXED = "control={} is about slots of their own, which fusion=mix has not: choose fusion=concat, or control=noise"
-FEWEST = 2  # tokens that a channel's variance takes
+MOMENTS_TEXT = "what is this about, and which of them is it? tell me: the one that it has, or what it is."  # of noise
 
 
-def noise(cache: KVCache, names: Sequence[str]) -> KVCache:
-    """Draw Gaussian noise with the mean and the variance of every channel over the row's tokens.
+def noise(cache: KVCache, same: KVCache, names: Sequence[str]) -> KVCache:
+    """Replace every token by Gaussian noise with the mean and the variance of every channel over another, fixed text.
 
-    names[b] is the seed of row b. Of a single token, whose channels vary over nothing, it has the norm per head alone.
+    names[b] is the seed of row b. Moments of the row itself would tell of it: its mean alone is read (docs/log.md).
     """
     generators = [torch.Generator().manual_seed(zlib.crc32(name.encode())) for name in names]
     lengths = [int(n) for n in cache.lengths]
 
-    def replaced(tensor_BNTH: Tensor) -> Tensor:
+    def replaced(tensor_BNTH: Tensor, fixed_1NTH: Tensor) -> Tensor:
+        spread_N1H, mean_N1H = torch.std_mean(fixed_1NTH[0].float(), dim=1, keepdim=True)
         drawn = torch.zeros_like(tensor_BNTH)
         for b, (generator, length) in enumerate(zip(generators, lengths, strict=True)):
             shape = (length, tensor_BNTH.shape[1], tensor_BNTH.shape[3])  # token by token: padding draws nothing
-            normal_NTH = torch.randn(shape, generator=generator).transpose(0, 1).to(tensor_BNTH)
-            drawn[b, :, :length] = _matched(normal_NTH, tensor_BNTH[b, :, :length])
+            normal_NTH = torch.randn(shape, generator=generator).transpose(0, 1).to(mean_N1H)
+            drawn[b, :, :length] = (normal_NTH * spread_N1H + mean_N1H).to(drawn)
         return drawn
 
-    return replace(cache, keys=tuple(map(replaced, cache.keys)), values=tuple(map(replaced, cache.values)))
-
-
-def _matched(normal_NTH: Tensor, like_NTH: Tensor) -> Tensor:
-    """Give numbers exactly the moments of others, channel by channel."""
-    if like_NTH.shape[1] < FEWEST:
-        return torch.nn.functional.normalize(normal_NTH, dim=-1) * like_NTH.norm(dim=-1, keepdim=True)
-    drawn, like = normal_NTH.float(), like_NTH.float()
-    (spread, mean), (wanted, around) = (torch.std_mean(x, dim=1, keepdim=True) for x in (drawn, like))
-    return ((drawn - mean) / spread.clamp(min=1e-6) * wanted + around).to(like_NTH)
+    keys, values = map(replaced, cache.keys, same.keys), map(replaced, cache.values, same.values)
+    return replace(cache, keys=tuple(keys), values=tuple(values))
 
 
 def constant(cache: KVCache, same: KVCache) -> KVCache:
