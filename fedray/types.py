@@ -190,6 +190,7 @@ class Request:
     evidence: member -> per row a document that only this member reads ("" is none).
     weights: member -> per row the gate weight of what it sends, for gate=oracle.
     talk: the conversation that the prompts (or token ids, which hold all of it) are the next turn of.
+    donors: ways of pairing messages anew: per way and row the other row whose messages it is answered with as well.
     """
 
     prompts: tuple[str, ...]
@@ -199,6 +200,7 @@ class Request:
     evidence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     talk: Talk | None = None
+    donors: tuple[tuple[int, ...], ...] = ()
     generation: Generation = Generation()
     deadline_s: float | None = None
     id: str = "request"
@@ -214,6 +216,8 @@ class Request:
             raise FedrayError(
                 f"request {self.id}: prompts, choices, token ids, weights, evidence must be equally many, at least one"
             )
+        if any(len(way) != self.rows() or not set(way) <= set(range(self.rows())) for way in self.donors):
+            raise FedrayError(f"request {self.id}: donors must name a row of the request for every row")
         if any(len(turns) % 2 for turns in before or ()):
             raise FedrayError(f"request {self.id}: earlier turns must be pairs, of what the user said and the answer")
         if any(not row or not all(row) for row in self.choices or ()):
@@ -239,6 +243,7 @@ class Request:
             evidence={member: pick(documents) for member, documents in self.evidence.items()},
             weights={member: pick(weights) for member, weights in self.weights.items()},
             talk=self.talk and replace(self.talk, before=pick(self.talk.before or None) or ()),
+            donors=self.donors if tuple(rows) == tuple(range(self.rows())) else (),
         )
 
 
@@ -298,7 +303,8 @@ class Answer:
     by_member: each member's own rows, where every one answered (both ways); read: sender -> the rewrite of each row
     that it read ("" is nothing), under rephrasing; unrephrased: row that no rewrite kept whole, answered by the
     receiver alone -> what was wrong with the last one. reread: which member had lost a conversation, so that all of it
-    was read again ("" is none).
+    was read again ("" is none). deranged: per way of `Request.donors` the rows as answered so; none where the protocol
+    does not pair anew, or somebody failed.
     """
 
     rows: tuple[Row, ...]
@@ -311,6 +317,7 @@ class Answer:
     unrephrased: Mapping[int, str] = field(default_factory=dict)
     reread: str = ""
     speculation: Speculation | None = None  # of specfed: its rounds
+    deranged: tuple[tuple[Row, ...], ...] = ()
 
     @property
     def text(self) -> str:

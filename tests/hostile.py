@@ -64,7 +64,7 @@ def repacked(payload: Payload, cache: KVCache) -> Payload:
 
 def noise(payload: Payload) -> Payload:
     cache = unpack(payload).cache
-    return repacked(payload, controls.noise(cache, [f"row {b}" for b in range(cache.batch)]))
+    return repacked(payload, controls.noise(cache, cache.select([0]), [f"row {b}" for b in range(cache.batch)]))
 
 
 def with_member(payload: Payload, name: str) -> Payload:

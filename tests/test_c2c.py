@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -13,13 +14,15 @@ from support.methods import method, revised
 from tiny import QUESTIONS, random_fuser, random_llm, random_member
 
 from fedray.errors import SessionLost
+from fedray.fusion import controls
 from fedray.fusion.gating import fixed_weights
+from fedray.llm.cache import KVCache
 from fedray.llm.loading import describe
 from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.store import Registry
-from fedray.types import Answer, Generation, Plan, Request
+from fedray.types import Answer, Generation, KVSpec, Plan, Request
 from fedray.wire.payload import unpack
 
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
@@ -181,12 +184,64 @@ def test_a_constant_cache_is_the_same_for_every_question_and_token(group):
     assert float(cosine(keys_of(group, "none", QUESTIONS[0]), keys_of(group, "none", QUESTIONS[1])).min()) < 0.9
 
 
-def test_noise_has_the_norms_of_the_cache_and_nothing_else_of_it(group):
+def test_noise_has_the_moments_of_a_cache_channel_by_channel_and_nothing_of_this_one(group):
     real, noise = (keys_of(group, kind, QUESTIONS[0]) for kind in ("none", "noise"))
-    torch.testing.assert_close(noise.norm(dim=-1), real.norm(dim=-1))
-    assert abs(float(cosine(noise, real).mean())) < 0.05
+    assert abs(float(cosine(noise - noise.mean(3, keepdim=True), real - real.mean(3, keepdim=True)).mean())) < 0.05
     torch.testing.assert_close(noise, keys_of(group, "noise", QUESTIONS[0]), atol=0, rtol=0)
-    assert abs(float(cosine(noise, keys_of(group, "noise", QUESTIONS[1])).mean())) < 0.05
+    spec = KVSpec(2, 2, 16)
+
+    def cache(seed: int, tokens: int) -> KVCache:
+        generator = torch.Generator().manual_seed(seed)
+        size, near = (torch.rand(2, 1, 2, 1, 16, generator=generator) for _ in range(2))
+        side = tuple(near + size * torch.randn(2, 1, 2, tokens, 16, generator=generator))
+        return KVCache(spec, side, side, torch.tensor([tokens]), torch.arange(tokens)[None])
+
+    fixed = cache(0, 4000)
+    drawn = controls.noise(cache(1, 4000), fixed, ["a"])
+    torch.testing.assert_close(drawn.keys, controls.noise(cache(2, 4000), fixed, ["a"]).keys, atol=0, rtol=0)
+    for got, want in zip((*drawn.keys, *drawn.values), (*fixed.keys, *fixed.values), strict=True):
+        for moment, wanted in zip(torch.std_mean(got, dim=2), torch.std_mean(want, dim=2), strict=True):
+            torch.testing.assert_close(moment, wanted, atol=0.1, rtol=0.1)
+    assert not drawn.keys[0].equal(controls.noise(cache(1, 4000), fixed, ["b"]).keys[0])
+
+
+@pytest.mark.parametrize("plan", ["concat"], indirect=True)
+@pytest.mark.parametrize("read", ["last", "prompt"])
+def test_zero_and_self_carry_nothing_of_the_sender(group, plan, read):
+    """Whatever senders have read, of as many tokens, the answer is the same; and it is not the receiver's alone."""
+    texts = [text.replace("mood", "size").replace("color", "mood").replace("home", "size") for text in QUESTIONS]
+    for sender in SENDERS:
+        encode = random_llm(sender).encode
+        assert [len(encode(a).ids) for a in texts] == [len(encode(b).ids) for b in QUESTIONS]
+    asked = replace(REQUEST, choices=(("red", "blue and tall", "calm"),) * len(QUESTIONS))
+    other = replace(asked, asked=dict.fromkeys(SENDERS, tuple(texts)))
+    found = {"alone": ask(group, plan, asked, protocol="standalone").rows}
+    for control in ("zero", "self", "none"):
+        how = revised(plan, control=control, fusion={"read": read})
+        answer, changed = (ask(group, how, request) for request in (asked, other))
+        assert answer.senders == SENDERS and not answer.missing
+        assert ([a.scores for a in answer.rows] == [b.scores for b in changed.rows]) is (control != "none"), control
+        found[control] = answer.rows
+    scores = [[row.scores for row in rows] for rows in found.values()]
+    assert all(one != other for one, other in combinations(scores, 2))
+
+
+def test_zero_and_self_are_slots_of_the_receivers_own_space(group, plan):
+    held = {}
+    for kind in ("zero", "self"):
+        receiver = group._members[RECEIVER]
+        receiver.open("own", Request(QUESTIONS), plan)
+        own = receiver._sessions.get("own").own()
+        fuser = controls.Instead(kind, receiver.fuser(plan.fusers[SENDERS[0]]), own, (2, 0, 40))
+        made = fuser.project((), ())
+        assert made.keys[0].shape == (1, own.spec.kv_heads, 42, own.spec.head_dim)
+        assert not any(weights.any() for weights in made.log_weights), "as visible as the receiver's own"
+        held[kind] = made.keys[1][0]
+    assert not held["zero"].any()
+    first, length = own.keys[1], int(own.lengths[2])
+    torch.testing.assert_close(held["self"][:, 1], first[0, :, int(own.lengths[0]) // 2])
+    assert {t * length // 40 for t in range(40)} == set(range(length)), "every token of a prompt that is shorter"
+    torch.testing.assert_close(held["self"][:, -1], first[2, :, length - 1])
 
 
 def test_noise_of_a_batch_is_that_of_its_rows(group):

@@ -49,6 +49,7 @@ class Ledger:
         values = asdict(found) | {
             "right": _bits(found.right),
             "by_member": {name: _bits(right) for name, right in found.by_member.items()},
+            "deranged": {kind: list(map(_bits, ways)) for kind, ways in found.deranged.items()},
         }
         text = json.dumps({"decided": decided, "measured": values}, indent=1) + "\n"
         try:
@@ -68,8 +69,9 @@ def decided_by(
     members: Mapping[str, MemberInfo],
     questions: Sequence[Question],
     latency_requests: int,
+    donors: Sequence[Sequence[Sequence[str]]] = (),
 ) -> dict[str, Any]:
-    """Everything that decides what a case measures, in JSON's own values."""
+    """Everything that decides what a case measures, in JSON's own values. donors: `Deranging.named`."""
     asked = json.dumps([asdict(question) for question in questions], sort_keys=True)
     return {
         "fedray": __version__,
@@ -82,6 +84,7 @@ def decided_by(
         "deadline_s": settings.deadline_s,
         "evidence": {name: _hash(text) for name, text in settings.documents().items()},
         "latency_requests": latency_requests,
+        "donors": _hash(json.dumps(donors)),
     }
 
 
@@ -100,7 +103,8 @@ def _llm(member: MemberInfo) -> dict[str, str]:
 
 def _measurement(values: Mapping[str, Any]) -> Measurement:
     by_member = {name: _flags(bits) for name, bits in values["by_member"].items()}
-    return _SCHEMA.read({**values, "right": _flags(values["right"]), "by_member": by_member})
+    deranged = {kind: tuple(map(_flags, ways)) for kind, ways in values["deranged"].items()}
+    return _SCHEMA.read({**values, "right": _flags(values["right"]), "by_member": by_member, "deranged": deranged})
 
 
 def _hash(text: str) -> str:

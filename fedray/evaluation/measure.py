@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain
 
 from fedray.errors import MemberFailed
+from fedray.evaluation.deranging import Deranged, Deranging
 from fedray.federation.federation import Federation
 from fedray.methods.specfed import Speculation
+from fedray.questions.donors import batches
 from fedray.questions.tasks import Question, mismatched, request_fields
 from fedray.schema import picked
 from fedray.settings.settings import Settings
@@ -24,7 +26,8 @@ class Measurement:
 
     right: per question, a failed one is wrong; by_member: the same of each member, where each answers; weights: sender
     -> mean gate weight; seconds: phase -> wall-clock seconds of every request that was asked alone; read: sender -> per
-    question the rewrite it read, "" for none, under rephrasing.
+    question the rewrite it read, "" for none, under rephrasing. deranged: what of messages was another question's ->
+    per donor the same as `right`; donors: how many, and how they were drawn.
     """
 
     right: tuple[bool, ...]
@@ -42,6 +45,8 @@ class Measurement:
     answer_tokens: int = 0  # of the batches, and the seconds they took
     answering_s: float = 0.0
     speculation: Speculation | None = None
+    deranged: Mapping[str, tuple[tuple[bool, ...], ...]] = field(default_factory=dict)
+    donors: str = ""
 
 
 class Asking:
@@ -52,6 +57,10 @@ class Asking:
         self._fed, self._plan, self._settings, self._questions = fed, plan, settings, questions
         others = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
         self._instead = dict(zip(questions, others, strict=True)) if others else None
+        self.deranging = Deranging(plan, settings, batched(plan, settings, questions))
+        self._deranged: dict[str, list[list[bool]]] = {
+            kind: [[] for _ in range(self.deranging.count)] for kind in self.deranging.kinds
+        }
         self._right: list[bool] = []
         self._by_member: dict[str, list[bool]] = {}
         self._weights: dict[str, list[float]] = {}
@@ -65,9 +74,14 @@ class Asking:
     def run(self, latency_requests: int, progress: Callable[[int], None] = lambda done: None) -> Measurement:
         """Ask everything; progress hears how many questions have been asked."""
         started = time.monotonic()
-        asked = list(self._batches())
-        for batch, answer in zip(asked, self._fed.run_all(map(self._request, asked), self._plan), strict=True):
+        asked = self.deranging.asked
+        requests = chain.from_iterable(
+            self.deranging.requests(number, self._request(batch)) for number, batch in enumerate(asked)
+        )
+        found = self.deranging.collect(self._fed.run_all(requests, self._plan))
+        for batch, (answer, deranged) in zip(asked, found, strict=True):
             self._add(batch, answer)
+            self._compare(batch, deranged)
             progress(len(self._right))
         answering_s = time.monotonic() - started  # not the sum over batches, which overlap
         seconds: dict[str, list[float]] = {}
@@ -90,14 +104,18 @@ class Asking:
             read={name: tuple(texts) for name, texts in self._read.items()},
             answering_s=answering_s,
             speculation=self._speculation,
+            deranged={
+                kind: tuple(map(tuple, ways))
+                for kind, ways in self._deranged.items()
+                if ways and all(len(way) == len(self._right) for way in ways)
+            },
+            donors=self.deranging.donors,
         )
 
-    def _batches(self) -> Iterator[list[Question]]:
-        """As many at a time as the settings say, and fewer where members' texts would outgrow a small message."""
-        speaks = self._plan.method.protocol.speaks or self._plan.speakers
-        most = ANSWER_TOKENS // self._plan.method.t2t.max_tokens if speaks else len(self._questions)
-        size = max(1, min(self._settings.task.batch_size, most))
-        return batches(self._questions, size, max(1, min(size, ANSWER_TOKENS // self._settings.generation.max_tokens)))
+    def _compare(self, batch: Sequence[Question], deranged: Deranged) -> None:
+        for kind, ways in deranged.items():
+            for right, rows in zip(self._deranged[kind], ways, strict=True):
+                right += _right(rows, batch)
 
     def _add(self, batch: Sequence[Question], answer: Answer | MemberFailed) -> None:
         if isinstance(answer, MemberFailed):  # nobody stands in for the receiver, or on_missing=error: all are wrong
@@ -142,13 +160,15 @@ def _right(rows: Sequence[Row], batch: Sequence[Question]) -> list[bool]:
     return [right for row, q in zip(rows, batch, strict=True) if (right := q.right(row)) is not None]
 
 
+def batched(plan: Plan, settings: Settings, questions: Sequence[Question]) -> list[list[Question]]:
+    """As many at a time as the settings say, and fewer where members' texts would outgrow a small message."""
+    speaks = plan.method.protocol.speaks or plan.speakers
+    most = ANSWER_TOKENS // plan.method.t2t.max_tokens if speaks else len(questions)
+    size = max(1, min(settings.task.batch_size, most))
+    free = max(1, min(size, ANSWER_TOKENS // settings.generation.max_tokens))
+    return list(batches(questions, size, free, settings.donors.answer))
+
+
 def is_whole(found: Measurement, settings: Settings) -> bool:
     """Whether a measurement is what its case says: nobody was missing who should have been there."""
     return not found.failed and (not found.missing or settings.deadline_s is not None)
-
-
-def batches(questions: Sequence[Question], size: int, free: int | None = None) -> Iterator[list[Question]]:
-    """Up to `size` questions to choose an answer from, or up to `free` to answer freely, at a time."""
-    for freely, alike in groupby(questions, key=lambda q: q.offered is None):
-        rows, step = list(alike), (free or size) if freely else size
-        yield from (rows[i : i + step] for i in range(0, len(rows), step))

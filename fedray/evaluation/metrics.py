@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from fedray.reporting.report import Spread
+from fedray.reporting.report import Effect, Spread
+from fedray.schema import attributes
+
+MARGIN = 2.0  # points within which an effect is none
+FEWEST = 20  # clusters that an interval needs before anything is said of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Comparison:
         return {**asdict(self), "stderr": self.stderr}
 
 
-def accuracy(right: Sequence[int]) -> float:
+def accuracy(right: Sequence[float]) -> float:
     """Share of right answers; raises ValueError without any."""
     if not right:
         raise ValueError("accuracy of no answers is undefined")
@@ -49,7 +53,7 @@ def stderr(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def clustered_stderr(right: Sequence[int], clusters: Sequence[str]) -> float:
+def clustered_stderr(right: Sequence[float], clusters: Sequence[str]) -> float:
     """Standard error of a share whose answers come in clusters (questions about one entity stand or fall together).
 
     The cluster-robust variance of a mean with the correction G / (G - 1) for G clusters; not a number for one cluster.
@@ -77,6 +81,64 @@ def compare(before: Sequence[bool], after: Sequence[bool]) -> Comparison:
     rescued = sum(b < a for b, a in pairs)
     harmed = sum(b > a for b, a in pairs)
     return Comparison(len(pairs), accuracy(before), accuracy(after), rescued, harmed, mcnemar(rescued, harmed))
+
+
+def effect(before: Sequence[float], after: Sequence[float], clusters: Sequence[str]) -> Effect:
+    """What `after` changes over `before` in points, on the same questions, with a 95 % interval over clusters."""
+    changes = [y - x for x, y in zip(before, after, strict=True)]
+    margin, points = 196 * clustered_stderr(changes, clusters), 100 * accuracy(changes)
+    known = math.isfinite(margin)
+    return Effect(points, points - margin if known else None, points + margin if known else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What messages do: by being there, and by being those of the question.
+
+    system_gain: right answers with them over alone; pairing_gain: over the mean of donors' messages; harm: alone over
+    those; question_gain: where `pairing_gain` is of documents, over messages of senders that were asked another
+    question. read: "read" where both gains are above 0, "no effect" where the pairing gain is within MARGIN; "" else.
+    """
+
+    system_gain: Effect
+    pairing_gain: Effect | None = None
+    harm: Effect | None = None
+    question_gain: Effect | None = None
+    read: str = ""
+
+    def figures(self) -> dict[str, Any]:
+        """Name what a report says of it."""
+        return attributes(self, "system_gain", "pairing_gain", "harm", "question_gain", "read")
+
+
+def effects(
+    alone: Sequence[bool],
+    matched: Sequence[bool],
+    deranged: Sequence[Sequence[Sequence[bool]]],
+    clusters: Sequence[str],
+) -> Effects:
+    """Compare answers to the same questions. deranged: per kind of derangement (documents first) each donor's."""
+    system = effect(alone, matched, clusters)
+    if not deranged:
+        return Effects(system)
+    means = [[sum(right) / len(right) for right in zip(*ways, strict=True)] for ways in deranged]
+    pairing, *others = (effect(mean, matched, clusters) for mean in means)
+    harm = effect(means[0], alone, clusters)
+    return Effects(system, pairing, harm, next(iter(others), None), verdict(system, pairing, len(set(clusters))))
+
+
+def verdict(system: Effect, pairing: Effect, clusters: int) -> str:
+    """Say whether messages are read.
+
+    "no effect" takes two one-sided tests at 5 %, and so many clusters that a share of them as large as the margin would
+    hardly (in 5 % of cases) go unseen: 3 / margin, whatever the interval.
+    """
+    if clusters < FEWEST or system.low is None or pairing.low is None:
+        return ""
+    if system.low > 0 and pairing.low > 0:
+        return "read"
+    one_sided = 1.645 / 1.96 * (pairing.points - pairing.low)
+    return "no effect" if abs(pairing.points) + one_sided < MARGIN and 300 / clusters <= MARGIN else ""
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from fedray.data.source import DataSource
-from fedray.evaluation.metrics import Comparison, compare, seconds_of
+from fedray.evaluation.deranging import Deranged
+from fedray.evaluation.metrics import Comparison, Effects, compare, effects, seconds_of
 from fedray.methods.specfed import Speculation
 from fedray.protocols import protocol_of
 from fedray.questions.tasks import Question, scorings
@@ -25,13 +26,15 @@ Outcome = Literal["rescued", "harmed", "both right", "both wrong", ""]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One question, answered twice. by_member: by everybody, both ways; read: sender -> the rewrite it read."""
+    """One question, answered twice. by_member: by everybody, both ways; read: sender -> the rewrite it read; deranged:
+    what of messages was another question's -> an answer per donor."""
 
     question: Question
     alone: Row
     federated: Row
     by_member: Mapping[str, Row] = field(default_factory=dict)
     read: Mapping[str, str] = field(default_factory=dict)
+    deranged: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     _right: tuple[bool, bool] | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +45,10 @@ class Result:
     def right(self) -> tuple[bool, bool] | None:
         """Whether the receiver alone and the federation are right; None where nobody knows the answer."""
         return self._right
+
+    def right_deranged(self, kind: str) -> tuple[bool, ...]:
+        """Whether it is right with each donor's messages."""
+        return tuple(bool(self.question.right(row)) for row in self.deranged[kind])
 
     @property
     def outcome(self) -> Outcome:
@@ -66,6 +73,7 @@ class Record:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.results: list[Result] = []
+        self.donors = ""  # how many, and how they are drawn
         self.source: DataSource | None = None  # of the questions
         self.members: tuple[MemberReport, ...] = ()
         self.kind: str | None = None
@@ -88,13 +96,16 @@ class Record:
         """What each member took at the peak, in bytes."""
         self.members = tuple(replace(member, memory_bytes=memory.get(member.name)) for member in self.members)
 
-    def add(self, questions: Sequence[Question], alone: Answer, federated: Answer) -> None:
+    def add(
+        self, questions: Sequence[Question], alone: Answer, federated: Answer, deranged: Deranged | None = None
+    ) -> None:
         """One request's answers."""
         self.unrephrased |= {len(self.results) + row: flaw for row, flaw in federated.unrephrased.items()}
         for b, (question, one, both) in enumerate(zip(questions, alone.rows, federated.rows, strict=True)):
             each = {name: rows[b] for name, rows in federated.by_member.items()}
             read = {sender: texts[b] for sender, texts in federated.read.items() if texts[b]}
-            self.results.append(Result(question, one, both, each, read))
+            others = {kind: tuple(rows[b] for rows in ways) for kind, ways in (deranged or {}).items()}
+            self.results.append(Result(question, one, both, each, read, others))
         self._unparseable_alone += sum(map(Question.unread, questions, alone.rows))
         if all(m.member != federated.receiver for m in federated.missing):  # it came, and did not fail
             self._unparseable += sum(map(Question.unread, questions, federated.rows))
@@ -113,10 +124,16 @@ class Record:
 
     def by_group(self) -> dict[str, Comparison]:
         """The same for all questions together and, where there are several groups, for each."""
+        return {name: found for name, results in self._groups().items() if (found := _compare(results))}
+
+    def effects_by_group(self) -> dict[str, Effects]:
+        """What messages do, where everybody's answers are known, for the same groups."""
+        return {name: found for name, results in self._groups().items() if (found := _effects(results))}
+
+    def _groups(self) -> dict[str, list[Result]]:
         groups = sorted({r.question.group for r in self.results})
         parts = {g or "other": [r for r in self.results if r.question.group == g] for g in groups}
-        every = {"all": self.results} | (parts if len(parts) > 1 else {})
-        return {name: found for name, results in every.items() if (found := _compare(results))}
+        return {"all": self.results} | (parts if len(parts) > 1 else {})
 
     def by_member(self) -> dict[str, float]:
         """Accuracy of each member's own answers, over the questions that all have answered."""
@@ -153,8 +170,11 @@ class Record:
         )
 
     def found(self) -> Found:
-        compared = self.comparison()
+        compared, effect = self.comparison(), _effects(self.results)
+        figures: dict[str, Any] = compared.figures() if compared else {}
+        figures |= (effect.figures() if effect else {}) | {"n": len(self.results)}
         return Found(
+            donors=self.donors,
             failed=sum(result.federated.failed for result in self.results),
             unrephrased=len(self.unrephrased),
             unparseable=self._unparseable,
@@ -163,7 +183,7 @@ class Record:
             by_member=self.by_member(),
             weights=self.trust(),
             speculation={} if self._speculation is None else self._speculation.figures(),
-            **(compared.figures() if compared else {}) | {"n": len(self.results)},
+            **figures,
         )
 
     def report(self, status: Status) -> Report:
@@ -199,6 +219,18 @@ def participants(members: Mapping[str, MemberInfo], receiver: str) -> tuple[Memb
 def _compare(results: Sequence[Result]) -> Comparison | None:
     graded = [right for result in results if (right := result.right())]
     return compare(*zip(*graded, strict=True)) if graded else None
+
+
+def _effects(results: Sequence[Result]) -> Effects | None:
+    graded = [(result, right) for result in results if (right := result.right())]
+    if not graded:
+        return None
+    kinds = set.intersection(*(set(result.deranged) for result, _ in graded))
+    ordered = [kind for kind in graded[0][0].deranged if kind in kinds]
+    deranged = [list(zip(*(result.right_deranged(kind) for result, _ in graded), strict=True)) for kind in ordered]
+    clusters = [result.question.entity or result.question.id for result, _ in graded]
+    alone, matched = zip(*(right for _, right in graded), strict=True)
+    return effects(alone, matched, deranged, clusters)
 
 
 def _task(settings: Settings) -> str | None:

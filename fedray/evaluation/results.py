@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedray.evaluation.cases import Case
 from fedray.evaluation.leakage_table import leaks
 from fedray.evaluation.measure import Measurement
-from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, spread
+from fedray.evaluation.metrics import Comparison, accuracy, clustered_stderr, compare, effects, spread
 from fedray.methods.method import Wire
 from fedray.methods.specfed import Speculation
 from fedray.protocols import PROTOCOLS, protocol_of
@@ -76,6 +76,8 @@ class Results:
                 Found,
                 alone,  # its p-value, the largest of the seeds
                 alone.found,  # accuracy alone, rescued and harmed
+                **({} if case.is_alone else self._effects(case, clusters)),
+                donors="+".join(dict.fromkeys(m.donors for m in measured if m.donors)),
                 n=len(right),
                 accuracy=accuracy(right),
                 stderr=clustered_stderr(right, clusters),
@@ -96,6 +98,17 @@ class Results:
             ),
             leakage=leaks(asked[first], measured[0].read) if measured[0].read else (),
         )
+
+    def _effects(self, case: Case, clusters: Sequence[str]) -> dict[str, Any]:
+        """What messages do in a case; all its seeds together."""
+        measured, before = self._done[case], self._done[case.alone]
+        if not measured.keys() <= before.keys():
+            return {}
+        found = list(measured.values())
+        kinds = [kind for kind in found[0].deranged if all(kind in m.deranged for m in found)]
+        ways = [_behind([m.deranged[kind] for m in found]) for kind in kinds]
+        alone, matched = (list(chain.from_iterable(of[seed].right for seed in measured)) for of in (before, measured))
+        return effects(alone, matched, ways, clusters).figures()
 
     def comparisons(self) -> tuple[Compared, ...]:
         """Pairs of ways that differ, of the same members in the same roles, either in rephrasing or in anything else;
@@ -230,6 +243,11 @@ def _joined(parts: Sequence[Mapping[str, Sequence[T]]]) -> dict[str, list[T]]:
         for key, values in part.items():
             joined.setdefault(key, []).extend(values)
     return joined
+
+
+def _behind(of_seeds: Sequence[Sequence[Sequence[bool]]]) -> list[tuple[bool, ...]]:
+    """Per donor the answers of all seeds behind one another; of as many donors as every seed has."""
+    return [tuple(chain.from_iterable(ways)) for ways in zip(*of_seeds, strict=False)]
 
 
 def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from rich.text import Text
 
 from fedray.evaluation import leakage_table
-from fedray.evaluation.metrics import Comparison
+from fedray.evaluation.metrics import Comparison, Effects
 from fedray.evaluation.record import Outcome, Result
 from fedray.evaluation.table import p_value, per_token, who
-from fedray.reporting.report import Cost, Evaluated, Learned, MemberReport, Report, SenderOrder
+from fedray.reporting.report import Cost, Evaluated, Found, Learned, MemberReport, Report, SenderOrder
 from fedray.reporting.screen import Screen
 from fedray.text import printable
 from fedray.types import Missing
@@ -77,12 +77,19 @@ class FederateScreen(Screen):
         for name, text in answered.by_member.items():
             self.line(Text.assemble((f"{name} answered  ", "dim"), printable(text or "-")))
 
-    def summary(self, report: Report, results: Sequence[Result], found: Mapping[str, Comparison]) -> None:
+    def summary(
+        self,
+        report: Report,
+        results: Sequence[Result],
+        found: Mapping[str, Comparison],
+        effects: Mapping[str, Effects],
+    ) -> None:
         """Everything a finished (or interrupted) run has to say."""
         if report.task is not None and results:
             self.examples(results)
         if found:
-            self.accuracy(found, report.scoring)
+            self.accuracy(found, report.scoring, effects)
+            self.pairing(report.found)
         if report.found.by_member:
             rows = ((name, f"{share:.1%}") for name, share in report.found.by_member.items())
             self.table("Accuracy of each member's own answers", ("member", "accuracy"), rows)
@@ -103,16 +110,31 @@ class FederateScreen(Screen):
             rows.append([Text(printable(text), _STYLES[result.outcome]) for text in texts])
         self.table("Some of the questions", ("question", "gold", "alone", "federated", ""), rows)
 
-    def accuracy(self, found: Mapping[str, Comparison], scoring: str) -> None:
+    def accuracy(
+        self, found: Mapping[str, Comparison], scoring: str, effects: Mapping[str, Effects] | None = None
+    ) -> None:
         rows: list[tuple[str, ...]] = []
         for name, c in found.items():
             alone = f"{c.accuracy_alone:.1%} ± {c.stderr_alone:.1%}"
             federated = f"{c.accuracy:.1%} ± {c.stderr:.1%}"
             p = "< 0.0001" if c.p_value < 1e-4 else f"{c.p_value:.4f}"
-            rows.append((name, str(c.n), alone, federated, str(c.rescued), str(c.harmed), p))
-        headings = ("questions", "n", "alone", "federated", "rescued", "harmed", "paired p-value")
+            pairing = (effects or {}).get(name)
+            shown = "-" if pairing is None or pairing.pairing_gain is None else str(pairing.pairing_gain)
+            rows.append((name, str(c.n), alone, federated, shown, str(c.rescued), str(c.harmed), p))
+        headings = ("questions", "n", "alone", "federated", "P (95 %)", "rescued", "harmed", "paired p-value")
         how = "" if scoring == "text" else f" by {scoring}"
         self.table(f"Accuracy{how}, ± one standard error", headings, rows)
+
+    def pairing(self, found: Found) -> None:
+        """What P is, and whether messages were read."""
+        if found.pairing_gain is None:
+            return
+        lines = [f"system gain G {found.system_gain}, pairing gain P {found.pairing_gain}, harm {found.harm} points"]
+        if found.question_gain is not None:
+            lines.append(f"P is over other documents; over another question about one's own: {found.question_gain}")
+        said = f": {found.read}" if found.read else ""
+        lines.append(f"P is over answers with other questions' messages, donors per question: {found.donors}{said}\n")
+        self.line("\n".join(lines))
 
     def seconds(self, cost: Cost) -> None:
         rows = ((phase, f"{p.p50:.3f}", f"{p.p95:.3f}") for phase, p in cost.seconds.items())
@@ -201,11 +223,13 @@ class EvaluateScreen(FederateScreen):
 
     def rows(self, rows: Sequence[Evaluated], order: Sequence[str]) -> None:
         """The table of a finished, or interrupted, evaluation."""
-        headings = ("task", "receiver", "senders", "way", "n", "accuracy", "points", "p", "mean s", "bytes/token")
+        headings = ("task", "receiver", "senders", "way", "n", "accuracy", "points", "p", "P (95 %)", "read")
+        headings = (*headings, "mean s", "bytes/token")
         shown: list[tuple[str, ...]] = []
         for row in rows:
             named = (row.task, row.who.receiver, who(row.who.senders, order) or "-", row.way, str(row.found.n))
             gain = ("", "") if row.is_alone else (f"{row.gain_points:+.1f}", p_value(row.p_value))
+            gain += ("" if row.found.pairing_gain is None else str(row.found.pairing_gain), row.found.read)
             seconds = "-" if row.seconds is None else f"{row.seconds.mean:.3f}"
             sent = per_token(row.cost.bytes_per_token)
             shown.append((*named, f"{row.accuracy:.1%} ± {row.stderr:.1%}", *gain, seconds, sent))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fedray.errors import FedrayError, nearest
 from fedray.protocols import KINDS, METHOD
@@ -38,6 +38,7 @@ class EvaluateSettings(Settings):
     latency_requests: int = within(50, 0)  # questions per case that are asked once more, one at a time, for seconds
     order: Literal["validation", "given"] = "validation"  # of senders: by their gain there, or as they are named
     order_limit: int = within(300, 1)  # validation questions that decide it
+    usual_donors: ClassVar[int] = 3
 
     @property
     def ordered(self) -> bool:

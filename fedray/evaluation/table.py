@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedray.evaluation import leakage_table
+from fedray.evaluation.metrics import MARGIN
 from fedray.files import write_whole
 from fedray.reporting.report import Contribution, Evaluated, Report, unwritable
 
@@ -103,9 +104,10 @@ def _difference(low: Evaluated, high: Evaluated) -> str:
 
 def _rows(rows: Sequence[Evaluated], order: Sequence[str]) -> Iterator[str]:
     """Every case with its figures, and the paper's where it has one."""
-    headings = ("row", "task", "receiver", "senders", "way", "type", "accuracy", "points", "relative", "p", "rescued")
-    headings = (*headings, "harmed", "mean s", "p50 s", "p95 s", "B/token", "analytic", "paper (4 senders)")
-    notes = [note for row in rows for note in _notes(row, order)]
+    headings = ("row", "task", "receiver", "senders", "way", "type", "accuracy", "P (95 %)", "read", "harm", "points")
+    headings = (*headings, "relative", "p", "rescued", "harmed", "mean s", "p50 s", "p95 s", "B/token", "analytic")
+    headings = (*headings, "paper (4 senders)")
+    notes = [*_pairing(rows), *(note for row in rows for note in _notes(row, order))]
     cells = [(str(number), *_row(row, order)) for number, row in enumerate(rows, 1)]
     yield from _section("Every case", headings, cells, *notes)
 
@@ -125,12 +127,26 @@ def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
         row.way,
         row.who.type or "",
         f"{row.accuracy:.1%} ± {row.stderr:.1%}",
+        "" if found.pairing_gain is None else str(found.pairing_gain),
+        found.read,
+        "" if found.harm is None else str(found.harm),
         *gain,
         *seconds,
         per_token(row.cost.bytes_per_token),
         "" if row.cost.bytes_per_token_analytic is None else f"{row.cost.bytes_per_token_analytic:,.0f}",
         paper,
     )
+
+
+def _pairing(rows: Sequence[Evaluated]) -> Iterator[str]:
+    """Say what P is, and how its donors were drawn."""
+    if donors := sorted({row.found.donors for row in rows if row.found.pairing_gain is not None}):
+        yield (
+            "P: pairing gain, points over the same way with other questions' messages (donors per question and their "
+            f"answer: {', '.join(donors)}; of documents, other documents); harm: alone over those. Intervals are "
+            "paired and clustered by entity. read: the lower bounds of G and P are above 0; no effect: P is within "
+            f"{MARGIN:g} points by two one-sided tests. "
+        )
 
 
 def _notes(row: Evaluated, order: Sequence[str]) -> Iterator[str]:

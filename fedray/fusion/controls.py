@@ -1,4 +1,8 @@
-"""Control caches, which hold nothing of the question: a federation must not gain from them."""
+"""Control messages, which hold nothing of the question: a federation must not gain from them.
+
+A sender sends noise or a constant in place of its cache. Zero and self are what the receiver reads in place of what the
+fuser makes of a sender's cache: as many slots, as visible, without anything of the sender's in them.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,35 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fedray.fusion.fuser import Changes, Fuser, Projection, Sides
 from fedray.llm.cache import KVCache
+from fedray.types import FedrayError, Layers
 
 CONSTANT_TEXT = "hello"  # what the constant cache has read
+UNSENT = ("zero", "self")  # controls that stand in place of what a fuser makes
+NOT_MIXED = "control={} is about slots of their own, which fusion=mix has not: choose fusion=concat, or control=noise"
+MOMENTS_TEXT = "what is this about, and which of them is it? tell me: the one that it has, or what it is."  # of noise
 
 
-def noise(cache: KVCache, names: Sequence[str]) -> KVCache:
-    """Draw Gaussian noise with the norm of every token's keys and values; names[b] is the seed of row b."""
+def noise(cache: KVCache, same: KVCache, names: Sequence[str]) -> KVCache:
+    """Replace every token by Gaussian noise with the mean and the variance of every channel over another, fixed text.
+
+    names[b] is the seed of row b. Moments of the row itself would tell of it: its mean alone is read (docs/log.md).
+    """
     generators = [torch.Generator().manual_seed(zlib.crc32(name.encode())) for name in names]
     lengths = [int(n) for n in cache.lengths]
 
-    def replaced(tensor_BNTH: Tensor) -> Tensor:
+    def replaced(tensor_BNTH: Tensor, fixed_1NTH: Tensor) -> Tensor:
+        spread_N1H, mean_N1H = torch.std_mean(fixed_1NTH[0].float(), dim=1, keepdim=True)
         drawn = torch.zeros_like(tensor_BNTH)
         for b, (generator, length) in enumerate(zip(generators, lengths, strict=True)):
             shape = (length, tensor_BNTH.shape[1], tensor_BNTH.shape[3])  # token by token: padding draws nothing
-            drawn[b, :, :length] = torch.randn(shape, generator=generator).transpose(0, 1).to(tensor_BNTH)
-        return torch.nn.functional.normalize(drawn, dim=-1) * tensor_BNTH.norm(dim=-1, keepdim=True)
+            normal_NTH = torch.randn(shape, generator=generator).transpose(0, 1).to(mean_N1H)
+            drawn[b, :, :length] = (normal_NTH * spread_N1H + mean_N1H).to(drawn)
+        return drawn
 
-    return replace(cache, keys=tuple(map(replaced, cache.keys)), values=tuple(map(replaced, cache.values)))
+    keys, values = map(replaced, cache.keys, same.keys), map(replaced, cache.values, same.values)
+    return replace(cache, keys=tuple(keys), values=tuple(values))
 
 
 def constant(cache: KVCache, same: KVCache) -> KVCache:
@@ -37,3 +52,29 @@ def constant(cache: KVCache, same: KVCache) -> KVCache:
 
     keys, values = map(replaced, cache.keys, same.keys), map(replaced, cache.values, same.values)
     return replace(cache, keys=tuple(keys), values=tuple(values))
+
+
+class Instead(Fuser):
+    """A stand-in for a fuser: of as many slots as it would make, and as visible, zeros or the receiver's own cache.
+
+    Slots of the receiver's own cache are its tokens, evenly spread over the prompt where there are more or fewer.
+    """
+
+    def __init__(self, kind: str, fuser: Fuser, own: KVCache, lengths: Sequence[int]) -> None:
+        """kind: zero or self; lengths: per row the slots, which lie one after another."""
+        super().__init__(replace(fuser.config, rotary="kept"))
+        self._zero, self._own = kind == "zero", own
+        self._rows_S = torch.tensor([b for b, slots in enumerate(lengths) for _ in range(slots)], dtype=torch.long)
+        tokens = [t * n // slots for n, slots in zip(own.lengths.tolist(), lengths, strict=True) for t in range(slots)]
+        self._tokens_S = torch.tensor(tokens, dtype=torch.long)
+
+    def project(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Projection:
+        made_keys, made_values = (tuple(map(self._message, side)) for side in (self._own.keys, self._own.values))
+        return Projection(made_keys, made_values, tuple(made.new_zeros(made.shape[:3]) for made in made_keys))
+
+    def _message(self, own_BNTH: Tensor) -> Tensor:
+        taken_NSH = own_BNTH[self._rows_S, :, self._tokens_S].transpose(0, 1)
+        return (torch.zeros_like(taken_NSH) if self._zero else taken_NSH)[None]
+
+    def mix(self, own: Sides, sent: Sides, layers: Layers | None = None) -> Changes:
+        raise FedrayError(NOT_MIXED.format("zero" if self._zero else "self"))

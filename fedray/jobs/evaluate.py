@@ -9,10 +9,11 @@ from itertools import chain
 from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import leakage_table, table
 from fedray.evaluation.cases import Case, cases, neutral
+from fedray.evaluation.deranging import Deranging
 from fedray.evaluation.figures import fedattn, fedrefine, overview, specfed
 from fedray.evaluation.figures.base import emptied
 from fedray.evaluation.ledger import Ledger, decided_by
-from fedray.evaluation.measure import Asking, Measurement, is_whole
+from fedray.evaluation.measure import Asking, Measurement, batched, is_whole
 from fedray.evaluation.record import participants
 from fedray.evaluation.results import Results
 from fedray.evaluation.screen import EvaluateScreen, Update
@@ -25,13 +26,14 @@ from fedray.llm.loading import check_prompts
 from fedray.methods.method import DEFAULT
 from fedray.protocols import protocol_of
 from fedray.questions.benchmarks import source
+from fedray.questions.donors import arranged
 from fedray.questions.tasks import Question, load_task, scorings
 from fedray.registry.planner import Planner
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Data, Evaluated, Found, MemberReport, Report, SenderOrder, Who
 from fedray.schema import attributes
 from fedray.settings.settings import Settings
-from fedray.types import FedrayError
+from fedray.types import FedrayError, Plan
 
 
 class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
@@ -50,10 +52,15 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         self.results: Results | None = None
         self._ledger = Ledger(settings.output, private=private)
         self._questions = {
-            (task, seed): graded(load_task(replace(settings, task=replace(settings.task, name=task)), seed))
+            (task, seed): graded(self._load(task, seed))
             for task in dict.fromkeys(case.task for case in cases(settings, settings.senders))
             for seed in settings.seeds
         }
+
+    def _load(self, task: str, seed: int) -> list[Question]:
+        settings = self.settings
+        questions = load_task(replace(settings, task=replace(settings.task, name=task)), seed)
+        return arranged(questions, settings.donors.answer)
 
     def work(self) -> None:
         check_cases(self.settings)
@@ -84,10 +91,14 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         )
 
     def _check_questions(self) -> None:
-        """Refuse what a case's protocol cannot be asked, before any LLM is loaded. Raises FedrayError."""
+        """Refuse what a case's protocol cannot be asked, or has too few donors for, before any LLM is loaded. Raises
+        FedrayError."""
         for case in cases(self.settings, self.settings.senders):
             for seed in self.settings.seeds:
-                check_questions(case.settings(self.settings, seed), self._questions[case.task, seed])
+                own, questions = case.settings(self.settings, seed), self._questions[case.task, seed]
+                check_questions(own, questions)
+                plan = Plan(case.receiver, case.senders, case.method)
+                Deranging(plan, own, batched(plan, own, questions))
 
     def _ask(self, fed: Federation) -> None:
         """Fix the order of the senders, then ask case after case; each that is done is logged as a run of its own."""
@@ -135,10 +146,11 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         helpers = who(case.senders, self.order.senders) or "nobody"
         update = begin(f"{case.way}, {helpers} > {case.receiver}", len(questions) + latency_requests)
         plan = fed.plan_for(case.receiver, case.senders, case.method, settings.seed)
-        decided = decided_by(plan, settings, fed.members, questions, latency_requests)
+        asking = Asking(fed, plan, settings, questions)
+        decided = decided_by(plan, settings, fed.members, questions, latency_requests, asking.deranging.named)
         found = self._ledger.get(decided)
         if found is None:
-            found = Asking(fed, plan, settings, questions).run(latency_requests, update)
+            found = asking.run(latency_requests, update)
             if is_whole(found, settings):
                 self._ledger.put(decided, found)
         update(len(questions) + latency_requests)
@@ -153,8 +165,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         }
         rounds = {f"specfed/{name}": value for name, value in row.found.speculation.items()}
         told = {f"leakage/{name}": value for name, value in leakage_table.summary(row).items()}
-        found = {key: value for key, value in asdict(row.found).items() if not isinstance(value, dict)}
-        found |= attributes(row, "gain_points", "gain_percent")
+        found = row.found.numbers() | attributes(row, "gain_points", "gain_percent")
         sent = attributes(row.cost, "bytes_per_token", "bytes_per_token_analytic")
         self.tracker.child(
             f"{row.way}, {who(row.who.senders, self.order.senders) or 'nobody'} > {row.who.receiver}",
@@ -249,6 +260,6 @@ def graded(questions: list[Question]) -> list[Question]:
 def _flat(row: Evaluated) -> dict[str, object]:
     """What of a row is a number or a word."""
     words = {"senders": ", ".join(row.who.senders), "seeds": ", ".join(map(str, row.seeds)), **row.how.flat()}
-    values = asdict(row) | asdict(row.who) | asdict(row.found) | asdict(row.cost) | words
-    values |= attributes(row, "gain_points", "gain_percent")
+    values = asdict(row) | asdict(row.who) | row.found.numbers() | asdict(row.cost) | words
+    values |= attributes(row, "gain_points", "gain_percent") | attributes(row.found, "donors", "read")
     return {key: value for key, value in values.items() if not isinstance(value, dict | list | tuple)}

@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.errors import MemberFailed
+from fedray.evaluation.deranging import Deranging
 from fedray.evaluation.figures import base
-from fedray.evaluation.measure import ANSWER_TOKENS, batches
+from fedray.evaluation.measure import ANSWER_TOKENS
 from fedray.evaluation.record import Record
 from fedray.evaluation.screen import FederateScreen
 from fedray.federation.federation import Federation
@@ -19,12 +20,13 @@ from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
 from fedray.protocols import ALONE, protocol_of
 from fedray.questions.benchmarks import source
+from fedray.questions.donors import arranged, batches
 from fedray.questions.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Report
 from fedray.schema import attributes
 from fedray.settings.settings import Settings
-from fedray.types import Answer, FedrayError, Missing, Request, Row, Usage
+from fedray.types import Answer, FedrayError, Missing, Plan, Request, Row, Usage
 
 
 class Federate(Job[Settings, FederateScreen]):
@@ -63,7 +65,7 @@ class Federate(Job[Settings, FederateScreen]):
         self.tracker.table("questions.json", rows)
 
     def show(self, report: Report) -> None:
-        self.screen.summary(report, self.record.results, self.record.by_group())
+        self.screen.summary(report, self.record.results, self.record.by_group(), self.record.effects_by_group())
         self.screen.unrephrased(self.record.unrephrased, report.found.n)
         self.screen.unparseable(report)
         self.screen.unheard(self.record.unheard(), report.found.n)
@@ -93,38 +95,37 @@ class Federate(Job[Settings, FederateScreen]):
         settings, record = self.settings, self.record
         other = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
         read = dict(zip(questions, other, strict=True)) if other else None
-        asked = list(batches(questions, *self._sizes()))
+        asked = batched(settings, questions)
+        deranging = Deranging(fed.plan, settings, asked)
+        record.donors = deranging.donors
         requests = [
             fed.request(*(q.prompt for q in batch), **request_fields(batch, fed.plan, read), id=f"batch-{number}")
             for number, batch in enumerate(asked)
         ]
-        started_ns: list[int] = []
+        started_ns: dict[str, int] = {}
 
         def begun() -> Iterator[Request]:
-            for request in requests:
-                started_ns.append(time.time_ns())
-                yield request
+            for number, request in enumerate(requests):
+                for made in deranging.requests(number, request):
+                    started_ns[made.id] = time.time_ns()
+                    yield made
 
         alone_plan = replace(fed.plan, method=ALONE)
-        both = zip(fed.run_all(map(fed.own_part, requests), alone_plan), fed.run_all(begun()), strict=True)
+        federations = deranging.collect(fed.run_all(begun()))
+        both = zip(fed.run_all(map(fed.own_part, requests), alone_plan), federations, strict=True)
         with self.screen.progress(len(questions)) as update:
-            for number, (alone, federated) in enumerate(both):
+            for number, (alone, (federated, deranged)) in enumerate(both):
                 if isinstance(alone, MemberFailed):
                     raise alone
                 if isinstance(federated, MemberFailed):  # on_missing=error: these are wrong, the others go on
                     federated = failed(alone, str(federated))
-                record.add(asked[number], alone, federated)
-                self.tracker.trace(requests[number], federated, started_ns[number])
+                record.add(asked[number], alone, federated, deranged)
+                self.tracker.trace(requests[number], federated, started_ns[requests[number].id])
                 found = record.comparison()
                 update(len(record.results), found)
                 if found:
                     running = {"running/accuracy": found.accuracy, "running/accuracy_alone": found.accuracy_alone}
                     self.tracker.metrics(running, step=len(record.results))
-
-    def _sizes(self) -> tuple[int, int]:
-        """Questions per request: to choose from, and to answer freely (a member's answer is a small message)."""
-        size = self.settings.task.batch_size
-        return size, max(1, min(size, ANSWER_TOKENS // self.settings.generation.max_tokens))
 
     def _ask(self, fed: Federation, prompt: str) -> None:
         """One prompt of the user's own, the federation's answer shown as it is decoded."""
@@ -156,8 +157,10 @@ class Federate(Job[Settings, FederateScreen]):
 def run(settings: Settings, federation: Callable[[Settings], Federation] = Federation) -> int:
     """Do the job; returns the exit code. Prints `report: PATH` last. Raises FedrayError."""
     settings = for_task(settings) if settings.prompt is None else settings
-    questions = load_task(settings) if settings.prompt is None else []
+    questions = arranged(load_task(settings), settings.donors.answer) if settings.prompt is None else []
     check_questions(settings, questions)
+    everybody = Plan(settings.receiver, settings.takes_part[1:], settings.method.canonical())
+    Deranging(everybody, settings, batched(settings, questions))  # more donors than there are, refused before loading
     protocol_of(settings).check_sources(settings, {source.name: source for source in sources(settings)})
     if settings.plan:
         return DryRun(settings, questions).run()
@@ -166,6 +169,13 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     if own:
         check_prompts(sources(settings, list(dict.fromkeys(map(original_of, settings.takes_part)))), own)
     return Federate(settings, questions, federation).run()
+
+
+def batched(settings: Settings, questions: Sequence[Question]) -> list[list[Question]]:
+    """Questions per request: to choose from, and to answer freely (a member's answer is a small message)."""
+    size = settings.task.batch_size
+    free = max(1, min(size, ANSWER_TOKENS // settings.generation.max_tokens))
+    return list(batches(questions, size, free, settings.donors.answer))
 
 
 def check_questions(settings: Settings, questions: Sequence[Question]) -> None:
@@ -187,7 +197,7 @@ def _metrics(report: Report) -> dict[str, float | None]:
     seconds = {f"seconds/{phase}/{q}": value for phase, s in cost.seconds.items() for q, value in asdict(s).items()}
     trust = {f"trust/{group}/{sender}": w for group, senders in found.weights.items() for sender, w in senders.items()}
     return {
-        **{key: value for key, value in asdict(found).items() if not isinstance(value, dict)},
+        **found.numbers(),
         "gain": None if accuracy is None or alone is None else accuracy - alone,
         **attributes(cost, "payload_bytes", "bytes_per_token"),
         **{f"specfed/{name}": value for name, value in found.speculation.items()},

@@ -16,7 +16,7 @@ from fedray.fusion import combine
 from fedray.fusion.gating import GateNetwork, fixed_weights
 from fedray.llm.catalogue import shown
 from fedray.member.clock import Clock
-from fedray.member.receiving import Asked, Receiver
+from fedray.member.receiving import Asked, Donors, Receiver
 from fedray.member.sending import Sender
 from fedray.member.sessions import Session
 from fedray.privacy import rephrase
@@ -106,14 +106,16 @@ class C2C(Sender, Receiver):
         plan: Plan,
         *payloads: Payload,
         asked: Asked | None = None,
+        donors: Donors | None = None,
     ) -> Answer:
         """Fuse the senders' caches into one's own and answer: score the choices, or decode.
 
         Payload i is senders[i]'s. One that is not what the plan lets it send is left out and named in `missing`.
-        asked: the rows of each sender's; None: any of them will do.
+        asked: the rows of each sender's; None: any of them will do. donors: what a sender sent of which row is read in
+        place of its own; a row keeps its own gate weights.
         """
         clock = Clock(self.llm.device)
-        fused = self._fuse(session, senders, plan, payloads, asked, clock)
+        fused = self._fuse(session, senders, plan, payloads, asked, clock, donors)
         held = self._sessions.get(session)
         rows = self._respond(session, held, fused.context, request, fused.unread)
         clock.lap("decode")

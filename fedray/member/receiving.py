@@ -5,7 +5,7 @@ Payloads are read inside a Border: whatever is wrong with one costs its sender a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedray.border import Border
 from fedray.fusion import combine
+from fedray.fusion.controls import UNSENT, Instead
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import check_norms
 from fedray.fusion.placing import Unread, place
@@ -26,10 +27,13 @@ from fedray.registry.store import load_fuser
 from fedray.types import Artifact, KVSpec, Missing, Plan
 from fedray.wire.header import Expected
 from fedray.wire.payload import Payload, Shipment, unpack
+from fedray.wire.repairing import repaired
 from fedray.wire.selection import layers_sent
 
 ANY_CONTEXT = 1 << 31  # tokens, of a sender whose plan was made by hand
-Asked = Mapping[str, Mapping[int, int]]  # sender -> row of the request that it was asked for -> most tokens of it
+Rows = Mapping[int, int]  # row of the request that a sender was asked for -> most tokens of it
+Asked = Mapping[str, Rows] | Sequence[Rows]  # of each sender; or of each payload, where a sender sent several
+Donors = Mapping[str, Mapping[int, int]]  # sender -> row of the request -> the row of its payload that is read there
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +71,24 @@ class Receiver(Core):
         payloads: tuple[Payload, ...],
         asked: Asked | None,
         clock: Clock,
+        donors: Donors | None = None,
     ) -> Fused:
         self._take(self._threads)
         held = self._sessions.get(session)
-        border, parts, size = Border(), [], 0
-        for sender, payload in zip(senders, payloads, strict=True):
+        border, size = Border(), 0
+        came: dict[str, list[Shipment]] = {}
+        for number, (sender, payload) in enumerate(zip(senders, payloads, strict=True)):
             with border.of(sender):
                 fuser = self.fuser(plan.fusers[sender], plan.method.compile)
-                rows = dict.fromkeys(range(held.cache.batch), ANY_CONTEXT) if asked is None else asked[sender]
+                rows = dict.fromkeys(range(held.cache.batch), ANY_CONTEXT)
+                if asked is not None:
+                    rows = asked[sender] if isinstance(asked, Mapping) else asked[number]
                 expected = _expected(sender, fuser.config.sender, plan, rows, exact=asked is not None)
                 shipment = unpack(payload, expected, device=self.llm.device, dtype=self.llm.model.dtype)
                 size += payload.nbytes
                 check_norms(shipment.sent, shipment.layers, shipment.spec, fuser.norms)
-                parts.append(self._part(sender, shipment, held, plan))
+                came.setdefault(sender, []).append(shipment)
+        parts = self._parts(came, donors, held, plan, border)
         self._received_bytes += size
         clock.lap("unpack")
         how, unread, placed = plan.method.fusion, None, None
@@ -92,7 +101,7 @@ class Receiver(Core):
         else:
             context, unread = placed
         clock.lap("fuse")
-        took_part = tuple(sender for sender in senders if sender not in border.refused)
+        took_part = tuple(sender for sender in dict.fromkeys(senders) if sender not in border.refused)
         return Fused(context, unread, took_part, border.missing(), size)
 
     def _weight(self, sender: str, held: Session, plan: Plan) -> Tensor:
@@ -101,20 +110,36 @@ class Receiver(Core):
             return torch.ones(held.cache.batch)
         return held.weights_BS[:, plan.senders.index(sender)]
 
+    def _parts(
+        self, came: Mapping[str, list[Shipment]], donors: Donors | None, held: Session, plan: Plan, border: Border
+    ) -> list[combine.Part]:
+        """What is fused of each sender: what it sent of every row, or of the row's donor."""
+        parts: list[combine.Part] = []
+        for sender, shipments in came.items():
+            if sender not in border.refused:
+                with border.of(sender):
+                    shipment = shipments[0] if donors is None else repaired(shipments, donors[sender])
+                    parts.append(self._part(sender, shipment, held, plan))
+        return parts
+
     def _part(self, sender: str, shipment: Shipment, held: Session, plan: Plan) -> combine.Part:
         batch = held.cache.batch
         lengths = dict(zip(shipment.rows, shipment.lengths, strict=True))
         spans = dict(zip(shipment.rows, shipment.spans, strict=False))
         whole = dict(zip(shipment.rows, shipment.whole, strict=True))
+        fuser, control = self.fuser(plan.fusers[sender], plan.method.compile), plan.method.control
+        slots = tuple(lengths.get(row, 0) for row in range(batch))
+        if control in UNSENT:
+            fuser = Instead(control, fuser, held.own(), slots)
         return combine.Part(
             sender=sender,
-            fuser=self.fuser(plan.fusers[sender], plan.method.compile),
+            fuser=fuser,
             cache=shipment.flat,
             weight_B=self._weight(sender, held, plan).to(self.llm.device),
             spans=tuple(spans.get(row, ()) for row in range(batch)),
             whole=tuple(whole.get(row, 0) for row in range(batch)),
             layers=shipment.layers,
-            lengths=tuple(lengths.get(row, 0) for row in range(batch)),
+            lengths=slots,
         )
 
 

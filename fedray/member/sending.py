@@ -67,7 +67,7 @@ class Sender(Reader):
     ) -> tuple[Receipt, Payload]:
         """Send the caches of some rows. With `prompts` (or `token_ids`: one per row in `rows`) they are read first.
 
-        control: "noise" sends norm-matched noise, "constant" one fixed vector per layer and head, instead of the cache.
+        control: "noise" sends noise of a cache's moments instead, "constant" one fixed vector per layer and head.
         spans: send the place of every token in the text too (mix needs it). wire: how it is written, and which tokens
         and layers are left out; layers: those that are read, None is all. tokens, unrotated: as Artifact has them;
         draft: what is drafted, with tokens="draft".
@@ -139,9 +139,10 @@ class Sender(Reader):
     def _without_knowledge(
         self, cache: KVCache, control: str, ids: list[list[int]], seed: int, unrotated: bool
     ) -> KVCache:
-        if control == "noise":
-            return controls.noise(cache, [f"{self.name} {row} {seed}" for row in ids])
-        same, _ = decoding.prefill(self.llm.model, [self.llm.encode(controls.CONSTANT_TEXT).ids], self.llm.pad_id)
+        text = controls.MOMENTS_TEXT if control == "noise" else controls.CONSTANT_TEXT
+        same, _ = decoding.prefill(self.llm.model, [self.llm.encode(text).ids], self.llm.pad_id)
         if unrotated:
             same = replace(same, keys=unrotate(self.llm.model, same.keys, same.positions))
+        if control == "noise":
+            return controls.noise(cache, same, [f"{self.name} {row} {seed}" for row in ids])
         return controls.constant(cache, same)

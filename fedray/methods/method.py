@@ -174,6 +174,10 @@ class ProtocolSettings:
         """Tell whether a gate weighs the senders."""
         return False
 
+    def repairs(self, method: Method) -> bool:
+        """Tell whether messages that were sent can be paired with other rows (`Request.donors`)."""
+        return False
+
     def canonical(self, method: Method) -> Method:
         """Put what makes no difference at its default, so that methods that answer alike are equal."""
         reads = (*self.reads, "gate", "fuser", "fusion") if self.weighs(method) else self.reads
@@ -244,6 +248,9 @@ class TextToText(ProtocolSettings):
     def weighs(self, method: Method) -> bool:
         return method.t2t.gate == "same"
 
+    def repairs(self, method: Method) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class CacheToCache(ProtocolSettings):
@@ -257,6 +264,9 @@ class CacheToCache(ProtocolSettings):
 
     def weighs(self, method: Method) -> bool:
         return True
+
+    def repairs(self, method: Method) -> bool:
+        return method.fusion.operator != "mix" and not method.answer_all  # what is mixed is aligned with the row's text
 
     def canonical(self, method: Method) -> Method:
         order = method.fusion_order if method.fusion.operator == "mix" else "parallel"
@@ -285,7 +295,7 @@ class Method:
     fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
     compile: Compile | None = None  # fusers run by torch.compile in this mode
     gate: Gate = Gate()
-    control: Literal["none", "mismatched", "noise", "constant"] = "none"
+    control: Literal["none", "mismatched", "noise", "constant", "zero", "self"] = "none"
     rephrase: Literal["none", "shared", "distinct"] = "none"  # what senders read instead of the original
     t2t: T2T = T2T()
     answer_all: bool = False  # c2c both ways: every member answers

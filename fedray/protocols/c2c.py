@@ -14,6 +14,7 @@ from fedray.methods.method import CacheToCache
 from fedray.methods.parts import FUSERS
 from fedray.protocols import c2c_both_ways
 from fedray.protocols.caches import collect
+from fedray.protocols.deranged import with_caches
 from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
@@ -29,7 +30,8 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
     if plan.peers:
         return await c2c_both_ways.run(request, plan, group)
     async with Exchange(request, plan, group) as exchange:
-        return await exchange.answer(await collect(exchange))
+        payloads = await collect(exchange)
+        return await with_caches(exchange, payloads, await exchange.answer(payloads))
 
 
 async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[str | Answer]:

@@ -21,7 +21,9 @@ async def collect(exchange: Exchange) -> list[tuple[str, Handle]]:
     """Payload handles of the senders that have weight and were in time, in the plan's order."""
     plan = exchange.plan
     eager = plan.method.gate.route == "eager" and exchange.open_rows()
-    reads = {s: await start_reading(exchange, s, exchange.open_rows()) for s in plan.senders} if eager else {}
+    reads = exchange.reading if eager else {}
+    for sender in plan.senders if eager else ():
+        reads[sender] = await start_reading(exchange, sender, exchange.open_rows())
     await listen(exchange, dict.fromkeys(plan.speakers, exchange.open_rows()))
     wanted = exchange.wanted(await exchange.finish_open(exchange.start_open()))
     for sender in reads.keys() - wanted.keys():
@@ -58,13 +60,15 @@ async def fetch(
     """Payload handles of the wanted rows; senders that are not yet reading them are asked to read them now."""
     # every sender goes its own way from here: one that is late keeps no other waiting
     exchange.fetched |= {sender: exchange.most_tokens(sender, rows) for sender, rows in wanted.items()}
-    chains = [_cache_of(exchange, sender, rows, reads.get(sender)) for sender, rows in wanted.items()]
+    chains = [cache_of(exchange, sender, rows, reads.get(sender)) for sender, rows in wanted.items()]
     payloads = await asyncio.gather(*chains)
     exchange.settle()
     return [(sender, payload) for sender, payload in zip(wanted, payloads, strict=True) if payload is not None]
 
 
-async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], reading: Handle | None) -> Handle | None:
+async def cache_of(
+    exchange: Exchange, sender: str, rows: tuple[int, ...], reading: Handle | None, deadline: float | None = None
+) -> Handle | None:
     """The payload of one sender's rows: of what it has been reading, or else read now. None if it is missing."""
     plan, artifact = exchange.plan, exchange.plan.fusers[sender]
     if reading is None and artifact.reads_ids:
@@ -72,10 +76,10 @@ async def _cache_of(exchange: Exchange, sender: str, rows: tuple[int, ...], read
     what: dict[str, object] = attributes(plan.method, "control", "wire") | attributes(artifact, *AS_READ)
     what |= {"spans": plan.method.fusion.operator == "mix", "seed": plan.seed, "draft": drafted(plan, artifact)}
     if reading is not None:
-        if not await exchange.of_sender(sender, reading):
+        if not await exchange.of_sender(sender, reading, deadline):
             return None
     else:
         request = asked(exchange, sender, rows)
         what |= {"prompts": request.prompts, "token_ids": request.token_ids, "talk": request.talk}
     sending = exchange.group.start(sender, "share", exchange.session, rows, **what)
-    return sending if await exchange.of_sender(sender, sending) else None
+    return sending if await exchange.of_sender(sender, sending, deadline) else None

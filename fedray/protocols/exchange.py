@@ -39,6 +39,7 @@ class Exchange:
         self.border = Border()
         self.heard: dict[str, dict[int, str]] = {}  # what senders said of which row: the receiver's notes
         self.fetched: dict[str, dict[int, int]] = {}  # sender -> row whose cache it was asked for -> most tokens of it
+        self.reading: dict[str, Handle] = {}  # sender -> its reading of all rows that it may be asked for
         self._rewrites: tuple[tuple[str, ...], ...] | None = None  # per row one for each sender, or none
         self.unrephrased: dict[int, str] = {}  # row that no sender may read -> what was wrong with its last rewrite
         self._decoding = False
@@ -152,6 +153,12 @@ class Exchange:
         }
         return {sender: chosen for sender, chosen in rows.items() if chosen}
 
+    def further(self, rows_of: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """Per sender the rows that it has sent nothing of and that, as donors, rows are given that it was heard in."""
+        given = {name: {way[b] for way in self.request.donors for b in rows} for name, rows in rows_of.items()}
+        found = {n: tuple(b for b in self.open_rows() if b in given[n] - set(rows)) for n, rows in rows_of.items()}
+        return {name: rows for name, rows in found.items() if rows}
+
     async def tokenized(self, request: Request) -> Handle:
         """The receiver's token ids of a request's prompts, to be passed on to a sender."""
         handle = self.group.start(self.plan.receiver, "tokenize", request.prompts, request.talk)
@@ -161,7 +168,7 @@ class Exchange:
     async def of_receiver(self, handle: Handle) -> Any:
         """The receiver's small result. Nobody can stand in for the receiver: its failure is the request's."""
         name = self.plan.receiver
-        waited = await self.group.wait([handle], self._patience())
+        waited = await self.group.wait([handle], self.patience())
         if waited.late:
             raise self._frozen()
         try:
@@ -171,7 +178,8 @@ class Exchange:
         except (FedrayError, RuntimeError, ValueError) as error:
             raise MemberFailed(f"the receiver {name} failed: {error}") from error
 
-    def _patience(self) -> float | None:
+    def patience(self) -> float | None:
+        """When the receiver counts as frozen."""
         return None if self.deadline is None else self.deadline + RECEIVER_GRACE_S
 
     def _frozen(self) -> MemberFailed:
@@ -282,7 +290,7 @@ class Exchange:
         pieces = self.group.stream(receiver, "stream", self.session, names, request, self.plan, *handles, asked=rows)
         self._decoding = True
         while True:
-            patience = self._patience()
+            patience = self.patience()
             try:
                 async with asyncio.timeout(None if patience is None else max(patience - time.monotonic(), 0.0)):
                     piece = await anext(pieces)

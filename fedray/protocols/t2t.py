@@ -15,7 +15,7 @@ from fedray.protocols.exchange import Exchange
 from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
 from fedray.schema import picked
-from fedray.types import Answer, Generation, MemberInfo, Plan, Request, Usage
+from fedray.types import Answer, FedrayError, Generation, MemberInfo, Plan, Request, Row, Usage
 
 TOKEN_BYTES = 4  # one int32 id
 TEMPLATE = 256  # tokens that a chat template and the marks of notes may take
@@ -30,10 +30,38 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
             opening = await exchange.finish_open(exchange.start_open())
             await listen(exchange, exchange.wanted(opening))
             answer = exchange.weighed(await exchange.alone(), opening)
-        return exchange.close(replace(answer, senders=tuple(s for s in plan.senders if s in exchange.heard)))
+        answer = exchange.close(replace(answer, senders=tuple(s for s in plan.senders if s in exchange.heard)))
+        return await _with_deranged(exchange, answer)
 
 
-async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> None:
+async def _with_deranged(exchange: Exchange, answer: Answer) -> Answer:
+    """Add what the receiver answers over other rows' notes, from the senders that it has heard of a row itself."""
+    heard, ways = dict(exchange.heard), exchange.request.donors
+    if not ways or not heard:
+        return replace(answer, deranged=(answer.rows,) * len(ways))  # where nothing was heard nothing else can be
+    more = exchange.further({name: tuple(notes) for name, notes in heard.items()})
+    try:
+        exchange.heard = {}
+        await listen(exchange, more, exchange.patience())
+        notes = {name: texts | exchange.heard.get(name, {}) for name, texts in heard.items()}
+        if more.keys() != exchange.heard.keys():
+            return answer
+        found: list[tuple[Row, ...]] = []
+        for way in ways:
+            exchange.heard = {}
+            paired = {name: {b: notes[name][way[b]] for b in of if way[b] in notes[name]} for name, of in heard.items()}
+            if await _too_long(exchange, paired):
+                return answer
+            exchange.heard = paired
+            anew = await exchange.alone()
+            own = zip(anew.rows, answer.rows, strict=True)
+            found.append(tuple(replace(row, weights=before.weights) for row, before in own))
+        return replace(answer, deranged=tuple(found))
+    except FedrayError:  # the answer stands without
+        return answer
+
+
+async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]], deadline: float | None = None) -> None:
     """Let the receiver hear what each sender says about each of its rows, by the plan's T2T settings.
 
     Senders have half the time there is: what they say must still be read. Their words count as bytes on the wire.
@@ -45,7 +73,7 @@ async def listen(exchange: Exchange, rows_of: Mapping[str, Sequence[int]]) -> No
         generation = picked(Generation, t2t, request.generation)  # of T2T: max_tokens and full
         return replace(request, prompts=asked, choices=None, generation=generation)
 
-    answers = await exchange.ask(rows_of, "hint", spoken, exchange.halftime)
+    answers = await exchange.ask(rows_of, "hint", spoken, deadline or exchange.halftime)
     notes = {
         name: dict(zip(rows_of[name], (row.text for row in answer.rows), strict=True))
         for name, answer in answers.items()

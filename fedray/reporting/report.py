@@ -211,6 +211,19 @@ class Who:
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """A difference of accuracies on the same questions, in percentage points."""
+
+    points: float
+    low: float | None = None  # of a 95 % interval, clustered by what the question is about; null: a single cluster
+    high: float | None = None
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" ({self.low:+.1f} to {self.high:+.1f})"
+        return f"{self.points:+.1f}{interval}"
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What came of the questions. What has no answer, and what cannot be read, is wrong."""
 
@@ -221,6 +234,12 @@ class Found:
     p_value: float | None = None  # exact McNemar test against the receiver alone, two-sided; of seeds the largest
     rescued: int = 0  # questions wrong alone and right federated
     harmed: int = 0  # questions right alone and wrong federated
+    system_gain: Effect | None = None  # G: federated over alone
+    pairing_gain: Effect | None = None  # P: over other questions' messages (their documents, where senders hold some)
+    harm: Effect | None = None  # alone over other questions' messages
+    question_gain: Effect | None = None  # of documents: over senders that read their own and another question
+    donors: str = ""  # those other questions: how many for each, and with which answer (any, different, same)
+    read: str = ""  # read: the lower bounds of G and P are above 0; no effect: P is equivalent to 0 within 2 points
     failed: int = 0  # questions that got no answer
     unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
     unparseable: int = 0  # federated answers in which no choice and no number could be read
@@ -229,6 +248,12 @@ class Found:
     groups: Mapping[str, float] = field(default_factory=dict)  # accuracy of each group of questions
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # group -> sender -> mean gate weight
     speculation: Mapping[str, float | None] = field(default_factory=dict)  # of specfed: Speculation.figures
+
+    def numbers(self) -> dict[str, float | None]:
+        """Name what is a number, of effects their points."""
+        found = {of.name: getattr(self, of.name) for of in fields(self)}
+        found = {name: value.points if isinstance(value, Effect) else value for name, value in found.items()}
+        return {name: value for name, value in found.items() if value is None or isinstance(value, int | float)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from fedray.data.catalogue import TASKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, resolve, safe_name
@@ -56,6 +56,17 @@ class DataSettings:
     path: Path | None = None  # a folder of local copies, one per data set, or one data set's folder or file
     streaming: bool = False  # read the hub's rows as they come, without keeping them
     revision: str | None = None  # of the data set on the hub: a branch, tag or commit
+
+
+@dataclass(frozen=True, slots=True)
+class Donors:
+    """Whose messages every question is answered with as well, to see whether its own are read (questions/donors.py).
+
+    count: per question; 0: none; None: 1, in an evaluation 3, or as many as there are.
+    """
+
+    count: int | None = within(None, 0, 16)
+    answer: Literal["any", "different", "same"] = "different"  # of the donor, compared with the question's
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +124,7 @@ class Settings(Method):
     zoo: ZooSettings = ZooSettings()
     task: TaskSettings = TaskSettings()
     data: DataSettings = DataSettings()
+    donors: Donors = Donors()
     plan: bool = False  # say what it would take, and load nothing
     prompt: str | None = None
     questions: Path | None = None  # rows in the schema of a data set (fedray/data/own.py), or .txt, a question per line
@@ -124,6 +136,7 @@ class Settings(Method):
     tracking: TrackingSettings = TrackingSettings()
     seed: int = within(0, 0, 2**32 - 1)
     output: Path = field(default_factory=_dated_folder)
+    usual_donors: ClassVar[int] = 1
 
     @property
     def method(self) -> Method:

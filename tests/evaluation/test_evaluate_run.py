@@ -158,7 +158,11 @@ def test_what_decides_a_row_is_in_its_key(job: Job) -> None:
     _, _, first = job(**small)
     assert first == 4
     for change, asked in (
-        ({"task": {"limit": 6, "batch_size": 3}}, 0),  # batches decide nothing
+        ({"task": {"limit": 6, "batch_size": 5}}, 0),  # the same batches, and so the same donors
+        ({"task": {"limit": 6, "batch_size": 2}}, 3),  # others
+        ({"donors": {"answer": "any"}}, 2),
+        ({"donors": {"count": 0}}, 2),
+        ({"donors": {"count": 0}, "task": {"limit": 6, "batch_size": 2}}, 0),  # batches decide nothing else
         ({"gate": "random"}, 2),  # the receiver alone knows no gate
         ({"seed": 1}, 4),
         ({"task": {"limit": 4, "batch_size": 4}}, 2),
@@ -167,6 +171,26 @@ def test_what_decides_a_row_is_in_its_key(job: Job) -> None:
         ({}, 0),
     ):
         assert job(**{**small, **change})[2] == asked, change
+
+
+def test_rows_have_their_pairing_gain_from_the_ledger_too(job: Job) -> None:
+    small: dict[str, Any] = {"blocks": {"all": {"protocol": ["c2c", "t2t", "ensemble"]}}, "order": "given"}
+    _, left, _ = job(**small, donors={"answer": "any"})
+    alone, c2c, t2t, ensemble = (row.found for row in left.evaluated)
+    assert alone.system_gain is None and ensemble.system_gain and ensemble.pairing_gain is None
+    for found, row in ((c2c, left.evaluated[1]), (t2t, left.evaluated[2])):
+        assert found.system_gain and found.pairing_gain and found.harm and row.gain_points == found.system_gain.points
+        assert found.system_gain.points - found.pairing_gain.points == pytest.approx(-found.harm.points)
+        count, answer = found.donors.split()
+        assert 1 <= int(count) <= 3 and answer == "any"
+        assert str(found.pairing_gain) in (job.output / "table.md").read_text()
+    _, again, asked = job(**small, donors={"answer": "any"})
+    assert asked == 0 and again.rows == left.rows
+
+
+def test_too_few_donors_are_refused_before_anything_loads(job: Job) -> None:
+    with pytest.raises(FedrayError, match=r"donors\.count=9 is more than"):
+        run(job.settings(donors={"count": 9}), lambda settings: pytest.fail("it loads"))
 
 
 def test_seeds_are_drawn_anew_and_counted_together(job: Job) -> None:
@@ -186,8 +210,8 @@ def test_a_failed_request_counts_as_wrong_and_is_asked_again(job: Job) -> None:
     small: dict[str, Any] = {"blocks": {"all": {"protocol": ["t2t"]}}, "latency_requests": 0, "order": "given"}
     _, left, _ = job(refuse, **small)
     row = left.rows[1]
-    assert row.found.failed == 4 and row.found.n == 6 and row.who.missing[0].reason == "llama-1b died"
-    assert "4 questions failed" in (job.output / "table.md").read_text()
+    assert row.found.failed == 3 and row.found.n == 6 and row.who.missing[0].reason == "llama-1b died"
+    assert "3 questions failed" in (job.output / "table.md").read_text()
     _, left, asked = job(**small)
     assert asked == 2 and not left.rows[1].found.failed
 

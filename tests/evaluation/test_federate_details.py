@@ -48,6 +48,31 @@ def test_every_members_own_answer_is_told(job: Job) -> None:
     assert "Accuracy of each member's own answers" in shown
 
 
+def test_what_is_mixed_or_held_has_a_pairing_gain_of_its_own(job: Job) -> None:
+    """mix: another question is asked; documents: they and questions are exchanged apart from each other."""
+    left, shown = job(fusion="mix", task={"limit": 24})
+    found = left.found
+    assert found.pairing_gain and found.pairing_gain.points > 20 and found.question_gain is None
+    assert found.donors == "1 different" and "over another question" not in shown
+    left, shown = job(task={"name": "tiny-evidence", "limit": 24}, gate="open")
+    found = left.found
+    assert found.pairing_gain and found.question_gain and "over another question about one's own" in shown
+    assert found.pairing_gain.points > found.question_gain.points
+
+
+@pytest.mark.parametrize("control", ["zero", "self", "noise"])
+def test_a_message_without_content_pairs_with_nothing(job: Job, control: str) -> None:
+    left, _ = job(control=control, gate="open", task={"limit": 24})
+    assert left.found.pairing_gain and abs(left.found.pairing_gain.points) < 15 and not left.who.missing
+    assert left.found.read != "read"
+
+
+def test_slots_of_their_own_do_not_mix() -> None:
+    for control in ("zero", "self"):
+        with pytest.raises(FedrayError, match=f"control={control} is about slots of their own"):
+            check(build({"control": control, "fusion": "mix"}))
+
+
 def test_of_one_prompt_everybodys_answer_and_rewrite_is_shown(job: Job) -> None:
     left, shown = job(answer_all=True, prompt=QUESTION)
     (answered,) = left.answers

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from scarce import full_disk
 
-from fedray.evaluation.measure import batches
 from fedray.jobs.federate import run
 from fedray.methods.method import SelfRefine
+from fedray.questions.donors import batches
 from fedray.questions.tasks import Question, load_task
 from fedray.reporting import report
 from fedray.reporting.report import Report
-from fedray.settings.settings import Settings, TaskSettings, TrackingSettings
+from fedray.settings.settings import Donors, Settings, TaskSettings, TrackingSettings
 from fedray.types import Answer, FedrayError, KVSpec, MemberInfo, Missing, Plan, Request, Row, Usage
 
 LOST = Missing("qwen2.5-1.5b", "died")
@@ -69,7 +69,8 @@ class Pretended:
         )
         rows, (who, senders) = self._rows(request, "bird"), (self.settings.receiver, self.settings.senders)
         lost = {0: "the choice 'red' is lost"} if self.settings.rephrase != "none" else {}
-        return Answer(rows, who, senders, (LOST,), usage, unrephrased=lost)
+        given = (self._rows(request, "nobody"),) * len(request.donors)
+        return Answer(rows, who, senders, (LOST,), usage, unrephrased=lost, deranged=given)
 
     def own_part(self, request: Request) -> Request:
         return request
@@ -159,9 +160,43 @@ def test_an_evaluation_is_counted_and_shown(job: Job) -> None:
     assert {p.name for p in (job.output / "figures").iterdir()} == {"accuracy.png", "latency.png"}
 
 
+def test_donors_messages_are_told_beside_the_accuracy(job: Job) -> None:
+    """With others' messages nothing is right: P is the accuracy, and harm what the receiver knows alone."""
+    _, left, shown, pretended = job()
+    found = left.found
+    assert found.accuracy and found.accuracy_alone and found.system_gain and found.pairing_gain and found.harm
+    assert found.pairing_gain.points == pytest.approx(100 * found.accuracy)
+    assert found.system_gain.points == pytest.approx(100 * (found.accuracy - found.accuracy_alone))
+    assert found.harm.points == pytest.approx(100 * found.accuracy_alone)
+    assert found.pairing_gain.low and 0 < found.pairing_gain.low < found.pairing_gain.points
+    assert found.donors == "1 different" and found.read == ""
+    assert "P (95 %)" in shown and str(found.pairing_gain) in shown and "donors per question: 1 different" in shown
+    asked = {q.prompt: q for q in load_task(job.settings)}
+    for request in pretended.requests:
+        (way,) = request.donors
+        for prompt, donor in zip(request.prompts, way, strict=True):
+            one, other = asked[prompt], asked[request.prompts[donor]]
+            assert one.entity != other.entity and one.answer != other.answer
+
+
+def test_without_donors_there_is_no_pairing_gain(job: Job) -> None:
+    _, left, shown, pretended = job(donors=Donors(0))
+    assert left.found.system_gain and left.found.pairing_gain is None and left.found.harm is None
+    assert left.found.donors == left.found.read == "" and "pairing gain" not in shown
+    assert not any(request.donors for request in pretended.requests)
+
+
+def test_more_donors_than_a_batch_has_are_refused_before_anything_loads(job: Job) -> None:
+    for changes in ({"task": TaskSettings(limit=3)}, {"task": TaskSettings(batch_size=3)}):
+        settings = replace(job.settings, donors=Donors(3), **changes)
+        with pytest.raises(FedrayError, match=r"donors\.count=3 is more than the") as refused:
+            run(settings, lambda settings: pytest.fail("it loads"))
+        assert "choose donors.count=" in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_requests_carry_the_settings_and_come_in_batches(job: Job) -> None:
     *_, pretended = job(deadline_s=2.5)
-    assert [r.rows() for r in pretended.requests] == [32, 32, 32, 4]
+    assert [r.rows() for r in pretended.requests] == [25, 25, 25, 25]
     assert all(r.deadline_s == 2.5 and not r.asked for r in pretended.requests)
     assert len({r.id for r in pretended.requests}) == 4
 
@@ -200,7 +235,7 @@ def test_ctrl_c_leaves_what_was_done(job: Job) -> None:
             raise KeyboardInterrupt
 
     code, left, shown, _ = job(second)
-    assert code == 130 and left.status == "interrupted" and left.found.n == 64
+    assert code == 130 and left.status == "interrupted" and left.found.n == 50
     assert "federated" in shown
 
 
@@ -219,7 +254,7 @@ def test_an_error_leaves_what_was_done_and_goes_on(job: Job, capsys: pytest.Capt
 
     with pytest.raises(FedrayError, match="llama-1b died"):
         job(second)
-    assert report.read(job.output).status == "failed" and report.read(job.output).found.n == 32
+    assert report.read(job.output).status == "failed" and report.read(job.output).found.n == 25
     assert capsys.readouterr().out.splitlines()[-1].startswith("report: ")
 
 
@@ -281,6 +316,8 @@ def test_the_run_is_found_in_mlflow(job: Job, tmp_path: Path) -> None:
         "trust/bird/llama-1b"
     ] == pytest.approx(0.9)
     assert found.data.metrics["seconds/prefill/llama-1b/p95"] == 0.2
+    for name in ("system_gain", "pairing_gain", "harm"):
+        assert found.data.metrics[name] == pytest.approx(getattr(left.found, name).points)
     assert len(client.get_metric_history(left.tracking.run_id, "running/accuracy")) == 4
     assert {f.path for f in client.list_artifacts(left.tracking.run_id)} == {"figures", "questions.json", "report.json"}
     assert len(client.search_traces(locations=[found.info.experiment_id], run_id=left.tracking.run_id)) == 2

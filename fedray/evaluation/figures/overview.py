@@ -40,6 +40,7 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
     axes.barh(y, shares, 0.7, xerr=errors, capsize=2.5, ecolor=INK, color=colors)
     for place, row in zip(y, steps, strict=True):
         said = f"{row.accuracy:.1%}" + (f" {stars(row.p_value)}" if not row.is_alone else "")
+        said += f"  P {row.found.pairing_gain.points:+.1f} {row.found.read}" if row.found.pairing_gain else ""
         end = (row.accuracy + row.stderr, place)
         axes.annotate(said, end, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
     alone = next((r.accuracy for r in steps if r.is_alone and r.who.receiver == receiver), None)
@@ -49,7 +50,7 @@ def ladder(rows: Sequence[Evaluated], receiver: str, path: Path, label: str) -> 
     axes.set_ylim(-0.7, len(steps) - 0.3)
     axes.set_xlim(0, 1.2)
     axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_xlabel(f"accuracy (share right, ± stderr)\n{STARS}", fontsize=8.5)
+    axes.set_xlabel(f"accuracy (share right, ± stderr)\n{STARS}; P: pairing gain in points", fontsize=8.5)
     axes.set_title(f"The ladder, {most} senders\n{label}", fontsize=11)
     return save(figure, path)
 
