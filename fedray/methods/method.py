@@ -342,7 +342,7 @@ class Method:
         known = {"rephrase": self.rephrase, "control": self.control}
         found = ["no gate"] * (self.protocol.fuses and self.gate.kind == "none") + self.gate.described()
         found += [f"{key} {value}" for key, value in known.items() if value != "none"]
-        found += self.t2t.described()
+        found += self.t2t.described() if self.protocol.speaks else []
         found += [*self.protocol.described(), *more]
         found += [*self.fuser.described(), *self.fusion.described(self.fuser.kind)] if self.weighs else []
         found += ["both ways"] * self.answer_all + self.wire.described()

@@ -89,9 +89,9 @@ def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:
     assert ways == [
         ("standalone", ()),
         ("c2c (gate open)", first),
-        ("t2t", first),
+        ("t2t (2 tokens)", first),
         ("c2c (gate open)", both),
-        ("t2t", both),
+        ("t2t (2 tokens)", both),
     ]
     assert asked == 3 * 1 + 5 * (2 + 2), "the order in one batch per case, each case in two and two times alone"
     alone, c2c, t2t = left.rows[0], left.rows[3], left.rows[4]
@@ -124,7 +124,7 @@ def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:
     assert t2t.cost.bytes_per_token_analytic == 8
     gate_open = c2c.cost.bytes_per_token_analytic
     assert gate_open and c2c.cost.bytes_per_token == pytest.approx(gate_open, rel=0.35), "other tokens, the same caches"
-    assert {(c.a, c.b) for c in left.comparisons} == {("t2t", "c2c (gate open)")} and len(left.comparisons) == 2
+    assert {(c.a, c.b) for c in left.comparisons} == {("t2t (2 tokens)", "c2c (gate open)")} and len(left.comparisons) == 2
     assert left.contributions == (), "nobody was left out but the last"
     table = (job.output / "table.md").read_text()
     assert "all 2" in table and "zoo=tiny" in table and "c2c (gate open)" in job.shown
@@ -293,7 +293,7 @@ def test_mlflow_has_a_child_for_every_row(job: Job, tmp_path: Path) -> None:
     parent = client.get_run(left.tracking.run_id)
     assert parent.info.status == "FINISHED" and parent.data.tags["job"] == "evaluate"
     assert "| 2 | " in parent.data.tags["mlflow.note.content"], "the table stands on the run's page"
-    (curve,) = client.get_metric_history(left.tracking.run_id, "accuracy_by_senders/tiny/t2t")
+    (curve,) = client.get_metric_history(left.tracking.run_id, "accuracy_by_senders/tiny/t2t _2 tokens_")
     assert (curve.step, curve.value) == (2, left.rows[2].accuracy)
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{left.tracking.run_id}'", order_by=["start_time"]
