@@ -100,7 +100,7 @@ def test_refused_in_one_sentence(call: Call, arguments: str, said: str) -> None:
     ids=str,
 )
 def test_copies_by_name_are_for_fedattn_alone(given: dict) -> None:
-    with pytest.raises(FedrayError, match=r"#2 is no LLM of its own: copies .* protocol=fedattn alone"):
+    with pytest.raises(FedrayError, match=r"#2 is no LLM of its own: copies .* protocol=fedattn.* fuser=identity"):
         check_evaluation(build_evaluation({"receiver": "qwen3-0.6b", **given}))
 
 

@@ -43,7 +43,12 @@ def test_the_card_says_what_it_fits() -> None:
     manifest, _ = Registry().pick(PAIR)
     card = ModelCard(hub.card(manifest, "me/mine"))
     assert (card.data.library_name, card.data.tags[-1]) == ("fedray", "fuser")
-    for words in (manifest.hash, "load me/mine", "fuser=mlp", *(h["weights"] for h in manifest.llms.values())):
+    for words in (
+        manifest.hash,
+        "load me/mine",
+        f"fuser={manifest.kind}",
+        *(h["weights"] for h in manifest.llms.values()),
+    ):
         assert words in card.text
 
 

@@ -177,7 +177,8 @@ def test_what_is_trained_next_uses_the_version_before(
 
 @pytest.mark.parametrize("spoil", SPOIL)
 def test_a_training_names_it(spoil: Spoil, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    embedded = next(folder for made, folder in Registry().versions(PAIR) if made.operator == "concat")
+    wanted = ("mlp", "concat")
+    embedded = next(folder for made, folder in Registry().versions(PAIR) if (made.kind, made.operator) == wanted)
     own = tmp_path / "registry" / PAIR / embedded.name
     shutil.copytree(embedded, own)
     spoil(own)

@@ -9,8 +9,9 @@ from typing import Any
 
 from fedray.errors import unknown
 from fedray.evaluation.settings import Block, EvaluateSettings
-from fedray.llm.catalogue import NAMES, resolve, safe_name
+from fedray.llm.catalogue import NAMES, original_of, resolve, safe_name
 from fedray.methods.method import Method, TextToText, with_fusion
+from fedray.methods.parts import FUSERS
 from fedray.protocols import ALONE, METHOD, PROTOCOLS, protocol_of
 from fedray.questions.tasks import for_task
 from fedray.schema import attributes
@@ -41,6 +42,11 @@ class Case:
     def alone(self) -> Case:
         """The same receiver with nobody's help."""
         return Case(self.task, self.receiver, (), ALONE)
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """Senders that are copies of another member."""
+        return tuple(name for name in self.senders if original_of(name) != name)
 
     @property
     def is_alone(self) -> bool:
@@ -84,6 +90,9 @@ def _of(block: Block, settings: EvaluateSettings, order: Sequence[str]) -> Itera
                     helpers = protocol_of(method).roles(method.protocol, receiver, None, zoo)[1] or ()
                 elif method.protocol.needs_senders and not helpers:
                     raise FedrayError(f"protocol={method.protocol.name} needs a sender: choose other senders than none")
+                trained = FUSERS[method.fuser.kind].trained and not method.protocol.copies
+                for helper in helpers if trained else ():
+                    resolve(helper, "sender", zoo)  # no copy where fusers are learned
                 yield Case(task, receiver, helpers, method, temperature)
 
 

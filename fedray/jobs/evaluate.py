@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 
@@ -10,7 +10,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.evaluation import leakage_table, table
 from fedray.evaluation.cases import Case, cases, neutral
 from fedray.evaluation.deranging import Deranging
-from fedray.evaluation.figures import fedattn, fedrefine, overview, specfed
+from fedray.evaluation.figures import channels, fedattn, fedrefine, overview, specfed
 from fedray.evaluation.figures.base import emptied
 from fedray.evaluation.ledger import Ledger, decided_by
 from fedray.evaluation.measure import Asking, Measurement, batched, is_whole
@@ -28,6 +28,7 @@ from fedray.protocols import protocol_of
 from fedray.questions.benchmarks import source
 from fedray.questions.donors import arranged
 from fedray.questions.tasks import Question, load_task, scorings
+from fedray.registry.evaluations import SPLIT, Recorded, append
 from fedray.registry.planner import Planner
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Data, Evaluated, Found, MemberReport, Report, SenderOrder, Who
@@ -50,16 +51,19 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         self.order = SenderOrder("given", settings.senders)
         self.members: tuple[MemberReport, ...] = ()
         self.results: Results | None = None
+        self._parts: dict[Case, dict[str, str]] = {}
         self._ledger = Ledger(settings.output, private=private)
         self._questions = {
-            (task, seed): graded(self._load(task, seed))
-            for task in dict.fromkeys(case.task for case in cases(settings, settings.senders))
+            (task, seed, copies): graded(self._load(task, seed, copies))
+            for task, copies in dict.fromkeys((case.task, case.copies) for case in cases(settings, settings.senders))
             for seed in settings.seeds
         }
 
-    def _load(self, task: str, seed: int) -> list[Question]:
+    def _load(self, task: str, seed: int, copies: tuple[str, ...]) -> list[Question]:
+        """Load a task's questions; copies hold its documents in place of those who would by name."""
         settings = self.settings
-        questions = load_task(replace(settings, task=replace(settings.task, name=task)), seed)
+        senders = copies or settings.senders
+        questions = load_task(replace(settings, task=replace(settings.task, name=task), senders=senders), seed)
         return arranged(questions, settings.donors.answer)
 
     def work(self) -> None:
@@ -95,7 +99,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         FedrayError."""
         for case in cases(self.settings, self.settings.senders):
             for seed in self.settings.seeds:
-                own, questions = case.settings(self.settings, seed), self._questions[case.task, seed]
+                own, questions = case.settings(self.settings, seed), self._questions[case.task, seed, case.copies]
                 check_questions(own, questions)
                 plan = Plan(case.receiver, case.senders, case.method)
                 Deranging(plan, own, batched(plan, own, questions))
@@ -111,11 +115,13 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
                 self.order = self._ranked(fed, begin)
             for case in cases(settings, self.order.senders):
                 for number, seed in enumerate(settings.seeds):
-                    questions = self._questions[case.task, seed]
+                    questions = self._questions[case.task, seed, case.copies]
                     timed = settings.latency_requests if number == 0 else 0  # seconds need no second drawing
                     found = self._measured(fed, case.settings(settings, seed), case, questions, timed, begin)
                     results.add(case, seed, questions, found)
-                self._log(results.row(case))
+                row = results.row(case)
+                self._log(row)
+                self._record(row, self._parts[case], fed)
 
     def _ranked(self, fed: Federation, begin: Callable[[str, int], Update]) -> SenderOrder:
         """The senders by what each brings alone, on validation questions."""
@@ -146,6 +152,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         helpers = who(case.senders, self.order.senders) or "nobody"
         update = begin(f"{case.way}, {helpers} > {case.receiver}", len(questions) + latency_requests)
         plan = fed.plan_for(case.receiver, case.senders, case.method, settings.seed)
+        self._parts[case] = {part.name: part.hash for part in (*plan.fusers.values(), plan.gate_artifact) if part}
         asking = Asking(fed, plan, settings, questions)
         decided = decided_by(plan, settings, fed.members, questions, latency_requests, asking.deranging.named)
         found = self._ledger.get(decided)
@@ -178,6 +185,29 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
             name = f"accuracy_by_senders/{row.task}/{row.way}"
             self.tracker.metrics({name: row.accuracy}, step=len(row.who.senders))
 
+    def _record(self, row: Evaluated, parts: Mapping[str, str], fed: Federation) -> None:
+        """Keep what validation questions say beside the user's registry, where later choices may read it."""
+        settings = self.settings
+        if settings.registry.path is None or settings.task.split != SPLIT or settings.questions is not None:
+            return
+        gain, seconds = row.found.pairing_gain, row.seconds
+        names = (row.who.receiver, *row.who.senders)
+        found = Recorded(
+            **attributes(row.who, "receiver", "senders"),
+            method=row.how.flat(),
+            weights={name: fed.members[name].weights_hash for name in names},
+            parts=parts,
+            zoo=settings.zoo.name,
+            task=row.task,
+            n=row.found.n,
+            accuracy=row.accuracy,
+            accuracy_alone=row.found.accuracy_alone or 0.0,
+            pairing_gain=gain and gain.points,
+            bytes=row.cost.payload_bytes / max(row.found.n, 1),
+            seconds=seconds and seconds.p50,
+        )
+        append(settings.registry.path, [found])
+
     def report(self, status: Status) -> Report | None:
         if not self.members and status == "failed":  # a federation that never opened has nothing to report
             return None
@@ -201,7 +231,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
 
     def _data(self) -> tuple[Data, ...]:
         """The data sets behind the tasks."""
-        base, tasks = self.settings, dict.fromkeys(task for task, _ in self._questions)
+        base, tasks = self.settings, dict.fromkeys(task for task, *_ in self._questions)
         found = (source(replace(base, task=replace(base.task, name=task))) for task in tasks)
         return tuple(Data(**asdict(origin)) for origin in found if origin)
 
@@ -211,7 +241,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
             tracker.describe(table.as_markdown(report))
             table.write(report, settings.output)
             folder = emptied(settings.output)
-            for figures in (fedrefine, specfed, overview, fedattn):
+            for figures in (fedrefine, specfed, overview, fedattn, channels):
                 figures.draw(report, folder)
         tracker.table("rows.json", [_flat(row) for row in report.evaluated])
         leaked = leakage_table.lines(report.evaluated)
@@ -244,6 +274,11 @@ def check_cases(settings: EvaluateSettings) -> None:
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
         prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]
         check_prompts(sources(everybody), prompts)
+
+
+def _asked(settings: EvaluateSettings, task: str, copies: tuple[str, ...]) -> EvaluateSettings:
+    """What the questions of a task are drawn by; copies hold documents in place of who would by name."""
+    return replace(settings, task=replace(settings.task, name=task), senders=copies or settings.senders)
 
 
 def graded(questions: list[Question]) -> list[Question]:

@@ -124,7 +124,9 @@ def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:
     assert t2t.cost.bytes_per_token_analytic == 8
     gate_open = c2c.cost.bytes_per_token_analytic
     assert gate_open and c2c.cost.bytes_per_token == pytest.approx(gate_open, rel=0.35), "other tokens, the same caches"
-    assert {(c.a, c.b) for c in left.comparisons} == {("t2t (2 tokens)", "c2c (gate open)")} and len(left.comparisons) == 2
+    assert {(c.a, c.b) for c in left.comparisons} == {("t2t (2 tokens)", "c2c (gate open)")} and len(
+        left.comparisons
+    ) == 2
     assert left.contributions == (), "nobody was left out but the last"
     table = (job.output / "table.md").read_text()
     assert "all 2" in table and "zoo=tiny" in table and "c2c (gate" in job.shown

@@ -85,7 +85,7 @@ def test_a_pair_without_a_fuser_has_one_of_random_weights(folders: dict[str, str
         planner.check("qwen3-0.6b", ["llama-1b"], method(fuser=kind, fusion=operator))
         plan = planner.plan(receiver.info(), [sender.info()], method(gate="open", fuser=kind, fusion=operator))
         artifact = plan.fusers[sender.name]
-        assert artifact.hash.startswith("random-") and artifact.random is not None and artifact.name == "llama--qwen3"
+        assert artifact.hash.startswith("random-") and artifact.config is not None and artifact.name == "llama--qwen3"
         one, two = load_fuser(artifact), load_fuser(artifact)
         assert all(map(torch.equal, one.parameters(), two.parameters()))
         assert one.config == planner.fuser_config(sender.info(), receiver.info(), kind, operator)
@@ -111,7 +111,7 @@ def test_a_trained_fuser_comes_first(folders: dict[str, str], tmp_path: Path) ->
     made = Planner(name="shapes").plan(receiver, [sender], method(gate="open")).fusers[sender.name]
     Registry(tmp_path).add_fuser(load_fuser(made), sender, receiver, {})
     found = Planner(tmp_path, name="shapes").plan(receiver, [sender], method(gate="open")).fusers[sender.name]
-    assert found.random is None and found.path.startswith(str(tmp_path))
+    assert found.config is None and found.path.startswith(str(tmp_path))
 
 
 def test_the_scale_model_stays_in_32_bit() -> None:
