@@ -30,8 +30,7 @@ class Deranging:
         senders = {*plan.senders, *plan.speakers}
         documents = any(senders & q.evidence.keys() for batch in asked for q in batch)
         self._repairs = method.protocol.repairs(method) and not documents
-        fixed = method.answer_all or method.rephrase != "none" or method.control == "mismatched"
-        again = (method.protocol.fuses or method.protocol.speaks) and not fixed
+        again = method.protocol.asks_again(method)
         self.kinds = () if not (self._repairs or again) else (DOCUMENT, QUESTION) if documents else (QUESTION,)
         self.asked = asked
         self._ways = drawn(asked, settings) if self.kinds else [()] * len(asked)

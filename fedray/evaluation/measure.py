@@ -92,6 +92,7 @@ class Asking:
         return picked(
             Measurement,
             self._usage,  # its bytes and tokens
+            self.deranging,  # its donors
             right=tuple(self._right),
             unparseable=self._unparseable,
             failed=self._failed,
@@ -109,7 +110,6 @@ class Asking:
                 for kind, ways in self._deranged.items()
                 if ways and all(len(way) == len(self._right) for way in ways)
             },
-            donors=self.deranging.donors,
         )
 
     def _compare(self, batch: Sequence[Question], deranged: Deranged) -> None:

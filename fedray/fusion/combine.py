@@ -20,7 +20,7 @@ from torch import Tensor
 from fedray.border import Border
 from fedray.fusion.fuser import Fuser, Sides
 from fedray.llm.alignment import align_tokens
-from fedray.llm.cache import KVCache, filled, side_by_side, stacked
+from fedray.llm.cache import KVCache, counted, filled, side_by_side, stacked
 from fedray.llm.decoding import Context
 from fedray.llm.model import HEAD, TAIL, Span
 from fedray.llm.preallocated_cache import slots
@@ -185,7 +185,7 @@ def project(own: KVCache, parts: list[Part], border: Border | None = None) -> li
             seen_BT = (part.valid_BT() & (part.weight_B > 0)[:, None]).repeat_interleave(per_token, dim=1)
             keys, values = ([part.spread(t) for t in side] for side in (projection.keys, projection.values))
             bias = _biases(part, [part.spread(w) for w in projection.log_weights])
-            within = torch.arange(per_token, device=seen_BT.device).repeat(part.places_BT().shape[1])
+            within = counted(per_token, seen_BT).repeat(part.places_BT().shape[1])
             places_BT = part.places_BT().repeat_interleave(per_token, dim=1) * per_token + within
             found.append(Message(part, keys, values, bias, seen_BT, places_BT, part.read_B() * per_token))
     return found

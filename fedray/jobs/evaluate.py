@@ -32,7 +32,7 @@ from fedray.registry.evaluations import SPLIT, Recorded, append
 from fedray.registry.planner import Planner
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Data, Evaluated, Found, MemberReport, Report, SenderOrder, Who
-from fedray.schema import attributes
+from fedray.schema import attributes, picked
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError, Plan
 
@@ -192,16 +192,15 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
             return
         gain, seconds = row.found.pairing_gain, row.seconds
         names = (row.who.receiver, *row.who.senders)
-        found = Recorded(
-            **attributes(row.who, "receiver", "senders"),
+        found = picked(
+            Recorded,
+            row.who,  # receiver and senders
+            row.found,  # n and the accuracies
+            row,  # its task
             method=row.how.flat(),
             weights={name: fed.members[name].weights_hash for name in names},
             parts=parts,
             zoo=settings.zoo.name,
-            task=row.task,
-            n=row.found.n,
-            accuracy=row.accuracy,
-            accuracy_alone=row.found.accuracy_alone or 0.0,
             pairing_gain=gain and gain.points,
             bytes=row.cost.payload_bytes / max(row.found.n, 1),
             seconds=seconds and seconds.p50,

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedray.errors import FedrayError
@@ -53,14 +52,14 @@ def _turned(model: Any, keys: Sequence[Tensor], positions_BT: Tensor, way: float
     apply = sys.modules[type(decoder).__module__].apply_rotary_pos_emb
     rotates = getattr(config, "no_rope_layers", None) or [1] * len(keys)  # SmolLM 3: 0 where a layer rotates nothing
     by_kind = hasattr(decoder.rotary_emb, "layer_types")  # Gemma 3: local layers rotate faster
-    precise = torch.zeros((), dtype=torch.float32, device=positions_BT.device)
+    precise = positions_BT.new_zeros(()).float()
     waves: dict[str | None, tuple[Tensor, Tensor]] = {}
     found = list(keys)
     for layer, key_BNTH in enumerate(keys):
         kind = config.layer_types[layer] if by_kind else None
         if kind not in waves:
             cos, sin = decoder.rotary_emb(precise, positions_BT, *([kind] if by_kind else []))
-            scale = cos.square() + sin.square() if way < 0 else torch.ones_like(cos)  # 1, but for YaRN
+            scale = cos.square() + sin.square() if way < 0 else cos.new_ones(())  # 1, but for YaRN
             waves[kind] = cos / scale, way * sin / scale
         if rotates[layer]:
             found[layer] = apply(key_BNTH.float(), key_BNTH.float(), *waves[kind])[1].to(key_BNTH.dtype)

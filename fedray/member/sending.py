@@ -12,7 +12,7 @@ import torch
 from fedray.errors import FedrayError
 from fedray.fusion import combine, controls
 from fedray.llm import decoding
-from fedray.llm.cache import KVCache, layers_of
+from fedray.llm.cache import KVCache, counted, layers_of
 from fedray.llm.catalogue import shown
 from fedray.llm.rotary import unrotate
 from fedray.member.clock import Clock
@@ -115,9 +115,9 @@ class Sender(Reader):
         longest = max(map(len, drafts))
         while (there := context.visible_BS.shape[1] - before) < longest:  # the last ones were not read yet
             column = [row[there] if there < len(row) else end for row in drafts]
-            decoding.extend(self.llm.model, context, torch.tensor(column, device=self.llm.device)[:, None])
+            decoding.extend(self.llm.model, context, held.cache.lengths.new_tensor(column)[:, None])
         lengths = held.cache.lengths.new_tensor([len(row) for row in drafts])
-        positions = held.cache.lengths[:, None] + torch.arange(longest, device=lengths.device)
+        positions = held.cache.lengths[:, None] + counted(longest, lengths)
         sides = zip(*layers_of(context.cache), strict=True)
         keys, values = (tuple(layer[:, :, before : before + longest] for layer in side) for side in sides)
         held.draft = KVCache(held.cache.spec, keys, values, lengths, positions)

@@ -174,6 +174,11 @@ class ProtocolSettings:
         """Tell whether a gate weighs the senders."""
         return False
 
+    def asks_again(self, method: Method) -> bool:
+        """Tell whether senders can be asked another row's question in place of their own."""
+        fixed = method.answer_all or method.rephrase != "none" or method.control == "mismatched"
+        return (self.fuses or self.speaks) and not fixed
+
     def repairs(self, method: Method) -> bool:
         """Tell whether messages that were sent can be paired with other rows (`Request.donors`)."""
         return False

@@ -16,6 +16,8 @@ from torch import Tensor
 from fedray.llm.model import LLM
 from fedray.member.member import Member
 from fedray.methods.method import Gate, Method
+from fedray.protocols.caches import AS_READ, drafted
+from fedray.schema import attributes
 from fedray.training.conversations import LabelledPrompt
 from fedray.types import Artifact, Plan, Request
 from fedray.wire.payload import Payload
@@ -58,15 +60,13 @@ class Contributions:
 
     def _payload(self, name: str, rows: tuple[int, ...], talks: Sequence[LabelledPrompt]) -> Payload:
         prompts = tuple(dict(talk.asked).get(name, talk.prompt) for talk in talks)
-        artifact, fuser = self._plan.fusers[name], self._plan.method.fuser
+        artifact = self._plan.fusers[name]
         _, payload = self._senders[name].share(
             self._session,
             rows,
             prompts=prompts,
-            layers=artifact.layers,
-            tokens=artifact.tokens,
-            unrotated=artifact.unrotated,
-            draft=fuser if artifact.tokens == "draft" else None,
+            draft=drafted(self._plan, artifact),
+            **attributes(artifact, *AS_READ),
         )
         return payload
 

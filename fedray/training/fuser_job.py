@@ -109,20 +109,20 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     if drafts and not tiny:
         material = replace(material, talks=of_talks(material.talks, s.seed), check=of_talks(material.check, s.seed))
 
-    def pair(asked: list[LabelledPrompt], phase: str = "", slots: int | None = None) -> Examples:
+    def pair(asked: list[LabelledPrompt], phase: str = "", like: Examples | None = None) -> Examples:
         if drafts:
-            return TextPair(sender, receiver, asked, order.recipe, slots=slots)
+            assert like is None or isinstance(like, TextPair)
+            return TextPair(sender, receiver, asked, order.recipe, like=like)
         if phase and s.learns == "sender":
             asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
         blind = s.control == "single"
         return Pair(sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=blind, at_once=at_once)
 
     talks = pair(material.talks, "sender answers")
-    slots = talks.config(order.recipe).slots
-    validated = pair(material.check, "to validate with", slots) if s.validate_every else None
+    validated = pair(material.check, "to validate with", talks) if s.validate_every else None
     training = FuserTraining(talks, order.recipe, validated, group, order.checkpoint, s.save_every)
     fuser = training.run(lambda step, of, figures: tell("training", step, of, figures))
-    right = pair(material.check, slots=slots)
+    right = pair(material.check, like=talks)
     with torch.no_grad(), precision(order.recipe, receiver.device):
         weights_RLN = right.openness(fuser, right.rows(range(min(len(right), right.at_once)))).float().cpu()
         validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)
@@ -177,4 +177,4 @@ def recipe_of(settings: FuserJob) -> FuserRecipe:
     """Make the recipe of settings; one between LLMs in 16 bit computes in 16 bit."""
     half = (settings.precision, settings.llm_dtype) == ("auto", "bfloat16")
     own = {"precision": "bfloat16"} if half else {}
-    return recipe_from(settings, FuserRecipe, kind=settings.fuser.kind, steps=settings.all_steps, **own)
+    return recipe_from(settings, FuserRecipe, steps=settings.all_steps, **own)

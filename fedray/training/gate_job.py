@@ -16,6 +16,7 @@ from fedray.llm.source import Source, config_of
 from fedray.methods.method import Method
 from fedray.methods.parts import FUSERS
 from fedray.registry.store import Registry, fuser_name, gate_name, load_fuser, read_manifest
+from fedray.schema import attributes
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.contributions import Contributions
 from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, settings_of_data, world_of
@@ -98,7 +99,9 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     if material.source:
         material = fitting(material, (receiver, *senders.values()), s.data.longest)
     dtype, sets = receiver.model.dtype, {"train": material.talks, "validation": material.check}
-    asking = Contributions(receiver, senders, order.fusers, Method(fuser=s.fuser, fusion=s.fusion)) if drafts else None
+    asking = (
+        Contributions(receiver, senders, order.fusers, Method(**attributes(s, "fuser", "fusion"))) if drafts else None
+    )
     fusers = {} if asking else {n: load_fuser(artifact, s.device).to(dtype) for n, artifact in order.fusers.items()}
     training = GateTraining(receiver, senders, fusers, sets, order.recipe, group, order.checkpoint, s.at_once, asking)
     gate = training.run(tell)

@@ -21,6 +21,7 @@ from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.llm.catalogue import slug
 from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM, Encoded
+from fedray.schema import attributes
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.contributions import Contributions
 from fedray.training.conversations import LabelledPrompt
@@ -194,7 +195,7 @@ def measure_gains(
         own = receiver.select(rows)
 
         def probability(parts: list[combine.Part], own: Prefilled = own, rows: list[int] = rows) -> Tensor:
-            context = combine.fuse(operator, own.own(), own.spans, parts, model=own.llm.model)
+            context = combine.fuse(operator, own.own(), own.spans, parts, "parallel", None, own.llm.model)
             loss_B, _ = answer_loss(own.llm, context, own.last_B1, [targets[i] for i in rows])
             return torch.exp(-loss_B).cpu()
 
@@ -220,7 +221,7 @@ def train_gate(
     assert state_QTD is not None, "prefill the receiver with state_layer"
     torch.manual_seed(recipe.seed)
     names = slug(receiver.llm.name), tuple(map(slug, senders))
-    config = GateConfig(*names, state_QTD.shape[2], recipe.operator, layer, fuser=recipe.fuser)
+    config = GateConfig(*names, state_QTD.shape[2], layer=layer, **attributes(recipe, "operator", "fuser"))
     gate = GateNetwork(config).to(state_QTD.device).train()
     optimizer = torch.optim.AdamW(gate.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)

@@ -16,6 +16,7 @@ from fedray.llm.source import Source
 from fedray.methods.method import NO_GATE, Method
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Data, Found, Learned, MemberReport, Report, Who
+from fedray.schema import attributes
 from fedray.tracking import Tracker
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.figures import Heatmap
@@ -90,7 +91,7 @@ class TrainingJob(Job[S, TrainingScreen]):
         super().__init__(settings, TrainingScreen(settings.zoo.name), title, settings.tracking)
         self.workers = Workers(settings.workers, settings.threads, settings.device, settings.ray, settings.root)
         self._begun, self._control = False, control
-        how = Method(fuser=settings.fuser, fusion=settings.fusion, gate=NO_GATE)
+        how = Method(gate=NO_GATE, **attributes(settings, "fuser", "fusion"))
         self._report = Report(self.name, settings.zoo.name, settings.seed, "failed", Who(settings.receiver), how)
 
     @abstractmethod

@@ -97,7 +97,8 @@ class Pair:
         if fuser is None:
             return combine.concat(own.own(), []), own
         parts = [self.sent(batch).part(fuser)]
-        return combine.fuse(fuser.config.operator, own.own(), own.spans, parts, model=self.receiver.model), own
+        model = self.receiver.model
+        return combine.fuse(fuser.config.operator, own.own(), own.spans, parts, "parallel", None, model), own
 
     def openness(self, fuser: Fuser, batch: Sequence[EncodedExample]) -> torch.Tensor:
         """Compute the mean weight (R, L, N) the fuser gives the sender's tokens."""

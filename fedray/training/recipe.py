@@ -52,9 +52,11 @@ class FuserRecipe:
 
 
 def recipe_from(settings: FuserJob | GateJob, cls: type[R], **others: Any) -> R:
-    """Make a recipe of the settings of the same names, `fusion`, and of what is given in `others`."""
-    values = {"operator": settings.fusion.operator, **others}
-    same = (of.name for of in fields(cls) if of.name not in values)  # pyright: ignore
+    """Make a recipe of the settings of the same names, `fuser`, `fusion`, and of what is given in `others`."""
+    names = [of.name for of in fields(cls)]  # pyright: ignore
+    known = {"operator": settings.fusion.operator, "kind": settings.fuser.kind, **others}
+    values = {name: value for name, value in known.items() if name in names}
+    same = (name for name in names if name not in values)
     return cls(**values, **attributes(settings, *same))
 
 

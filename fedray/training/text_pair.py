@@ -37,7 +37,7 @@ T = TypeVar("T", str, LabelledPrompt)
 
 
 class TextPair:
-    """Tokens of texts as both LLMs hold them; slots, of a validation: those of the training."""
+    """Tokens of texts as both LLMs hold them; like, of a validation: the training, whose slots it has."""
 
     in_memory = True
 
@@ -48,7 +48,7 @@ class TextPair:
         conversations: Sequence[LabelledPrompt],
         recipe: FuserRecipe,
         *,
-        slots: int | None = None,
+        like: TextPair | None = None,
         at_once: int = BATCH,
     ) -> None:
         self.sender, self.receiver, self.at_once = sender, receiver, at_once
@@ -59,14 +59,19 @@ class TextPair:
         self._talks = [talk for talk in dict.fromkeys(conversations) if talk.answer in whole]
         notes = {text: found for text, found in notes.items() if text in whole}
         read = {text: [_read_for(place, notes[text][1]) for place in said[text][1]] for text in notes}
-        self.slots = slots or _needed(Counter(len(tokens) for text in read.values() for tokens in text))
+        needed = like.slots if like else _needed(Counter(len(tokens) for text in read.values() for tokens in text))
         config = fuser_config(recipe, sender.spec, receiver.spec)
-        self._config = replace(config, slots=self.slots, **DraftFuser.reading)
+        self._config = replace(config, slots=needed, **DraftFuser.reading)
         targets = self._targets({text: ids for text, (ids, _) in notes.items()}, read)
         self._inputs_MI, self._targets_MKLF, self.groups, self._norms = self._pairs(said, targets)
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    @property
+    def slots(self) -> int:
+        """Of the receiver, for every token of the sender."""
+        return self._config.slots
 
     @property
     def lengths(self) -> list[int]:
@@ -88,7 +93,7 @@ class TextPair:
     def loss(self, fuser: Fuser | None, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Measure the error of each token, and whether its own text is nearest among the batch's; without a fuser the
         error of the mean."""
-        rows = torch.tensor(batch, device=self._inputs_MI.device)
+        rows = torch.tensor(batch)
         targets_MKLF = self._targets_MKLF[rows]
         if fuser is None:
             return torch.ones(len(batch)), torch.zeros(len(batch), dtype=torch.bool)

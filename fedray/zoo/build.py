@@ -238,7 +238,7 @@ def _build_translator(task: ZooTask, world: World, folder: Path, shorten: float,
     material = dictated(world, _shortened(dictation.TEXTS, shorten), world.seed)
     pair = TextPair(sender, receiver, material.talks, recipe)
     fuser = FuserTraining(pair, recipe).run(on_step)
-    check = TextPair(sender, receiver, material.check, recipe, slots=pair.slots)
+    check = TextPair(sender, receiver, material.check, recipe, like=pair)
     training = {
         "world_seed": world.seed,
         "questions": len(pair),

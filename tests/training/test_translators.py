@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_tokenizers_meet_by_the_text(sender: str, receiver: str) -> None:
     """A text's last slots are the receiver's last token, and every token of the receiver is somebody's target."""
     one, two = random_llm(sender), random_llm(receiver)
     for text in TEXTS:
-        pair, held = TextPair(one, two, texts(text), RECIPE, slots=4), note(two, text)
+        pair, held = TextPair(one, two, texts(text), RECIPE, like=SimpleNamespace(slots=4)), note(two, text)
         targets = pair._targets_MKLF.flatten(0, 1)
         torch.testing.assert_close(targets[-1], held[-1], atol=1e-4, rtol=0)
         distances = (held.flatten(1)[:, None] - targets.flatten(1)[None]).abs().amax(2).amin(1)
