@@ -14,7 +14,7 @@ from fedray.types import FedrayError
 
 ONE = Recorded(
     "qwen3-0.6b", ("llama-1b",), Method().flat(), {"qwen3-0.6b": "a", "llama-1b": "b"}, {"gate--qwen3-0.6b": "c"},
-    "tiny", "tiny", 100, 0.9, 0.4, 70.0, 512.0, 0.01,
+    "tiny", "tiny", "text", (0,), "3 different", 100, 0.9, 0.4, 70.0, 512.0, 0.01,
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def test_it_is_added_to_and_read_again(tmp_path: Path) -> None:
     assert append(tmp_path, [ONE]) == 1 and append(tmp_path, [other]) == 1
     assert read(tmp_path) == [ONE, other]
     assert append(tmp_path, [replace(ONE, seconds=0.5), ONE]) == 0, "the same was measured"
-    assert append(tmp_path, [replace(ONE, parts={})]) == 1, "with other parts it is another"
+    assert append(tmp_path, [replace(ONE, parts={}), replace(ONE, seeds=(1,))]) == 2, "these are others"
     assert Registry(tmp_path, embedded=None).list() == [] and not Registry(tmp_path, embedded=None).problems
 
 

@@ -1,10 +1,11 @@
 """The operator "∘": fuse senders' caches with the receiver's own.
 
-`concat` (FedRefine Eq. 1-4) puts every sender's projected cache in front of the receiver's own; `mix` (the case study)
-changes the receiver's own cache token by token. In both, the last prompt token is read on top of the result, so it and
-the answer are the receiver's own. A sender's gate weight w adds log w to the attention scores of its segment (concat)
-or scales its change (mix); with w = 0 the answer is the receiver's alone, bit for bit. A layer that a sender did not
-send has no effect, as if the fuser's gate were closed there.
+`concat` (FedRefine Eq. 1-4) puts every sender's projected cache beside the receiver's own; `mix` (the case study)
+changes the receiver's own cache token by token. In both, the last prompt token (or all of the prompt: placing.py) is
+read on top of the result, so it and the answer are the receiver's own. A sender's gate weight w adds log w to the
+attention scores of its segment (concat) or scales its change (mix); with w = 0 the answer is the receiver's alone, bit
+for bit where its last prompt token reads. A layer that a sender did not send has no effect, as if the fuser's gate were
+closed there.
 """
 
 from __future__ import annotations

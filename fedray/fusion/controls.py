@@ -61,8 +61,9 @@ class Instead(Fuser):
     """
 
     def __init__(self, kind: str, fuser: Fuser, own: KVCache, lengths: Sequence[int]) -> None:
-        """kind: zero or self; lengths: per row the slots, which lie one after another."""
+        """kind: zero or self; lengths: per row the tokens that came, which lie one after another."""
         super().__init__(replace(fuser.config, rotary="kept"))
+        lengths = [count * fuser.config.slots for count in lengths]
         self._zero, self._own = kind == "zero", own
         self._rows_S = torch.tensor([b for b, slots in enumerate(lengths) for _ in range(slots)], dtype=torch.long)
         tokens = [t * n // slots for n, slots in zip(own.lengths.tolist(), lengths, strict=True) for t in range(slots)]

@@ -94,12 +94,13 @@ def inputs_of(
 ) -> Tensor:
     """Gather what the net reads of every token, (B*T, inputs): its layers, and the first one of the token before.
 
-    positions_BT: places within each row; at 0 there is none before.
+    positions_BT: places within each row; there is none before where they do not count on.
     """
     sides = [side[layer].transpose(1, 2).flatten(2) for layer in range(_depths(config)[0]) for side in (keys, values)]
     first_BTF = torch.cat(sides[:2], dim=2)
     before_BTF = torch.cat([torch.zeros_like(first_BTF[:, :1]), first_BTF[:, :-1]], dim=1)
-    before_BTF = before_BTF.masked_fill((positions_BT == 0)[..., None], 0.0)
+    follows_BT = torch.diff(positions_BT, dim=1, prepend=positions_BT[:, :1]) == 1
+    before_BTF = before_BTF * follows_BT[..., None]
     return torch.cat([*sides, before_BTF], dim=2).flatten(0, 1)
 
 

@@ -1,7 +1,8 @@
 """Fusers: the learned maps F_ij from a sender's cache space into a receiver's (FedRefine, arXiv 2603.28772, Eq. 1).
 
-Two kinds, one class each. `MLPFuser` (mlp.py) is the case study's three-layer MLP per receiver layer, for both
-operators; `C2CFuser` (c2c.py) is Cache-to-Cache as published (arXiv 2510.03215), for `mix` only.
+One class each: `MLPFuser` (mlp.py) is the case study's three-layer MLP per receiver layer, for both operators;
+`C2CFuser` (c2c.py) is Cache-to-Cache as published (arXiv 2510.03215), for `mix` only; `DraftFuser` (draft.py)
+translates drafts, `IdentityFuser` (identity.py) takes caches as they are.
 Shape legend: B batch, N kv heads, T tokens, H head dim, L layers, F = N*H features, G groups (one per layer and K|V).
 """
 

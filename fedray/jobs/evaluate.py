@@ -195,8 +195,8 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         found = picked(
             Recorded,
             row.who,  # receiver and senders
-            row.found,  # n and the accuracies
-            row,  # its task
+            row.found,  # n, the accuracies and whose messages
+            row,  # its task, scoring and seeds
             method=row.how.flat(),
             weights={name: fed.members[name].weights_hash for name in names},
             parts=parts,
@@ -273,11 +273,6 @@ def check_cases(settings: EvaluateSettings) -> None:
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
         prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]
         check_prompts(sources(everybody), prompts)
-
-
-def _asked(settings: EvaluateSettings, task: str, copies: tuple[str, ...]) -> EvaluateSettings:
-    """What the questions of a task are drawn by; copies hold documents in place of who would by name."""
-    return replace(settings, task=replace(settings.task, name=task), senders=copies or settings.senders)
 
 
 def graded(questions: list[Question]) -> list[Question]:

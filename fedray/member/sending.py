@@ -113,6 +113,9 @@ class Sender(Reader):
         end = min(self.llm.stop_ids, default=self.llm.pad_id)
         drafts = [row or [end] for row in ids]
         longest = max(map(len, drafts))
+        if not all(ids):  # whatever ends an answer, its draft is the same, alone and beside others
+            context, logits = combine.concat(held.own(), []), None
+            self._read_rest(held, context)
         while (there := context.visible_BS.shape[1] - before) < longest:  # the last ones were not read yet
             column = [row[there] if there < len(row) else end for row in drafts]
             decoding.extend(self.llm.model, context, held.cache.lengths.new_tensor(column)[:, None])

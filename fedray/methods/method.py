@@ -103,6 +103,14 @@ class Wire:
     keep_layers: float = within(1.0, 0.001, 1)
     layer_score: Literal["spread", "deep", "middle", "shallow", "random"] = "spread"
 
+    def check(self, fuser: str) -> None:
+        """Raise FedrayError where a part of a cache is no use to a fuser."""
+        if FUSERS[fuser].drafts and (self.keep < 1 or self.keep_layers < 1):
+            raise FedrayError(
+                f"wire.keep and wire.keep_layers leave out parts of a prompt's cache, and fuser={fuser} reads a draft "
+                "whole: leave them out, or shorten it with fuser.max_tokens"
+            )
+
     def canonical(self) -> Wire:
         """Where all tokens, or all layers, are kept no score of them matters."""
         score = self.score if self.keep < 1 else Wire().score
@@ -187,7 +195,8 @@ class ProtocolSettings:
         """Put what makes no difference at its default, so that methods that answer alike are equal."""
         reads = (*self.reads, "gate", "fuser", "fusion") if self.weighs(method) else self.reads
         wire = method.wire.canonical() if self.crosses == "cache" else Wire()
-        return Method(**{"protocol": self, "gate": NO_GATE, "wire": wire, **attributes(method, *reads)})
+        found = Method(**{"protocol": self, "gate": NO_GATE, "wire": wire, **attributes(method, *reads)})
+        return found if self.fuses else replace(found, fuser=FuserChoice(found.fuser.kind))  # nothing is drafted
 
     @property
     def baseline(self) -> ProtocolSettings | None:
@@ -265,7 +274,7 @@ class CacheToCache(ProtocolSettings):
     crosses = "cache"
     fuses = True
     talks = True
-    reads = ("fuser", "fusion_order", "compile", "control", "rephrase", "answer_all", "on_missing")
+    reads = ("fusion_order", "compile", "control", "rephrase", "answer_all", "on_missing")
 
     def weighs(self, method: Method) -> bool:
         return True

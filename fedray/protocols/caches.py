@@ -44,9 +44,13 @@ async def start_reading(exchange: Exchange, sender: str, rows: tuple[int, ...]) 
 def asked(exchange: Exchange, sender: str, rows: Sequence[int]) -> Request:
     """Some rows as a sender is asked them: where it drafts, for its answer or for a hint."""
     request, plan = exchange.request_of(sender, rows), exchange.plan
-    if plan.fusers[sender].tokens == "draft" and plan.method.fuser.ask == "hint":
-        return replace(request, prompts=tuple(map(hint_prompt, request.prompts)))
-    return request
+    return replace(request, prompts=to_draft(plan, plan.fusers[sender], request.prompts))
+
+
+def to_draft(plan: Plan, artifact: Artifact, prompts: tuple[str, ...]) -> tuple[str, ...]:
+    """Ask for a hint where the plan's fuser reads drafts of one."""
+    hints = artifact.tokens == "draft" and plan.method.fuser.ask == "hint"
+    return tuple(map(hint_prompt, prompts)) if hints else prompts
 
 
 def drafted(plan: Plan, artifact: Artifact) -> FuserChoice | None:

@@ -16,15 +16,17 @@ from fedray.types import FedrayError
 
 NAME = "evaluations.jsonl"
 SPLIT = "validation"
+_LISTS = ("senders", "seeds")
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """One way of answering a task, measured.
 
-    method: every setting of the canonical method, as on the command line; weights: LLM -> hash; parts: fuser or gate ->
-    hash; accuracies are shares of n; pairing_gain: points, None where there is none; bytes: on the wire per question;
-    seconds: the median of questions asked one at a time, None where none was.
+    method: every setting of the canonical method, as on the command line; seeds: of the drawings of the questions;
+    donors: whose messages the pairing gain is over; weights: LLM -> hash; parts: fuser or gate -> hash; accuracies are
+    shares of n; pairing_gain: points, None where there is none; bytes: on the wire per question; seconds: the median of
+    questions asked one at a time, None where none was.
     """
 
     receiver: str
@@ -34,6 +36,9 @@ class Recorded:
     parts: Mapping[str, str]
     zoo: str
     task: str
+    scoring: str
+    seeds: tuple[int, ...]
+    donors: str
     n: int
     accuracy: float
     accuracy_alone: float
@@ -78,6 +83,8 @@ def _evaluation(line: str) -> Recorded | None:
     try:
         values = json.loads(line)
         known = {of.name for of in fields(Recorded)}
-        return Recorded(**{**{k: v for k, v in values.items() if k in known}, "senders": tuple(values["senders"])})
+        return Recorded(
+            **{**{k: v for k, v in values.items() if k in known}, **{key: tuple(values[key]) for key in _LISTS}}
+        )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

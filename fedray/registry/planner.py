@@ -142,6 +142,7 @@ class Planner:
 
 def _check(sender: MemberInfo, artifact: Artifact, method: Method) -> None:
     """Refuse what a sender or its fuser cannot do. Raises FedrayError."""
+    method.wire.check(method.fuser.kind)
     if artifact.tokens == "draft" and not sender.vocabulary:
         raise FedrayError(
             f"{sender.name} has no tokenizer and drafts no answer: leave it out, or choose another fuser than "

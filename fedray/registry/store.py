@@ -30,6 +30,7 @@ from fedray.files import staged
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import GateNetwork
 from fedray.llm.catalogue import EMBEDDED, slug
+from fedray.methods.parts import FUSERS
 from fedray.registry.manifest import Manifest, digest_of, fuser_name, gate_name, is_name, is_version, version_folder
 from fedray.registry.untrained import build_untrained
 from fedray.registry.versions import (
@@ -123,13 +124,11 @@ class Registry:
         return next((manifest.artifact(path) for manifest, path in self.sound(candidates)), None)
 
     def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str, kind: str = "") -> Artifact:
-        """Find the gate of a receiver that covers all these senders, one for this kind of fusers first.
-
-        Raises FedrayError.
-        """
+        """Find the gate of a receiver that covers all these senders, for a kind of fusers. Raises FedrayError."""
         name = gate_name(receiver.name)
         gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
-        gates = [(m, p) for k in (kind, None) for m, p in gates if m.config.get("fuser") == k]
+        own = kind in FUSERS and FUSERS[kind].drafts  # it has gates of its own
+        gates = [(m, p) for m, p in gates if m.config.get("fuser") == (kind if own else None)]
         for manifest, path in gates:
             if set(map(slug, senders)) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
                 return manifest.artifact(path)
@@ -142,8 +141,8 @@ class Registry:
         known = f"it knows {', '.join(gates[0][0].config['senders'])}" if gates else "there is none"
         raise FedrayError(
             f"no fusion={operator} gate of {receiver.name} for {', '.join(senders)} ({known}); train one with "
-            f"jobs/train_gate.py receiver={receiver.name} 'senders=[{','.join(senders)}]', or use gate=open"
-            f"{self.passed_over(name)}"
+            f"jobs/train_gate.py {f'fuser={kind} ' * own}receiver={receiver.name} 'senders=[{','.join(senders)}]', or use "
+            f"gate=open{self.passed_over(name)}"
         )
 
     def passed_over(self, name: str) -> str:

@@ -77,6 +77,7 @@ def check_apart(names: Sequence[str]) -> None:
 def _check_exchange(settings: Settings) -> None:
     """What does not go together."""
     protocol, rephrase = settings.protocol, settings.rephrase
+    settings.wire.check(settings.fuser.kind)
     CODECS[settings.wire.codec]  # of a package, which may not be importable
     if settings.fusion_order == "sequential" and settings.fusion.operator != "mix":
         raise FedrayError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedray.llm.model import LLM
 from fedray.member.member import Member
 from fedray.methods.method import Gate, Method
-from fedray.protocols.caches import AS_READ, drafted
+from fedray.protocols.caches import AS_READ, drafted, to_draft
 from fedray.schema import attributes
 from fedray.training.conversations import LabelledPrompt
 from fedray.types import Artifact, Plan, Request
@@ -59,8 +59,9 @@ class Contributions:
         return gains_QS
 
     def _payload(self, name: str, rows: tuple[int, ...], talks: Sequence[LabelledPrompt]) -> Payload:
-        prompts = tuple(dict(talk.asked).get(name, talk.prompt) for talk in talks)
         artifact = self._plan.fusers[name]
+        told = tuple(dict(talk.asked).get(name, talk.prompt) for talk in talks)
+        prompts = to_draft(self._plan, artifact, told)
         _, payload = self._senders[name].share(
             self._session,
             rows,

@@ -7,7 +7,7 @@ backward pass is added up; so every kind of fuser and LLM is counted as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from fedray.llm.memory import count_parameters, numbers, work_bytes
 from fedray.llm.model import LLM
 from fedray.training.data import BATCH, answer_loss
 from fedray.training.recipe import FuserRecipe, fuser_config
+from fedray.training.text_pair import MOST_SLOTS
 from fedray.types import FedrayError, KVSpec
 
 GIB = 1 << 30
@@ -85,8 +86,8 @@ def estimate_texts(
     )
     return Memory(
         llms=(count_parameters(sender) + count_parameters(receiver)) * size,
-        fuser=16 * numbers(_on_meta(lambda: build_fuser(fuser_config(recipe, *specs)))),
-        caches=2 * 4 * tokens * sum(spec.values_per_token() for spec in specs),
+        fuser=16 * numbers(_on_meta(lambda: build_fuser(replace(fuser_config(recipe, *specs), slots=MOST_SLOTS)))),
+        caches=2 * 4 * tokens * (specs[0].values_per_token() + MOST_SLOTS * specs[1].values_per_token()),
         activations=0,
         passing=reading,
     )

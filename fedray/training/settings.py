@@ -206,6 +206,9 @@ def _with_usual(values: Mapping[str, Any]) -> dict[str, Any]:
     zoo = values.get("zoo")
     if usual.get("layers") == "first" and (zoo.get("name") if isinstance(zoo, Mapping) else zoo) == "hub":
         usual["layers"] = "all"  # in LLMs of real size a word is not in the first layer
+    data = values.get("data")
+    if (data.get("name") if isinstance(data, Mapping) else data) not in (None, TrainingData().name):
+        usual.pop("steps", None)  # one pass over what is read
     left_open = {"hidden", "layers", "batch_size", "learning_rate"}
     return {**usual, **{k: v for k, v in values.items() if v is not None or k not in {*left_open, *usual}}}
 
@@ -260,8 +263,12 @@ def check_fuser_job(settings: FuserJob) -> None:
         )
     if not FUSERS[settings.fuser.kind].trained:
         raise FedrayError(f"fuser={settings.fuser.kind} needs no training: use it with jobs/federate.py")
-    if settings.layers in ("first", "all") and not FUSERS[settings.fuser.kind].drafts:
-        raise FedrayError(f"layers={settings.layers} is for fuser=draft: choose bottom_up or last_aligned")
+    of_drafts = ("first", "all")
+    if (settings.layers in of_drafts) != FUSERS[settings.fuser.kind].drafts:
+        fits = of_drafts if FUSERS[settings.fuser.kind].drafts else ("bottom_up", "last_aligned")
+        raise FedrayError(
+            f"layers={settings.layers} does not go with fuser={settings.fuser.kind}: choose {' or '.join(fits)}"
+        )
     if settings.patience and not settings.validate_every:
         raise FedrayError("patience counts validations: set validate_every, or patience=0 to never stop early")
     _check_training(settings, () if settings.sender in (None, EVERYONE) else (settings.sender,))
@@ -278,6 +285,8 @@ def check_gate_job(settings: GateJob) -> None:
     if len(set(senders)) < len(senders):
         raise FedrayError(f"a sender is named more than once among {', '.join(senders)}: name each once")
     check_apart((receiver, *senders))
+    if not FUSERS[settings.fuser.kind].trained:
+        raise FedrayError(f"fuser={settings.fuser.kind} needs no gate of its own: use gate=open with jobs/federate.py")
     if not settings.layers:
         raise FedrayError("layers names none: say after how many layers the gate may read, as in layers=[0,1]")
     _check_training(settings, senders)

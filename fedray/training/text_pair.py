@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fedray.errors import FedrayError
 from fedray.fusion.draft import DraftFuser, inputs_of, targets_of
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.fusion.norms import Norms, norms_of
@@ -39,7 +40,7 @@ T = TypeVar("T", str, LabelledPrompt)
 class TextPair:
     """Tokens of texts as both LLMs hold them; like, of a validation: the training, whose slots it has."""
 
-    in_memory = True
+    at_once = BATCH
 
     def __init__(
         self,
@@ -49,14 +50,18 @@ class TextPair:
         recipe: FuserRecipe,
         *,
         like: TextPair | None = None,
-        at_once: int = BATCH,
     ) -> None:
-        self.sender, self.receiver, self.at_once = sender, receiver, at_once
+        self.sender, self.receiver = sender, receiver
         texts = dict.fromkeys(talk.answer for talk in conversations)
         notes = {text: _words(receiver, f" {text}", 1) for text in texts}
         said = {text: _words(sender, text, 0) for text in texts}
         whole = {text for text in texts if notes[text][0] and said[text][0]}  # letters that one does not know
         self._talks = [talk for talk in dict.fromkeys(conversations) if talk.answer in whole]
+        if not self._talks:
+            raise FedrayError(
+                f"{sender.name} and {receiver.name} both know the letters of none of the texts: choose other data, or "
+                "raise limit"
+            )
         notes = {text: found for text, found in notes.items() if text in whole}
         read = {text: [_read_for(place, notes[text][1]) for place in said[text][1]] for text in notes}
         needed = like.slots if like else _needed(Counter(len(tokens) for text in read.values() for tokens in text))
