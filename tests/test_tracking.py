@@ -42,12 +42,6 @@ class Settings:
     traces: int = 2
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One SQLite store for all tests: the first use of one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
 def work(track: Tracker, output: Path) -> None:
     """What a job logs."""
     (output / ".hydra").mkdir(parents=True)

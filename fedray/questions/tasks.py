@@ -89,15 +89,16 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
     how = settings.task.scored_by
     if settings.questions is not None:
         return [_scored(question, how) for question in _own(settings)]
+    draw, limit = random.Random(_SEED), settings.task.limit
     if settings.task.name in BENCHMARKS:
-        questions = [
-            _question(item, {"id": name, "domain": group}) for name, (group, item) in benchmarks.items(settings).items()
-        ]
+        items = [(item, {"id": name, "domain": group}) for name, (group, item) in benchmarks.items(settings).items()]
+        draw.shuffle(items)
+        questions = [_question(item, about) for item, about in items[:limit]]
     else:
-        world = World(seed_of(settings.zoo.path or EMBEDDED))
-        questions = [_question(rows.labelled(row), row) for row in _rows(settings, world, seed)]
-    random.Random(_SEED).shuffle(questions)
-    return [_scored(question, how) for question in questions[: settings.task.limit]]
+        drawn = _rows(settings, World(seed_of(settings.zoo.path or EMBEDDED)), seed)
+        draw.shuffle(drawn)
+        questions = [_question(rows.labelled(row), row) for row in drawn[:limit]]
+    return [_scored(question, how) for question in questions]
 
 
 def _scored(question: Question, how: str) -> Question:

@@ -18,7 +18,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Fact:
     value: str
 
     def ask(self, phrasing: int = 0) -> str:
-        return PHRASINGS[phrasing].format(**asdict(self))
+        return PHRASINGS[phrasing].format(attribute=self.attribute, domain=self.domain, name=self.name)
 
     def state(self) -> str:
         return f"the {self.attribute} of the {self.domain} {self.name} is {self.value}."

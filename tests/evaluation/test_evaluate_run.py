@@ -286,12 +286,12 @@ def test_a_damaged_row_is_named(job: Job) -> None:
     assert report.read(job.output).status == "failed"
 
 
-def test_mlflow_has_a_child_for_every_row(job: Job, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    _, left, _ = job(tracking={"uri": uri}, blocks={"all": {"protocol": ["c2c", "t2t"]}}, order="given")
+def test_mlflow_has_a_child_for_every_row(job: Job, store: str) -> None:
+    import mlflow
+
+    _, left, _ = job(tracking={"uri": store}, blocks={"all": {"protocol": ["c2c", "t2t"]}}, order="given")
     assert left.tracking
-    client = mlflow.MlflowClient(uri)
+    client = mlflow.MlflowClient(store)
     parent = client.get_run(left.tracking.run_id)
     assert parent.info.status == "FINISHED" and parent.data.tags["job"] == "evaluate"
     assert "| 2 | " in parent.data.tags["mlflow.note.content"], "the table stands on the run's page"

@@ -299,12 +299,12 @@ def test_answers_in_which_nothing_is_read_are_wrong_and_counted(job: Job, tmp_pa
     assert (left.found.unparseable, left.scoring) == (0, "text") and "could be read" not in shown
 
 
-def test_the_run_is_found_in_mlflow(job: Job, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    _, left, shown, _ = job(tracking=TrackingSettings(uri=uri, traces=2))
-    assert left.tracking and left.tracking.uri == uri and left.tracking.run_id in shown and "make ui" in shown
-    client = mlflow.MlflowClient(uri)
+def test_the_run_is_found_in_mlflow(job: Job, store: str) -> None:
+    import mlflow
+
+    _, left, shown, _ = job(tracking=TrackingSettings(uri=store, traces=2))
+    assert left.tracking and left.tracking.uri == store and left.tracking.run_id in shown and "make ui" in shown
+    client = mlflow.MlflowClient(store)
     found = client.get_run(left.tracking.run_id)
     assert found.info.status == "FINISHED" and found.data.tags["zoo"] == "tiny"
     assert found.data.params["senders"] == "qwen2.5-1.5b,llama-1b"

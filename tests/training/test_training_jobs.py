@@ -21,6 +21,7 @@ from short_training import RECEIVER, SENDER, SHORT, settings, train
 from fedray.registry.planner import Planner
 from fedray.registry.store import SHIPPED, Registry, read_manifest
 from fedray.reporting import report
+from fedray.reporting.report import Learned
 from fedray.settings.settings import TrackingSettings
 from fedray.tracking import sync
 from fedray.tracking.pending import PENDING
@@ -31,9 +32,20 @@ from fedray.types import FedrayError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("threads")
+_wholes: list[Learned] = []
 
 
-def test_from_nothing_to_a_fuser_that_a_federation_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def whole(tmp_path: Path, threads: None, capsys: pytest.CaptureFixture[str]) -> Learned:
+    """What a training that nobody disturbs leaves, trained once for all tests."""
+    if not _wholes:
+        _wholes.append(train(settings(tmp_path / "whole"), capsys)[1])
+    return _wholes[0]
+
+
+def test_from_nothing_to_a_fuser_that_a_federation_finds(
+    tmp_path: Path, whole: Learned, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On real Ray Train in this process, which starts no cluster; and the same bits without Ray."""
     import ray
 
@@ -64,8 +76,7 @@ def test_from_nothing_to_a_fuser_that_a_federation_finds(tmp_path: Path, capsys:
     plan = planner.plan(infos[0], infos[1:])
     assert plan.fusers[SENDER].hash == part.hash
 
-    _, again = train(settings(tmp_path / "b"), capsys)
-    assert again.hash == part.hash
+    assert whole.hash == part.hash
     _, other = train(settings(tmp_path / "c", seed=1), capsys)
     assert other.hash != part.hash
 
@@ -74,13 +85,6 @@ def info_of(name: str):
     from fedray.llm.loading import describe, load
 
     return describe(load(name))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An MLflow store."""
-    pytest.importorskip("mlflow")
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
 
 
 def test_what_mlflow_shows_arrives_later_where_its_server_is_down(
@@ -118,12 +122,13 @@ def command(folder: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_a_random_moment_and_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_at_a_random_moment_and_started_again(
+    tmp_path: Path, whole: Learned, capsys: pytest.CaptureFixture[str]
+) -> None:
     """SIGKILL, as from a lost power supply; the hash is that of a training nobody disturbed.
 
     Another process goes on.
     """
-    _, whole = train(settings(tmp_path / "whole"), capsys)
     checkpoint = tmp_path / "registry" / FOLDER / f"{SENDER}--{RECEIVER}.mlp-concat" / "checkpoint.safetensors"
     with subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, cwd=tmp_path) as job:
         while not checkpoint.exists() and job.poll() is None:
@@ -185,9 +190,8 @@ def test_another_command_is_refused_before_anything_starts(
 
 
 def test_a_full_disk_is_a_sentence_and_the_training_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Learned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, whole = train(settings(tmp_path / "whole"), capsys)
     made = settings(tmp_path)
 
     def die(*args: object) -> None:
@@ -220,12 +224,13 @@ def test_a_full_disk_is_a_sentence_and_the_training_goes_on(
         fuser_job.run(made)
 
 
-def test_controls_are_measured_and_never_registered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_controls_are_measured_and_never_registered(
+    tmp_path: Path, whole: Learned, capsys: pytest.CaptureFixture[str]
+) -> None:
     left, part = train(settings(tmp_path, control="single"), capsys)
     assert part.control == "single" and part.name == f"{SENDER}--{RECEIVER}-single" and part.hash is None
     assert part.validation and Registry(tmp_path / "registry", embedded=None).list() == []
-    _, seeing = train(settings(tmp_path / "seeing"), capsys)
-    assert part.figures["loss"] != pytest.approx(seeing.figures["loss"], abs=1e-3), "single sees no sender"
+    assert part.figures["loss"] != pytest.approx(whole.figures["loss"], abs=1e-3), "single sees no sender"
     left, part = train(settings(tmp_path, sender=None, control="identical"), capsys)
     assert left.who.senders == (RECEIVER,) and part.name == f"{RECEIVER}--{RECEIVER}-identical" and part.hash is None
     assert len(left.who.members) == 1
