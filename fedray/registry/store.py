@@ -139,10 +139,11 @@ class Registry:
                     f"{self.passed_over(name)}"
                 )
         known = f"it knows {', '.join(gates[0][0].config['senders'])}" if gates else "there is none"
+        named, choice = ",".join(senders), f"fuser={kind} " * own
         raise FedrayError(
             f"no fusion={operator} gate of {receiver.name} for {', '.join(senders)} ({known}); train one with "
-            f"jobs/train_gate.py {f'fuser={kind} ' * own}receiver={receiver.name} 'senders=[{','.join(senders)}]', or use "
-            f"gate=open{self.passed_over(name)}"
+            f"jobs/train_gate.py {choice}receiver={receiver.name} 'senders=[{named}]', or use gate=open"
+            f"{self.passed_over(name)}"
         )
 
     def passed_over(self, name: str) -> str:
