@@ -10,7 +10,7 @@ from fedray.data.catalogue import BENCHMARKS
 from fedray.errors import MemberFailed
 from fedray.evaluation.deranging import Deranging
 from fedray.evaluation.figures import base
-from fedray.evaluation.measure import ANSWER_TOKENS
+from fedray.evaluation.measure import batched
 from fedray.evaluation.record import Record
 from fedray.evaluation.screen import FederateScreen
 from fedray.federation.federation import Federation
@@ -20,7 +20,7 @@ from fedray.llm.catalogue import original_of
 from fedray.llm.loading import check_prompts
 from fedray.protocols import ALONE, protocol_of
 from fedray.questions.benchmarks import source
-from fedray.questions.donors import arranged, batches
+from fedray.questions.donors import arranged
 from fedray.questions.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Report
@@ -95,7 +95,7 @@ class Federate(Job[Settings, FederateScreen]):
         settings, record = self.settings, self.record
         other = mismatched(list(questions), settings.seed) if settings.control == "mismatched" else None
         read = dict(zip(questions, other, strict=True)) if other else None
-        asked = batched(settings, questions)
+        asked = batched(fed.plan, settings, questions)
         deranging = Deranging(fed.plan, settings, asked)
         record.donors = deranging.donors
         requests = [
@@ -160,7 +160,7 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     questions = arranged(load_task(settings), settings.donors.answer) if settings.prompt is None else []
     check_questions(settings, questions)
     everybody = Plan(settings.receiver, settings.takes_part[1:], settings.method.canonical())
-    Deranging(everybody, settings, batched(settings, questions))  # more donors than there are, refused before loading
+    Deranging(everybody, settings, batched(everybody, settings, questions))  # more donors than there are
     protocol_of(settings).check_sources(settings, {source.name: source for source in sources(settings)})
     if settings.plan:
         return DryRun(settings, questions).run()
@@ -169,13 +169,6 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     if own:
         check_prompts(sources(settings, list(dict.fromkeys(map(original_of, settings.takes_part)))), own)
     return Federate(settings, questions, federation).run()
-
-
-def batched(settings: Settings, questions: Sequence[Question]) -> list[list[Question]]:
-    """Questions per request: to choose from, and to answer freely (a member's answer is a small message)."""
-    size = settings.task.batch_size
-    free = max(1, min(size, ANSWER_TOKENS // settings.generation.max_tokens))
-    return list(batches(questions, size, free, settings.donors.answer))
 
 
 def check_questions(settings: Settings, questions: Sequence[Question]) -> None:
