@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedray.methods.method import Method
-from fedray.registry.evaluations import NAME, Recorded, append, read
-from fedray.registry.store import Registry
+from fedray.registry.evaluations import NAME, SPLIT, Recorded, append, read
+from fedray.registry.store import SHIPPED, Registry
 from fedray.types import FedrayError
 
 ONE = Recorded(
@@ -41,3 +41,12 @@ def test_a_folder_that_cannot_be_written_costs_one_sentence(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(FedrayError, match=r"cannot write .*evaluations.jsonl"):
         append(tmp_path / "file", [ONE])
+
+
+def test_the_embedded_zoo_has_some() -> None:
+    found = read(SHIPPED)
+    kinds = {evaluation.method["fuser"] for evaluation in found}
+    assert {"mlp", "draft", "identity"} <= kinds and all(one.split == SPLIT and one.n for one in found)
+    hashes = {manifest.hash for manifest, _ in Registry().list()}
+    trained = {digest for one in found if one.method["fuser"] != "identity" for digest in one.parts.values()}
+    assert trained <= hashes, "what was measured is what is shipped"
