@@ -77,14 +77,19 @@ class Fusion:
         ]
 
 
+def fuser_kind(values: Mapping[str, Any]) -> Any:
+    """Read which kind of fuser values as a schema reads them choose, which may be none that there is."""
+    chosen = values.get("fuser")
+    kind = chosen.get("kind") if isinstance(chosen, Mapping) else getattr(chosen, "kind", chosen)
+    return FuserChoice().kind if kind is None else kind
+
+
 def with_fusion(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what the fuser implies of `fusion`, in values as a schema reads them; null is left out."""
-    chosen, given = values.get("fuser"), values.get("fusion")
-    kind = chosen.get("kind") if isinstance(chosen, Mapping) else getattr(chosen, "kind", chosen)
+    given, kind = values.get("fusion"), fuser_kind(values)
     own = given if isinstance(given, Mapping) else {} if given is None else {"operator": given}
     if isinstance(given, Fusion):
         return dict(values)
-    kind = FuserChoice().kind if kind is None else kind
     implied = FUSERS[kind].implied if kind in FUSERS else {}  # a kind that there is not is told by the schema
     return {**values, "fusion": {**implied, **{key: value for key, value in own.items() if value is not None}}}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS
 from fedray.llm.catalogue import NAMES, resolve
-from fedray.methods.method import FuserChoice, Fusion, with_fusion
+from fedray.methods.method import FuserChoice, Fusion, fuser_kind, with_fusion
 from fedray.methods.parts import FUSERS
 from fedray.schema import Schema, within
 from fedray.settings.check import check_apart, check_llm_folders, check_output, check_revision, check_store
@@ -200,8 +200,7 @@ def build_fuser_job(values: Mapping[str, Any]) -> FuserJob:
 
 def _with_usual(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what a training of this fuser usually has, where nothing (or null) is said."""
-    chosen = values.get("fuser")
-    kind = str(chosen.get("kind") if isinstance(chosen, Mapping) else getattr(chosen, "kind", chosen))
+    kind = fuser_kind(values)
     usual = dict(FUSERS[kind].training) if kind in FUSERS else {}
     zoo = values.get("zoo")
     if usual.get("layers") == "first" and (zoo.get("name") if isinstance(zoo, Mapping) else zoo) == "hub":
