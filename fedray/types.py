@@ -256,6 +256,7 @@ class Plan:
     method: Method = C2C  # canonical
     speakers: tuple[str, ...] = ()  # senders without a fuser that give a hint in text instead (on_missing=text)
     fusers: Mapping[str, Artifact] = field(default_factory=dict)  # sender -> its fuser into the receiver
+    soft_prompts: Mapping[str, Artifact] = field(default_factory=dict)  # the same, what control=soft reads in its place
     gate_artifact: Artifact | None = None
     peers: tuple[Plan, ...] = ()  # both ways: the plans of the other members, each a receiver too
     contexts: Mapping[str, int] = field(default_factory=dict)  # sender -> tokens that it holds at most

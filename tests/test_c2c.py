@@ -22,7 +22,7 @@ from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.store import Registry
-from fedray.types import Answer, Generation, KVSpec, Plan, Request
+from fedray.types import Answer, Artifact, Generation, KVSpec, Plan, Request
 from fedray.wire.payload import unpack
 
 RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
@@ -205,9 +205,16 @@ def test_noise_has_the_moments_of_a_cache_channel_by_channel_and_nothing_of_this
     assert not drawn.keys[0].equal(controls.noise(cache(1, 4000), fixed, ["b"]).keys[0])
 
 
+@pytest.fixture(scope="module")
+def soft_prompts(tmp_path_factory) -> dict[str, Artifact]:
+    registry, receiver = Registry(tmp_path_factory.mktemp("soft"), embedded=None), random_llm(RECEIVER)
+    made = {s: random_fuser(random_llm(s), receiver, "concat", "soft") for s in SENDERS}
+    return {s: registry.add_fuser(m, describe(random_llm(s)), describe(receiver), {}) for s, m in made.items()}
+
+
 @pytest.mark.parametrize("plan", ["concat"], indirect=True)
 @pytest.mark.parametrize("read", ["last", "prompt"])
-def test_zero_and_self_carry_nothing_of_the_sender(group, plan, read):
+def test_what_stands_in_for_messages_carries_nothing_of_the_sender(group, plan, soft_prompts, read):
     """Whatever senders have read, of as many tokens, the answer is the same; and it is not the receiver's alone."""
     texts = [text.replace("mood", "size").replace("color", "mood").replace("home", "size") for text in QUESTIONS]
     for sender in SENDERS:
@@ -216,8 +223,8 @@ def test_zero_and_self_carry_nothing_of_the_sender(group, plan, read):
     asked = replace(REQUEST, choices=(("red", "blue and tall", "calm"),) * len(QUESTIONS))
     other = replace(asked, asked=dict.fromkeys(SENDERS, tuple(texts)))
     found = {"alone": ask(group, plan, asked, protocol="standalone").rows}
-    for control in ("zero", "self", "none"):
-        how = revised(plan, control=control, fusion={"read": read})
+    for control in ("zero", "self", "soft", "none"):
+        how = replace(revised(plan, control=control, fusion={"read": read}), soft_prompts=soft_prompts)
         answer, changed = (ask(group, how, request) for request in (asked, other))
         assert answer.senders == SENDERS and not answer.missing
         assert ([a.scores for a in answer.rows] == [b.scores for b in changed.rows]) is (control != "none"), control
@@ -242,6 +249,34 @@ def test_zero_and_self_are_slots_of_the_receivers_own_space(group, plan):
     torch.testing.assert_close(held["self"][:, 1], first[0, :, int(own.lengths[0]) // 2])
     assert {t * length // 40 for t in range(40)} == set(range(length)), "every token of a prompt that is shorter"
     torch.testing.assert_close(held["self"][:, -1], first[2, :, length - 1])
+
+
+@pytest.mark.parametrize("plan", ["concat"], indirect=True)
+def test_a_soft_prompt_takes_the_place_of_a_message_slot_by_slot(group, plan, soft_prompts):
+    receiver = group._members[RECEIVER]
+    fuser, soft = (receiver.fuser(of[SENDERS[0]]) for of in (plan.fusers, soft_prompts))
+    receiver.open("soft", Request(QUESTIONS), plan)
+    own, trained = receiver._sessions.get("soft").own(), soft.slots.shape[3]
+    made = controls.Instead("soft", fuser, own, (2, 0, trained + 3), soft).project((), ())
+    slots = soft.slots[2, 1]
+    wanted = torch.cat([slots[:, :2], slots, slots[:, :3]], dim=1)
+    torch.testing.assert_close(made.values[2][0], wanted, atol=0, rtol=0)
+    assert not any(weights.any() for weights in made.log_weights), "as visible as the receiver's own"
+
+
+def test_every_number_of_soft_slots_is_trained():
+    soft = random_fuser(random_llm(SENDERS[0]), random_llm(RECEIVER), "concat", "soft").train()
+    sent = tuple(torch.zeros(2, spec.kv_heads, 6, spec.head_dim) for spec in [soft.config.sender]), ()
+    shown = set()
+    for step in range(60):
+        soft.on_step(step / 60)
+        shown.add(int((soft.project(*sent).log_weights[0][0, 0] == 0).sum()))
+    assert shown == set(range(1, 7))
+    soft.on_step(0.5)
+    first = soft.project(*sent).log_weights[0]
+    soft.on_step(0.5)
+    torch.testing.assert_close(soft.project(*sent).log_weights[0], first, atol=0, rtol=0)  # also after a resume
+    assert not soft.eval().project(*sent).log_weights[0].any()
 
 
 def test_noise_of_a_batch_is_that_of_its_rows(group):

@@ -96,19 +96,21 @@ class Effects:
     """What messages do: by being there, and by being those of the question.
 
     system_gain: right answers with them over alone; pairing_gain: over the mean of donors' messages; harm: alone over
-    those; question_gain: where `pairing_gain` is of documents, over messages of senders that were asked another
-    question. read: "read" where both gains are above 0, "no effect" where the pairing gain is within MARGIN; "" else.
+    those; soft_gain: over soft prompts in their place; question_gain: where `pairing_gain` is of documents, over
+    messages of senders that were asked another question. read: "read" where all gains that a message must have are
+    above 0, "no effect" where the pairing gain is within MARGIN; "" else.
     """
 
     system_gain: Effect
     pairing_gain: Effect | None = None
     harm: Effect | None = None
+    soft_gain: Effect | None = None
     question_gain: Effect | None = None
     read: str = ""
 
     def figures(self) -> dict[str, Any]:
         """Name what a report says of it."""
-        return attributes(self, "system_gain", "pairing_gain", "harm", "question_gain", "read")
+        return attributes(self, "system_gain", "pairing_gain", "harm", "soft_gain", "question_gain", "read")
 
 
 def effects(
@@ -116,26 +118,34 @@ def effects(
     matched: Sequence[bool],
     deranged: Sequence[Sequence[Sequence[bool]]],
     clusters: Sequence[str],
+    soft: Sequence[bool] | None = None,
+    slots: bool = False,
 ) -> Effects:
-    """Compare answers to the same questions. deranged: per kind of derangement (documents first) each donor's."""
-    system = effect(alone, matched, clusters)
+    """Compare answers to the same questions.
+
+    deranged: per kind of derangement (documents first) each donor's; soft: answers with soft prompts, where they were
+    measured; slots: whether messages are slots, which are called read only where they are better than soft prompts.
+    """
+    system, prompted = effect(alone, matched, clusters), None if soft is None else effect(soft, matched, clusters)
     if not deranged:
-        return Effects(system)
+        return Effects(system, soft_gain=prompted)
     means = [[sum(right) / len(right) for right in zip(*ways, strict=True)] for ways in deranged]
     pairing, *others = (effect(mean, matched, clusters) for mean in means)
     harm = effect(means[0], alone, clusters)
-    return Effects(system, pairing, harm, next(iter(others), None), verdict(system, pairing, len(set(clusters))))
+    needed = [system, pairing, *([prompted] if slots else [])]
+    said = verdict(needed, pairing, len(set(clusters)))
+    return Effects(system, pairing, harm, prompted, next(iter(others), None), said)
 
 
-def verdict(system: Effect, pairing: Effect, clusters: int) -> str:
-    """Say whether messages are read.
+def verdict(needed: Sequence[Effect | None], pairing: Effect, clusters: int) -> str:
+    """Say whether messages are read. needed: the gains that they must have; None was not measured.
 
     "no effect" takes two one-sided tests at 5 %, and so many clusters that a share of them as large as the margin would
     hardly (in 5 % of cases) go unseen: 3 / margin, whatever the interval.
     """
-    if clusters < FEWEST or system.low is None or pairing.low is None:
+    if clusters < FEWEST or pairing.low is None:
         return ""
-    if system.low > 0 and pairing.low > 0:
+    if all(gain is not None and gain.low is not None and gain.low > 0 for gain in needed):
         return "read"
     one_sided = 1.645 / 1.96 * (pairing.points - pairing.low)
     return "no effect" if abs(pairing.points) + one_sided < MARGIN and 300 / clusters <= MARGIN else ""

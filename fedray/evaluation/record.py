@@ -128,7 +128,11 @@ class Record:
 
     def effects_by_group(self) -> dict[str, Effects]:
         """What messages do, where everybody's answers are known, for the same groups."""
-        return {name: found for name, results in self._groups().items() if (found := _effects(results))}
+        return {
+            name: found
+            for name, results in self._groups().items()
+            if (found := _effects(results, self.settings.sends_slots))
+        }
 
     def _groups(self) -> dict[str, list[Result]]:
         groups = sorted({r.question.group for r in self.results})
@@ -170,7 +174,7 @@ class Record:
         )
 
     def found(self) -> Found:
-        compared, effect = self.comparison(), _effects(self.results)
+        compared, effect = self.comparison(), _effects(self.results, self.settings.sends_slots)
         figures: dict[str, Any] = compared.figures() if compared else {}
         figures |= (effect.figures() if effect else {}) | {"n": len(self.results)}
         return Found(
@@ -221,7 +225,7 @@ def _compare(results: Sequence[Result]) -> Comparison | None:
     return compare(*zip(*graded, strict=True)) if graded else None
 
 
-def _effects(results: Sequence[Result]) -> Effects | None:
+def _effects(results: Sequence[Result], slots: bool) -> Effects | None:
     graded = [(result, right) for result in results if (right := result.right())]
     if not graded:
         return None
@@ -230,7 +234,7 @@ def _effects(results: Sequence[Result]) -> Effects | None:
     deranged = [list(zip(*(result.right_deranged(kind) for result, _ in graded), strict=True)) for kind in ordered]
     clusters = [result.question.entity or result.question.id for result, _ in graded]
     alone, matched = zip(*(right for _, right in graded), strict=True)
-    return effects(alone, matched, deranged, clusters)
+    return effects(alone, matched, deranged, clusters, slots=slots)
 
 
 def _task(settings: Settings) -> str | None:

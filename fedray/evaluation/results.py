@@ -107,8 +107,11 @@ class Results:
         found = list(measured.values())
         kinds = [kind for kind in found[0].deranged if all(kind in m.deranged for m in found)]
         ways = [_behind([m.deranged[kind] for m in found]) for kind in kinds]
-        alone, matched = (list(chain.from_iterable(of[seed].right for seed in measured)) for of in (before, measured))
-        return effects(alone, matched, ways, clusters).figures()
+        controlled = replace(case, method=replace(case.method, control="soft"))
+        prompted = self._done.get(controlled, {}) if controlled != case else {}
+        sides = (before, measured, *([prompted] if measured.keys() <= prompted.keys() else []))
+        alone, matched, *soft = (list(chain.from_iterable(of[seed].right for seed in measured)) for of in sides)
+        return effects(alone, matched, ways, clusters, next(iter(soft), None), case.method.sends_slots).figures()
 
     def comparisons(self) -> tuple[Compared, ...]:
         """Pairs of ways that differ, of the same members in the same roles, either in rephrasing or in anything else;

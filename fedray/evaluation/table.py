@@ -104,9 +104,9 @@ def _difference(low: Evaluated, high: Evaluated) -> str:
 
 def _rows(rows: Sequence[Evaluated], order: Sequence[str]) -> Iterator[str]:
     """Every case with its figures, and the paper's where it has one."""
-    headings = ("row", "task", "receiver", "senders", "way", "type", "accuracy", "P (95 %)", "read", "harm", "points")
-    headings = (*headings, "relative", "p", "rescued", "harmed", "mean s", "p50 s", "p95 s", "B/token", "analytic")
-    headings = (*headings, "paper (4 senders)")
+    headings = ("row", "task", "receiver", "senders", "way", "type", "accuracy", "P (95 %)", "over soft")
+    headings = (*headings, "read", "harm", "points", "relative", "p", "rescued", "harmed", "mean s", "p50 s", "p95 s")
+    headings = (*headings, "B/token", "analytic", "paper (4 senders)")
     notes = [*_pairing(rows), *(note for row in rows for note in _notes(row, order))]
     cells = [(str(number), *_row(row, order)) for number, row in enumerate(rows, 1)]
     yield from _section("Every case", headings, cells, *notes)
@@ -128,6 +128,7 @@ def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
         row.who.type or "",
         f"{row.accuracy:.1%} ± {row.stderr:.1%}",
         "" if found.pairing_gain is None else str(found.pairing_gain),
+        "" if found.soft_gain is None else str(found.soft_gain),
         found.read,
         "" if found.harm is None else str(found.harm),
         *gain,
@@ -144,8 +145,9 @@ def _pairing(rows: Sequence[Evaluated]) -> Iterator[str]:
         yield (
             "P: pairing gain, points over the same way with other questions' messages (donors per question and their "
             f"answer: {', '.join(donors)}; of documents, other documents); harm: alone over those. Intervals are "
-            "paired and clustered by entity. read: the lower bounds of G and P are above 0; no effect: P is within "
-            f"{MARGIN:g} points by two one-sided tests. "
+            "paired and clustered by entity. over soft: points over as many trained slots that depend on nothing "
+            "(control=soft). read: the lower bounds of G, of P and, of slots, of what is over soft prompts are above "
+            f"0; no effect: P is within {MARGIN:g} points by two one-sided tests. "
         )
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fedray.border import Border
 from fedray.fusion import combine
-from fedray.fusion.controls import UNSENT, Instead
+from fedray.fusion.controls import SOFT, UNSENT, Instead
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.norms import check_norms
 from fedray.fusion.placing import Unread, place
+from fedray.fusion.soft import SoftPrompt
 from fedray.llm.decoding import Context
 from fedray.member.clock import Clock
 from fedray.member.core import Core
@@ -130,7 +131,9 @@ class Receiver(Core):
         fuser, control = self.fuser(plan.fusers[sender], plan.method.compile), plan.method.control
         slots = tuple(lengths.get(row, 0) for row in range(batch))
         if control in UNSENT:
-            fuser = Instead(control, fuser, held.own(), slots)
+            soft = self.fuser(plan.soft_prompts[sender]) if control == SOFT else None
+            assert soft is None or isinstance(soft, SoftPrompt)
+            fuser = Instead(control, fuser, held.own(), slots, soft)
         return combine.Part(
             sender=sender,
             fuser=fuser,

@@ -314,13 +314,18 @@ class Method:
     fusion_order: Literal["parallel", "sequential"] = "parallel"  # how several senders mix
     compile: Compile | None = None  # fusers run by torch.compile in this mode
     gate: Gate = Gate()
-    control: Literal["none", "mismatched", "noise", "constant", "zero", "self"] = "none"
+    control: Literal["none", "mismatched", "noise", "constant", "zero", "self", "soft"] = "none"
     rephrase: Literal["none", "shared", "distinct"] = "none"  # what senders read instead of the original
     t2t: T2T = T2T()
     answer_all: bool = False  # c2c both ways: every member answers
     vote: bool = False  # answer_all: the majority's answer instead of the receiver's
     on_missing: Literal["alone", "text", "error"] = "alone"
     wire: Wire = Wire()
+
+    @property
+    def sends_slots(self) -> bool:
+        """Whether messages become slots of their own, which soft prompts can stand in for."""
+        return self.protocol.fuses and self.fusion.operator != "mix"
 
     @property
     def weighs(self) -> bool:

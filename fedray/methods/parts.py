@@ -57,6 +57,7 @@ _FUSERS = {
         drafts=True,
         training={"hidden": 160, "layers": "first", "steps": 1000, "batch_size": 384, "learning_rate": 2e-3},
     ),
+    "soft": FuserKind("fedray.fusion.soft:SoftPrompt", ("concat",), training={"hidden": 32}),
     "identity": FuserKind("fedray.fusion.identity:IdentityFuser", ("concat",), {"read": "prompt"}, trained=False),
 }
 _CODECS = {name: CodecKind(f"fedray.wire.codecs:{name.upper()}") for name in ("none", "int8", "int4")}

@@ -15,6 +15,8 @@ from fedray.registry.store import SHIPPED, Registry
 from fedray.registry.untrained import config_of_pair, random_artifact, untrained_artifact
 from fedray.types import Artifact, FedrayError, MemberInfo, Plan
 
+SOFT_PROMPT = ("soft", "concat")  # kind and operator
+
 
 class Planner:
     """Looks up learned parts by name and hash; it never loads one."""
@@ -82,6 +84,7 @@ class Planner:
             method.canonical(),
             speakers=speakers,
             fusers=fusers,
+            soft_prompts={n: self._fuser(asked[n], receiver, *SOFT_PROMPT) for n in fusers if method.control == "soft"},
             gate_artifact=self._registry.find_gate(receiver, names, operator, kind) if learned else None,
             peers=peers,
             contexts={n: asked[n].context for n in names if fusing},
@@ -103,6 +106,14 @@ class Planner:
         return self._registry.find_fuser(sender, receiver, kind, operator)
 
     def _refuse_missing(self, receiver: str, senders: Sequence[str], method: Method) -> None:
+        for sender in senders if method.control == "soft" and not self._at_random else ():
+            if SOFT_PROMPT not in self._fusers(sender, receiver):
+                damaged = self._registry.passed_over(fuser_name(sender, receiver))
+                raise FedrayError(
+                    f"control=soft: there is no soft prompt for {sender} -> {receiver}; train it with "
+                    f"jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver} fuser=soft, or name a "
+                    f"registry that has it with registry.path=DIR{damaged}"
+                )
         if method.on_missing == "text":
             return
         fuser, fusion = _choice(method)

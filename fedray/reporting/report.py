@@ -237,9 +237,10 @@ class Found:
     system_gain: Effect | None = None  # G: federated over alone
     pairing_gain: Effect | None = None  # P: over other questions' messages (their documents, where senders hold some)
     harm: Effect | None = None  # alone over other questions' messages
+    soft_gain: Effect | None = None  # over soft prompts: as many trained slots, which depend on nothing
     question_gain: Effect | None = None  # of documents: over senders that read their own and another question
     donors: str = ""  # those other questions: how many for each, and with which answer (any, different, same)
-    read: str = ""  # read: the lower bounds of G and P are above 0; no effect: P is equivalent to 0 within 2 points
+    read: str = ""  # read: the lower bounds of G, P and soft_gain are above 0; no effect: P is 0 within 2 points
     failed: int = 0  # questions that got no answer
     unrephrased: int = 0  # questions that no rewrite kept whole: the receiver answered them alone
     unparseable: int = 0  # federated answers in which no choice and no number could be read

@@ -90,7 +90,7 @@ def _check_exchange(settings: Settings) -> None:
         raise FedrayError("control=mismatched gives senders another question: leave rephrase out")
     if settings.control != "none" and not protocol.fuses:
         raise FedrayError(f"control={settings.control} is about caches: choose protocol=c2c, not {protocol.name}")
-    if settings.control in ("zero", "self") and settings.fusion.operator == "mix":
+    if settings.control in ("zero", "self", "soft") and settings.fusion.operator == "mix":
         raise FedrayError(
             f"control={settings.control} is about slots of their own, which fusion=mix has not: choose fusion=concat, "
             "or control=noise"

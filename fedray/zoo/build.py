@@ -24,7 +24,7 @@ from fedray.llm.catalogue import WORLD
 from fedray.llm.loading import describe, load
 from fedray.llm.model import LLM
 from fedray.llm.source import HASHES, hash_file
-from fedray.methods.method import with_fusion
+from fedray.methods.method import FuserChoice, with_fusion
 from fedray.methods.parts import FUSERS
 from fedray.protocols import METHOD
 from fedray.registry.store import Registry, fuser_name, load_fuser, read_manifest
@@ -44,7 +44,7 @@ from fedray.world.world import World
 from fedray.zoo.pretrain import RECIPES, build_tokenizer, pretrain
 
 DEFAULT_RECEIVER = "qwen3-0.6b"
-DRAFT = "draft"
+DRAFT, SOFT = "draft", "soft"
 NAMES = tuple(RECIPES)
 OTHER_FUSER_STEPS = 400  # into others than the default receiver
 GATE_QUESTIONS = 3000
@@ -61,7 +61,7 @@ class ZooTask:
     fuser: str = "mlp"
 
     def __str__(self) -> str:
-        how = self.fuser if FUSERS[self.fuser].drafts else self.operator
+        how = self.operator if self.fuser == FuserChoice().kind else self.fuser
         return f"{self.kind} {' -> '.join(self.names)}{f' ({how})' if how else ''}"
 
 
@@ -80,7 +80,7 @@ def stages(everything: bool = True) -> list[list[ZooTask]]:
     others = [n for n in NAMES if n != DEFAULT_RECEIVER]
     fusers = [ZooTask("fuser", (s, DEFAULT_RECEIVER), operator) for operator in ("concat", "mix") for s in others]
     gates = [ZooTask("gate", (DEFAULT_RECEIVER,), operator) for operator in ("concat", "mix")]
-    fusers += [ZooTask("fuser", (s, DEFAULT_RECEIVER), "concat", DRAFT) for s in others]
+    fusers += [ZooTask("fuser", (s, DEFAULT_RECEIVER), "concat", kind) for kind in (DRAFT, SOFT) for s in others]
     gates += [ZooTask("gate", (DEFAULT_RECEIVER,), "concat", DRAFT)]
     if everything:
         pairs = [(s, r) for r in others for s in NAMES if s != r]
@@ -212,7 +212,8 @@ def _build_llm(task: ZooTask, world: World, folder: Path, shorten: float, on_ste
 def _build_fuser(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:
     sender, receiver = (load(n, folder=folder) for n in task.names)
     steps = STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
-    recipe = FuserRecipe("mlp", task.operator, steps=_shortened(steps, shorten))
+    usual = FUSERS[task.fuser].training
+    recipe = FuserRecipe(task.fuser, task.operator, **{**usual, "steps": _shortened(steps, shorten)})
     talks = _shortened_list(conversations(world, "train", PHRASINGS_PER_FACT), shorten)
     if digest := hash_of(task, folder):
         _record_norms(_version(task, folder, digest), sender, talks)

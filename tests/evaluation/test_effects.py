@@ -62,7 +62,17 @@ ABOVE, BELOW, NONE = Effect(5.0, 1.0, 9.0), Effect(5.0, -1.0, 11.0), Effect(0.1,
     ],
 )
 def test_what_may_be_said(system: Effect, pairing: Effect, clusters: int, said: str):
-    assert verdict(system, pairing, clusters) == said
+    assert verdict([system, pairing], pairing, clusters) == said
+
+
+def test_slots_are_read_only_where_they_are_better_than_soft_prompts():
+    alone, matched, clusters = [False] * 200, [i < 100 for i in range(200)], [str(i) for i in range(200)]
+    deranged = [[alone]]
+    assert effects(alone, matched, deranged, clusters).read == "read"
+    assert effects(alone, matched, deranged, clusters, slots=True).read == ""  # not measured
+    assert effects(alone, matched, deranged, clusters, matched, slots=True).read == ""
+    found = effects(alone, matched, deranged, clusters, [i < 60 for i in range(200)], slots=True)
+    assert found.read == "read" and found.soft_gain is not None and found.soft_gain.points == pytest.approx(20)
 
 
 def test_no_effect_is_hardly_said_where_there_is_one():

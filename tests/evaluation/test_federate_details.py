@@ -60,7 +60,7 @@ def test_what_is_mixed_or_held_has_a_pairing_gain_of_its_own(job: Job) -> None:
     assert found.pairing_gain.points > found.question_gain.points
 
 
-@pytest.mark.parametrize("control", ["zero", "self", "noise"])
+@pytest.mark.parametrize("control", ["zero", "self", "soft", "noise"])
 def test_a_message_without_content_pairs_with_nothing(job: Job, control: str) -> None:
     left, _ = job(control=control, gate="open", task={"limit": 24})
     assert left.found.pairing_gain and abs(left.found.pairing_gain.points) < 15 and not left.who.missing
@@ -68,7 +68,7 @@ def test_a_message_without_content_pairs_with_nothing(job: Job, control: str) ->
 
 
 def test_slots_of_their_own_do_not_mix() -> None:
-    for control in ("zero", "self"):
+    for control in ("zero", "self", "soft"):
         with pytest.raises(FedrayError, match=f"control={control} is about slots of their own"):
             check(build({"control": control, "fusion": "mix"}))
 
