@@ -72,8 +72,8 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
 
 
 def plan(planner: Planner, protocol: str, senders: tuple[str, ...] = (BAD, GOOD), **choices: Any) -> Plan:
-    infos = [describe(random_llm(name)) for name in senders]
-    return planner.plan(describe(random_llm(RECEIVER)), infos, method(protocol=protocol, **{"gate": "open", **choices}))
+    infos, usual = [describe(random_llm(name)) for name in senders], {"gate": "open", "t2t": {"max_tokens": 8}}
+    return planner.plan(describe(random_llm(RECEIVER)), infos, method(protocol=protocol, **{**usual, **choices}))
 
 
 def ask(
