@@ -30,6 +30,7 @@ os.environ |= {
     "HF_DATASETS_CACHE": f"{_FOLDER.name}/datasets",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TMPDIR": _FOLDER.name,
+    "RAY_worker_niceness": "0",  # else members hardly get a turn beside pytest's other process
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN_PATH": f"{_FOLDER.name}/token",
     "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))),

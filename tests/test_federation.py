@@ -289,8 +289,9 @@ from fedray import Federation
 from fedray.runtime import actors
 
 actors.SLOW_S = 600.0  # a busy machine is not what is looked for
-zoo, own = {{"path": Path({zoo!r})}}, {{"num_cpus": 3}}
-with Federation(receiver="qwen3-0.6b", senders=["llama-1b"], gate="open", zoo=zoo, ray=own) as fed:
+zoo, own = {{"path": Path({zoo!r})}}, {{"num_cpus": 1}}
+members = dict.fromkeys(("qwen3-0.6b", "llama-1b"), {{"num_cpus": 0.5}})
+with Federation(receiver="qwen3-0.6b", senders=["llama-1b"], gate="open", zoo=zoo, ray=own, members=members) as fed:
     assert "RAY_AUTH_MODE" not in os.environ
     pids = [info.pid for info in fed.members.values()]
     first = fed.ask({question!r})
@@ -319,7 +320,7 @@ def test_an_embedded_cluster_comes_and_goes_quietly(random_zoo: Path, tmp_path: 
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     listening, cpus, reason = json.loads(done.stdout.splitlines()[-1])
-    assert (cpus, reason) == (3, "died (process exited)")
+    assert (cpus, reason) == (1, "died (process exited)")
     assert len(listening) > 4 and set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
     (above,) = Path(short_folder).iterdir()

@@ -74,8 +74,8 @@ def test_a_prompt_longer_than_the_context_is_refused_before_anything_loads(capsy
 
 @pytest.mark.parametrize("fusion", ["concat", "mix"])
 def test_four_senders_help_and_controls_do_not(fusion: str):
-    """On 240 of the test questions; all of them, and tighter bounds, in the slow test."""
-    task = {"limit": 240, "batch_size": 64}
+    """On 160 of the test questions; all of them, and tighter bounds, in the slow test."""
+    task = {"limit": 160, "batch_size": 64}
     settings = build({"ray": False, "fusion": fusion, "task": task, "donors": {"count": 0}})
     questions = load_task(settings)
     with Federation(settings) as fed:

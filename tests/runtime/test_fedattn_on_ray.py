@@ -114,7 +114,8 @@ def test_three_processes_are_one_masked_pass(group: RayGroup, how: FedAttn) -> N
         assert joint.tokens == said
 
 
-@pytest.mark.parametrize("name", ["qwen3-0.6b", pytest.param("qwen2.5-0.5b", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen2.5-0.5b"])
 def test_so_are_two_of_another_family_row_by_row(embedded: RayGroup, name: str) -> None:
     """Rows of different lengths, padded; and all tokens are one prompt where every layer is in sync."""
     other = load_members([Placement(f"{name}#2", num_cpus=0)])

@@ -90,6 +90,7 @@ def test_a_worker_that_dies_in_mid_answer(group, here):
         other.close()
 
 
+@pytest.mark.slow
 def test_a_late_worker_is_left_out_and_catches_up(group, here):
     group, other = with_one_that(Dozing, group)
     try:
