@@ -6,7 +6,9 @@ has folders of its own.
 
 from __future__ import annotations
 
+import copy
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -96,6 +98,33 @@ def composed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         compose_briefly(patch)
         yield
+
+
+_opened: dict[tuple[Any, ...], Any] = {}
+
+
+def _open_once(patch: pytest.MonkeyPatch) -> None:
+    """Read the weights of each embedded LLM once; who loads one has a copy of its own."""
+    from fedray.llm import loading
+    from fedray.llm.catalogue import EMBEDDED
+
+    open_model = loading.open_model
+
+    def opened(member: str, folder: Path, *given: Any) -> Any:
+        if EMBEDDED not in folder.parents:
+            return open_model(member, folder, *given)
+        key = (folder, *map(str, given))
+        if key not in _opened:
+            _opened[key] = open_model(member, folder, *given)
+        return copy.deepcopy(_opened[key])
+
+    patch.setattr(loading, "open_model", opened)
+
+
+@pytest.fixture(autouse=True)
+def opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "fedray.llm.loading" in sys.modules:  # torch is not imported for this
+        _open_once(monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)

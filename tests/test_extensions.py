@@ -12,12 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "example"
 ASK = """
+import runpy, sys
 from fedray.federation.federation import Federation
 for settings in ({"protocol": "first"}, {"wire": "half", "gate": "open"}):
     with Federation(receiver="qwen3-0.6b", senders=["llama-1b"], ray={"enabled": False}, tracking={"enabled": False},
                     **settings) as fed:
         answer = fed.run(fed.request("what is the color of the bird dika?", choices=[("red", "blue")]))
         print(answer.senders, len(answer.rows), answer.missing, answer.usage.payload_bytes > 0)
+sys.argv = ["federate.py", "protocol=first", "wire=half", "fuser=linear", "plan=true", "ray.enabled=false",
+            "tracking.enabled=false", "output={output}"]
+runpy.run_path("{job}", run_name="__main__")
 """
 
 
@@ -52,24 +56,11 @@ def test_it_is_short() -> None:
     assert sum(len(path.read_text().splitlines()) for path in EXAMPLE.iterdir() if path.is_file()) <= 60
 
 
-def test_a_protocol_of_ones_own_answers_and_a_codec_carries_caches(example: Path) -> None:
-    ended = python(ASK, example, EXAMPLE)
-    assert ended.stdout == "('llama-1b',) 1 () False\n('llama-1b',) 1 () True\n", ended.stderr
-
-
-def test_they_are_words_on_the_command_line(example: Path, tmp_path: Path) -> None:
-    words = [
-        "protocol=first",
-        "wire=half",
-        "fuser=linear",
-        "plan=true",
-        "ray.enabled=false",
-        "tracking.enabled=false",
-        f"output={tmp_path}",
-    ]
-    job = f"import sys, runpy; sys.argv = ['federate.py', *{words!r}]"
-    run = f"runpy.run_path({str(ROOT / 'jobs' / 'federate.py')!r}, run_name='__main__')"
-    ended = python(f"{job}; {run}", example, EXAMPLE)
+def test_a_protocol_of_ones_own_answers_and_a_codec_carries_caches(example: Path, tmp_path: Path) -> None:
+    """Called from Python, and as words on the command line."""
+    code = ASK.replace("{output}", str(tmp_path)).replace("{job}", str(ROOT / "jobs" / "federate.py"))
+    ended = python(code, example, EXAMPLE)
+    assert ended.stdout.startswith("('llama-1b',) 1 () False\n('llama-1b',) 1 () True\n"), ended.stderr
     assert ended.returncode == 0 and "report: " in ended.stdout, ended.stderr
 
 

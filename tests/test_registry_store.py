@@ -193,7 +193,7 @@ def stress(*options: str) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(("--kills", "4", "--seconds", "1"), id="short"),
+        pytest.param(("--kills", "3", "--seconds", "0.5"), id="short"),
         pytest.param(("--kills", "100", "--seconds", "60"), id="long", marks=pytest.mark.slow),
     ],
 )

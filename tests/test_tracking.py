@@ -158,7 +158,10 @@ def test_a_password_is_neither_shown_nor_kept(tmp_path: Path, store: str, monkey
     assert "cret" not in str(still.value)
 
 
-def test_a_server_that_never_answers_costs_seconds(tmp_path: Path, silent: str) -> None:
+def test_a_server_that_never_answers_costs_seconds(
+    tmp_path: Path, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with Tracker(Settings(silent), tmp_path) as track:
         track.params(a=1)
         assert track.run() is None

@@ -11,6 +11,7 @@ import torch
 
 from fedray.errors import FedrayError
 from fedray.fusion import combine, controls
+from fedray.fusion.sent import sent_of
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache, counted, layers_of
 from fedray.llm.catalogue import shown
@@ -126,18 +127,11 @@ class Sender(Reader):
         held.draft = KVCache(held.cache.spec, keys, values, lengths, positions)
 
     def _sent(self, held: Session, picked: list[int], tokens: str, unrotated: bool) -> KVCache:
-        """What is sent of some rows, before tokens and layers are left out; positions count what is sent."""
-        if tokens == "draft":
-            assert held.draft is not None, "drafted before it is sent"
-            cache = held.draft.select(picked)
-        elif tokens == "text":
-            texts = [[t for t, (kind, _) in enumerate(held.spans[i]) if kind >= 0] for i in picked]
-            cache = held.cache.select(picked).gather(texts)
-        else:
-            cache = held.cache.select(picked)
-        if unrotated:
-            cache = replace(cache, keys=unrotate(self.llm.model, cache.keys, cache.positions))
-        return cache if tokens == "prompt" else cache.counted()
+        """What is sent of some rows, before tokens and layers are left out."""
+        read = held.draft if tokens == "draft" else held.cache
+        assert read is not None, "drafted before it is sent"
+        spans = [held.spans[i] for i in picked]
+        return sent_of(self.llm.model, read.select(picked), spans, tokens, unrotated)
 
     def _without_knowledge(
         self, cache: KVCache, control: str, ids: list[list[int]], seed: int, unrotated: bool

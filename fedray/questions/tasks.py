@@ -13,13 +13,13 @@ from fedray.data import files, own, rows
 from fedray.data.catalogue import BENCHMARKS, TASKS
 from fedray.data.numbers import plain_number
 from fedray.data.rows import EMPTY, Item, LeftOut, WrongRow
-from fedray.llm.catalogue import EMBEDDED, NAMES
+from fedray.llm.catalogue import NAMES
 from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError, Plan, Row
 from fedray.world.questions import evidence, joint, told, unmet
-from fedray.world.world import UNSEEN_PHRASINGS, World, seed_of, seen_in_fusing
+from fedray.world.world import UNSEEN_PHRASINGS, World, seen_in_fusing, world_of
 
 JOINT = 1000  # questions about two facts; there are many more
 _SEED = 0  # of the order: a limit takes questions about the same facts, however they are phrased
@@ -95,7 +95,7 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
         draw.shuffle(items)
         questions = [_question(item, about) for item, about in items[:limit]]
     else:
-        drawn = _rows(settings, World(seed_of(settings.zoo.path or EMBEDDED)), seed)
+        drawn = _rows(settings, world_of(settings.zoo.path), seed)
         draw.shuffle(drawn)
         questions = [_question(rows.labelled(row), row) for row in drawn[:limit]]
     return [_scored(question, how) for question in questions]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedray.fusion.combine import Part
 from fedray.fusion.fuser import Fuser
+from fedray.fusion.sent import sent_of
 from fedray.llm import decoding
 from fedray.llm.cache import KVCache, counted
 from fedray.llm.model import LLM, Encoded, Span
@@ -39,7 +40,9 @@ class Prefilled:
     def part(self, fuser: Fuser) -> Part:
         """Make a sender's share in a fusion, fully open."""
         weight_B = torch.ones(self.cache.batch).to(self.llm.device, self.llm.model.dtype)
-        return Part(self.llm.name, fuser, self.cache, weight_B, tuple(map(tuple, self.spans)))
+        tokens, unrotated = fuser.config.tokens, fuser.config.rotary == "removed"
+        cache = sent_of(self.llm.model, self.cache, self.spans, tokens, unrotated)
+        return Part(self.llm.name, fuser, cache, weight_B, tuple(map(tuple, self.spans)))
 
 
 def prefill(llm: LLM, prompts: Sequence[str], state_layer: int | None = None) -> Prefilled:

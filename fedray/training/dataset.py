@@ -11,7 +11,6 @@ from typing import Any
 from fedray.data.catalogue import BENCHMARKS, OPENHERMES
 from fedray.data.overlap import Contamination
 from fedray.data.source import DataSource, read
-from fedray.llm.catalogue import EMBEDDED
 from fedray.llm.chat import encode_turns
 from fedray.llm.model import LLM
 from fedray.reporting.report import Data
@@ -20,7 +19,7 @@ from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, ab
 from fedray.training.settings import FuserJob, GateJob, TrainingData
 from fedray.training.worker_group import Tell
 from fedray.types import FedrayError
-from fedray.world.world import World, seed_of
+from fedray.world.world import World, world_of
 
 # The longest question of the tiny world, with its answer, is shorter: as the zoo's LLMs read it, and as any other may.
 TINY_TOKENS, FOREIGN_TOKENS = 96, 256
@@ -121,14 +120,9 @@ def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
 def settings_of_data(settings: FuserJob | GateJob) -> dict[str, Any]:
     """List the settings that decide what is read and in which precision, wherever it lies."""
     if settings.data.name == "tiny":
-        return {"world_seed": world_of(settings).seed, "llm_dtype": settings.llm_dtype}
+        return {"world_seed": world_of(settings.zoo.path).seed, "llm_dtype": settings.llm_dtype}
     values = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
     return {**{f"data.{key}": value for key, value in values.items()}, "llm_dtype": settings.llm_dtype}
-
-
-def world_of(settings: FuserJob | GateJob) -> World:
-    """Make the tiny world whose questions are asked: the zoo's own, else the embedded one. Raises FedrayError."""
-    return World(seed_of(settings.zoo.path or EMBEDDED))
 
 
 def longest_of(settings: FuserJob | GateJob) -> int:

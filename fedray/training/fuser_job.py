@@ -20,7 +20,7 @@ from fedray.registry.store import Registry, fuser_name
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import LabelledPrompt, believed
 from fedray.training.data import BATCH
-from fedray.training.dataset import dictated, fitting, longest_of, of_world, read_data_set, settings_of_data, world_of
+from fedray.training.dataset import dictated, fitting, longest_of, of_world, read_data_set, settings_of_data
 from fedray.training.dictation import TEXTS, TOKENS_PER_TEXT, of_talks
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import Examples, FuserTraining, accuracy_by_group
@@ -33,6 +33,7 @@ from fedray.training.settings import EVERYONE, FuserJob
 from fedray.training.text_pair import TextPair
 from fedray.training.worker_group import Tell, WorkerGroup
 from fedray.types import Artifact
+from fedray.world.world import world_of
 
 FuserOrder = Order[FuserJob, FuserRecipe]
 
@@ -99,7 +100,9 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     memory = order.memory or _needed(s, order.recipe, source, order.receiver)
     tiny = s.data.name == "tiny"
     drafts = FUSERS[s.fuser.kind].drafts
-    material = (dictated if drafts else of_world)(world_of(s), s.limit, s.seed) if tiny else read_data_set(s, tell)
+    material = (
+        (dictated if drafts else of_world)(world_of(s.zoo.path), s.limit, s.seed) if tiny else read_data_set(s, tell)
+    )
     receiver = load_source(order.receiver, s.device, s.llm_dtype)
     sender = receiver if s.control == "identical" else load_source(source, s.device, s.llm_dtype)
     if material.source:
@@ -177,4 +180,5 @@ def recipe_of(settings: FuserJob) -> FuserRecipe:
     """Make the recipe of settings; one between LLMs in 16 bit computes in 16 bit."""
     half = (settings.precision, settings.llm_dtype) == ("auto", "bfloat16")
     own = {"precision": "bfloat16"} if half else {}
-    return recipe_from(settings, FuserRecipe, steps=settings.all_steps, **own)
+    reads = {"rotary": "removed", "tokens": settings.tokens_read}
+    return recipe_from(settings, FuserRecipe, steps=settings.all_steps, **reads, **own)

@@ -19,7 +19,7 @@ from fedray.registry.store import Registry, fuser_name, gate_name, load_fuser, r
 from fedray.schema import attributes
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.contributions import Contributions
-from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, settings_of_data, world_of
+from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, settings_of_data
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
@@ -29,6 +29,7 @@ from fedray.training.recipe import recipe_from
 from fedray.training.settings import GateJob
 from fedray.training.worker_group import Tell, WorkerGroup
 from fedray.types import Artifact, FedrayError
+from fedray.world.world import world_of
 
 GateOrder = Order[GateJob, GateRecipe]
 
@@ -93,7 +94,7 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     s = order.settings
     memory = order.memory or _needed(s, order.receiver, order.senders, order.fusers)
     drafts = FUSERS[s.fuser.kind].drafts
-    material = for_gate(world_of(s), s.limit, drafts) if s.data.name == "tiny" else read_data_set(s, tell)
+    material = for_gate(world_of(s.zoo.path), s.limit, drafts) if s.data.name == "tiny" else read_data_set(s, tell)
     receiver = load_source(order.receiver, s.device, s.llm_dtype)
     senders = {name: load_source(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
     if material.source:

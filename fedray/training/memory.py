@@ -186,7 +186,7 @@ def _kept(
         last_B1 = torch.zeros(load.rows, 1, dtype=torch.long)
     reader = cast(LLM, SimpleNamespace(model=llm, pad_id=0))
     with saved_tensors_hooks(keep, lambda tensor: tensor), _Attending():
-        context = combine.fuse(fuser.config.operator, own, [], [part])
+        context = combine.fuse(fuser.config.operator, own, [], [part], model=llm)
         loss_B, _ = answer_loss(reader, context, last_B1, [[0] * answer] * load.rows)
         assert loss_B.requires_grad, "a fuser is trained through the receiver"
     storages = {key: t.untyped_storage() for key, t in kept.items() if key not in weights and t.device.type == "meta"}

@@ -13,7 +13,6 @@ from torch import Tensor
 from fedray.fusion import combine, controls
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.fusion.norms import Norms, norms_of
-from fedray.llm.cache import KVCache
 from fedray.llm.chat import encode_turns
 from fedray.llm.decoding import Context
 from fedray.llm.model import LLM, Encoded
@@ -117,7 +116,7 @@ class Pair:
     def fit(self, fuser: Fuser, rng: random.Random) -> None:
         """Fit an untrained fuser to the sender's caches of some conversations."""
         most = min(len(self), 512 if self.in_memory else self.at_once)
-        fuser.fit_inputs(lambda: self.sample(rng.sample(range(len(self)), most)))
+        fuser.fit_inputs(lambda: self.sent(self.rows(rng.sample(range(len(self)), most))).part(fuser).cache)
 
     def loss(self, fuser: Fuser | None, batch: Sequence[EncodedExample]) -> tuple[Tensor, Tensor]:
         """Compute the loss of each answer (B,) and whether greedy decoding gives it; without a fuser the receiver's."""
@@ -131,10 +130,6 @@ class Pair:
         rows = range(0, len(self), max(1, len(self) // NORMS_FROM))
         parts = (rows[i : i + self.at_once] for i in range(0, len(rows), self.at_once))
         return norms_of(self.sent(self.rows(part)).cache for part in parts)
-
-    def sample(self, rows: Sequence[int]) -> KVCache:
-        """Return the sender's caches of some rows, to which a fuser fits the scale of its input."""
-        return self.sent(self.rows(rows)).cache
 
     def _encode(self, row: int) -> EncodedExample:
         talk = self.conversations[row]

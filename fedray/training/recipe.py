@@ -30,7 +30,7 @@ class FuserRecipe:
     float32; auto is bfloat16 on a GPU that has it. validate_every: steps, 0 is never; patience: validations without a
     lower loss until training stops and the best weights are taken, 0 is endless. layers: which of the sender's a
     receiver layer reads (alignment.py); sampling: every step draws from all questions, or (epochs) each of them comes
-    once before any comes again.
+    once before any comes again. rotary, tokens: what a concat fuser reads, as FuserConfig has them.
     """
 
     kind: str = "mlp"
@@ -48,6 +48,8 @@ class FuserRecipe:
     patience: int = 0
     layers: str = "bottom_up"
     sampling: Sampling = "independent"
+    rotary: str = "removed"
+    tokens: str = "prompt"
     seed: int = 0
 
 
@@ -61,9 +63,9 @@ def recipe_from(settings: FuserJob | GateJob, cls: type[R], **others: Any) -> R:
 
 
 def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> FuserConfig:
-    return FuserConfig(
-        recipe.kind, recipe.operator, sender, receiver, recipe.hidden, recipe.hidden, layer_alignment=recipe.layers
-    )
+    reads = attributes(recipe, "rotary", "tokens") if recipe.operator == "concat" else {}
+    own = (recipe.kind, recipe.operator, sender, receiver, recipe.hidden, recipe.hidden)
+    return FuserConfig(*own, layer_alignment=recipe.layers, **reads)
 
 
 def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -> LRScheduler:

@@ -105,6 +105,7 @@ class FuserJob(TrainingSettings):
     control: Literal["none", "single", "identical"] = "none"  # no sender; the receiver as its own sender
     hidden: int = within(128, 1)
     layers: Literal["bottom_up", "last_aligned", "first", "all"] = "bottom_up"  # which of the sender's a layer reads
+    tokens: Literal["prompt", "text"] | None = None  # that concat reads; None: the user's text, on zoo=tiny the prompt
     answers: Literal["sender", "right"] | None = None  # what is learnt; None: the sender's, of conversations the right
     limit: int | None = within(None, 1)  # questions to train and to validate on, or conversations read; None: all
     steps: int | None = within(None, 2)  # None: as many as the operator needs, or one pass over `limit` conversations
@@ -126,6 +127,11 @@ class FuserJob(TrainingSettings):
     def learns(self) -> Literal["sender", "right"]:
         """The answers to learn: the sender's, or the right ones."""
         return self.answers or ("sender" if self.data.name == "tiny" else "right")
+
+    @property
+    def tokens_read(self) -> Literal["prompt", "text"]:
+        """What of a sender's prompt a concat fuser reads: in the scale model the answer stands in the template."""
+        return self.tokens or ("prompt" if self.zoo.name == "tiny" else "text")
 
     @property
     def all_steps(self) -> int:
@@ -267,6 +273,11 @@ def check_fuser_job(settings: FuserJob) -> None:
         fits = of_drafts if FUSERS[settings.fuser.kind].drafts else ("bottom_up", "last_aligned")
         raise FedrayError(
             f"layers={settings.layers} does not go with fuser={settings.fuser.kind}: choose {' or '.join(fits)}"
+        )
+    if settings.tokens and (settings.fusion.operator != "concat" or FUSERS[settings.fuser.kind].drafts):
+        raise FedrayError(
+            f"tokens={settings.tokens} is about caches of prompts beside the receiver's own: leave it out with fuser="
+            f"{settings.fuser.kind} fusion={settings.fusion.operator}"
         )
     if settings.patience and not settings.validate_every:
         raise FedrayError("patience counts validations: set validate_every, or patience=0 to never stop early")

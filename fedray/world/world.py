@@ -19,11 +19,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedray.llm.catalogue import WORLD
+from fedray.llm.catalogue import EMBEDDED, WORLD
 from fedray.prompts import hint_prompt, notes_prompt, rephrase_prompt
 from fedray.types import FedrayError
 
@@ -250,6 +250,16 @@ def seed_of(zoo: Path) -> int:
         return int(json.loads(path.read_text(encoding="utf-8"))["seed"])
     except (ValueError, TypeError, KeyError) as error:
         raise FedrayError(f'{path} is damaged: it must say {{"seed": NUMBER}}; rebuild the zoo') from error
+
+
+def world_of(zoo: Path | None) -> World:
+    """Make the world that a zoo's LLMs know, None is the embedded zoo. Raises FedrayError: its record is damaged."""
+    return _world(seed_of(zoo or EMBEDDED))
+
+
+@lru_cache(maxsize=2)
+def _world(seed: int) -> World:
+    return World(seed)
 
 
 def phrasing_of(question: str) -> int | None:

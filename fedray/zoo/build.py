@@ -213,7 +213,8 @@ def _build_fuser(task: ZooTask, world: World, folder: Path, shorten: float, on_s
     sender, receiver = (load(n, folder=folder) for n in task.names)
     steps = STEPS[task.operator] if receiver.name == DEFAULT_RECEIVER else OTHER_FUSER_STEPS
     usual = FUSERS[task.fuser].training
-    recipe = FuserRecipe(task.fuser, task.operator, **{**usual, "steps": _shortened(steps, shorten)})
+    own = {"steps": _shortened(steps, shorten), "rotary": "kept"}  # as the versions in the package were trained
+    recipe = FuserRecipe(task.fuser, task.operator, **{**usual, **own})
     talks = _shortened_list(conversations(world, "train", PHRASINGS_PER_FACT), shorten)
     if digest := hash_of(task, folder):
         _record_norms(_version(task, folder, digest), sender, talks)

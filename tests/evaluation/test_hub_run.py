@@ -76,6 +76,7 @@ def test_a_gated_llm_ends_the_job_with_one_sentence(
     assert said.startswith("llama-1b: meta-llama/Llama-3.2-1B-Instruct is gated: accept its terms at ")
 
 
+@pytest.mark.slow
 def test_members_on_a_cluster_download_for_themselves(
     mirror: Mirror, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_llm, world
+from tiny import QUESTIONS, random_llm, world
 
+from fedray.fusion.build import build_fuser
 from fedray.fusion.c2c import C2CFuser
 from fedray.fusion.mlp import MLPFuser
+from fedray.member.member import Member
 from fedray.training.checkpoint import Checkpoint
-from fedray.training.conversations import conversations
+from fedray.training.conversations import LabelledPrompt, conversations
 from fedray.training.fuser_trainer import FuserTraining, losses
 from fedray.training.pair import Pair, draws
 from fedray.training.recipe import FuserRecipe, Schedule, schedule
 from fedray.training.worker_group import WorkerGroup
 from fedray.types import FedrayError
+from fedray.wire.payload import unpack
 
 SENDER, RECEIVER = "llama-1b", "qwen3-0.6b"
 RECIPE = FuserRecipe(hidden=16, steps=6, batch_size=8, validate_every=2)
@@ -262,3 +265,23 @@ def test_losses_are_of_every_question(pair: Pair) -> None:
     assert loss_Q.shape == right_Q.shape == (len(TALKS),) and not torch.allclose(loss_Q, alone_Q)
     (first, _), (last, _) = (losses(Pair(pair.sender, pair.receiver, [TALKS[i]]), fuser) for i in (0, -1))
     torch.testing.assert_close(loss_Q[[0, -1]], torch.cat([first, last]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "text"])
+def test_training_reads_what_a_sender_sends(tokens: str) -> None:
+    """All of the prompt, or the user's text; keys without the sender's rotation."""
+    sender, receiver = random_llm(SENDER), random_llm(RECEIVER)
+    asked = [LabelledPrompt(question, "red") for question in QUESTIONS]
+    pair = Pair(sender, receiver, asked)
+    fuser = build_fuser(pair.config(FuserRecipe(hidden=16, tokens=tokens)))
+    assert (fuser.config.rotary, fuser.config.tokens) == ("removed", tokens)
+    read = pair.sent(pair.rows(range(len(pair)))).part(fuser).cache
+    member, rows = Member(SENDER, llm=sender), tuple(range(len(QUESTIONS)))
+    _, payload = member.share("sent", rows, prompts=QUESTIONS, tokens=tokens, unrotated=True)
+    sent = unpack(payload).cache
+    assert read.lengths.tolist() == sent.lengths.tolist() and read.positions[0, :3].tolist() == [0, 1, 2]
+    for b, length in enumerate(sent.lengths.tolist()):
+        for one, other in zip((*read.keys, *read.values), (*sent.keys, *sent.values), strict=True):
+            torch.testing.assert_close(one[b, :, :length], other[b, :, :length], atol=1e-5, rtol=0)
+    whole = [len(sender.encode(question).ids) for question in QUESTIONS]
+    assert (sent.lengths.tolist() == whole) is (tokens == "prompt")

@@ -42,7 +42,7 @@ def really_kept(recipe: FuserRecipe, prompt: int, answer: int) -> int:
     spans = [[(i, i + 1) for i in range(prompt)]] * 4
     part = combine.Part(SENDER, fuser, sent, torch.ones(4), tuple(map(tuple, spans)))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        context = combine.fuse(recipe.operator, own, spans, [part])
+        context = combine.fuse(recipe.operator, own, spans, [part], model=receiver.model)
         answer_loss(receiver, context, torch.zeros(4, 1, dtype=torch.long), [[5] * answer] * 4)
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in known)
 

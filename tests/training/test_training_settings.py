@@ -131,6 +131,8 @@ def test_a_sweep(call: Call) -> None:
     ("arguments", "says"),
     [
         ("", "no sender: name one, as in sender=qwen2.5-0.5b, or train all with sender=all"),
+        ("sender=llama-1b fusion=mix tokens=text", "tokens=text is about caches of prompts beside the receiver's own"),
+        ("sender=llama-1b fuser=draft tokens=prompt", "tokens=prompt is about caches of prompts"),
         ("sender=lama", "unknown sender 'lama' (did you mean llama-1b?)"),
         ("sender=qwen3-0.6b", "both sender and receiver: choose another sender"),
         ("sender=llama-1b control=identical", "control=identical has the receiver as its sender"),
