@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.fusion.fuser import Fuser, FuserConfig, Projection
+from fedray.llm.cache import counted
 from fedray.methods.method import Compile
 
 UNSEEN = -1e4  # log weight of slots that a training step leaves out
@@ -42,8 +43,8 @@ class SoftPrompt(Fuser):
 
     def project(self, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Projection:
         batch, _, tokens, _ = keys[0].shape
-        places_T = torch.arange(tokens, device=keys[0].device)
-        made_keys, made_values = (tuple(s.expand(batch, -1, -1, -1) for s in side) for side in self.at(places_T))
+        slots = self.at(counted(tokens, keys[0]))
+        made_keys, made_values = (tuple(s.expand(batch, -1, -1, -1) for s in side) for side in slots)
         weight_BNT = made_keys[0].new_zeros(made_keys[0].shape[:3])
         if self.training:
             weight_BNT[:, :, self._drawn.randint(1, tokens) :] = UNSEEN

@@ -25,6 +25,7 @@ from typing import Any
 
 from fedray.llm.catalogue import EMBEDDED, WORLD
 from fedray.prompts import hint_prompt, notes_prompt, rephrase_prompt
+from fedray.schema import attributes
 from fedray.types import FedrayError
 
 DOMAINS = ("bird", "star", "gem", "tree")
@@ -76,7 +77,7 @@ class Fact:
     value: str
 
     def ask(self, phrasing: int = 0) -> str:
-        return PHRASINGS[phrasing].format(attribute=self.attribute, domain=self.domain, name=self.name)
+        return PHRASINGS[phrasing].format(**attributes(self, "attribute", "domain", "name"))
 
     def state(self) -> str:
         return f"the {self.attribute} of the {self.domain} {self.name} is {self.value}."
