@@ -170,7 +170,7 @@ def embedded(cluster: Connection) -> Iterator[RayGroup]:
     from fedray.runtime.actors import load_members
     from fedray.runtime.placement import Placement
 
-    names = ("qwen3-0.6b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-coder-0.5b")
+    names = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-coder-0.5b")
     group = load_members([Placement(name, num_cpus=0) for name in names])  # they stay till the end
     yield group
     group.close()

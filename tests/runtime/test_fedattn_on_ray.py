@@ -116,10 +116,9 @@ def test_three_processes_are_one_masked_pass(group: RayGroup, how: FedAttn) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen2.5-0.5b"])
-def test_so_are_two_of_another_family_row_by_row(embedded: RayGroup, name: str) -> None:
+def test_so_are_two_of_another_family_row_by_row(cluster: Any, name: str) -> None:
     """Rows of different lengths, padded; and all tokens are one prompt where every layer is in sync."""
-    other = load_members([Placement(f"{name}#2", num_cpus=0)])
-    two = RayGroup({**embedded._actors, **other._actors}, {**embedded.members, **other.members})
+    two = load_members([Placement(one, num_cpus=0) for one in copies(name, 2)])
     short = "notes:\n- the mood of the star dika is calm.\nwhat is the mood of the star dika?"
     request, llm = replace(REQUEST, prompts=(PROMPT, short)), load(name)
     try:
@@ -135,7 +134,7 @@ def test_so_are_two_of_another_family_row_by_row(embedded: RayGroup, name: str) 
             joint = asyncio.run(PROTOCOLS["standalone"].run(request, plan, two)).rows
             assert [row.tokens for row in joint] == [row.tokens for row in rows] or every > 1
     finally:
-        other.close()
+        two.close()
 
 
 def test_tokens_never_leave_their_owner(group: RayGroup) -> None:

@@ -17,7 +17,7 @@ from fedray.runtime.actors import RayGroup
 from fedray.settings.settings import build
 from fedray.types import Answer, Request
 
-RECEIVER, SENDERS = "qwen3-0.6b", ("qwen2.5-1.5b", "qwen2.5-0.5b")
+RECEIVER, SENDERS = "qwen2.5-coder-0.5b", ("qwen2.5-1.5b", "qwen2.5-0.5b")
 
 
 @pytest.fixture(scope="module")
