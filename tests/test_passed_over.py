@@ -18,7 +18,6 @@ from tiny import QUESTIONS, random_fuser, random_llm
 from fedray import Federation
 from fedray.fusion.gating import GateConfig, GateNetwork
 from fedray.llm.loading import describe, load
-from fedray.methods.method import C2C
 from fedray.registry import store as registry_module
 from fedray.registry.planner import Planner
 from fedray.registry.store import Registry
@@ -121,7 +120,7 @@ def test_one_planner_passes_over_what_another_has_found(own: tuple[Path, list[Pa
     infos = [describe(load(name, folder=random_zoo)) for name in (RECEIVER, SENDER)]
     here, there = Planner(root, random_zoo), Planner(root, random_zoo)
     assert here.plan(infos[0], infos[1:], method(gate="open")).fusers[SENDER].path == str(new)
-    here.check(RECEIVER, [SENDER], C2C)
+    here.check(RECEIVER, [SENDER], method(gate="open"))
     assert list(here.problems) == [new]
     for planner in (here, there):
         planner.pass_over(here.problems)
@@ -136,7 +135,7 @@ def test_fusers_for_other_weights_do_not_hide_a_damaged_one(own: tuple[Path, lis
     Registry(root).add_fuser(fuser, *other, {})
     spoil_weights(new)
     planner = Planner(root, random_zoo)
-    planner.check(RECEIVER, [SENDER], C2C)
+    planner.check(RECEIVER, [SENDER], method(gate="open"))
     infos = [describe(load(name, folder=random_zoo)) for name in (RECEIVER, SENDER)]
     assert planner.plan(infos[0], infos[1:], method(gate="open")).fusers[SENDER].path == str(old)
 

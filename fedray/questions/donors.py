@@ -1,8 +1,9 @@
 """Draw donors: the other questions whose messages a question is answered with, to see whether its own was read.
 
 any: whatever else the task asks; different: with another answer, about the same attribute and in the same group where
-there is one (what control=mismatched draws); same: with the same answer. Never about the same entity. Donors stand in
-the same batch, so that what was sent is paired anew.
+there is one (what control=mismatched draws); same: with the same answer, and in the same group where there is one, so
+that who knows one answer knows the other. Never about the same entity. Donors stand in the same batch, so that what was
+sent is paired anew.
 """
 
 from __future__ import annotations
@@ -85,6 +86,6 @@ def _ranked(b: int, batch: Sequence[Question], answer: str, rng: random.Random) 
         if q.prompt != own.prompt and (not q.entity or q.entity != own.entity) and fits(q)
     ]
     rng.shuffle(rows)
-    if answer != "different":
+    if answer == "any":
         return rows
     return sorted(rows, key=lambda d: (batch[d].attribute != own.attribute, batch[d].group != own.group))

@@ -43,16 +43,21 @@ class Planner:
         """
         everyone, (kind, operator) = (receiver, *senders), _choice(method)
         for one in everyone if method.answer_all else (receiver,):
-            others = [other for other in everyone if other != one] if method.protocol.fuses else []
-            for other in others if FUSERS[kind].trained else ():
+            others = [other for other in everyone if other != one]
+            fused = others if method.protocol.fuses else []
+            for other in fused if FUSERS[kind].trained else ():
                 self._look_into(fuser_name(other, one), kind, operator)
-            self._refuse_missing(one, others, method)
+            self._refuse_missing(one, fused, method)
+            speakers = self._without_fuser(one, fused, method)
+            weighed = [other for other in others if other not in speakers]
             if method.gate.kind == "learned" and method.weighs:
                 name = gate_name(one)
                 self._look_into(name, "gate", operator)
                 gates = [gate for gate, _ in self._registry.versions(name) if gate.operator == operator]
                 if not gates and (damaged := self._registry.passed_over(name)):
                     raise FedrayError(f"no fusion={operator} gate of {one} can be used; use gate=open{damaged}")
+                if weighed:
+                    self._registry.gates(one, weighed, operator, kind)
 
     def pass_over(self, damaged: Mapping[Path, str]) -> None:
         """Plan without versions that were found damaged elsewhere: the `problems` of another planner."""

@@ -125,24 +125,31 @@ class Registry:
 
     def find_gate(self, receiver: MemberInfo, senders: tuple[str, ...], operator: str, kind: str = "") -> Artifact:
         """Find the gate of a receiver that covers all these senders, for a kind of fusers. Raises FedrayError."""
-        name = gate_name(receiver.name)
-        gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
-        own = kind in FUSERS and FUSERS[kind].drafts  # it has gates of its own
-        gates = [(m, p) for m, p in gates if m.config.get("fuser") == (kind if own else None)]
-        for manifest, path in gates:
-            if set(map(slug, senders)) <= set(manifest.config["senders"]) and _fits(manifest, receiver):
+        for manifest, path in self.gates(receiver.name, senders, operator, kind):
+            if _fits(manifest, receiver):
                 return manifest.artifact(path)
-        for manifest, _ in gates:
-            if not _fits(manifest, receiver):
-                raise FedrayError(
-                    f"the gate of {receiver.name} was trained for other weights of it; use gate=open"
-                    f"{self.passed_over(name)}"
-                )
+        raise FedrayError(
+            f"the gate of {receiver.name} was trained for other weights of it; use gate=open"
+            f"{self.passed_over(gate_name(receiver.name))}"
+        )
+
+    def gates(
+        self, receiver: str, senders: Iterable[str], operator: str, kind: str = ""
+    ) -> list[tuple[Manifest, Path]]:
+        """List the gates of a receiver, of any weights, that cover all these senders. Raises FedrayError without any.
+
+        kind: of the fusers that they are for.
+        """
+        name, own = gate_name(receiver), kind in FUSERS and FUSERS[kind].drafts  # it has gates of its own
+        gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
+        gates = [(m, p) for m, p in gates if m.config.get("fuser") == (kind if own else None)]
+        if found := [(m, p) for m, p in gates if set(map(slug, senders)) <= set(m.config["senders"])]:
+            return found
         known = f"it knows {', '.join(gates[0][0].config['senders'])}" if gates else "there is none"
         named, choice = ",".join(senders), f"fuser={kind} " * own
         raise FedrayError(
-            f"no fusion={operator} gate of {receiver.name} for {', '.join(senders)} ({known}); train one with "
-            f"jobs/train_gate.py {choice}receiver={receiver.name} 'senders=[{named}]', or use gate=open"
+            f"no fusion={operator} gate of {receiver} for {', '.join(senders)} ({known}); train one with "
+            f"jobs/train_gate.py {choice}receiver={receiver} 'senders=[{named}]', or use gate=open"
             f"{self.passed_over(name)}"
         )
 

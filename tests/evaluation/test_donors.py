@@ -91,3 +91,11 @@ def test_more_donors_than_there_are_are_refused_by_name():
         drawn([[ask("a", 0), ask("b", 1)]], settings(3))
     with pytest.raises(FedrayError, match=r"the 0 donors .* choose donors\.count=0"):
         drawn([[ask("a", 0)]], settings(1, "any"))
+
+
+def test_equal_answers_are_of_the_same_group_where_there_are_such():
+    """Who knows one of them knows the other."""
+    batch = [ask("a", 0), ask("b", 0, group="tree"), ask("c", 0), ask("d", 0, group="tree"), ask("e", 0, group="gem")]
+    for seed in range(4):
+        (way,) = drawn([batch], settings(1, "same", seed=seed))[0]
+        assert [batch[d].entity for d in way][:4] == ["c", "d", "a", "b"]

@@ -82,7 +82,7 @@ def test_a_pair_without_a_fuser_has_one_of_random_weights(folders: dict[str, str
     receiver, sender = members[folders["qwen3"]], members[folders["llama"]]
     planner = Planner(name="shapes")
     for kind, operator in (("mlp", "concat"), ("mlp", "mix"), ("c2c", "mix")):
-        planner.check("qwen3-0.6b", ["llama-1b"], method(fuser=kind, fusion=operator))
+        planner.check("qwen3-0.6b", ["llama-1b"], method(gate="open", fuser=kind, fusion=operator))
         plan = planner.plan(receiver.info(), [sender.info()], method(gate="open", fuser=kind, fusion=operator))
         artifact = plan.fusers[sender.name]
         assert artifact.hash.startswith("random-") and artifact.config is not None and artifact.name == "llama--qwen3"
@@ -104,6 +104,15 @@ def test_other_zoos_have_no_random_fusers(folders: dict[str, str]) -> None:
             Planner(name=zoo).check("qwen3-0.6b", ["qwen3-8b"], method(fuser="c2c", fusion="mix"))
     with pytest.raises(FedrayError, match="no fuser=mlp fusion=concat for llama-1b"):
         Planner(name="hub").check("qwen3-0.6b", ["llama-1b"], method())
+
+
+@pytest.mark.parametrize("how", [{"protocol": "route"}, {"protocol": "t2t", "t2t": {"gate": "same"}}, {}], ids=str)
+def test_a_gate_that_there_is_not_is_refused_before_anything_loads(how: dict[str, Any]) -> None:
+    for zoo in ("hub", "shapes") if how else ("shapes",):
+        with pytest.raises(FedrayError, match=r"no fusion=concat gate of qwen3-0\.6b for llama-1b \(there is none\)"):
+            Planner(name=zoo).check("qwen3-0.6b", ["llama-1b"], method(**how))
+    with pytest.raises(FedrayError, match=r"for hf:org/name \(it knows qwen2\.5-0\.5b"):
+        Planner(name="tiny").check("qwen3-0.6b", ["hf:org/name"], method(protocol="route"))
 
 
 def test_a_trained_fuser_comes_first(folders: dict[str, str], tmp_path: Path) -> None:
