@@ -67,8 +67,8 @@ def resolve(name: str, role: str = "LLM", zoo: str = "tiny", *, copied: bool = F
     if (original := original_of(name)) != name:
         if not copied:
             raise FedrayError(
-                f"{role} {name} is no LLM of its own: copies (NAME#2) take part in protocol=fedattn, which names "
-                f"them itself, and through fuser=identity; write {original}"
+                f"{role} {name} is no LLM of its own: copies (NAME#2) take part as senders where no trained fuser "
+                f"reads their caches: in protocol=fedattn, specfed or t2t, or through fuser=identity; write {original}"
             )
         return resolve(original, role, zoo) + name.removeprefix(original)
     if is_foreign(name):

@@ -220,7 +220,7 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     receiver = resolve(settings.receiver if "receiver" in values else default, "receiver", zoo)
     named = None
     if "senders" in values:
-        copied = protocol.settings.copies or not FUSERS[settings.fuser.kind].trained
+        copied = protocol.settings.copies or not (settings.protocol.fuses and FUSERS[settings.fuser.kind].trained)
         named = tuple(resolve(name, "sender", zoo, copied=copied) for name in settings.senders)
     receiver, senders = protocol.roles(settings.protocol, receiver, named, zoo)
     if senders is None:
