@@ -259,6 +259,7 @@ for operator in ("concat", "mix"):
 """
 
 
+@pytest.mark.slow
 def test_a_batch_of_200_cannot_be_blown_up(tmp_path: Path) -> None:
     """Resident memory of a receiver, in a process of its own: what is refused takes none, and a row as long as the
     sender's context, which is fused, as many slots as all rows would take at that length."""

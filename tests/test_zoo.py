@@ -72,7 +72,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_anything_loads(capsy
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("fusion", ["concat", "mix"])
+@pytest.mark.parametrize("fusion", ["concat", pytest.param("mix", marks=pytest.mark.slow)])
 def test_four_senders_help_and_controls_do_not(fusion: str):
     """On 160 of the test questions; all of them, and tighter bounds, in the slow test."""
     task = {"limit": 160, "batch_size": 64}

@@ -157,7 +157,7 @@ def test_the_folder_above_rays_is_ones_own(monkeypatch: pytest.MonkeyPatch, shor
     assert "set RAY_TMPDIR to another" in refusal("local")
 
 
-@pytest.mark.parametrize("joins", [False, True])
+@pytest.mark.parametrize("joins", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ctrl_c_while_ray_starts_leaves_no_process(nodes: Any, tmp_path: Path, joins: bool) -> None:
     script = "import time, fedray.runtime.cluster as c; print('here', flush=True); c.connect(); time.sleep(60)"
     env = os.environ | {"HOME": str(tmp_path), "RAY_ADDRESS": nodes.address if joins else "local"}
