@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from fedray.data import rows
 from fedray.data.rows import Item, LeftOut, Row, WrongRow, is_empty
+from fedray.errors import nearest
 
 SCHEMAS = (
     "question (or question_stem) alone, or with choices {text: [...], label: [...]} and answerKey, with choices [...] "
     "and answer (its place from 0, or its letter), with A, B, ... and answer, or with an answer that ends in "
-    '"#### number"'
+    '"#### number"; beside them id, domain, entity, attribute, and evidence {member: text}'
 )
 
-_DOCUMENTS = frozenset("evidence evidences document documents context contexts passage passages article".split())
+_QUESTION = ("question", "question_stem")
+_ABOUT = ("id", "domain", "entity", "attribute")
+_DOCUMENTS = "evidence"  # member, or its role -> what it alone reads
+_HELD = frozenset("evidences document documents context contexts passage passages article".split())
 _ANSWERS = frozenset(
     "answer answers ans target targets label labels gold golds golden correct incorrect right wrong solution solutions "
     "truth groundtruth expected ideal output outputs completion completions response responses reply reference "
     "references result results option options choice choices ending endings distractor distractors alternative "
     "alternatives candidate candidates key keys sol opa opb opc opd ope cop".split()
 )
-_ABOUT = frozenset("type types source sources language lang count format difficulty explanation url".split())
+_NOTES = frozenset("type types source sources language lang count format difficulty explanation url".split())
+# What the data sets publish beside a question, which none of their readers needs.
+_OPENBOOKQA = frozenset(("fact1", "humanScore", "clarity", "turkIdAnonymized"))
+_MMLU = frozenset(("subject", "source", "potential_reason", "error_type"))
+_CEVAL = frozenset(("explanation",))
 
 
 def question(row: object) -> Item | LeftOut:
-    """Read a question in whichever schema it is. Raises WrongRow, also where an answer or a choice would be ignored."""
+    """Read a question in whichever schema it is. Raises WrongRow, also where a column would be ignored."""
     if not isinstance(row, Mapping):
         raise WrongRow("this is no row with named columns")
     held = {str(name): value for name, value in row.items() if not is_empty(value)}
-    if not held.keys() & {"question", "question_stem"}:
+    if not held.keys() & set(_QUESTION):
         there = ", ".join(list(held)[:8]) or "all empty"
         raise WrongRow(f'this asks nothing: no text is under "question" or "question_stem" (the columns are {there!r})')
-    read, used = _reader(held)
-    for name in (name for name in held if name not in used | {"question", "question_stem"}):
-        if name.lower() in _DOCUMENTS:
-            raise WrongRow(
-                f"column {name!r} is not supported yet: what a member reads besides is set with evidence.NAME=, for all"
-            )
+    read, used, published = _reader(held)
+    known = {*used, *_QUESTION, *_ABOUT, _DOCUMENTS}
+    for name in (name for name in held if name not in known | published):
         if _is_answer(name):
             raise WrongRow(
                 f"column {name!r} looks like an answer or a choice and is not read: rename it or leave it out"
             )
+        if name.lower() in _HELD:
+            raise WrongRow(
+                f'column {name!r} is not read: who reads a document is said in evidence {{"receiver": "..."}}, or with '
+                "evidence.NAME= for all questions"
+            )
+        raise unread(name, known)
     if held.get("question", stem := held.get("question_stem")) != (stem or held["question"]):
         raise WrongRow('both "question" and "question_stem" are there: leave one out')
     return read(held)
@@ -49,22 +60,36 @@ def question(row: object) -> Item | LeftOut:
 
 def about(row: Row) -> dict[str, str]:
     """Read what else of a row is kept. Raises WrongRow."""
-    there = (name for name in ("id", "domain", "entity", "attribute") if not is_empty(row.get(name)))
-    return {name: rows.text(row[name], name) for name in there}
+    return {name: rows.text(row[name], name) for name in _ABOUT if not is_empty(row.get(name))}
 
 
-def _reader(row: Row) -> tuple[Callable[[Row], Item | LeftOut], set[str]]:
-    """Find the reader of a row, and the columns that it reads besides the question."""
+def documents(row: Row) -> dict[str, str]:
+    """Read the documents of a row: member, or its role -> text. Raises WrongRow."""
+    return rows.documents(row, _DOCUMENTS)
+
+
+def unread(name: str, known: Iterable[str]) -> WrongRow:
+    """Make the error for a column that nobody reads, with the nearest that somebody does."""
+    close = nearest(name, sorted(known), 1)
+    return WrongRow(
+        f"column {name!r} is not read{f' (did you mean {close[0]}?)' if close else ''}: rename it or leave it out"
+    )
+
+
+def _reader(row: Row) -> tuple[Callable[[Row], Item | LeftOut], set[str], frozenset[str]]:
+    """Find the reader of a row, the columns that it reads besides the question, and those that stand beside them."""
     choices = row.get("choices")
     if isinstance(row.get("question"), Mapping):
-        return rows.labelled, {"answerKey"}
+        return rows.labelled, {"answerKey"}, _OPENBOOKQA
     if isinstance(choices, Mapping) or rows.are_mappings(choices):
-        return rows.labelled, {"choices", "answerKey"}
+        return rows.labelled, {"choices", "answerKey"}, _OPENBOOKQA
     if choices is not None:
-        return rows.listed, {"choices", "answer", *(("correct_answer",) if "error_type" in row else ())}
+        return rows.listed, {"choices", "answer", *(("correct_answer",) if "error_type" in row else ())}, _MMLU
     if "B" in row:
-        return rows.lettered, {"answer", *rows.letters_of(row)}
-    return (rows.numbered, {"answer"}) if "answer" in row else (lambda row: Item(rows.asked(row)), set())
+        return rows.lettered, {"answer", *rows.letters_of(row)}, _CEVAL
+    if "answer" in row:
+        return rows.numbered, {"answer"}, frozenset()
+    return (lambda row: Item(rows.asked(row))), set(), frozenset()
 
 
 def _is_answer(name: str) -> bool:
@@ -72,4 +97,4 @@ def _is_answer(name: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
     if re.fullmatch("[A-Za-z]", name.strip()) or re.search("答案|选项|正确", name):
         return True
-    return bool(_ANSWERS & set(words)) and words[-1] not in _ABOUT and words[0] not in ("num", "n", "number")
+    return bool(_ANSWERS & set(words)) and words[-1] not in _NOTES and words[0] not in ("num", "n", "number")

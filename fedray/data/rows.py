@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,6 +136,27 @@ def openhermes(row: Row) -> TrainingTalk | LeftOut:
         return LeftOut("an empty message")
     *turns, answer = (text for _, text in messages)
     return TrainingTalk(tuple(turns), answer, text(row.get("source") or row.get("category"), "source"))
+
+
+def documents(row: Row, name: str) -> dict[str, str]:
+    """Read a column of documents: member, or its role -> text; empty ones are none. Raises WrongRow."""
+    if is_empty(row.get(name)):
+        return {}
+    held = nested(row[name])
+    if not isinstance(held, Mapping):
+        raise WrongRow(f'{name} is {_shown(held)}: write who reads which text, as in {{"receiver": "..."}}')
+    found = {str(member): text(value, f"{name} of {member}") for member, value in held.items()}
+    return {member: document for member, document in found.items() if document}
+
+
+def nested(value: Any) -> Any:
+    """Read a list or mapping that stands as JSON in a cell, as CSV has to; anything else is returned as it is."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value, parse_float=str)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def is_empty(value: Any) -> bool:

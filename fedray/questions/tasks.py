@@ -13,7 +13,9 @@ from fedray.data import files, own, rows
 from fedray.data.catalogue import BENCHMARKS, TASKS
 from fedray.data.numbers import plain_number
 from fedray.data.rows import EMPTY, Item, LeftOut, WrongRow
-from fedray.llm.catalogue import NAMES
+from fedray.errors import nearest
+from fedray.llm.catalogue import NAMES, safe_name
+from fedray.prompts import notes_prompt
 from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
 from fedray.settings.settings import Settings
@@ -151,6 +153,19 @@ def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Q
     return {name: value for name, value in fields.items() if value}
 
 
+def has_documents(settings: Settings, questions: Iterable[Question]) -> bool:
+    """Check whether questions of the user's own come with documents that members keep to themselves."""
+    return settings.questions is not None and any(question.evidence for question in questions)
+
+
+def texts_read(questions: Iterable[Question], settings: Settings, member: str) -> dict[str, str]:
+    """Map each text that a member reads at least, its document above the question, to the question's id."""
+    holder = settings.receiver if settings.protocol.copies else member
+    documents = settings.documents().get(holder, "")
+    notes = ((q.evidence.get(holder, "") or documents, q) for q in questions)
+    return {notes_prompt(note.splitlines(), q.asked.get(member, q.prompt)): q.id for note, q in notes}
+
+
 def document_of(question: Question, settings: Settings, member: str) -> str:
     """Find the document that a member holds of a question: the question's own, else that of the settings."""
     return question.evidence.get(member, "") or settings.documents().get(member, "")
@@ -212,26 +227,27 @@ def _own(settings: Settings) -> tuple[Question, ...]:
     path, how = settings.questions, settings.task.scored_by
     assert path is not None, "the caller has looked"
     stat = path.stat() if path.is_file() else None
-    return _read_once(path, how, (stat.st_mtime_ns, stat.st_size) if stat else None)
+    members = settings.takes_part[:1] if settings.protocol.copies else settings.takes_part
+    return _read_once(path, how, members, (stat.st_mtime_ns, stat.st_size) if stat else None)
 
 
 @lru_cache(maxsize=4)  # an evaluation asks for the same questions once per case and seed
-def _read_once(path: Path, how: str, state: object) -> tuple[Question, ...]:
-    return tuple(read_questions(path, how))
+def _read_once(path: Path, how: str, members: tuple[str, ...], state: object) -> tuple[Question, ...]:
+    return tuple(read_questions(path, how, members))
 
 
-def read_questions(path: Path, how: str = "text") -> list[Question]:
+def read_questions(path: Path, how: str = "text", members: Sequence[str] = ()) -> list[Question]:
     """Read questions of a file of the user's own, in its order: .txt (one per line), or rows of a data set's schema.
 
-    The columns say which (fedray/data/own.py); `id`, `domain`, `entity` and `attribute` may stand beside
-    them. how: the scoring that has to be able to tell choices apart. Nothing is left out: raises FedrayError with file,
-    line and remedy.
+    The columns say which (fedray/data/own.py); `id`, `domain`, `entity`, `attribute` and `evidence` may stand beside
+    them. how: the scoring that has to be able to tell choices apart; members: who may hold documents, the receiver
+    first. Nothing is left out: raises FedrayError with file, line and remedy.
     """
     questions = []
     for place, row in files.rows(path):
         where = f"{path}, {place}"
         try:
-            item, about = own.question(row), own.about(row)
+            item, about, documents = own.question(row), own.about(row), own.documents(row)
         except WrongRow as error:
             raise FedrayError(f"{where}: {error}; read are {own.SCHEMAS}") from error
         item = item if isinstance(item, LeftOut) or item.whole else EMPTY
@@ -242,10 +258,36 @@ def read_questions(path: Path, how: str = "text") -> list[Question]:
             )
         if flaw := scoring.flaw(how, item.choices, item.gold):
             raise FedrayError(f"{where} has {flaw}")
-        questions.append(_question(item, {"id": f"{path.name}:{place.split()[-1]}", **about}))
+        evidence = _held(documents, members, where)
+        questions.append(_question(item, {"id": f"{path.name}:{place.split()[-1]}", "evidence": evidence, **about}))
     if not questions:
         raise FedrayError(f"{path} holds no question: write one per line")
     return questions
+
+
+def _held(documents: Mapping[str, str], members: Sequence[str], where: str) -> dict[str, str]:
+    """Find who holds which document: a member by its name, its safe name or its role. Raises FedrayError."""
+    receiver, senders = members[:1], members[1:]
+    roles = {"receiver": receiver, "sender": senders}
+    held: dict[str, str] = {}
+    for name, text in documents.items():
+        found = roles.get(name, tuple(member for member in members if safe_name(member) == safe_name(name)))
+        if name in roles and len(found) > 1:
+            raise FedrayError(f"{where} has evidence for the sender, and there are {len(found)}: name {_or(found)}")
+        if not found:
+            close = nearest(name, (*members, *(role for role in roles if len(roles[role]) == 1)), 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise FedrayError(
+                f"{where} has evidence for {name!r}, who takes no part{hint}: documents are read by {_or(members)}"
+            )
+        if found[0] in held:
+            raise FedrayError(f"{where} has two documents for {found[0]}: put them into one")
+        held[found[0]] = text
+    return held
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else "".join(names) or "nobody"
 
 
 def _question(item: Item, about: Mapping[str, Any]) -> Question:
