@@ -1,12 +1,16 @@
-"""Read a row of a user's own file by the schema that its columns are in, with nothing ignored."""
+"""Read a row of a user's own file, a question or a conversation, by the schema that its columns are in.
+
+Nothing is ignored: a column that nobody reads is refused by its name.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from fedray.data import rows
-from fedray.data.rows import Item, LeftOut, Row, WrongRow, is_empty
+from fedray.data.rows import Item, LeftOut, Row, TrainingTalk, WrongRow, is_empty
 from fedray.errors import nearest
 
 SCHEMAS = (
@@ -15,6 +19,14 @@ SCHEMAS = (
     '"#### number"; beside them id, domain, entity, attribute, and evidence {member: text}'
 )
 
+TALKS = (
+    "messages [{role: user|assistant|system, content: ...}, ...] or conversations [{from: human|gpt|system, value: "
+    "...}, ...], and beside them documents {sender: ..., receiver: ...}, domain (or source, category) and id"
+)
+ROLES = ("sender", "receiver")
+_GROUPS = ("domain", "source", "category")  # the first that is there
+_MESSAGES = ("messages", "conversations")
+_MESSAGE = ("role", "content", "from", "value")
 _QUESTION = ("question", "question_stem")
 _ABOUT = ("id", "domain", "entity", "attribute")
 _DOCUMENTS = "evidence"  # member, or its role -> what it alone reads
@@ -66,6 +78,35 @@ def about(row: Row) -> dict[str, str]:
 def documents(row: Row) -> dict[str, str]:
     """Read the documents of a row: member, or its role -> text. Raises WrongRow."""
     return rows.documents(row, _DOCUMENTS)
+
+
+def talk(row: Row) -> TrainingTalk | LeftOut:
+    """Read a conversation to train on, with the documents of sender and receiver. Raises WrongRow."""
+    held = {str(name): value for name, value in row.items() if not is_empty(value)}
+    known = {*_MESSAGES, "documents", *_GROUPS, "id"}
+    for name in held:
+        if name not in known:
+            raise unread(name, known)
+    columns = [name for name in _MESSAGES if name in held]
+    if len(columns) != 1:
+        raise WrongRow(f"{' and '.join(columns) or 'neither messages nor conversations'} are there: give one of them")
+    (column,) = columns
+    held[column] = rows.nested(held[column])
+    for message in held[column] if rows.are_mappings(held[column]) else ():
+        for key, value in message.items():
+            if key not in _MESSAGE and not is_empty(value):
+                raise unread(f"{column}.{key}", (f"{column}.{name}" for name in _MESSAGE))
+    documents = rows.documents(held, "documents")
+    for name in documents:
+        if name not in ROLES:
+            close = nearest(name, ROLES, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise WrongRow(f"documents has one for {name!r}{hint}: they are read by sender or receiver")
+    found = rows.talk(held, column)
+    if isinstance(found, LeftOut):
+        return found
+    group = next((rows.text(held[name], name) for name in _GROUPS if name in held), "")
+    return replace(found, group=group, documents=tuple(sorted(documents.items())))
 
 
 def unread(name: str, known: Iterable[str]) -> WrongRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from fedray.data.numbers import plain_number
@@ -39,11 +39,12 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class TrainingTalk:
     """A conversation to train on. turns: the user's and the assistant's in turn, the user's last; answer: the
-    assistant's next turn."""
+    assistant's next turn; documents: (role, text) that only the sender or only the receiver reads."""
 
     turns: tuple[str, ...]
     answer: str
     group: str = ""
+    documents: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +118,19 @@ def numbered(row: Row) -> Item | LeftOut:
 
 def openhermes(row: Row) -> TrainingTalk | LeftOut:
     """Read OpenHermes-2.5: everything but system messages, up to the assistant's last turn."""
+    return talk(row, "conversations")
+
+
+def talk(row: Row, column: str) -> TrainingTalk | LeftOut:
+    """Read a conversation out of a column: everything but system messages, up to the assistant's last turn."""
     roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
     messages: list[tuple[str, str]] = []
-    for message in _field(row, "conversations", list):
+    for message in _field(row, column, list):
         known = isinstance(message, Mapping)
         role = roles.get(text(message.get("from") or message.get("role"), "from")) if known else None
         if role is None:
-            raise WrongRow("a message of conversations is not from system, human or gpt")
+            known = "system, human or gpt" if column == "conversations" else "system, user or assistant"
+            raise WrongRow(f"a message of {column} is not from {known}")
         messages.append((role, text(message.get("value") or message.get("content"), "value")))
     messages = [(role, text) for role, text in messages if role != "system"]
     while messages and messages[-1][0] == "user":

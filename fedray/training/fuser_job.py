@@ -106,7 +106,7 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     receiver = load_source(order.receiver, s.device, s.llm_dtype)
     sender = receiver if s.control == "identical" else load_source(source, s.device, s.llm_dtype)
     if material.source:
-        material = fitting(material, (sender, receiver), s.data.longest)
+        material = fitting(material, receiver, [sender], s.data.longest)
     at_once = s.rows if material.source or s.zoo.name != "tiny" else BATCH
 
     if drafts and not tiny:

@@ -98,7 +98,7 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     receiver = load_source(order.receiver, s.device, s.llm_dtype)
     senders = {name: load_source(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
     if material.source:
-        material = fitting(material, (receiver, *senders.values()), s.data.longest)
+        material = fitting(material, receiver, list(senders.values()), s.data.longest)
     dtype, sets = receiver.model.dtype, {"train": material.talks, "validation": material.check}
     asking = (
         Contributions(receiver, senders, order.fusers, Method(**attributes(s, "fuser", "fusion"))) if drafts else None
