@@ -10,9 +10,11 @@ from typing import Any
 
 from fedray.data.catalogue import BENCHMARKS, OWN, TALKS
 from fedray.data.overlap import Contamination
+from fedray.data.rows import TrainingTalk
 from fedray.data.source import DataSource, read
-from fedray.llm.chat import encode_turns
+from fedray.llm.chat import Words, count_tokens
 from fedray.llm.model import LLM
+from fedray.llm.source import Source, config_of, tokenizer_of
 from fedray.reporting.report import Data
 from fedray.training import dictation
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, Role, about_two, conversations
@@ -23,6 +25,8 @@ from fedray.world.world import World, world_of
 
 # The longest question of the tiny world, with its answer, is shorter: as the zoo's LLMs read it, and as any other may.
 TINY_TOKENS, FOREIGN_TOKENS = 96, 256
+NEARLY = 0.9  # of data.longest: what is as long counts as that long, and no other conversation is measured
+ROLES: tuple[Role, ...] = ("sender", "receiver")
 OnDone = Callable[[int, int], None]  # how many of how many
 
 
@@ -89,14 +93,12 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDon
 
     A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.
     """
-    where = {name: getattr(data, name) for name in ("path", "streaming", "revision")}
-    found, source = read(TALKS[data.name], "train", **where, first=limit)
+    found, source = _read(data, limit)
     overlap = Contamination(item for name in data.kept_out for item in _questions(data, name))
     talks: list[LabelledPrompt] = []
     for done, (group, talk) in enumerate(found.values(), 1):
         if not overlap.gives_away(talk):
-            *before, prompt = talk.turns
-            talks.append(LabelledPrompt(prompt, talk.answer, talk.group or group, tuple(before), (), talk.documents))
+            talks.append(_labelled(group, talk))
         if done % 1000 == 0 or done == len(found):
             on_done(done, len(found))
     source = _without(source, "holds an evaluation question", len(found) - len(talks))
@@ -133,11 +135,53 @@ def settings_of_data(settings: FuserJob | GateJob) -> dict[str, Any]:
     return {**{f"data.{key}": value for key, value in values.items()}, "llm_dtype": settings.llm_dtype}
 
 
-def longest_of(settings: FuserJob | GateJob) -> int:
-    """Bound the tokens of a conversation, prompt and answer together."""
-    if settings.data.name != "tiny":
-        return settings.data.longest
-    return TINY_TOKENS if settings.zoo.name == "tiny" else FOREIGN_TOKENS
+def to_measure(data: TrainingData, limit: int | None) -> list[LabelledPrompt]:
+    """Read conversations to know their lengths; none where there are none, or where they would be streamed twice."""
+    if data.name == "tiny" or (data.streaming and data.path is None):
+        return []
+    return [_labelled(group, talk) for group, talk in _read(data, limit)[0].values()]
+
+
+def longest_of(
+    settings: FuserJob | GateJob, talks: Sequence[LabelledPrompt], receiver: Source, senders: Sequence[Source]
+) -> int:
+    """Bound the tokens of a conversation, document, prompt and answer together, by those that are there.
+
+    Those of data.longest and more, which training leaves out, do not count.
+    """
+    if settings.data.name == "tiny":
+        return TINY_TOKENS if settings.zoo.name == "tiny" else FOREIGN_TOKENS
+    most = min(settings.data.longest, *(config_of(of).max_position_embeddings - 1 for of in (receiver, *senders)))
+    words = {of.name: tokenizer_of(of) for of in (receiver, *senders)}
+    if not talks or None in words.values():
+        return most
+    readers: list[tuple[Words, Role]] = [(Words.of(receiver.name, words[receiver.name]), "receiver")]
+    readers += [(Words.of(of.name, words[of.name]), "sender") for of in senders]
+    return _longest(talks, readers, most)
+
+
+def _longest(talks: Sequence[LabelledPrompt], readers: Sequence[tuple[Words, Role]], most: int) -> int:
+    """Encode those of most bytes first, until no other can be longer, or one is nearly as long as may be."""
+    found = 0
+    bounds = [(max(_bytes(talk, role) for role in ROLES), talk) for talk in talks]
+    for bound, talk in sorted(bounds, key=lambda pair: pair[0], reverse=True):
+        if bound <= found:
+            break
+        if found > NEARLY * most:
+            return most
+        tokens = max(count_tokens(words, talk.turns(role), talk.answer) for words, role in readers)
+        found = max(found, tokens) if tokens < most else found
+    return found or most
+
+
+def _read(data: TrainingData, limit: int | None) -> tuple[dict[str, tuple[str, TrainingTalk]], DataSource]:
+    where = {name: getattr(data, name) for name in ("path", "streaming", "revision")}
+    return read(TALKS[data.name], "train", **where, first=limit)
+
+
+def _labelled(group: str, talk: TrainingTalk) -> LabelledPrompt:
+    *before, prompt = talk.turns
+    return LabelledPrompt(prompt, talk.answer, talk.group or group, tuple(before), documents=talk.documents)
 
 
 def _questions(data: TrainingData, name: str) -> list[Any]:
@@ -154,12 +198,9 @@ def _questions(data: TrainingData, name: str) -> list[Any]:
 
 
 def _fits(talk: LabelledPrompt, readers: Sequence[tuple[LLM, Role]], longest: int) -> bool:
-    if all(_bytes(talk, role) < longest for role in ("sender", "receiver")):
+    if all(_bytes(talk, role) < longest for role in ROLES):
         return True
-    return all(
-        len(encode_turns(llm, talk.turns(role)).ids) + len(llm.encode_answer(talk.answer)) < longest
-        for llm, role in readers
-    )
+    return all(count_tokens(llm, talk.turns(role), talk.answer) < longest for llm, role in readers)
 
 
 def _bytes(talk: LabelledPrompt, role: Role) -> int:

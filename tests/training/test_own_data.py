@@ -12,10 +12,13 @@ from samples import OPENBOOKQA, write
 from short_training import RECEIVER, SENDER, settings, train
 from tiny import random_llm
 
+from fedray.llm.cache import spec_of
 from fedray.protocols.exchange import Exchange
 from fedray.training.conversations import LabelledPrompt
 from fedray.training.dataset import fitting, of_data_set
 from fedray.training.fuser_job import TrainFuser
+from fedray.training.gate_job import TrainGate
+from fedray.training.memory import BatchLoad, estimate
 from fedray.training.pair import Pair
 from fedray.training.settings import TrainingData, build_gate_job, check_gate_job
 from fedray.types import FedrayError, Plan, Request
@@ -155,3 +158,52 @@ def test_a_path_is_needed() -> None:
         settings(Path("nowhere"), data="own", limit=3)
     with pytest.raises(FedrayError, match=r"data=own is read from this disk"):
         check_gate_job(build_gate_job({"data": "own", "ray": False, "tracking": False}))
+
+
+def longest_really(path: Path, most: int) -> int:
+    found = read(path)
+    sides: list[tuple[str, Any]] = [(SENDER, "sender"), (RECEIVER, "receiver")]
+    lengths = (
+        max(len(random_llm(n).encode(t.turns(r)[0]).ids) + len(random_llm(n).encode_answer(t.answer)) for n, r in sides)
+        for t in found
+    )
+    return max(length for length in lengths if length < most)
+
+
+@pytest.mark.parametrize("job", ["fuser", "gate"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        talks(30),
+        [*talks(30), *talks(2, documents={"sender": "it is red. " * 9})],
+        [*talks(30), chat("é" * 20), chat("why? " * 9, "no. " * 9)],
+        [*talks(30), chat("what is the color of the bird dika? " * 40)],  # too long to train on
+    ],
+    ids=["alike", "documents", "letters", "one too long"],
+)
+def test_memory_is_that_of_the_longest_conversation(tmp_path: Path, job: str, rows: list[Any]) -> None:
+    path = write(tmp_path / "mine.jsonl", rows)
+    data = {"name": "own", "path": path, "against": [], "longest": 400}
+    longest = longest_really(path, 400)
+    if job == "fuser":
+        made = settings(tmp_path, data=data, batch_size=8)
+        (task,) = TrainFuser(made, "").tasks()
+        configs = (random_llm(name).model.config for name in (SENDER, RECEIVER))
+        assert task.order.memory == estimate(*configs, task.order.recipe, BatchLoad(8, longest))
+    else:
+        given = {"senders": [SENDER], "data": data, "at_once": 8, "limit": 99, "ray": False, "tracking": False}
+        made = build_gate_job({**given, "registry": {"path": tmp_path / "registry"}, "output": tmp_path})
+        (task,) = TrainGate(made, "").tasks()
+        receiver, sender = (random_llm(name).model.config for name in (RECEIVER, SENDER))
+        caches = [spec_of(config).values_per_token() * 4 * longest for config in (receiver, sender)]
+        kept = 99 * longest * receiver.hidden_size * 4
+        assert task.order.memory.caches == 8 * (sum(caches) + max(caches)) + kept
+
+
+def test_what_is_nearly_as_long_as_may_be_counts_as_that_long(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", talks(30))
+    longest = longest_really(path, 400)
+    made = settings(tmp_path, data={"name": "own", "path": path, "against": [], "longest": longest + 2}, batch_size=8)
+    (task,) = TrainFuser(made, "").tasks()
+    configs = (random_llm(name).model.config for name in (SENDER, RECEIVER))
+    assert task.order.memory == estimate(*configs, task.order.recipe, BatchLoad(8, longest + 2))
