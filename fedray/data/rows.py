@@ -18,13 +18,14 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class Item:
     """A question to evaluate on: choices and the right one's index, or, where it is answered freely, the right answer.
 
-    Where the data set keeps the right answer to itself, gold and target are None.
+    Where the data set keeps the right answer to itself, gold and target are None. solution: how the target is reached.
     """
 
     question: str
     choices: tuple[str, ...] = ()
     gold: int | None = None
     target: str | None = None
+    solution: str = field(default="", repr=False, compare=False)
 
     @property
     def answered(self) -> bool:
@@ -107,13 +108,13 @@ def lettered(row: Row) -> Item:
 
 
 def numbered(row: Row) -> Item | LeftOut:
-    """Read GSM8K: the right answer stands behind four hashes."""
-    _, marked, target = text(_field(row, "answer"), "answer").rpartition("####")
+    """Read GSM8K: the right answer stands behind four hashes, the solution, with calculations <<in marks>>, before."""
+    solution, marked, target = text(_field(row, "answer"), "answer").rpartition("####")
     if not marked or not target.strip():
         raise WrongRow('answer has no "#### number" at the end')
     if plain_number(target) is None:
         return LeftOut(f"answer is no number: {' '.join(target.split())[:80]}")
-    return Item(asked(row), target=target.strip())
+    return Item(asked(row), target=target.strip(), solution=re.sub(r"<<[^<>]*>>", "", solution).strip())
 
 
 def openhermes(row: Row) -> TrainingTalk | LeftOut:

@@ -269,7 +269,8 @@ def check_cases(settings: EvaluateSettings) -> None:
         own = case.settings(settings, settings.seed)
         planner.check(case.receiver, case.senders, case.method)
         protocol_of(case.method).check_sources(own, {source.name: source for source in sources(own)})
-    tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
+    tasks = {case.task for case in cases(settings, settings.senders)}
+    tasks = tasks if settings.task.shots else tasks & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
         base = replace(everybody, task=replace(settings.task, name=task))
         check_lengths(base, load_task(base))

@@ -96,7 +96,7 @@ class Federate(Job[Settings, FederateScreen]):
             zoo=settings.zoo.name,
             task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
             scoring=settings.task.scored_by,
-            limit=settings.task.limit,
+            **attributes(settings.task, "limit", "shots"),
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
             revisions=",".join(f"{m.name}={m.revision}" for m in fed.members.values() if m.revision) or None,
         )
@@ -178,7 +178,7 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS or settings.zoo.name == "hub"
     if settings.prompt is not None:
         check_lengths(settings, [Question("", settings.prompt)])
-    elif foreign or settings.evidence:
+    elif foreign or settings.evidence or settings.task.shots:
         check_lengths(settings, questions)
     return Federate(settings, questions, federation).run()
 

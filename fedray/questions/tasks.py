@@ -34,7 +34,7 @@ class Question:
     gold: index into choices; target: the right answer of a question that is answered freely; scoring: how an answer is
     read (scoring.py); group: what figures are split by (a domain, or ""); experts: the members that know the answer,
     where that is known (all of them are needed); asked, evidence: member -> what it reads instead of the prompt, and
-    the document that it alone holds.
+    the document that it alone holds; shots: solved examples that stand in the prompt.
     """
 
     id: str
@@ -49,6 +49,7 @@ class Question:
     evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
     target: str | None = None
     scoring: str = "text"
+    shots: int = 0
 
     @property
     def answer(self) -> str | None:
@@ -60,13 +61,18 @@ class Question:
         """The texts that members choose from; None: they answer freely."""
         return scoring.offered(self.scoring, self.choices)
 
+    @property
+    def read_by(self) -> str:
+        """How answers are read, as reports say it."""
+        return scoring.title(self.scoring, self.shots)
+
     def said(self, row: Row) -> str | None:
         """Read an answer, in the words of the choices or the form of the target; None: it names none."""
         if row.failed:
             return None
         if self.choices is None:
-            return scoring.number(row.text) if self.scoring == "number" else row.text
-        choice = scoring.picked(self.scoring, self.choices, row)
+            return scoring.number(self._text(row)) if self.scoring == "number" else row.text
+        choice = self._picked(row)
         return None if choice is None else self.choices[choice]
 
     def unread(self, row: Row) -> bool:
@@ -77,7 +83,16 @@ class Question:
         """Check whether an answer is right; None where that is unknown."""
         if self.choices is None or self.gold is None:
             return None if self.target is None else self.said(row) == self.target
-        return is_right(scoring.picked(self.scoring, self.choices, row), self.gold)
+        return is_right(self._picked(row), self.gold)
+
+    def _picked(self, row: Row) -> int | None:
+        return scoring.picked(self.scoring, self.choices or (), replace(row, text=self._text(row)))
+
+    def _text(self, row: Row) -> str:
+        """What of a free answer is about this question."""
+        return (
+            scoring.first_reply(self.scoring, row.text) if self.shots and self.scoring in scoring.FREELY else row.text
+        )
 
 
 def load_task(settings: Settings, seed: int = 0) -> list[Question]:
@@ -91,16 +106,40 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
     how = settings.task.scored_by
     if settings.questions is not None:
         return [_scored(question, how) for question in _own(settings)]
-    draw, limit = random.Random(_SEED), settings.task.limit
+    above = _examples(settings, seed) if settings.task.shots else ""
+    questions = [_scored(_question(*drawn), how) for drawn in _drawn(settings, seed)[: settings.task.limit]]
+    shots = settings.task.shots
+    return [replace(q, prompt=above + q.prompt, shots=shots) for q in questions] if shots else questions
+
+
+def _drawn(settings: Settings, seed: int) -> list[tuple[Item, Mapping[str, Any]]]:
+    """Shuffle all questions of the task's split, each with what else is known of it."""
     if settings.task.name in BENCHMARKS:
-        items = [(item, {"id": name, "domain": group}) for name, (group, item) in benchmarks.items(settings).items()]
-        draw.shuffle(items)
-        questions = [_question(item, about) for item, about in items[:limit]]
+        found = benchmarks.items(settings).items()
+        drawn = [(item, {"id": name, "domain": group}) for name, (group, item) in found]
     else:
-        drawn = _rows(settings, world_of(settings.zoo.path), seed)
-        draw.shuffle(drawn)
-        questions = [_question(rows.labelled(row), row) for row in drawn[:limit]]
-    return [_scored(question, how) for question in questions]
+        drawn = [(rows.labelled(row), row) for row in _rows(settings, world_of(settings.zoo.path), seed)]
+    random.Random(_SEED).shuffle(drawn)
+    return drawn
+
+
+def _examples(settings: Settings, seed: int) -> str:
+    """Write the solved examples of the task's training split that stand above each question. Raises FedrayError."""
+    task = settings.task
+    name, shots = f"task={task.name}", f"task.shots={task.shots}"
+    if task.name in BENCHMARKS and "train" not in BENCHMARKS[task.name].splits:
+        others = ", ".join(name for name, data in BENCHMARKS.items() if "train" in data.splits)
+        raise FedrayError(f"{name} has no training split to take {shots} from: leave it out, or choose one of {others}")
+    if task.split == "train":
+        raise FedrayError(f"{shots} would give away questions of task.split=train: choose another split")
+    drawn = _drawn(replace(settings, task=replace(task, split="train")), seed)[: task.shots]
+    if any(about.get("asked") or about.get("evidence") for _, about in drawn):
+        raise FedrayError(f"{name} gives members texts of their own, and {shots} is the same for all: leave it out")
+    if len(drawn) < task.shots:
+        raise FedrayError(f"{name} has {len(drawn)} solved examples: choose task.shots={len(drawn)} or fewer")
+    how = task.scored_by
+    solved = ((_scored(_question(item, about), how), scoring.reply(how, item)) for item, about in drawn)
+    return "".join(f"{question.prompt}\n{answer}\n\n" for question, answer in solved)
 
 
 def _scored(question: Question, how: str) -> Question:
@@ -203,7 +242,7 @@ def _other(question: Question, questions: list[Question], rng: random.Random) ->
 def scorings(settings: Settings, questions: Iterable[Question]) -> str:
     """Name the scorings for a report: a file of the user's own may hold questions of several kinds."""
     own = dict.fromkeys(question.scoring for question in questions) if settings.questions is not None else ()
-    return "+".join(own) or settings.task.scored_by
+    return scoring.title("+".join(own) or settings.task.scored_by, settings.task.shots)
 
 
 def for_task(settings: Settings) -> Settings:

@@ -204,6 +204,10 @@ def _check_questions(settings: Settings) -> None:
 def _check_task(settings: Settings) -> None:
     """A split that the data set has, and a scoring that goes with its questions."""
     task = settings.task
+    if task.shots and (settings.prompt is not None or settings.questions is not None):
+        raise FedrayError(f"task.shots={task.shots} is of a task, and questions of your own have no training split")
+    if task.shots and settings.rephrase != "none":
+        raise FedrayError(f"rephrase rewrites a question, not the examples of task.shots={task.shots}: leave one out")
     if settings.prompt is not None:
         return
     if task.name in BENCHMARKS and settings.questions is None:
