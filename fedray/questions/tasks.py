@@ -114,6 +114,7 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
 
 def _drawn(settings: Settings, seed: int) -> list[tuple[Item, Mapping[str, Any]]]:
     """Shuffle all questions of the task's split, each with what else is known of it."""
+    drawn: list[tuple[Item, Mapping[str, Any]]]
     if settings.task.name in BENCHMARKS:
         found = benchmarks.items(settings).items()
         drawn = [(item, {"id": name, "domain": group}) for name, (group, item) in found]

@@ -156,7 +156,7 @@ def longest_of(
     if not talks or None in words.values():
         return most
     readers: list[tuple[Words, Role]] = [(Words.of(receiver.name, words[receiver.name]), "receiver")]
-    readers += [(Words.of(of.name, words[of.name]), "sender") for of in senders]
+    readers.extend((Words.of(of.name, words[of.name]), "sender") for of in senders)
     return _longest(talks, readers, most)
 
 
