@@ -94,8 +94,7 @@ class Federation:
         self._loop.run(self._group.wait([self._group.start(plan.receiver, "prepare", plan) for plan in plans]))
 
     def request(self, *prompts: str, choices: Sequence[Sequence[str]] | None = None, **more: Any) -> Request:
-        """A request with this federation's evidence, generation settings and deadline; more: fields of Request. A row's
-        own document stands before the federation's.
+        """A request with this federation's evidence, generation settings and deadline; more: fields of Request.
 
         Raises FedrayError on an empty prompt.
         """
@@ -103,13 +102,11 @@ class Federation:
             raise FedrayError("the prompt is empty: ask something")
         for text in (*prompts, *(choice for row in choices or () for choice in row)):
             check_text(text, f"{text[:40]!r}")
-        given = {name: more.get("evidence", {}).get(name, ("",) * len(prompts)) for name in self._evidence}
         own: dict[str, Any] = {
+            "evidence": {member: (document,) * len(prompts) for member, document in self._evidence.items()},
             "generation": self.settings.generation,
             "deadline_s": self.settings.deadline_s,
         }
-        held = {name: tuple(document or self._evidence[name] for document in of) for name, of in given.items()}
-        more["evidence"] = {**more.get("evidence", {}), **held}
         return Request(prompts, None if choices is None else tuple(map(tuple, choices)), **{**own, **more})
 
     def plan_for(

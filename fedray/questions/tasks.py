@@ -105,7 +105,9 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
         raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
     how = settings.task.scored_by
     if settings.questions is not None:
-        return [_scored(question, how) for question in _own(settings)]
+        own = [_scored(question, how) for question in _own(settings)]
+        of_all = settings.documents() if has_documents(settings, own) else {}
+        return [replace(question, evidence={**of_all, **question.evidence}) for question in own] if of_all else own
     above = _examples(settings, seed) if settings.task.shots else ""
     questions = [_scored(_question(*drawn), how) for drawn in _drawn(settings, seed)[: settings.task.limit]]
     shots = settings.task.shots

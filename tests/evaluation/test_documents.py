@@ -91,9 +91,9 @@ def test_a_rows_document_stands_before_that_of_all_questions(tmp_path: Path) -> 
     path = tmp_path / "q.jsonl"
     rows = {"question": ASKED, "evidence": {"sender": "dika is red."}}, {"question": "why?"}
     own = settings(path, *rows, evidence={SENDER: "all is blue.", RECEIVER: "nothing is known."})
-    with Federation(own) as fed:
-        request = fed.request("a?", "b?", evidence={SENDER: ("dika is red.", "")})
-        assert request.evidence == {SENDER: ("dika is red.", "all is blue."), RECEIVER: ("nothing is known.",) * 2}
+    first, second = load_task(own)
+    assert first.evidence == {SENDER: "dika is red.", RECEIVER: "nothing is known."}
+    assert second.evidence == {SENDER: "all is blue.", RECEIVER: "nothing is known."}
     texts = list(texts_read(load_task(own), own, SENDER))
     assert texts == [f"notes:\n- dika is red.\n{ASKED}", "notes:\n- all is blue.\nwhy?"]
 
