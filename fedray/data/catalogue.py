@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from fedray.data import rows
+from fedray.data import own, rows
 from fedray.data.rows import Item, LeftOut, Row, TrainingTalk
 from fedray.data.subjects import CEVAL, MMLU, categories
 from fedray.errors import unknown
@@ -70,6 +70,8 @@ TASKS = {
     **{name: data.scoring for name, data in BENCHMARKS.items()},
 }
 OPENHERMES = DataSet("openhermes", "teknium/OpenHermes-2.5", _OPENHERMES, rows.openhermes, _TRAIN)
+OWN = DataSet("own", "", own.TALKS, own.talk, _TRAIN, {"": ""})
+TALKS = {data.name: data for data in (OPENHERMES, OWN)}  # conversations to train on
 
 
 def benchmark(name: str) -> DataSet[Item]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedray.data.catalogue import BENCHMARKS, OPENHERMES, DataSet
+from fedray.data.catalogue import BENCHMARKS, TALKS, DataSet
 from fedray.data.files import FORMATS, is_packed, suffix
 from fedray.types import FedrayError
 
@@ -41,7 +41,7 @@ def files_of(data: DataSet[Any], split: str, path: Path) -> dict[str, list[Path]
 
 def _root(data: DataSet[Any], path: Path) -> Path:
     """Find the data set's own folder or file. Raises FedrayError where a folder holds other data sets only."""
-    there = [name for name in (*BENCHMARKS, OPENHERMES.name) if (path / name).is_dir()]
+    there = [name for name in (*BENCHMARKS, *TALKS) if (path / name).is_dir()]
     if data.name in there:
         return path / data.name
     if there:
@@ -94,7 +94,9 @@ def _names(file: Path, root: Path, subset: str) -> bool:
 
 
 def _split(data: DataSet[Any], file: Path, root: Path) -> str:
-    """Find the split that a file's name (or else its folder's) says."""
+    """Find the split that a file's name (or else its folder's) says; the only file of the only split needs no name."""
+    if file == root and len(data.splits) == 1:
+        return data.main
     for part in reversed(_parts(file, root)):
         words = re.split(r"[^a-z]+", part.lower())
         for split, theirs in data.splits.items():

@@ -35,7 +35,7 @@ class Contamination:
 
     def gives_away(self, talk: TrainingTalk) -> bool:
         """Check whether a conversation holds one of the questions."""
-        words = _words(" ".join((*talk.turns, talk.answer)))
+        words = _words(" ".join((*talk.turns, talk.answer, *(text for _, text in talk.documents))))
         return any(hash(span) in self._spans for span in _runs(words, SPAN)) or self._holds_short(words)
 
     def _holds_short(self, words: Words) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from fedray.data.numbers import plain_number
@@ -17,13 +18,14 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class Item:
     """A question to evaluate on: choices and the right one's index, or, where it is answered freely, the right answer.
 
-    Where the data set keeps the right answer to itself, gold and target are None.
+    Where the data set keeps the right answer to itself, gold and target are None. solution: how the target is reached.
     """
 
     question: str
     choices: tuple[str, ...] = ()
     gold: int | None = None
     target: str | None = None
+    solution: str = field(default="", repr=False, compare=False)
 
     @property
     def answered(self) -> bool:
@@ -38,11 +40,12 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class TrainingTalk:
     """A conversation to train on. turns: the user's and the assistant's in turn, the user's last; answer: the
-    assistant's next turn."""
+    assistant's next turn; documents: (role, text) that only the sender or only the receiver reads."""
 
     turns: tuple[str, ...]
     answer: str
     group: str = ""
+    documents: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +108,30 @@ def lettered(row: Row) -> Item:
 
 
 def numbered(row: Row) -> Item | LeftOut:
-    """Read GSM8K: the right answer stands behind four hashes."""
-    _, marked, target = text(_field(row, "answer"), "answer").rpartition("####")
+    """Read GSM8K: the right answer stands behind four hashes, the solution, with calculations <<in marks>>, before."""
+    solution, marked, target = text(_field(row, "answer"), "answer").rpartition("####")
     if not marked or not target.strip():
         raise WrongRow('answer has no "#### number" at the end')
     if plain_number(target) is None:
         return LeftOut(f"answer is no number: {' '.join(target.split())[:80]}")
-    return Item(asked(row), target=target.strip())
+    return Item(asked(row), target=target.strip(), solution=re.sub(r"<<[^<>]*>>", "", solution).strip())
 
 
 def openhermes(row: Row) -> TrainingTalk | LeftOut:
     """Read OpenHermes-2.5: everything but system messages, up to the assistant's last turn."""
+    return talk(row, "conversations")
+
+
+def talk(row: Row, column: str) -> TrainingTalk | LeftOut:
+    """Read a conversation out of a column: everything but system messages, up to the assistant's last turn."""
     roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
     messages: list[tuple[str, str]] = []
-    for message in _field(row, "conversations", list):
+    for message in _field(row, column, list):
         known = isinstance(message, Mapping)
         role = roles.get(text(message.get("from") or message.get("role"), "from")) if known else None
         if role is None:
-            raise WrongRow("a message of conversations is not from system, human or gpt")
+            known = "system, human or gpt" if column == "conversations" else "system, user or assistant"
+            raise WrongRow(f"a message of {column} is not from {known}")
         messages.append((role, text(message.get("value") or message.get("content"), "value")))
     messages = [(role, text) for role, text in messages if role != "system"]
     while messages and messages[-1][0] == "user":
@@ -135,6 +144,27 @@ def openhermes(row: Row) -> TrainingTalk | LeftOut:
         return LeftOut("an empty message")
     *turns, answer = (text for _, text in messages)
     return TrainingTalk(tuple(turns), answer, text(row.get("source") or row.get("category"), "source"))
+
+
+def documents(row: Row, name: str) -> dict[str, str]:
+    """Read a column of documents: member, or its role -> text; empty ones are none. Raises WrongRow."""
+    if is_empty(row.get(name)):
+        return {}
+    held = nested(row[name])
+    if not isinstance(held, Mapping):
+        raise WrongRow(f'{name} is {_shown(held)}: write who reads which text, as in {{"receiver": "..."}}')
+    found = {str(member): text(value, f"{name} of {member}") for member, value in held.items()}
+    return {member: document for member, document in found.items() if document}
+
+
+def nested(value: Any) -> Any:
+    """Read a list or mapping that stands as JSON in a cell, as CSV has to; anything else is returned as it is."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value, parse_float=str)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def is_empty(value: Any) -> bool:

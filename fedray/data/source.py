@@ -77,7 +77,9 @@ def read(
             kept[_id(row, subset, number, kept)] = (data.subsets.get(subset, ""), content)
     if not kept:
         raise FedrayError(f"{data.name}: {opened.place()} holds no row that can be used: {_why(left_out)}")
-    digest = hashlib.sha256(repr(list(kept.values())).encode()).hexdigest()[:16]
+    documents = [c.documents for _, c in kept.values() if isinstance(c, TrainingTalk) and c.documents]
+    read_is = repr(list(kept.values())) + (repr(documents) if documents else "")
+    digest = hashlib.sha256(read_is.encode()).hexdigest()[:16]
     repo = None if path else data.repo
     return kept, DataSource(data.name, split, repo, opened.revision, len(subsets), len(kept), dict(left_out), digest)
 

@@ -68,7 +68,7 @@ class Results:
         return picked(
             Evaluated,
             case,  # its task, way and temperature
-            scoring=asked[first][0].scoring,
+            scoring=asked[first][0].read_by,
             seeds=tuple(of_seed),
             who=Who(case.receiver, case.senders, kind, missing),
             how=case.method,

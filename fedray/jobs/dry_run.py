@@ -11,9 +11,8 @@ from fedray.federation.estimate import RequestLoad, Room, check_room, needs, on_
 from fedray.federation.federation import check_ray, placements
 from fedray.llm.loading import check_prompts
 from fedray.llm.source import Source
-from fedray.prompts import notes_prompt
 from fedray.protocols import protocol_of
-from fedray.questions.tasks import Question, document_of
+from fedray.questions.tasks import Question, has_documents, texts_read
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Report, Who
 from fedray.settings.settings import Settings
@@ -26,7 +25,8 @@ class DryRun(Job[Settings, "Sheet"]):
     name = "federate"
 
     def __init__(self, settings: Settings, questions: Sequence[Question]) -> None:
-        super().__init__(settings, Sheet(settings.zoo.name), private=settings.private)
+        private = settings.private or has_documents(settings, questions)
+        super().__init__(settings, Sheet(settings.zoo.name), private=private)
         self.questions = questions or [Question("prompt", settings.prompt or "")]
         self.needed: tuple[Need, ...] = ()
 
@@ -57,9 +57,7 @@ def _load(settings: Settings, found: Mapping[str, Source], questions: Sequence[Q
     given room for the whole prompt: of as many rows are others' keys and values."""
     tokens: dict[str, int] = {}
     for name, source in found.items():
-        holder = settings.receiver if settings.protocol.copies else name
-        prompts = [notes_prompt(document_of(q, settings, holder).splitlines(), q.prompt) for q in questions]
-        tokens |= check_prompts([source], prompts)
+        tokens |= check_prompts([source], texts_read(questions, settings, name))
     choices = max(len(question.choices or ()) for question in questions)
     rows = min(settings.task.batch_size, len(questions))
     at_a_time = min(settings.batches_at_a_time, math.ceil(len(questions) / rows))

@@ -21,13 +21,12 @@ from fedray.evaluation.settings import Block, EvaluateSettings
 from fedray.evaluation.table import who
 from fedray.federation.federation import Federation
 from fedray.federation.sources import sources
-from fedray.jobs.federate import check_questions
-from fedray.llm.loading import check_prompts
+from fedray.jobs.federate import check_lengths, check_questions
 from fedray.methods.method import DEFAULT
 from fedray.protocols import protocol_of
 from fedray.questions.benchmarks import source
 from fedray.questions.donors import arranged
-from fedray.questions.tasks import Question, load_task, scorings
+from fedray.questions.tasks import Question, has_documents, load_task, scorings
 from fedray.registry.evaluations import SPLIT, Recorded, append
 from fedray.registry.planner import Planner
 from fedray.reporting.job import Job, Status
@@ -44,6 +43,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
 
     def __init__(self, settings: EvaluateSettings, federation: Callable[[Settings], Federation]) -> None:
         private = any(case.settings(settings, settings.seed).private for case in cases(settings, settings.senders))
+        private = private or (settings.questions is not None and has_documents(settings, load_task(asking(settings))))
         title = f"evaluate {settings.receiver}"
         watch = EvaluateScreen(settings.zoo.name)
         super().__init__(settings, watch, title, settings.tracking, private=private)
@@ -62,8 +62,8 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
     def _load(self, task: str, seed: int, copies: tuple[str, ...]) -> list[Question]:
         """Load a task's questions; copies hold its documents in place of those who would by name."""
         settings = self.settings
-        senders = copies or settings.senders
-        questions = load_task(replace(settings, task=replace(settings.task, name=task), senders=senders), seed)
+        base = asking(replace(settings, senders=copies or settings.senders))
+        questions = load_task(replace(base, task=replace(settings.task, name=task)), seed)
         return arranged(questions, settings.donors.answer)
 
     def work(self) -> None:
@@ -127,7 +127,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         """The senders by what each brings alone, on validation questions."""
         settings, seed = self.settings, self.settings.seeds[0]
         base = replace(settings, task=replace(settings.task, split="validation", limit=settings.order_limit))
-        questions = load_task(base, seed)
+        questions = load_task(asking(base), seed)
         block = Block("singles", axes={} if settings.protocol.needs_senders else {"protocol.name": (DEFAULT.name,)})
         singles = {case.senders: case for case in cases(replace(settings, blocks={"order": block}), settings.senders)}
         share: dict[tuple[str, ...], float] = {}
@@ -269,10 +269,16 @@ def check_cases(settings: EvaluateSettings) -> None:
         own = case.settings(settings, settings.seed)
         planner.check(case.receiver, case.senders, case.method)
         protocol_of(case.method).check_sources(own, {source.name: source for source in sources(own)})
-    tasks = {case.task for case in cases(settings, settings.senders)} & BENCHMARKS.keys()
+    tasks = {case.task for case in cases(settings, settings.senders)}
+    tasks = tasks if settings.task.shots else tasks & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
-        prompts = [q.prompt for q in load_task(replace(settings, task=replace(settings.task, name=task)))]
-        check_prompts(sources(everybody), prompts)
+        base = replace(everybody, task=replace(settings.task, name=task))
+        check_lengths(base, load_task(base))
+
+
+def asking(settings: EvaluateSettings) -> Settings:
+    """The settings that a task's questions are loaded by: those of a file may hold documents of whoever a case asks."""
+    return settings if settings.questions is None else neutral(settings)
 
 
 def graded(questions: list[Question]) -> list[Question]:

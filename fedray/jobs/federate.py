@@ -21,10 +21,20 @@ from fedray.llm.loading import check_prompts
 from fedray.protocols import ALONE, protocol_of
 from fedray.questions.benchmarks import source
 from fedray.questions.donors import arranged
-from fedray.questions.tasks import Question, document_of, for_task, load_task, mismatched, request_fields
+from fedray.questions.tasks import (
+    Question,
+    document_of,
+    for_task,
+    has_documents,
+    load_task,
+    mismatched,
+    request_fields,
+    texts_read,
+)
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Report
 from fedray.schema import attributes
+from fedray.settings.check import check_documents
 from fedray.settings.settings import Settings
 from fedray.types import Answer, FedrayError, Missing, Plan, Request, Row, Usage
 
@@ -39,7 +49,8 @@ class Federate(Job[Settings, FederateScreen]):
     ) -> None:
         title = f"{settings.protocol.name} {'+'.join((*settings.takes_part[1:], '> '))}{settings.receiver}"
         screen = FederateScreen(settings.zoo.name)
-        super().__init__(settings, screen, title, settings.tracking, private=settings.private)
+        private = settings.private or has_documents(settings, questions)
+        super().__init__(settings, screen, title, settings.tracking, private=private)
         self.questions, self.federation = questions, federation
         self.record = Record(settings)
         self.record.source = source(settings)
@@ -85,7 +96,7 @@ class Federate(Job[Settings, FederateScreen]):
             zoo=settings.zoo.name,
             task=settings.questions or settings.task.name if settings.prompt is None else "prompt",
             scoring=settings.task.scored_by,
-            limit=settings.task.limit,
+            **attributes(settings.task, "limit", "shots"),
             weights=",".join(f"{m.name}={m.weights_hash[:12]}" for m in fed.members.values()),
             revisions=",".join(f"{m.name}={m.revision}" for m in fed.members.values() if m.revision) or None,
         )
@@ -165,14 +176,26 @@ def run(settings: Settings, federation: Callable[[Settings], Federation] = Feder
     if settings.plan:
         return DryRun(settings, questions).run()
     foreign = settings.questions is not None or settings.task.name in BENCHMARKS or settings.zoo.name == "hub"
-    own = [settings.prompt] if settings.prompt is not None else [q.prompt for q in questions if foreign]
-    if own:
-        check_prompts(sources(settings, list(dict.fromkeys(map(original_of, settings.takes_part)))), own)
+    if settings.prompt is not None:
+        check_lengths(settings, [Question("", settings.prompt)])
+    elif foreign or settings.evidence or settings.task.shots:
+        check_lengths(settings, questions)
     return Federate(settings, questions, federation).run()
+
+
+def check_lengths(settings: Settings, questions: Sequence[Question]) -> None:
+    """Refuse what is too long for the member that reads it, its document and the question. Raises FedrayError."""
+    read: dict[str, dict[str, str]] = {}
+    for member in settings.takes_part:  # copies have one tokenizer
+        read.setdefault(original_of(member), {}).update(texts_read(questions, settings, member))
+    for found in sources(settings, list(read)):
+        check_prompts([found], read[found.name])
 
 
 def check_questions(settings: Settings, questions: Sequence[Question]) -> None:
     """Refuse questions that the protocol cannot be asked. Raises FedrayError."""
+    if has_documents(settings, questions):
+        check_documents(settings)
     check = protocol_of(settings).check_question
     if check is not None:
         for question in questions:

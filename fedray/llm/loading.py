@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,12 @@ def default_dtype(zoo: str, device: str) -> str:
     return "bfloat16" if any(has.get(feature, False) for feature in _BF16) else "float32"
 
 
-def check_prompts(sources: Sequence[Source], prompts: Sequence[str]) -> dict[str, int]:
-    """Count per member the tokens of its longest prompt, before any LLM is loaded.
+def check_prompts(sources: Sequence[Source], prompts: Sequence[str] | Mapping[str, str]) -> dict[str, int]:
+    """Count per member the tokens of its longest prompt, before any LLM is loaded. prompts: with their names, if any.
 
-    Raises FedrayError naming a member for which a prompt is too long.
+    Raises FedrayError naming a member for which a prompt is too long, and the prompt.
     """
+    named = prompts if isinstance(prompts, Mapping) else dict.fromkeys(prompts, "")
     longest: dict[str, int] = {}
     for source in sources:
         config = config_of(source)
@@ -103,9 +104,9 @@ def check_prompts(sources: Sequence[Source], prompts: Sequence[str]) -> dict[str
                 "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
             )
         template = template_of(tokenizer)
-        for prompt in prompts:
+        for prompt, name in named.items():
             ids = encode(tokenizer, template, prompt).ids
-            check_length(source.name, len(ids), config.max_position_embeddings)
+            check_length(source.name, len(ids), config.max_position_embeddings, name)
             check_known(source.name, ids, config.vocab_size)
             longest[source.name] = max(longest.get(source.name, 0), len(ids))
     return longest

@@ -183,13 +183,16 @@ def check_known(name: str, ids: Sequence[int], known: int) -> None:
         )
 
 
-def check_length(name: str, tokens: int, context: int) -> None:
-    """Validate that a prompt has tokens and leaves room for an answer. Raises FedrayError."""
+def check_length(name: str, tokens: int, context: int, prompt: str = "") -> None:
+    """Validate that a prompt (by its name) has tokens and leaves room for an answer. Raises FedrayError."""
+    which = f" {prompt}" if prompt else ""
     if not tokens:
-        raise FedrayError(f"{shown(name)} knows no letter of the prompt; write it in letters that its tokenizer knows")
+        raise FedrayError(
+            f"{shown(name)} knows no letter of the prompt{which}; write it in letters that its tokenizer knows"
+        )
     if tokens >= context:
         raise FedrayError(
-            f"the prompt has {tokens} tokens for {shown(name)}, whose context holds {context}; shorten it"
+            f"the prompt{which} has {tokens} tokens for {shown(name)}, whose context holds {context}; shorten it"
         )
 
 

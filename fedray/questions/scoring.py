@@ -12,14 +12,16 @@ How letters and numbers are read off a reply: replies.py.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
-from fedray.data.rows import LETTERS
+from fedray.data.numbers import plain_number
+from fedray.data.rows import LETTERS, Item
 from fedray.questions.replies import letter, named, number
 from fedray.types import Row
 
-__all__ = ["asked", "flaw", "letter", "named", "number", "offered", "picked"]
+__all__ = ["asked", "first_reply", "flaw", "letter", "named", "number", "offered", "picked", "reply", "title"]
 
 REPLY = "The correct answer is"
 MAX_TOKENS = {"letters-generated": 64, "number": 512}  # of a free answer
@@ -38,6 +40,26 @@ def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
     if scoring == "number":
         return f"{question}\n\nThink step by step. End with a line in this form: Answer: <number>"
     return question
+
+
+def title(scoring: str, shots: int) -> str:
+    """Name a scoring as reports do, with the solved examples above each question."""
+    return f"{scoring}, {shots}-shot" if shots else scoring
+
+
+def reply(scoring: str, item: Item) -> str:
+    """Write the right answer to a question as its prompt asks for it: of a solved example."""
+    if item.gold is None:
+        return f"{item.solution}\nAnswer: {plain_number(item.target or '')}".strip()
+    return f"{REPLY} {LETTERS[item.gold]}" if scoring.startswith("letters") else item.choices[item.gold]
+
+
+def first_reply(scoring: str, text: str) -> str:
+    """Cut a free answer where, as a base LLM does after solved examples, it goes on with the next question."""
+    if scoring == "number":
+        line = re.search(r"^Answer:.*$", text, re.MULTILINE)
+        return text[: line.end()] if line else text
+    return text.strip().partition("\n\n")[0]
 
 
 def flaw(scoring: str, choices: Sequence[str], gold: int | None) -> str:

@@ -13,7 +13,9 @@ from fedray.data import files, own, rows
 from fedray.data.catalogue import BENCHMARKS, TASKS
 from fedray.data.numbers import plain_number
 from fedray.data.rows import EMPTY, Item, LeftOut, WrongRow
-from fedray.llm.catalogue import NAMES
+from fedray.errors import nearest
+from fedray.llm.catalogue import NAMES, safe_name
+from fedray.prompts import notes_prompt
 from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
 from fedray.settings.settings import Settings
@@ -32,7 +34,7 @@ class Question:
     gold: index into choices; target: the right answer of a question that is answered freely; scoring: how an answer is
     read (scoring.py); group: what figures are split by (a domain, or ""); experts: the members that know the answer,
     where that is known (all of them are needed); asked, evidence: member -> what it reads instead of the prompt, and
-    the document that it alone holds.
+    the document that it alone holds; shots: solved examples that stand in the prompt.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Question:
     evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
     target: str | None = None
     scoring: str = "text"
+    shots: int = 0
 
     @property
     def answer(self) -> str | None:
@@ -58,13 +61,18 @@ class Question:
         """The texts that members choose from; None: they answer freely."""
         return scoring.offered(self.scoring, self.choices)
 
+    @property
+    def read_by(self) -> str:
+        """How answers are read, as reports say it."""
+        return scoring.title(self.scoring, self.shots)
+
     def said(self, row: Row) -> str | None:
         """Read an answer, in the words of the choices or the form of the target; None: it names none."""
         if row.failed:
             return None
         if self.choices is None:
-            return scoring.number(row.text) if self.scoring == "number" else row.text
-        choice = scoring.picked(self.scoring, self.choices, row)
+            return scoring.number(self._text(row)) if self.scoring == "number" else row.text
+        choice = self._picked(row)
         return None if choice is None else self.choices[choice]
 
     def unread(self, row: Row) -> bool:
@@ -75,7 +83,16 @@ class Question:
         """Check whether an answer is right; None where that is unknown."""
         if self.choices is None or self.gold is None:
             return None if self.target is None else self.said(row) == self.target
-        return is_right(scoring.picked(self.scoring, self.choices, row), self.gold)
+        return is_right(self._picked(row), self.gold)
+
+    def _picked(self, row: Row) -> int | None:
+        return scoring.picked(self.scoring, self.choices or (), replace(row, text=self._text(row)))
+
+    def _text(self, row: Row) -> str:
+        """What of a free answer is about this question."""
+        return (
+            scoring.first_reply(self.scoring, row.text) if self.shots and self.scoring in scoring.FREELY else row.text
+        )
 
 
 def load_task(settings: Settings, seed: int = 0) -> list[Question]:
@@ -88,17 +105,44 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
         raise FedrayError(f"unknown task {settings.task.name!r}: choose one of {', '.join(TASKS)}")
     how = settings.task.scored_by
     if settings.questions is not None:
-        return [_scored(question, how) for question in _own(settings)]
-    draw, limit = random.Random(_SEED), settings.task.limit
+        own = [_scored(question, how) for question in _own(settings)]
+        of_all = settings.documents() if has_documents(settings, own) else {}
+        return [replace(question, evidence={**of_all, **question.evidence}) for question in own] if of_all else own
+    above = _examples(settings, seed) if settings.task.shots else ""
+    questions = [_scored(_question(*drawn), how) for drawn in _drawn(settings, seed)[: settings.task.limit]]
+    shots = settings.task.shots
+    return [replace(q, prompt=above + q.prompt, shots=shots) for q in questions] if shots else questions
+
+
+def _drawn(settings: Settings, seed: int) -> list[tuple[Item, Mapping[str, Any]]]:
+    """Shuffle all questions of the task's split, each with what else is known of it."""
+    drawn: list[tuple[Item, Mapping[str, Any]]]
     if settings.task.name in BENCHMARKS:
-        items = [(item, {"id": name, "domain": group}) for name, (group, item) in benchmarks.items(settings).items()]
-        draw.shuffle(items)
-        questions = [_question(item, about) for item, about in items[:limit]]
+        found = benchmarks.items(settings).items()
+        drawn = [(item, {"id": name, "domain": group}) for name, (group, item) in found]
     else:
-        drawn = _rows(settings, world_of(settings.zoo.path), seed)
-        draw.shuffle(drawn)
-        questions = [_question(rows.labelled(row), row) for row in drawn[:limit]]
-    return [_scored(question, how) for question in questions]
+        drawn = [(rows.labelled(row), row) for row in _rows(settings, world_of(settings.zoo.path), seed)]
+    random.Random(_SEED).shuffle(drawn)
+    return drawn
+
+
+def _examples(settings: Settings, seed: int) -> str:
+    """Write the solved examples of the task's training split that stand above each question. Raises FedrayError."""
+    task = settings.task
+    name, shots = f"task={task.name}", f"task.shots={task.shots}"
+    if task.name in BENCHMARKS and "train" not in BENCHMARKS[task.name].splits:
+        others = ", ".join(name for name, data in BENCHMARKS.items() if "train" in data.splits)
+        raise FedrayError(f"{name} has no training split to take {shots} from: leave it out, or choose one of {others}")
+    if task.split == "train":
+        raise FedrayError(f"{shots} would give away questions of task.split=train: choose another split")
+    drawn = _drawn(replace(settings, task=replace(task, split="train")), seed)[: task.shots]
+    if any(about.get("asked") or about.get("evidence") for _, about in drawn):
+        raise FedrayError(f"{name} gives members texts of their own, and {shots} is the same for all: leave it out")
+    if len(drawn) < task.shots:
+        raise FedrayError(f"{name} has {len(drawn)} solved examples: choose task.shots={len(drawn)} or fewer")
+    how = task.scored_by
+    solved = ((_scored(_question(item, about), how), scoring.reply(how, item)) for item, about in drawn)
+    return "".join(f"{question.prompt}\n{answer}\n\n" for question, answer in solved)
 
 
 def _scored(question: Question, how: str) -> Question:
@@ -151,6 +195,19 @@ def request_fields(questions: Sequence[Question], plan: Plan, instead: Mapping[Q
     return {name: value for name, value in fields.items() if value}
 
 
+def has_documents(settings: Settings, questions: Iterable[Question]) -> bool:
+    """Check whether questions of the user's own come with documents that members keep to themselves."""
+    return settings.questions is not None and any(question.evidence for question in questions)
+
+
+def texts_read(questions: Iterable[Question], settings: Settings, member: str) -> dict[str, str]:
+    """Map each text that a member reads at least, its document above the question, to the question's id."""
+    holder = settings.receiver if settings.protocol.copies else member
+    documents = settings.documents().get(holder, "")
+    notes = ((q.evidence.get(holder, "") or documents, q) for q in questions)
+    return {notes_prompt(note.splitlines(), q.asked.get(member, q.prompt)): q.id for note, q in notes}
+
+
 def document_of(question: Question, settings: Settings, member: str) -> str:
     """Find the document that a member holds of a question: the question's own, else that of the settings."""
     return question.evidence.get(member, "") or settings.documents().get(member, "")
@@ -188,7 +245,7 @@ def _other(question: Question, questions: list[Question], rng: random.Random) ->
 def scorings(settings: Settings, questions: Iterable[Question]) -> str:
     """Name the scorings for a report: a file of the user's own may hold questions of several kinds."""
     own = dict.fromkeys(question.scoring for question in questions) if settings.questions is not None else ()
-    return "+".join(own) or settings.task.scored_by
+    return scoring.title("+".join(own) or settings.task.scored_by, settings.task.shots)
 
 
 def for_task(settings: Settings) -> Settings:
@@ -212,26 +269,27 @@ def _own(settings: Settings) -> tuple[Question, ...]:
     path, how = settings.questions, settings.task.scored_by
     assert path is not None, "the caller has looked"
     stat = path.stat() if path.is_file() else None
-    return _read_once(path, how, (stat.st_mtime_ns, stat.st_size) if stat else None)
+    members = settings.takes_part[:1] if settings.protocol.copies else settings.takes_part
+    return _read_once(path, how, members, (stat.st_mtime_ns, stat.st_size) if stat else None)
 
 
 @lru_cache(maxsize=4)  # an evaluation asks for the same questions once per case and seed
-def _read_once(path: Path, how: str, state: object) -> tuple[Question, ...]:
-    return tuple(read_questions(path, how))
+def _read_once(path: Path, how: str, members: tuple[str, ...], state: object) -> tuple[Question, ...]:
+    return tuple(read_questions(path, how, members))
 
 
-def read_questions(path: Path, how: str = "text") -> list[Question]:
+def read_questions(path: Path, how: str = "text", members: Sequence[str] = ()) -> list[Question]:
     """Read questions of a file of the user's own, in its order: .txt (one per line), or rows of a data set's schema.
 
-    The columns say which (fedray/data/own.py); `id`, `domain`, `entity` and `attribute` may stand beside
-    them. how: the scoring that has to be able to tell choices apart. Nothing is left out: raises FedrayError with file,
-    line and remedy.
+    The columns say which (fedray/data/own.py); `id`, `domain`, `entity`, `attribute` and `evidence` may stand beside
+    them. how: the scoring that has to be able to tell choices apart; members: who may hold documents, the receiver
+    first. Nothing is left out: raises FedrayError with file, line and remedy.
     """
     questions = []
     for place, row in files.rows(path):
         where = f"{path}, {place}"
         try:
-            item, about = own.question(row), own.about(row)
+            item, about, documents = own.question(row), own.about(row), own.documents(row)
         except WrongRow as error:
             raise FedrayError(f"{where}: {error}; read are {own.SCHEMAS}") from error
         item = item if isinstance(item, LeftOut) or item.whole else EMPTY
@@ -242,10 +300,36 @@ def read_questions(path: Path, how: str = "text") -> list[Question]:
             )
         if flaw := scoring.flaw(how, item.choices, item.gold):
             raise FedrayError(f"{where} has {flaw}")
-        questions.append(_question(item, {"id": f"{path.name}:{place.split()[-1]}", **about}))
+        evidence = _held(documents, members, where)
+        questions.append(_question(item, {"id": f"{path.name}:{place.split()[-1]}", "evidence": evidence, **about}))
     if not questions:
         raise FedrayError(f"{path} holds no question: write one per line")
     return questions
+
+
+def _held(documents: Mapping[str, str], members: Sequence[str], where: str) -> dict[str, str]:
+    """Find who holds which document: a member by its name, its safe name or its role. Raises FedrayError."""
+    receiver, senders = members[:1], members[1:]
+    roles = {"receiver": receiver, "sender": senders}
+    held: dict[str, str] = {}
+    for name, text in documents.items():
+        found = roles.get(name, tuple(member for member in members if safe_name(member) == safe_name(name)))
+        if name in roles and len(found) > 1:
+            raise FedrayError(f"{where} has evidence for the sender, and there are {len(found)}: name {_or(found)}")
+        if not found:
+            close = nearest(name, (*members, *(role for role in roles if len(roles[role]) == 1)), 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise FedrayError(
+                f"{where} has evidence for {name!r}, who takes no part{hint}: documents are read by {_or(members)}"
+            )
+        if found[0] in held:
+            raise FedrayError(f"{where} has two documents for {found[0]}: put them into one")
+        held[found[0]] = text
+    return held
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else "".join(names) or "nobody"
 
 
 def _question(item: Item, about: Mapping[str, Any]) -> Question:

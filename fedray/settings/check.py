@@ -95,23 +95,35 @@ def _check_exchange(settings: Settings) -> None:
             f"control={settings.control} is about slots of their own, which fusion=mix has not: choose fusion=concat, "
             "or control=noise"
         )
-    if settings.evidence and settings.fusion.operator == "mix":
-        raise FedrayError("evidence does not go with fusion=mix, which needs one text for all: use fusion=concat")
+    if settings.evidence:
+        check_documents(settings)
     strangers = settings.evidence.keys() - {safe_name(n) for n in (settings.receiver, *settings.senders)}
     if strangers:
         raise FedrayError(f"evidence.{min(strangers)} is for nobody who takes part: add that member to the senders")
     settings.documents()  # a file that is not there is refused now, not after loading
     if settings.vote and not settings.answer_all:
         raise FedrayError("vote=true counts the answers of all members: add answer_all=true")
-    apart = rephrase != "none" or settings.evidence or settings.control == "mismatched"
+    apart = rephrase != "none" or settings.control == "mismatched"
     if settings.answer_all and (not protocol.fuses or apart):
-        raise FedrayError(
-            "answer_all=true goes with protocol=c2c, and without rephrase, evidence and control=mismatched: "
-            "everybody reads the same prompt"
-        )
+        raise _not_alike()
     untold = settings.prompt is not None or settings.questions is not None or settings.task.name in BENCHMARKS
     if settings.gate.kind == "oracle" and untold:
         raise FedrayError("gate=oracle must be told who knows, as only the tiny tasks can: choose gate=learned")
+
+
+def check_documents(settings: Settings) -> None:
+    """Validate that members may read documents of their own. Raises FedrayError."""
+    if settings.fusion.operator == "mix":
+        raise FedrayError("evidence does not go with fusion=mix, which needs one text for all: use fusion=concat")
+    if settings.answer_all:
+        raise _not_alike()
+
+
+def _not_alike() -> FedrayError:
+    return FedrayError(
+        "answer_all=true goes with protocol=c2c, and without rephrase, evidence and control=mismatched: "
+        "everybody reads the same prompt"
+    )
 
 
 def _check_compile(settings: Settings) -> None:
@@ -192,6 +204,10 @@ def _check_questions(settings: Settings) -> None:
 def _check_task(settings: Settings) -> None:
     """A split that the data set has, and a scoring that goes with its questions."""
     task = settings.task
+    if task.shots and (settings.prompt is not None or settings.questions is not None):
+        raise FedrayError(f"task.shots={task.shots} is of a task, and questions of your own have no training split")
+    if task.shots and settings.rephrase != "none":
+        raise FedrayError(f"rephrase rewrites a question, not the examples of task.shots={task.shots}: leave one out")
     if settings.prompt is not None:
         return
     if task.name in BENCHMARKS and settings.questions is None:

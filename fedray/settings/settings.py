@@ -39,6 +39,7 @@ class TaskSettings:
     limit: int | None = within(200, 1)  # questions; None asks all
     split: Literal["train", "validation", "test"] = "test"
     batch_size: int = within(32, 1, 256)
+    shots: int = within(0, 0, 64)  # solved examples of the training split above each question
     batches_in_flight: int = within(2, 1, 16)  # on Ray: senders read the next while one is answered; 1: one by one
     scoring: Scoring | None = None  # fedray/questions/scoring.py; None: as the task was published
     max_tokens: int | None = within(None, 1, 4096)  # of a free answer; None: as its scoring needs

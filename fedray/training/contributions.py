@@ -45,7 +45,7 @@ class Contributions:
         """Measure the gain (Q, S) in the probability of the right answer that goes with each sender."""
         self._session = f"contributions-{next(self._sessions)}"
         rows, senders = tuple(range(len(talks))), self._plan.senders
-        request = Request(tuple(talk.prompt for talk in talks), tuple((talk.answer,) for talk in talks))
+        request = Request(tuple(talk.asked_of("receiver") for talk in talks), tuple((talk.answer,) for talk in talks))
         payloads = [self._payload(name, rows, talks) for name in senders]
         base_QS = torch.tensor([[float(name in dict(talk.asked)) for name in senders] for talk in talks])
         base_Q = self._probability(request, base_QS, payloads)
@@ -60,7 +60,7 @@ class Contributions:
 
     def _payload(self, name: str, rows: tuple[int, ...], talks: Sequence[LabelledPrompt]) -> Payload:
         artifact = self._plan.fusers[name]
-        told = tuple(dict(talk.asked).get(name, talk.prompt) for talk in talks)
+        told = tuple(dict(talk.asked).get(name, talk.asked_of("sender")) for talk in talks)
         prompts = to_draft(self._plan, artifact, told)
         _, payload = self._senders[name].share(
             self._session,

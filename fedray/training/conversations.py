@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fedray.llm.model import LLM
 from fedray.member.member import Member
+from fedray.prompts import notes_prompt
 from fedray.types import Generation, Request
 from fedray.world.questions import joint
 from fedray.world.world import PHRASINGS, UNSEEN_PHRASINGS, World, right_answer, seen_in_fusing
 
 PHRASINGS_PER_FACT = 2  # of a question to train on
 BATCH = 256  # questions answered at once
+Role = Literal["sender", "receiver"]
 ANSWER_TOKENS = 8  # of the tiny world, at most
 
 
@@ -22,7 +25,7 @@ class LabelledPrompt:
     """One training example: a prompt, its right answer, and the group (domain) it is counted under.
 
     before: the earlier messages, the user's and the assistant's in turn. asked: (sender, what it is asked instead), of
-    a question that needs several.
+    a question that needs several. documents: (role, text) that only the sender or only the receiver reads.
     """
 
     prompt: str
@@ -30,6 +33,19 @@ class LabelledPrompt:
     group: str = ""
     before: tuple[str, ...] = ()
     asked: tuple[tuple[str, str], ...] = ()
+    documents: tuple[tuple[str, str], ...] = ()
+
+    def turns(self, role: Role) -> tuple[str, ...]:
+        """The turns as one role reads them, its document above the first: as Exchange.request_of puts it."""
+        first, *later = (*self.before, self.prompt)
+        return (self._noted(role, first), *later)
+
+    def asked_of(self, role: Role) -> str:
+        """The last turn alone, under a role's document."""
+        return self._noted(role, self.prompt)
+
+    def _noted(self, role: Role, question: str) -> str:
+        return notes_prompt(dict(self.documents).get(role, "").splitlines(), question)
 
 
 def conversations(world: World, split: str, phrasings_per_fact: int = 1) -> list[LabelledPrompt]:

@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedray.data.catalogue import BENCHMARKS, OPENHERMES
+from fedray.data.catalogue import BENCHMARKS, OWN, TALKS
 from fedray.data.overlap import Contamination
+from fedray.data.rows import TrainingTalk
 from fedray.data.source import DataSource, read
-from fedray.llm.chat import encode_turns
+from fedray.llm.chat import Words, count_tokens
 from fedray.llm.model import LLM
+from fedray.llm.source import Source, config_of, tokenizer_of
 from fedray.reporting.report import Data
 from fedray.training import dictation
-from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, about_two, conversations
+from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, Role, about_two, conversations
 from fedray.training.settings import FuserJob, GateJob, TrainingData
 from fedray.training.worker_group import Tell
 from fedray.types import FedrayError
@@ -23,6 +25,8 @@ from fedray.world.world import World, world_of
 
 # The longest question of the tiny world, with its answer, is shorter: as the zoo's LLMs read it, and as any other may.
 TINY_TOKENS, FOREIGN_TOKENS = 96, 256
+NEARLY = 0.9  # of data.longest: what is as long counts as that long, and no other conversation is measured
+ROLES: tuple[Role, ...] = ("sender", "receiver")
 OnDone = Callable[[int, int], None]  # how many of how many
 
 
@@ -73,9 +77,15 @@ def for_gate(world: World, limit: int | None, pairs: bool = False) -> Material:
 
 
 def read_data_set(settings: FuserJob | GateJob, tell: Tell) -> Material:
-    """Read the data set of the settings; see `of_data_set`."""
+    """Read the data set of the settings; see `of_data_set`. Raises FedrayError where documents cannot be read apart."""
     tell("reading", 0, settings.limit or 1, {})
-    return of_data_set(settings.data, settings.limit, settings.seed, lambda done, of: tell("reading", done, of, {}))
+    read = of_data_set(settings.data, settings.limit, settings.seed, lambda done, of: tell("reading", done, of, {}))
+    if settings.fusion.operator == "mix" and any(talk.documents for talk in (*read.talks, *read.check)):
+        raise FedrayError(
+            f"{settings.data.path} has documents, and fusion=mix needs one text for sender and receiver: use "
+            "fusion=concat, or leave the documents out"
+        )
+    return read
 
 
 def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDone = lambda done, of: None) -> Material:
@@ -83,14 +93,12 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDon
 
     A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.
     """
-    where = {name: getattr(data, name) for name in ("path", "streaming", "revision")}
-    found, source = read(OPENHERMES, "train", **where, first=limit)
+    found, source = _read(data, limit)
     overlap = Contamination(item for name in data.kept_out for item in _questions(data, name))
     talks: list[LabelledPrompt] = []
     for done, (group, talk) in enumerate(found.values(), 1):
         if not overlap.gives_away(talk):
-            *before, prompt = talk.turns
-            talks.append(LabelledPrompt(prompt, talk.answer, talk.group or group, tuple(before)))
+            talks.append(_labelled(group, talk))
         if done % 1000 == 0 or done == len(found):
             on_done(done, len(found))
     source = _without(source, "holds an evaluation question", len(found) - len(talks))
@@ -103,13 +111,14 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDon
     return Material(kept, check, {"data": of}, source)
 
 
-def fitting(material: Material, llms: Sequence[LLM], longest: int) -> Material:
-    """Drop conversations that any LLM encodes as more tokens than `longest`, prompt and answer together.
+def fitting(material: Material, receiver: LLM, senders: Sequence[LLM], longest: int) -> Material:
+    """Drop conversations that any LLM encodes as more tokens than `longest`, document, prompt and answer together.
 
     Raises FedrayError where too few are left.
     """
-    longest = min(longest, *(llm.context - 1 for llm in llms))
-    kept = [[talk for talk in talks if _fits(talk, llms, longest)] for talks in (material.talks, material.check)]
+    readers: list[tuple[LLM, Role]] = [(receiver, "receiver"), *((llm, "sender") for llm in senders)]
+    longest = min(longest, *(llm.context - 1 for llm, _ in readers))
+    kept = [[talk for talk in talks if _fits(talk, readers, longest)] for talks in (material.talks, material.check)]
     dropped = len(material.talks) + len(material.check) - sum(map(len, kept))
     if not all(kept):
         raise FedrayError(f"too few conversations are of {longest} tokens or less: raise data.longest or limit")
@@ -122,14 +131,57 @@ def settings_of_data(settings: FuserJob | GateJob) -> dict[str, Any]:
     if settings.data.name == "tiny":
         return {"world_seed": world_of(settings.zoo.path).seed, "llm_dtype": settings.llm_dtype}
     values = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
+    values |= {"path": str(settings.data.path)} if settings.data.name == OWN.name else {}  # another file, other data
     return {**{f"data.{key}": value for key, value in values.items()}, "llm_dtype": settings.llm_dtype}
 
 
-def longest_of(settings: FuserJob | GateJob) -> int:
-    """Bound the tokens of a conversation, prompt and answer together."""
-    if settings.data.name != "tiny":
-        return settings.data.longest
-    return TINY_TOKENS if settings.zoo.name == "tiny" else FOREIGN_TOKENS
+def to_measure(data: TrainingData, limit: int | None) -> list[LabelledPrompt]:
+    """Read conversations to know their lengths; none where there are none, or where they would be streamed twice."""
+    if data.name == "tiny" or (data.streaming and data.path is None):
+        return []
+    return [_labelled(group, talk) for group, talk in _read(data, limit)[0].values()]
+
+
+def longest_of(
+    settings: FuserJob | GateJob, talks: Sequence[LabelledPrompt], receiver: Source, senders: Sequence[Source]
+) -> int:
+    """Bound the tokens of a conversation, document, prompt and answer together, by those that are there.
+
+    Those of data.longest and more, which training leaves out, do not count.
+    """
+    if settings.data.name == "tiny":
+        return TINY_TOKENS if settings.zoo.name == "tiny" else FOREIGN_TOKENS
+    most = min(settings.data.longest, *(config_of(of).max_position_embeddings - 1 for of in (receiver, *senders)))
+    words = {of.name: tokenizer_of(of) for of in (receiver, *senders)}
+    if not talks or None in words.values():
+        return most
+    readers: list[tuple[Words, Role]] = [(Words.of(receiver.name, words[receiver.name]), "receiver")]
+    readers.extend((Words.of(of.name, words[of.name]), "sender") for of in senders)
+    return _longest(talks, readers, most)
+
+
+def _longest(talks: Sequence[LabelledPrompt], readers: Sequence[tuple[Words, Role]], most: int) -> int:
+    """Encode those of most bytes first, until no other can be longer, or one is nearly as long as may be."""
+    found = 0
+    bounds = [(max(_bytes(talk, role) for role in ROLES), talk) for talk in talks]
+    for bound, talk in sorted(bounds, key=lambda pair: pair[0], reverse=True):
+        if bound <= found:
+            break
+        if found > NEARLY * most:
+            return most
+        tokens = max(count_tokens(words, talk.turns(role), talk.answer) for words, role in readers)
+        found = max(found, tokens) if tokens < most else found
+    return found or most
+
+
+def _read(data: TrainingData, limit: int | None) -> tuple[dict[str, tuple[str, TrainingTalk]], DataSource]:
+    where = {name: getattr(data, name) for name in ("path", "streaming", "revision")}
+    return read(TALKS[data.name], "train", **where, first=limit)
+
+
+def _labelled(group: str, talk: TrainingTalk) -> LabelledPrompt:
+    *before, prompt = talk.turns
+    return LabelledPrompt(prompt, talk.answer, talk.group or group, tuple(before), documents=talk.documents)
 
 
 def _questions(data: TrainingData, name: str) -> list[Any]:
@@ -145,11 +197,16 @@ def _questions(data: TrainingData, name: str) -> list[Any]:
     return [item for _, item in found.values()]
 
 
-def _fits(talk: LabelledPrompt, llms: Sequence[LLM], longest: int) -> bool:
-    texts = (*talk.before, talk.prompt, talk.answer)
-    if sum(len(text.encode()) for text in texts) + 64 * len(texts) < longest:  # no token is less than a byte
+def _fits(talk: LabelledPrompt, readers: Sequence[tuple[LLM, Role]], longest: int) -> bool:
+    if all(_bytes(talk, role) < longest for role in ROLES):
         return True
-    return all(len(encode_turns(llm, texts[:-1]).ids) + len(llm.encode_answer(talk.answer)) < longest for llm in llms)
+    return all(count_tokens(llm, talk.turns(role), talk.answer) < longest for llm, role in readers)
+
+
+def _bytes(talk: LabelledPrompt, role: Role) -> int:
+    """Bound a conversation's tokens: none is less than a byte."""
+    texts = (*talk.turns(role), talk.answer)
+    return sum(len(text.encode()) for text in texts) + 64 * len(texts)
 
 
 def _without(source: DataSource, reason: str, count: int) -> DataSource:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedray.prompts import hint_prompt, rephrase_prompt
 from fedray.training.conversations import LabelledPrompt
@@ -55,7 +56,7 @@ def of_talks(talks: Sequence[LabelledPrompt], seed: int) -> list[LabelledPrompt]
         if words:
             start = rng.randrange(max(1, len(words) - length + 1))
             text = " ".join(words[start : start + length])
-            found.append(LabelledPrompt(talk.prompt, text, WORD if length == 1 else STRING, talk.before))
+            found.append(replace(talk, answer=text, group=WORD if length == 1 else STRING))
     return found
 
 

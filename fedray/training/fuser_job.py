@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -20,7 +20,7 @@ from fedray.registry.store import Registry, fuser_name
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import LabelledPrompt, believed
 from fedray.training.data import BATCH
-from fedray.training.dataset import dictated, fitting, longest_of, of_world, read_data_set, settings_of_data
+from fedray.training.dataset import dictated, fitting, longest_of, of_world, read_data_set, settings_of_data, to_measure
 from fedray.training.dictation import TEXTS, TOKENS_PER_TEXT, of_talks
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import Examples, FuserTraining, accuracy_by_group
@@ -49,7 +49,8 @@ class TrainFuser(TrainingJob[FuserJob]):
         named = NAMES if settings.sender == EVERYONE else (settings.sender,)
         llms = pin(settings, dict.fromkeys((settings.receiver, *named)))
         senders = self._without_fuser(llms) if settings.sender == EVERYONE else named
-        return [self._task(llms[sender], llms[settings.receiver]) for sender in senders]
+        talks = to_measure(settings.data, settings.limit) if self.workers.local and senders else []
+        return [self._task(llms[sender], llms[settings.receiver], talks) for sender in senders]
 
     def _without_fuser(self, llms: Mapping[str, Source]) -> list[str]:
         """List senders whose fuser of this kind into the receiver a federation would not find."""
@@ -60,7 +61,7 @@ class TrainFuser(TrainingJob[FuserJob]):
         self.screen.passed_over(registry.problems)
         return without
 
-    def _task(self, sender: Source, receiver: Source) -> TrainingTask:
+    def _task(self, sender: Source, receiver: Source, talks: Sequence[LabelledPrompt]) -> TrainingTask:
         """Plan one training. Raises FedrayError where it does not fit."""
         settings, control, recipe = self.settings, self.settings.control, recipe_of(self.settings)
         name = fuser_name(sender.name, receiver.name)
@@ -72,7 +73,7 @@ class TrainFuser(TrainingJob[FuserJob]):
             llms=hashes({source.name: source for source in (receiver, sender)}),
             settings=decisive,
         )
-        memory = _needed(settings, recipe, sender, receiver) if self.workers.local else None
+        memory = _needed(settings, recipe, sender, receiver, talks) if self.workers.local else None
         order = Order(receiver, {sender.name: sender}, {}, recipe, settings, checkpoint, memory)
         params = {"sender": sender.name, "control": control, **decisive}
         return TrainingTask(name if control == "none" else f"{name}-{control}", "fuser", train, order, params)
@@ -97,16 +98,17 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     """Do one worker's part in the training of one fuser."""
     s = order.settings
     (source,) = order.senders.values()
-    memory = order.memory or _needed(s, order.recipe, source, order.receiver)
     tiny = s.data.name == "tiny"
     drafts = FUSERS[s.fuser.kind].drafts
     material = (
         (dictated if drafts else of_world)(world_of(s.zoo.path), s.limit, s.seed) if tiny else read_data_set(s, tell)
     )
+    talks = (*material.talks, *material.check)
+    memory = order.memory or _needed(s, order.recipe, source, order.receiver, talks)
     receiver = load_source(order.receiver, s.device, s.llm_dtype)
     sender = receiver if s.control == "identical" else load_source(source, s.device, s.llm_dtype)
     if material.source:
-        material = fitting(material, (sender, receiver), s.data.longest)
+        material = fitting(material, receiver, [sender], s.data.longest)
     at_once = s.rows if material.source or s.zoo.name != "tiny" else BATCH
 
     if drafts and not tiny:
@@ -121,11 +123,11 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
         blind = s.control == "single"
         return Pair(sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=blind, at_once=at_once)
 
-    talks = pair(material.talks, "sender answers")
-    validated = pair(material.check, "to validate with", talks) if s.validate_every else None
-    training = FuserTraining(talks, order.recipe, validated, group, order.checkpoint, s.save_every)
+    asked = pair(material.talks, "sender answers")
+    validated = pair(material.check, "to validate with", asked) if s.validate_every else None
+    training = FuserTraining(asked, order.recipe, validated, group, order.checkpoint, s.save_every)
     fuser = training.run(lambda step, of, figures: tell("training", step, of, figures))
-    right = pair(material.check, like=talks)
+    right = pair(material.check, like=asked)
     with torch.no_grad(), precision(order.recipe, receiver.device):
         weights_RLN = right.openness(fuser, right.rows(range(min(len(right), right.at_once)))).float().cpu()
         validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)
@@ -153,18 +155,20 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     return Outcome(members, *of, figures, heatmap, record, material.data, validation, alone, config=config)
 
 
-def _needed(s: FuserJob, recipe: FuserRecipe, sender: Source, receiver: Source) -> Memory:
-    """Estimate one worker's memory. Raises FedrayError with the figures where there is less."""
+def _needed(
+    s: FuserJob, recipe: FuserRecipe, sender: Source, receiver: Source, talks: Sequence[LabelledPrompt]
+) -> Memory:
+    """Estimate one worker's memory for these conversations. Raises FedrayError with the figures where there is less."""
     configs, half = (config_of(sender), config_of(receiver)), is_half(recipe, s.device)
-    dtype = getattr(torch, s.llm_dtype or "float32")
+    dtype, longest = getattr(torch, s.llm_dtype or "float32"), longest_of(s, talks, receiver, [sender])
 
     if FUSERS[recipe.kind].drafts:
-        load = BatchLoad(s.rows, longest_of(s), dtype, False, s.workers)
+        load = BatchLoad(s.rows, longest, dtype, False, s.workers)
         found = estimate_texts(*configs, recipe, load, TOKENS_PER_TEXT * (s.limit or TEXTS))
         return check(found, s.device, lambda parts: None, s.workers)
 
     def needed(parts: int = 1) -> Memory:
-        return estimate(*configs, recipe, BatchLoad(s.rows // parts, longest_of(s), dtype, half, s.workers))
+        return estimate(*configs, recipe, BatchLoad(s.rows // parts, longest, dtype, half, s.workers))
 
     return check(needed(), s.device, lambda parts: None if s.rows % parts else needed(parts), s.workers)
 

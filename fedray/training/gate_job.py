@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from fedray.registry.store import Registry, fuser_name, gate_name, load_fuser, r
 from fedray.schema import attributes
 from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.contributions import Contributions
-from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, settings_of_data
+from fedray.training.conversations import LabelledPrompt
+from fedray.training.dataset import fitting, for_gate, longest_of, read_data_set, settings_of_data, to_measure
 from fedray.training.figures import Heatmap
 from fedray.training.gate_trainer import GateRecipe, GateTraining
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
@@ -74,7 +75,8 @@ class TrainGate(TrainingJob[GateJob]):
             llms=weights,
             settings=decisive,
         )
-        memory = _needed(settings, llms[receiver], senders, fusers) if self.workers.local else None
+        talks = to_measure(settings.data, settings.limit) if self.workers.local else []
+        memory = _needed(settings, llms[receiver], senders, fusers, talks) if self.workers.local else None
         order = Order(llms[receiver], senders, fusers, recipe, settings, checkpoint, memory)
         return TrainingTask(name, "gate", train, order, decisive)
 
@@ -92,13 +94,14 @@ def run(settings: GateJob) -> int:
 def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     """Do one worker's part in the training of one gate."""
     s = order.settings
-    memory = order.memory or _needed(s, order.receiver, order.senders, order.fusers)
     drafts = FUSERS[s.fuser.kind].drafts
     material = for_gate(world_of(s.zoo.path), s.limit, drafts) if s.data.name == "tiny" else read_data_set(s, tell)
+    talks = (*material.talks, *material.check)
+    memory = order.memory or _needed(s, order.receiver, order.senders, order.fusers, talks)
     receiver = load_source(order.receiver, s.device, s.llm_dtype)
     senders = {name: load_source(source, s.device, s.llm_dtype) for name, source in order.senders.items()}
     if material.source:
-        material = fitting(material, (receiver, *senders.values()), s.data.longest)
+        material = fitting(material, receiver, list(senders.values()), s.data.longest)
     dtype, sets = receiver.model.dtype, {"train": material.talks, "validation": material.check}
     asking = (
         Contributions(receiver, senders, order.fusers, Method(**attributes(s, "fuser", "fusion"))) if drafts else None
@@ -123,14 +126,21 @@ def train(order: GateOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     return Outcome(members, *of, figures, heatmap, record, material.data, trust=trust)
 
 
-def _needed(s: GateJob, receiver: Source, senders: Mapping[str, Source], fusers: Mapping[str, Artifact]) -> Memory:
-    """Estimate one worker's memory. Raises FedrayError with the figures where there is less."""
+def _needed(
+    s: GateJob,
+    receiver: Source,
+    senders: Mapping[str, Source],
+    fusers: Mapping[str, Artifact],
+    talks: Sequence[LabelledPrompt],
+) -> Memory:
+    """Estimate one worker's memory for these conversations. Raises FedrayError with the figures where there is less."""
     configs = config_of(receiver), [config_of(source) for source in senders.values()]
     maps = [FuserConfig.from_dict(read_manifest(Path(artifact.path)).config) for artifact in fusers.values()]
     dtype = getattr(torch, s.llm_dtype or "float32")
+    longest = longest_of(s, talks, receiver, list(senders.values()))
 
     def needed(parts: int = 1) -> Memory:
-        return estimate_gate(*configs, maps, BatchLoad(max(1, s.at_once // parts), longest_of(s), dtype), s.limit or 0)
+        return estimate_gate(*configs, maps, BatchLoad(max(1, s.at_once // parts), longest, dtype), s.limit or 0)
 
     return check(needed(), s.device, needed, s.workers, lambda parts: f"at_once={max(1, s.at_once // parts)} fits")
 

@@ -24,7 +24,7 @@ from fedray.llm.model import LLM, Encoded
 from fedray.schema import attributes
 from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.contributions import Contributions
-from fedray.training.conversations import LabelledPrompt
+from fedray.training.conversations import LabelledPrompt, Role
 from fedray.training.data import BATCH, Prefilled, answer_loss, answers, read, states
 from fedray.training.worker_group import Progress, Tell, WorkerGroup
 
@@ -131,7 +131,7 @@ class GateTraining:
         return {**own, "steps": recipe.steps, "price": recipe.price}
 
     def _read(self, talks: Sequence[LabelledPrompt], layer: int) -> Prefilled:
-        return states(self.receiver, _encoded(self.receiver, talks), layer, self._at_once)
+        return states(self.receiver, _encoded(self.receiver, talks, "receiver"), layer, self._at_once)
 
     def _measure(self, talks: Sequence[LabelledPrompt], on_done: Progress) -> Tensor:
         """Measure this worker's share of gains; only the caches of questions read at a time are in memory."""
@@ -146,8 +146,8 @@ class GateTraining:
     def _gains_of(self, batch: Sequence[LabelledPrompt]) -> Tensor:
         if self._contributions is not None:
             return self._contributions.measure(batch)
-        own = read(self.receiver, _encoded(self.receiver, batch))
-        sent = {name: read(llm, _encoded(llm, batch)) for name, llm in self.senders.items()}
+        own = read(self.receiver, _encoded(self.receiver, batch, "receiver"))
+        sent = {name: read(llm, _encoded(llm, batch, "sender")) for name, llm in self.senders.items()}
         return measure_gains(own, sent, self.fusers, batch, self.recipe.operator)
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ class GateTraining:
             self.gate.load_state_dict(snapshot.under("gate"))
 
 
-def _encoded(llm: LLM, talks: Sequence[LabelledPrompt]) -> list[Encoded]:
-    return [encode_turns(llm, (*talk.before, talk.prompt)) for talk in talks]
+def _encoded(llm: LLM, talks: Sequence[LabelledPrompt], role: Role) -> list[Encoded]:
+    return [encode_turns(llm, talk.turns(role)) for talk in talks]
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from fedray.training.checkpoint import Checkpoint, Snapshot
 from fedray.training.figures import Heatmap
 from fedray.training.llms import dtype_of
 from fedray.training.memory import Memory
+from fedray.training.pace import Pace
 from fedray.training.screen import TrainingScreen
 from fedray.training.settings import FuserJob, GateJob
 from fedray.training.worker_group import Tell, WorkerGroup, Workers
@@ -149,7 +150,7 @@ class TrainingJob(Job[S, TrainingScreen]):
 
     def _train(self, task: TrainingTask, tracker: Tracker, folder: Path) -> None:
         """Train one, and add it to the report. folder: where its figures go."""
-        part = Learned(task.name, task.role, "failed", control=self._control)
+        part, pace, foretold = Learned(task.name, task.role, "failed", control=self._control), Pace(), {}
         started = time.perf_counter()
         tracker.tags(job=self.name, zoo=self.settings.zoo.name)
         same = {"receiver": self.settings.receiver, "zoo": self.settings.zoo.name, "workers": self.settings.workers}
@@ -160,13 +161,17 @@ class TrainingJob(Job[S, TrainingScreen]):
                 def tell(phase: str, step: int, of: int, running: Mapping[str, float]) -> None:
                     nonlocal part
                     bar(phase, step, of, running)
+                    if task.role == "fuser" and phase == "training" and pace.after(step, of):
+                        foretold["seconds/foretold"] = pace.whole_s
+                        self.screen.foretold(pace, of)
                     if running:
-                        part = replace(part, steps=step, figures={**part.figures, **running})
+                        part = replace(part, steps=step, figures={**part.figures, **running, **foretold})
                     if step % LOG_EVERY == 0 or step == of or "validation/loss" in running:
                         tracker.metrics(running, step)
 
                 workers = replace(self.workers, folder=task.order.checkpoint.path.parent.absolute())
                 outcome = run(partial(task.train, task.order), workers, tell)
+            outcome = replace(outcome, figures={**outcome.figures, **foretold})
             part = self._register(task, outcome, part, tracker, folder)
         except KeyboardInterrupt:
             part = replace(part, status="interrupted")

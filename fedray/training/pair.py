@@ -67,7 +67,8 @@ class Pair:
     @property
     def lengths(self) -> list[int]:
         """Characters of every conversation."""
-        return [sum(map(len, (*t.before, t.prompt, t.answer))) for t in self.conversations]
+        texts = ((*t.before, t.prompt, t.answer, *(text for _, text in t.documents)) for t in self.conversations)
+        return [sum(map(len, of)) for of in texts]
 
     @property
     def in_memory(self) -> bool:
@@ -133,8 +134,9 @@ class Pair:
 
     def _encode(self, row: int) -> EncodedExample:
         talk = self.conversations[row]
-        turns, (answer,) = (*talk.before, talk.prompt), answers(self.receiver, [talk.answer])
-        return EncodedExample(row, encode_turns(self.sender, turns), encode_turns(self.receiver, turns), answer)
+        sent, own = talk.turns("sender"), talk.turns("receiver")
+        (answer,) = answers(self.receiver, [talk.answer])
+        return EncodedExample(row, encode_turns(self.sender, sent), encode_turns(self.receiver, own), answer)
 
     def _size(self) -> int:
         """Estimate bytes of both LLMs' caches, padded to the longest prompt of a sample."""

@@ -9,6 +9,7 @@ from rich.progress import TaskID
 
 from fedray.reporting import screen
 from fedray.reporting.report import Learned
+from fedray.training.pace import Pace, duration
 from fedray.training.worker_group import Tell
 
 # Running figures beside the bar, in short.
@@ -40,6 +41,11 @@ class TrainingScreen(screen.Screen):
                 bars.update(shown[phase], completed=step, running=figures)
 
             yield tell
+
+    def foretold(self, pace: Pace, steps: int) -> None:
+        """Say once what the training will take."""
+        takes, step = duration(pace.whole_s), f"{pace.step_s:.3g} s"
+        self.line(f"about {takes} to step {steps} ({step} each, validation apart); patience may end it before")
 
     def learned(self, part: Learned, trust: Mapping[str, Mapping[str, float]], root: str) -> None:
         """Print the validation of what was trained, and where it is stored."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fedray.data.catalogue import BENCHMARKS
+from fedray.data.catalogue import BENCHMARKS, OWN, TALKS
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.methods.method import FuserChoice, Fusion, fuser_kind, with_fusion
 from fedray.methods.parts import FUSERS
@@ -27,9 +27,10 @@ from fedray.settings.settings import (
 from fedray.types import FedrayError
 
 if TYPE_CHECKING:
-    Against = str
+    Against = TrainingSet = str
 else:
     Against = Literal[tuple(BENCHMARKS)]
+    TrainingSet = Literal[("tiny", *TALKS)]
 EVERYONE = "all"  # sender=all: everyone whose fuser is missing
 STEPS = {"concat": 900, "mix": 600}  # what a fuser of the scale model needs
 _REGISTRY = RegistrySettings(Path("outputs/registry"))
@@ -39,7 +40,7 @@ _REGISTRY = RegistrySettings(Path("outputs/registry"))
 class TrainingData:
     """Training data: the tiny world's questions, or conversations. A bare value is its name."""
 
-    name: Literal["tiny", "openhermes"] = "tiny"
+    name: TrainingSet = "tiny"
     path: Path | None = None  # a local copy: a file or folder, or a folder with one folder per data set; None: the hub
     streaming: bool = False  # read the hub's rows as they come, without keeping them
     revision: str | None = None  # on the hub
@@ -357,6 +358,8 @@ def _check_pair(settings: FuserJob) -> None:
 def _check_training(settings: FuserJob | GateJob, senders: tuple[str, ...]) -> None:
     settings.fusion.check(settings.fuser.kind)
     path = settings.data.path
+    if path is None and settings.data.name == OWN.name:
+        raise FedrayError("data=own is read from this disk: name a file or a folder with data.path=")
     if path is not None and not path.exists():
         raise FedrayError(f"data.path={path} does not exist: name a folder or a file, or leave it out")
     if not settings.ray.enabled and settings.workers > 1:

@@ -135,8 +135,7 @@ class TextPair:
     ) -> tuple[Tensor, Tensor, list[str], Norms]:
         """Inputs and targets of every token of every text, behind its own question."""
         asked = {
-            talk: (encode_turns(self.sender, (*talk.before, talk.prompt)).ids, said[talk.answer][0])
-            for talk in self._talks
+            talk: (encode_turns(self.sender, talk.turns("sender")).ids, said[talk.answer][0]) for talk in self._talks
         }
         inputs, wanted, groups, norms = [], [], [], []
         for talks, cache, starts in _caches(self.sender, asked):

@@ -58,8 +58,8 @@ def test_bytes_order_marks_line_ends_blank_lines_and_quotes(tmp_path: Path) -> N
         "a.txt": "\ufeffwhat?\r\n\r\n  why?\r\n",
         "a.jsonl": '\ufeff{"question": "what?"}\r\n\r\n{"question": "why?"}\r\n',
         "a.json": '\ufeff[{"question": "what?"},\r\n{"question": "why?"}]',
-        "a.csv": '\ufeffquestion, source\r\nwhat?,"a, b"\r\n\r\n why? ,\r\n',
-        "a.tsv": "\ufeffquestion\tsource\r\nwhat?\ta, b\r\n\t\r\nwhy?\t\r\n",
+        "a.csv": '\ufeffquestion, id\r\nwhat?,"a, b"\r\n\r\n why? ,\r\n',
+        "a.tsv": "\ufeffquestion\tid\r\nwhat?\ta, b\r\n\t\r\nwhy?\t\r\n",
     }
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text.encode())

@@ -188,6 +188,6 @@ def test_questions_too_long_for_a_member_are_found_before_it_loads(
 ) -> None:
     write(data / "mmlu-redux" / "virology" / "test.parquet", [redux("why? " * 400, 1)])
     made = build(settings(random_federation, data, tmp_path / "out", "mmlu-redux"))
-    with pytest.raises(FedrayError, match=r"the prompt has .* tokens for qwen3-0.6b"):
+    with pytest.raises(FedrayError, match=r"the prompt virology/1 has .* tokens for qwen3-0.6b"):
         federate.run(made)
     assert not (tmp_path / "out").exists() or not json.loads((tmp_path / "out" / "report.json").read_text())

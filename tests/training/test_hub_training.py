@@ -167,11 +167,12 @@ def test_what_does_not_fit_is_refused_before_a_download(
     mirror.asked.clear()
     with pytest.raises(FedrayError, match=r"training needs about 1\.\d GiB per worker .* 0\.0 GiB free for it"):
         train(tmp_path, talks, batch_size=64)
-    assert asked_for(mirror) == {"config.json"}
+    small = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert asked_for(mirror) == small, "no weights: conversations are measured in the members' tokens"
     made = build_gate_job(given(tmp_path, talks, senders=[SENDER], at_once=64, layers=[0, 1]))
     with pytest.raises(FedrayError, match=r"training needs about 1\.\d GiB per worker .* 0\.0 GiB free for it"):
         gate_job.run(made)
-    assert asked_for(mirror) == {"config.json"}
+    assert asked_for(mirror) == small
 
 
 def test_a_gate_of_layers_that_are_not_there_is_refused_before_data_is_read(

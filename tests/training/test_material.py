@@ -88,16 +88,16 @@ def test_the_first_conversations_and_a_share_held_out_by_the_seed(data: Path) ->
 def test_what_is_too_long_for_somebody_is_left_out(data: Path) -> None:
     llms = [random_llm(name) for name in LLMS[:2]]
     whole = material(data, held_out=0.3)
-    cut = fitting(whole, llms, 30)
+    cut = fitting(whole, llms[1], llms[:1], 30)
     assert cut.source and cut.source.left_out["longer than 30 tokens"] == len(whole.talks + whole.check) - len(
         cut.talks + cut.check
     )
     for talk in whole.talks:
         tokens = max(len(encode_turns(m, (*talk.before, talk.prompt)).ids + m.encode_answer(talk.answer)) for m in llms)
         assert (talk in cut.talks) is (tokens < 30)
-    assert fitting(whole, llms, 400) == whole
+    assert fitting(whole, llms[1], llms[:1], 400) == whole
     with pytest.raises(FedrayError, match=r"too few conversations are of 16 tokens or less: raise data.longest"):
-        fitting(whole, llms, 16)
+        fitting(whole, llms[1], llms[:1], 16)
 
 
 def test_the_world_is_drawn_from_as_ever() -> None:
