@@ -18,8 +18,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
-from transformers.integrations import GGUF_CONFIG_MAPPING
-from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer, get_gguf_tokenizer
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from fedray.files import flush_all, locked, moved, staged
@@ -27,7 +27,7 @@ from fedray.llm import hub
 from fedray.llm.explained import explained
 from fedray.llm.families import build_config
 from fedray.llm.files import GENERATION, INDEX, WEIGHTS
-from fedray.llm.gguf_header import AGAIN, GGUFHeader, GGUFTensor, block_of, bytes_of, read_header
+from fedray.llm.gguf_header import AGAIN, GGUFHeader, GGUFTensor, block_of, bytes_of, check_gguf, read_header
 from fedray.llm.opening import outline
 from fedray.types import FedrayError
 
@@ -39,8 +39,8 @@ _OTHER = "take the LLM's safetensors, as in hf:org/name"
 
 
 def read_config(title: str, file: Path) -> Any:
-    """Build the configuration that a file's metadata describe. Raises FedrayError where it cannot be had."""
-    header = read_header(file)
+    """Validate a file, and build the configuration that its metadata describe. Raises FedrayError."""
+    header = check_gguf(title, file)
     kind, values = header.architecture, header.values
     if kind not in KINDS:
         raise FedrayError(
@@ -141,8 +141,8 @@ def convert(title: str, file: Path, config: Any, arrived: Callable[[int], None] 
 
 def _write(title: str, file: Path, config: Any, new: Path, arrived: Callable[[int], None]) -> None:
     values = read_header(file).values
-    stops = {values.get(f"tokenizer.ggml.{token}_token_id") for token in ("eos", "eot")} - {None}
-    (new / GENERATION).write_text(json.dumps({"eos_token_id": sorted(stops)}) if stops else "{}")
+    ends = [f"tokenizer.ggml.{token}_token_id" for token in ("eos", "eot")]  # of a text, and of a turn
+    (new / GENERATION).write_text(json.dumps({"eos_token_id": [values[end] for end in ends if end in values]}))
     if (tokenizer := read_tokenizer(title, file)) is not None:
         tokenizer.save_pretrained(new)
     _save(_tensors(title, file, config, arrived), new)

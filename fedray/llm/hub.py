@@ -28,6 +28,7 @@ from huggingface_hub import (
     snapshot_download,
 )
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     build_hf_headers,
@@ -38,8 +39,8 @@ from huggingface_hub.utils import (
     tqdm,
 )
 
-from fedray.files import flush, staged
-from fedray.llm.catalogue import safe_name
+from fedray.files import flush, staged, write_whole
+from fedray.llm.catalogue import is_gguf, safe_name
 from fedray.llm.files import CONFIG, GENERATION, INDEX, WEIGHTS, hash_file, parse_config, weight_files
 from fedray.llm.gguf_header import read_header
 from fedray.types import FedrayError
@@ -87,7 +88,11 @@ def pin(repository: Repository) -> Repository:
     """Resolve a repository's revision to a commit. Raises FedrayError where it cannot be had."""
     with _explained(repository):
         if repository.file:
-            return replace(repository, revision=_about(repository).commit_hash)
+            commit = _about(repository).commit_hash
+            if commit != repository.revision:  # huggingface_hub remembers it with a download, and here is none
+                folder = repo_folder_name(repo_id=repository.repo, repo_type="model")
+                write_whole(Path(constants.HF_HUB_CACHE, folder, "refs", repository.revision), commit)
+            return replace(repository, revision=commit)
         path = hf_hub_download(**repository.at, filename=CONFIG)
     return replace(repository, revision=Path(path).parent.name)
 
@@ -206,10 +211,10 @@ def weights_hash(pinned: Repository) -> str:
     return content_hash(weight_files(pinned.member, snapshot(pinned)))
 
 
-def _listing(pinned: Repository) -> list[RepoFile]:
+def _listing(pinned: Repository, *, deep: bool = False) -> list[RepoFile]:
     """List a repository's files on the hub (the cache's own listing has no hashes); none where it cannot be asked."""
     with suppress(HTTPError, OSError):
-        return [file for file in HfApi().list_repo_tree(**pinned.at) if isinstance(file, RepoFile)]
+        return [file for file in HfApi().list_repo_tree(**pinned.at, recursive=deep) if isinstance(file, RepoFile)]
     return []
 
 
@@ -258,7 +263,9 @@ def _reason(repository: Repository, error: Exception) -> str:
         case errors.RepositoryNotFoundError():
             return f"{hub} has no repository {repo}: check the spelling, or `hf auth login` if it is private"
         case errors.RemoteEntryNotFoundError():
-            path = str(error.response.url).rpartition("/")[2]
+            path = repository.file or str(error.response.url).rpartition("/")[2]
+            if named := [f"hf:{repo}/{file.path}" for file in _listing(repository, deep=True) if is_gguf(file.path)]:
+                return f"{repo} at {revision} lacks {path}: name {' or '.join(named[:3])}"
             return f"{repo} at {revision} lacks {path}: choose another revision with {setting}, or another LLM"
         case errors.LocalEntryNotFoundError() if constants.is_offline_mode():
             return f"{repo} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: unset it once"

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedray.llm import gguf_conversion, hub, shapes
 from fedray.llm.catalogue import EMBEDDED, file_of, original_of, repo_of, shown
 from fedray.llm.explained import explained
 from fedray.llm.families import build_config, check_config
 from fedray.llm.files import AGAIN, CONFIG, TOKENIZER, WEIGHTS, check_files, gguf_of, hash_file, parse_config, titled
-from fedray.llm.gguf_header import check_gguf
 from fedray.llm.letters import letters_of
 from fedray.llm.model import check_known, encode, template_of
 from fedray.llm.opening import open_model, outline, try_out
@@ -121,7 +120,6 @@ def _check_local(source: Source, folder: Path) -> None:
 
 
 def _check_gguf(source: Source, file: Path) -> None:
-    check_gguf(source.title, file)
     config = config_of(source)
     gguf_conversion.check_tensors(source.title, file, config)
     try_out(source.title, outline(source.title, config))
@@ -201,7 +199,9 @@ def read_tokenizer(source: Source, folder: Path) -> Any:
     if not any((folder / file).is_file() for file in TOKENIZER):
         return None
     with explained(source.title, "its tokenizer cannot be loaded", source.remedy):
-        tokenizer = AutoTokenizer.from_pretrained(
+        # A GGUF file's is read again as it is, and not as its architecture has it.
+        kind: Any = AutoTokenizer if gguf_header(source) is None else PreTrainedTokenizerFast
+        tokenizer = kind.from_pretrained(
             folder, config=config_of(source), local_files_only=True, trust_remote_code=False
         )
         if tokenizer.is_fast:

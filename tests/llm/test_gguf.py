@@ -1,0 +1,496 @@
+"""GGUF files as members: the same LLM as transformers makes of the file, converted once, and what cannot be one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ggufs
+import numpy as np
+import pytest
+import torch
+from commandline import Call
+from gguf import GGMLQuantizationType, GGUFWriter
+from huggingface_hub import constants
+from mirror import Mirror, Repo, environment, point_here, serving
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from fedray.federation import sources
+from fedray.jobs import federate
+from fedray.llm import gguf_conversion
+from fedray.llm.loading import check_prompts, load
+from fedray.llm.source import Source, config_of, folder_of, pin
+from fedray.reporting import report as reports
+from fedray.settings.check import check_llm_folders
+from fedray.settings.settings import Settings
+from fedray.types import FedrayError
+
+QUESTION = "what is the color of the bird?"
+QUIET = ("zoo=hub", "ray=none", "tracking=none", "generation.max_tokens=4")
+KINDS = ("llama", "qwen2", "qwen3", "gemma3")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of conversions; the working folder holds the files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    return tmp_path / "assets" / "fedray" / "gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of every architecture that is read."""
+    folder = tmp_path_factory.mktemp("ggufs")
+    for kind in KINDS:
+        ggufs.write(folder / f"{kind}.gguf", kind, tied=kind != "qwen2", template=kind != "qwen3")
+    return folder
+
+
+@pytest.fixture
+def file(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(tiny / "llama.gguf", tmp_path / "tiny.gguf"))
+
+
+def greedy(model: Any, ids: list[int], tokens: int = 12) -> list[int]:
+    out = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=tokens,
+        pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    return out[0, len(ids) :].tolist()
+
+
+def theirs(file: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+
+
+# -- the same LLM ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_llm_that_transformers_makes_of_the_file(kind: str, tiny: Path) -> None:
+    file = tiny / f"{kind}.gguf"
+    ours, reference = load(str(file), zoo="hub", dtype="float32"), theirs(file)
+    wanted = reference.state_dict()
+    assert {name: torch.equal(value, wanted[name]) for name, value in ours.model.state_dict().items()} == dict.fromkeys(
+        wanted, True
+    )
+    ids = ours.encode(QUESTION).ids
+    assert greedy(ours.model, ids) == greedy(reference, ids)
+    config = AutoConfig.from_pretrained(tiny, gguf_file=file.name).to_dict()
+    said = config_of(Source(str(file), "hub")).to_dict()
+    left = {"_name_or_path", "_model_name_or_path", "architectures", "dtype"}
+    assert {k: v for k, v in said.items() if k not in left} == {k: v for k, v in config.items() if k not in left}
+    tokenizer = AutoTokenizer.from_pretrained(tiny, gguf_file=file.name)
+    for text in ("", QUESTION, "  two  spaces\n\nand <s> a mark<|im_end|> é 1234"):
+        assert ours.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert ours.tokenizer.chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize(("kind", "bos"), [("llama", "<s>"), ("qwen3", "<s>"), ("gemma3", "<bos>")])
+def test_a_prompt_begins_once(kind: str, bos: str, tiny: Path) -> None:
+    """With a template that begins a text itself, and without one."""
+    llm = load(str(tiny / f"{kind}.gguf"), zoo="hub")
+    encoded = llm.encode(QUESTION)
+    begin = llm.tokenizer.convert_tokens_to_ids(bos)
+    assert encoded.ids[0] == begin and encoded.ids.count(begin) == 1
+    assert "".join(QUESTION[a:b] for a, b in encoded.spans if a >= 0) == QUESTION
+
+
+def test_an_answer_ends_with_a_text_or_a_turn(file: Path) -> None:
+    llm = load(str(file), zoo="hub")
+    assert llm.stop_ids == {llm.tokenizer.convert_tokens_to_ids(end) for end in ("</s>", "<|im_end|>")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FEDRAY_GGUF" not in os.environ, reason="FEDRAY_GGUF names real files")
+@pytest.mark.parametrize("name", os.environ.get("FEDRAY_GGUF", "").split(":"))
+@pytest.mark.timeout(900)
+def test_real_files_give_the_same_tokens(name: str) -> None:
+    ours, reference = load(name, zoo="hub", dtype="float32"), theirs(Path(name))
+    for prompt in (QUESTION, "Name three large cities in Europe.", "The capital of France is"):
+        ids = ours.encode(prompt).ids
+        assert greedy(ours.model, ids, 24) == greedy(reference, ids, 24)
+
+
+# -- converted once ----------------------------------------------------------------------------------------------------
+
+
+def test_the_file_its_folder_and_a_copy_are_converted_once(file: Path, cache: Path, tmp_path: Path) -> None:
+    first = folder_of(pin(Source(str(file), "hub")))
+    kept = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    (tmp_path / "sub").mkdir()
+    shutil.copy(file, tmp_path / "sub" / "copy.GGUF")
+    for name in ("sub", "sub/copy.GGUF"):
+        assert folder_of(pin(Source(str(tmp_path / name), "hub"))) == first
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == kept
+    assert list(cache.iterdir()) == [first]
+    ggufs.write(file, seed=1)
+    assert folder_of(pin(Source(str(file), "hub"))) != first
+
+
+def test_the_converted_folder_is_a_member_as_any_other(file: Path) -> None:
+    folder = folder_of(Source(str(file), "hub"))
+    near, far = load(str(folder), zoo="hub"), load(str(file), zoo="hub")
+    assert near.weights_hash == far.weights_hash and near.tokenizer_hash == far.tokenizer_hash
+    pin(Source(str(folder), "hub"))
+
+
+def test_large_ones_are_saved_in_shards(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_conversion, "_SHARD", 50_000)
+    folder = folder_of(Source(str(file), "hub"))
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    wanted = theirs(file).state_dict()
+    found = load(str(file), zoo="hub", dtype="float32").model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_failure_anywhere_loses_nothing(at: int, file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the n-th tensor, or while the folder is moved."""
+    calls = 0
+
+    def stop(size: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at * 3:
+            raise KeyboardInterrupt
+
+    source = pin(Source(str(file), "hub"))
+    with pytest.raises(KeyboardInterrupt):
+        folder_of(source, arrived=stop)
+    assert list(cache.iterdir()) == []
+    folder_of(source)
+    assert load(str(file), zoo="hub", dtype="float32").model.state_dict().keys() == theirs(file).state_dict().keys()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fedray import files
+from fedray.llm.source import Source, folder_of
+
+where = sys.argv[2]
+def kill(*args, **more):
+    os.kill(os.getpid(), signal.SIGKILL)
+if where == "tensor":
+    folder_of(Source(sys.argv[1], "hub"), arrived=kill)
+from fedray.llm import gguf_conversion
+setattr(gguf_conversion, where, kill)
+folder_of(Source(sys.argv[1], "hub"))
+"""
+
+
+@pytest.mark.parametrize("where", ["tensor", "flush_all", "moved"])
+def test_a_kill_at_any_moment_loses_nothing(where: str, file: Path, cache: Path, tmp_path: Path) -> None:
+    known = {**environment("http://127.0.0.1:9", tmp_path), "HF_ASSETS_CACHE": str(tmp_path / "assets")}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(file), where], env=known, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = cache.iterdir()
+    assert left.name.startswith(".new-"), "nothing that looks whole"
+    folder = folder_of(Source(str(file), "hub"))
+    assert list(cache.iterdir()) == [folder], "what was left is gone"
+    load(str(file), zoo="hub")
+
+
+def test_two_at_once_convert_once(file: Path, cache: Path) -> None:
+    arrived: list[int] = []
+    source = pin(Source(str(file), "hub"))
+    threads = [threading.Thread(target=folder_of, args=(source,), kwargs={"arrived": arrived.append}) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    size = file.stat().st_size
+    assert 0.5 * size < sum(arrived) <= size and len(list(cache.iterdir())) == 1
+
+
+def test_a_full_disk_is_one_sentence(file: Path, cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text("in the way")
+    with pytest.raises(
+        FedrayError, match=r"^./tiny.gguf cannot be converted in .*assets .*: free space, or set HF_HOME"
+    ):
+        folder_of(Source(str(file), "hub"))
+
+
+# -- as a person runs it -----------------------------------------------------------------------------------------------
+
+
+def fedrated(settings: Settings) -> int | None:
+    return federate.run(settings)
+
+
+@pytest.mark.parametrize("name", ["./tiny.gguf", "tiny.gguf", "."])
+def test_a_file_answers(name: str, file: Path, call: Call) -> None:
+    code, said = call(
+        *QUIET, f"receiver={name}", "protocol=standalone", f"prompt={QUESTION}", "output=out", job=fedrated
+    )
+    assert code == 0, said
+    assert reports.read(Path("out")).who.receiver.endswith(str(file.parent if name == "." else file))
+
+
+def test_a_plan_converts_nothing(file: Path, call: Call, cache: Path) -> None:
+    code, said = call(
+        *QUIET, "receiver=./tiny.gguf", "protocol=standalone", f"prompt={QUESTION}", "plan=true", "output=out",
+        job=fedrated,
+    )  # fmt: skip
+    assert code == 0, said
+    assert not cache.exists()
+    (need,) = reports.read(Path("out")).needs
+    assert need.parameters == sum(p.numel() for p in theirs(file).parameters())
+    assert need.prompt_tokens == len(load(str(file), zoo="hub").encode(QUESTION).ids)
+
+
+def test_a_conversion_is_before_members_load(file: Path, cache: Path) -> None:
+    found = list(sources.pinned([Source(str(file), "hub")]).values())
+    sources.download(found)
+    assert len(list(cache.iterdir())) == 1
+    sources.download(found)
+
+
+# -- what is none ------------------------------------------------------------------------------------------------------
+
+Edit = Callable[[Path], Any]
+
+
+def cut(share: float) -> Edit:
+    return lambda f: f.write_bytes(f.read_bytes()[: round(f.stat().st_size * share)])
+
+
+def anew(kind: str = "llama", **more: Any) -> Edit:
+    return lambda f: ggufs.write(f, kind, **more)
+
+
+def adding(add: Callable[[GGUFWriter], Any]) -> Edit:
+    return anew(edit=lambda writer: add(writer) and None)
+
+
+def holding(content: bytes) -> Edit:
+    return lambda f: f.write_bytes(content)
+
+
+def patched(old: bytes, new: bytes) -> Edit:
+    """Replaces bytes of the header."""
+
+    def patch(file: Path) -> None:
+        content = file.read_bytes()
+        assert old in content
+        file.write_bytes(content.replace(old, new, 1))
+
+    return patch
+
+
+def typed(number: int) -> Edit:
+    """Says of the first tensor that it is of another type."""
+    name = b"output_norm.weight"
+    before = name + (1).to_bytes(4, "little") + (32).to_bytes(8, "little")
+    return patched(before + bytes(4), before + number.to_bytes(4, "little"))
+
+
+def sized(**sizes: Any) -> Edit:
+    return anew(sizes={**ggufs.SIZES, **{name.replace("__", "."): size for name, size in sizes.items()}})
+
+
+ODD: dict[str, tuple[Edit, str]] = {
+    "empty": (holding(b""), "it ends in its header; download it again"),
+    "cut in its magic": (holding(b"GG"), "is cut short, it ends in its header"),
+    "cut in its metadata": (cut(0.02), "is cut short, it ends in its header"),
+    "cut in its tensors": (cut(0.6), r"is cut short \([\d,]+ of [\d,]+ bytes\); download it again"),
+    "cut by a byte": (lambda f: f.write_bytes(f.read_bytes().rstrip(b"\0")[:-1]), r"is cut short \([\d,]+ of"),
+    "a page": (holding(b"<!DOCTYPE html>" * 9), "is damaged .it begins with b'<!DO' and not with b'GGUF'"),
+    "a pointer": (holding(b"version https://git-lfs.github.com/spec/v1\n"), "is damaged .it begins with b'vers'"),
+    "version 1": (patched(b"GGUF\3\0\0\0", b"GGUF\1\0\0\0"), "is damaged .its version is 1, and 2 and 3 are read"),
+    "big-endian": (patched(b"GGUF\3\0\0\0", b"GGUF\0\0\0\3"), "is damaged .its version is 50331648"),
+    "text that is none": (patched(b"general.architecture", b"\xff" * 20), "is damaged .*utf-8"),
+    "tensors without end": (
+        lambda f: f.write_bytes(f.read_bytes()[:8] + b"\xff" * 8 + f.read_bytes()[16:]),
+        "is (damaged|cut short)",
+    ),
+    "values without end": (
+        lambda f: f.write_bytes(f.read_bytes()[:16] + b"\xff" * 8 + f.read_bytes()[24:]),
+        "is (damaged|cut short)",
+    ),
+    "an alignment of nothing": (
+        adding(lambda w: w.add_uint32("general.alignment", 0)),
+        "is damaged .its alignment is 0",
+    ),
+    "an architecture nobody reads": (
+        patched(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0bloom"),
+        "cannot take part: GGUF files of bloom are not read; choose one of llama, qwen2, qwen3, gemma3",
+    ),
+    "a type nobody knows": (typed(99), "holds output_norm.weight in ggml's type 99, which the package gguf does not"),
+    "a type nobody reads": (
+        typed(24),
+        "is quantized as I8, which the package gguf cannot read; take the LLM in another",
+    ),
+    "a RoPE that is not read": (
+        adding(lambda w: w.add_string("llama.rope.scaling.type", "yarn")),
+        "cannot take part: transformers leaves out the yarn RoPE of GGUF files; take the LLM's safetensors",
+    ),
+    "frequencies that are not read": (
+        adding(lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32))),
+        "cannot take part: transformers leaves out rope_freqs.weight of tiny.gguf; take the LLM's safetensors",
+    ),
+    "biases that are not read": (
+        adding(lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32))),
+        "transformers leaves out blk.0.attn_q.bias",
+    ),
+    "a tensor missing": (anew(without="blk.1.ffn_down.weight"), "lacks model.layers.1.mlp.down_proj.weight .1 tensors"),
+    "tensors of another shape": (
+        anew("qwen3", sizes={**ggufs.SIZES, "attention.head_count_kv": 4}, edit=lambda w: None),
+        None,
+    ),
+    "metadata without layers": (sized(block_count=None), "the metadata of tiny.gguf have no llama.block_count"),
+    "a part of one": (
+        adding(lambda w: w.add_uint16("split.count", 3)),
+        "tiny.gguf is one of 3 parts of a GGUF: make them one with `llama-gguf-split --merge FIRST-PART WHOLE.gguf`",
+    ),
+    "a tokenizer nobody knows": (
+        patched(b"\4\0\0\0\0\0\0\0gpt2", b"\4\0\0\0\0\0\0\0bert"),
+        "the tokenizer of tiny.gguf cannot be built .*'bert'.*; take another conversion",
+    ),
+    "a template that fails": (
+        adding(lambda w: w.kv_data[0].pop("tokenizer.chat_template") and w.add_chat_template("{{ 1 / 0 }}")),
+        "its chat template fails .division by zero",
+    ),
+}
+ODD = {name: (edit, says) for name, (edit, says) in ODD.items() if says is not None}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_odd_is_one_sentence_before_anything_starts(what: str, file: Path, call: Call, cache: Path) -> None:
+    edit, says = ODD[what]
+    edit(file)
+    with pytest.raises(FedrayError, match=says) as raised:
+        pin(Source(str(file), "hub"))
+    said = str(raised.value)
+    assert said.startswith("./tiny.gguf") and "\n" not in said and len(said) < 500
+    code, told = call(*QUIET, "receiver=tiny.gguf", "protocol=standalone", f"prompt={QUESTION}", job=fedrated)
+    assert code == 2 and said in " ".join(told.split())
+    assert not cache.exists()
+
+
+def test_parts_are_told_apart_from_files(file: Path, tmp_path: Path) -> None:
+    names = [f"big-{part:05d}-of-00003.gguf" for part in (1, 2, 3)]
+    (tmp_path / "llm").mkdir()
+    for name in names:
+        ggufs.write(tmp_path / "llm" / name, edit=lambda writer: writer.add_uint16("split.count", 3))
+    merge = rf"`llama-gguf-split --merge {names[0]}"
+    with pytest.raises(FedrayError, match=rf"^./llm .*holds parts of a GGUF: make them one with {merge}"):
+        check_llm_folders([str(tmp_path / "llm")])
+    with pytest.raises(FedrayError, match=rf"{names[0]} is one of 3 parts of a GGUF: make them one with {merge}"):
+        pin(Source(str(tmp_path / "llm" / names[0]), "hub"))
+    (tmp_path / "llm" / names[1]).unlink()
+    (tmp_path / "llm" / names[2]).unlink()
+    for name in ("llm", f"llm/{names[0]}"):
+        with pytest.raises(
+            FedrayError, match=rf"one of 3 parts of a GGUF, and {names[1]} is missing: copy it there, then"
+        ):
+            pin(Source(str(tmp_path / name), "hub"))
+
+
+def test_folders_hold_one(file: Path, call: Call) -> None:
+    shutil.copy(file, "other.gguf")
+    code, said = call(*QUIET, "receiver=.", f"prompt={QUESTION}", job=fedrated)
+    assert (
+        code == 2
+        and ". is no LLM's folder, it holds 2 GGUF files (other.gguf, tiny.gguf): name the file, as in ./other" in said
+    )
+    Path("config.json").write_text("{}")
+    with pytest.raises(
+        FedrayError, match=r"has no model.safetensors; .*2 GGUF files .*: name the file, as in ./other.gguf"
+    ):
+        pin(Source(str(file.parent), "hub"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("zoo=hub", "receiver=nowhere.gguf"), "./nowhere.gguf does not exist: check the path, or name hf:org/name/file.gguf"),
+        (("receiver=tiny.gguf",), "tiny.gguf is a GGUF file: add zoo=hub"),
+        (("zoo=shapes", "receiver=./tiny.gguf"), "./tiny.gguf is a GGUF file: add zoo=hub"),
+        (("zoo=hub", "receiver=hf:acme/llm/../x.gguf"), "names no repository: write hf:org/name, or hf:org/name/file.gguf"),
+        (("zoo=hub", "receiver=hf:acme/llm/x.bin"), "names no repository: write hf:org/name, or hf:org/name/file.gguf"),
+    ],
+)  # fmt: skip
+def test_names_that_are_none(arguments: tuple[str, ...], says: str, file: Path, call: Call) -> None:
+    code, said = call("ray=none", "tracking=none", *arguments, f"prompt={QUESTION}", job=fedrated)
+    assert code == 2 and says in said
+
+
+def test_without_the_package_it_is_one_sentence(file: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedray.llm.gguf_header.find_spec", lambda name: None)
+    code, said = call(*QUIET, "receiver=tiny.gguf", "protocol=standalone", f"prompt={QUESTION}", job=fedrated)
+    assert (
+        code == 2
+        and "./tiny.gguf is a GGUF file, and the package gguf is not installed: pip install 'fedray[gguf]'" in said
+    )
+
+
+def test_a_file_without_a_tokenizer_reads_ids(file: Path) -> None:
+    ggufs.write(file, tokenizer=False, edit=lambda writer: writer.add_vocab_size(600))
+    llm = load(str(pin(Source(str(file), "hub")).name), zoo="hub")
+    assert llm.tokenizer is None
+
+
+# -- on the hub --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirror(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    content = (tiny / "llama.gguf").read_bytes()
+    files = {"Q8.gguf": content, "sub/tiny.gguf": (tiny / "gemma3.gguf").read_bytes(), "README.md": b"x"}
+    with serving({"acme/llm": Repo(files)}) as mirror:
+        point_here(monkeypatch, mirror.url, tmp_path / "cache")
+        yield mirror
+
+
+def test_a_file_of_a_repository(mirror: Mirror, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = (load(name, zoo="hub") for name in (str(tiny / "llama.gguf"), "hf:acme/llm/Q8.gguf"))
+    assert (far.weights_hash, far.revision) == (near.weights_hash, mirror.repos["acme/llm"].commit())
+    assert load("hf:acme/llm/sub/tiny.gguf", zoo="hub").family == "gemma3_text"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    mirror.asked.clear()
+    assert load("hf:acme/llm/Q8.gguf", zoo="hub").weights_hash == near.weights_hash and not mirror.asked
+
+
+def test_a_plan_fetches_the_header_alone(
+    mirror: Mirror, call: Call, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedray.llm.hub._HEADER", 4096)
+    found = sources.pinned([Source("hf:acme/llm/Q8.gguf", "hub")])
+    size = len(mirror.repos["acme/llm"].files["Q8.gguf"])
+    (missing,) = sources.missing(list(found.values()))["hf:acme/llm/Q8.gguf"]
+    assert missing.size == size and check_prompts(list(found.values()), [QUESTION])
+    assert not cache.exists() and mirror.sent["Q8.gguf"] < size
+    sources.download(list(found.values()))
+    assert len(list(cache.iterdir())) == 1
+    assert sources.missing(list(found.values())) == {"hf:acme/llm/Q8.gguf": []}
+
+
+def test_a_repository_names_its_files(mirror: Mirror) -> None:
+    with pytest.raises(
+        FedrayError, match=r"acme/llm at main lacks Q4.gguf: name hf:acme/llm/Q8.gguf or hf:acme/llm/sub/tiny"
+    ):
+        pin(Source("hf:acme/llm/Q4.gguf", "hub"))
+    with pytest.raises(
+        FedrayError, match=r"acme/llm at main lacks config.json: name hf:acme/llm/Q8.gguf or hf:acme/llm/sub"
+    ):
+        pin(Source("hf:acme/llm", "hub"))
+
+
+def test_a_damaged_file_of_a_repository_is_not_downloaded(mirror: Mirror) -> None:
+    mirror.repos["acme/llm"].files["Q8.gguf"] = b"<!DOCTYPE html>" * 1000
+    with pytest.raises(FedrayError, match=r"^hf:acme/llm/Q8.gguf: .*is damaged .it begins with b'<!DO'"):
+        pin(Source("hf:acme/llm/Q8.gguf", "hub"))
+
+
+assert GGMLQuantizationType.I8 == 24
