@@ -52,8 +52,8 @@ def repo_of(folder: Path, **more: Any) -> Repo:
 
 class Mirror:
     """repos: by ORG/NAME, data sets by datasets/ORG/NAME; url: what HF_ENDPOINT is; cdn: where large files lie;
-    asked: every request as "METHOD path"; fetched: every file whose content was sent, as it is called in its repo; sent:
-    that -> bytes."""
+    asked: every request as "METHOD path"; fetched: every file whose content was sent, as it is called in its repo;
+    sent: how many bytes of it."""
 
     def __init__(self, repos: dict[str, Repo]) -> None:
         self.repos = repos

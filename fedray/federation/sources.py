@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from fedray.llm import hub
+from fedray.llm.catalogue import shown
 from fedray.llm.gguf_conversion import converted
 from fedray.llm.source import Source, folder_of, gguf_header, pin, whole_gguf
 from fedray.settings.settings import Settings
@@ -101,7 +102,7 @@ def loading(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on the terminal while members load; the yielded function is told each name."""
     with _bar("loading", MofNCompleteColumn()) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
+        yield lambda name: bar.update(task, advance=1, description=shown(name))
 
 
 def say(text: str) -> None:

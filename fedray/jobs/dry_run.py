@@ -26,7 +26,7 @@ class DryRun(Job[Settings, "Sheet"]):
     name = "federate"
 
     def __init__(self, settings: Settings, questions: Sequence[Question]) -> None:
-        super().__init__(settings, Sheet(settings.zoo.name), private=settings.private)
+        super().__init__(settings, Sheet(settings.zoo.name, members=settings.takes_part), private=settings.private)
         self.questions = questions or [Question("prompt", settings.prompt or "")]
         self.needed: tuple[Need, ...] = ()
 

@@ -45,8 +45,8 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
     def __init__(self, settings: EvaluateSettings, federation: Callable[[Settings], Federation]) -> None:
         private = any(case.settings(settings, settings.seed).private for case in cases(settings, settings.senders))
         title = f"evaluate {settings.receiver}"
-        watch = EvaluateScreen(settings.zoo.name)
-        super().__init__(settings, watch, title, settings.tracking, private=private)
+        watch = EvaluateScreen(settings.zoo.name, members=(settings.receiver, *settings.senders))
+        super().__init__(settings, watch, watch.short(title), settings.tracking, private=private)
         self.federation = federation
         self.order = SenderOrder("given", settings.senders)
         self.members: tuple[MemberReport, ...] = ()

@@ -38,8 +38,8 @@ class Federate(Job[Settings, FederateScreen]):
         self, settings: Settings, questions: Sequence[Question], federation: Callable[[Settings], Federation]
     ) -> None:
         title = f"{settings.protocol.name} {'+'.join((*settings.takes_part[1:], '> '))}{settings.receiver}"
-        screen = FederateScreen(settings.zoo.name)
-        super().__init__(settings, screen, title, settings.tracking, private=settings.private)
+        screen = FederateScreen(settings.zoo.name, members=settings.takes_part)
+        super().__init__(settings, screen, screen.short(title), settings.tracking, private=settings.private)
         self.questions, self.federation = questions, federation
         self.record = Record(settings)
         self.record.source = source(settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,25 @@ def shown(name: str) -> str:
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         return f"./{path.relative_to(Path.cwd())}".removesuffix("/.")
     return name
+
+
+def shortening(names: Iterable[str]) -> Callable[[str], str]:
+    """Build a function that shortens folders and files among `names` wherever a text names them: to as many last parts as
+    tell them apart.
+
+    >>> shortening(["/data/a/llm", "/data/b/llm", "/data/c/x.gguf", "llama-1b"])("/data/a/llm, /data/c/x.gguf, llama-1b")
+    'a/llm, x.gguf, llama-1b'
+    """
+    known = set(names)
+    parts = {name: Path(name).parts for name in known if Path(name).is_absolute()}
+    short: dict[str, str] = {}
+    for name, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        told = (n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others))
+        short[name] = next((tail for n in told if (tail := "/".join(own[-n:])) not in known), name)
+    longest = sorted(map(re.escape, short), key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w/.-])(?:{'|'.join(longest)})(?![\w/#-]|\.\w)")
+    return (lambda text: pattern.sub(lambda found: short[found[0]], text)) if short else lambda text: text
 
 
 def safe_name(name: str) -> str:
