@@ -23,6 +23,7 @@ SIZES = {
     "attention.head_count": 4,
     "attention.head_count_kv": 2,
 }
+KINDS = ("llama", "qwen2", "qwen3", "gemma3")
 HEAD_DIM = {"llama": 8, "qwen2": 8, "qwen3": 128, "gemma3": 16}  # transformers reads none of qwen3's
 _KINDS = (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 _CONTROL, _NORMAL, _BYTE = 3, 1, 6

@@ -136,11 +136,10 @@ def shown(name: str) -> str:
 
 
 def shortening(names: Iterable[str]) -> Callable[[str], str]:
-    """Build a function that shortens folders and files among `names` wherever a text names them: to as many last parts as
-    tell them apart.
+    """Build a function that shortens folders and files in a text, to as many last parts as tell `names` apart.
 
-    >>> shortening(["/data/a/llm", "/data/b/llm", "/data/c/x.gguf", "llama-1b"])("/data/a/llm, /data/c/x.gguf, llama-1b")
-    'a/llm, x.gguf, llama-1b'
+    >>> shortening(["/data/a/llm", "/data/b/llm", "/data/c/x.gguf"])("/data/a/llm + /data/c/x.gguf")
+    'a/llm + x.gguf'
     """
     known = set(names)
     parts = {name: Path(name).parts for name in known if Path(name).is_absolute()}

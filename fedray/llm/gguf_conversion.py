@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
@@ -24,7 +25,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from fedray.files import flush_all, locked, moved, staged
 from fedray.llm import hub
-from fedray.llm.explained import explained
+from fedray.llm.explained import explained, reason
 from fedray.llm.families import build_config
 from fedray.llm.files import GENERATION, INDEX, WEIGHTS
 from fedray.llm.gguf_header import AGAIN, GGUFHeader, GGUFTensor, block_of, bytes_of, check_gguf, read_header
@@ -131,10 +132,10 @@ def convert(title: str, file: Path, config: Any, arrived: Callable[[int], None] 
                     _write(title, file, config, new, arrived)
                     flush_all(new)
                     moved(new, folder)  # or another machine's is there already, of the same content
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise FedrayError(
-            f"{title} cannot be converted in {constants.HF_ASSETS_CACHE} ({error.strerror or error}): free space, or "
-            "set HF_HOME or HF_ASSETS_CACHE"
+            f"{title} cannot be converted in {constants.HF_ASSETS_CACHE} ({reason(error)}): free space, or set HF_HOME or "
+            "HF_ASSETS_CACHE"
         ) from error
     return folder
 
@@ -182,7 +183,7 @@ def _tensors(title: str, file: Path, config: Any, arrived: Callable[[int], None]
     data = np.memmap(file, np.uint8, "r")
     for tensor in header.tensors:
         weights = dequantize(_rows(data, header, tensor), GGMLQuantizationType(tensor.kind))
-        read = processor.process(weights=weights, name=tensor.name, tensor_key_mapping=places, parsed_parameters={})
+        read = processor.process(weights, tensor.name, tensor_key_mapping=places, parsed_parameters={})
         yield places[tensor.name], torch.from_numpy(np.array(read.weights, np.float32, order="C"))
         arrived(bytes_of(tensor))
 

@@ -173,7 +173,7 @@ def _beginning(pinned: Repository) -> Path:
 def _fetch_beginning(pinned: Repository, size: int) -> Path:
     """Download a file up to the end of its header; the rest of the new file is a hole."""
     path = _beginning(pinned)
-    url = hf_hub_url(pinned.repo, pinned.file, revision=pinned.revision)
+    url = hf_hub_url(**pinned.at, filename=pinned.file)
     with staged(path.parent) as new:
         partial, length = new / path.name, _HEADER
         while True:
