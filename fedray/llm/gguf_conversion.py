@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import constants
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
@@ -25,7 +24,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from fedray.files import flush_all, locked, moved, staged
 from fedray.llm import hub
-from fedray.llm.explained import explained, reason
+from fedray.llm.explained import explained
 from fedray.llm.families import build_config
 from fedray.llm.files import GENERATION, INDEX, WEIGHTS
 from fedray.llm.gguf_header import AGAIN, GGUFHeader, GGUFTensor, block_of, bytes_of, check_gguf, read_header
@@ -125,18 +124,13 @@ def convert(title: str, file: Path, config: Any, arrived: Callable[[int], None] 
     folder = converted(file)
     if folder.is_dir():
         return folder
-    try:
-        with locked(file):
-            if not folder.is_dir():
-                with staged(folder.parent) as new:
-                    _write(title, file, config, new, arrived)
-                    flush_all(new)
-                    moved(new, folder)  # or another machine's is there already, of the same content
-    except (OSError, SafetensorError) as error:
-        raise FedrayError(
-            f"{title} cannot be converted in {constants.HF_ASSETS_CACHE} ({reason(error)}): free space, or set HF_HOME or "
-            "HF_ASSETS_CACHE"
-        ) from error
+    where = f"it cannot be converted in {constants.HF_ASSETS_CACHE}"
+    with explained(title, where, "free space, or set HF_HOME or HF_ASSETS_CACHE"), locked(file):
+        if not folder.is_dir():
+            with staged(folder.parent) as new:
+                _write(title, file, config, new, arrived)
+                flush_all(new)
+                moved(new, folder)  # or another machine's is there already, of the same content
     return folder
 
 

@@ -18,6 +18,7 @@ import torch
 from commandline import Call
 from huggingface_hub import constants
 from mirror import Mirror, Repo, environment, point_here, serving
+from scarce import full_disk
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fedray.federation import sources
@@ -187,11 +188,17 @@ def test_two_at_once_convert_once(file: Path, cache: Path) -> None:
     assert 0.5 * size < sum(arrived) <= size and len(list(cache.iterdir())) == 1
 
 
-def test_a_full_disk_is_one_sentence(file: Path, cache: Path) -> None:
-    cache.parent.mkdir(parents=True)
-    cache.write_text("in the way")
-    with pytest.raises(FedrayError, match=r"^./tiny.gguf cannot be converted in .*: free space, or set HF"):
-        folder_of(Source(str(file), "hub"))
+@pytest.mark.parametrize("left", [0, 3000, 60_000])
+def test_a_full_disk_is_one_sentence(left: int, file: Path, cache: Path) -> None:
+    """Where the settings, the tokenizer and the weights would be."""
+    source = pin(Source(str(file), "hub"))
+    with (
+        full_disk(left),
+        pytest.raises(FedrayError, match=r"^./tiny.gguf: it cannot be converted in .*; free space, or"),
+    ):
+        folder_of(source)
+    assert list(cache.iterdir()) == []
+    folder_of(source)
 
 
 # -- as a person runs it -----------------------------------------------------------------------------------------------
