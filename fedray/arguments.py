@@ -144,7 +144,7 @@ def _check_commas(items: Sequence[str], form: str) -> None:
     for first, item in enumerate(items):
         for end in range(first + 2, len(items) + 1) if is_foreign(item) else ():
             whole = ",".join(items[first:end])
-            if os.path.isdir(os.path.expanduser(whole)) and not os.path.isdir(os.path.expanduser(item)):
+            if os.path.exists(os.path.expanduser(whole)) and not os.path.exists(os.path.expanduser(item)):
                 good = form.format(",".join((*items[:first], quoted(whole), *items[end:])))
                 raise FedrayError(f"{whole} is one folder with a comma in its name: quote it, as in {for_shell(good)}")
 

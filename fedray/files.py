@@ -81,10 +81,10 @@ def staged(parent: Path, prefix: str = _NEW) -> Iterator[Path]:
     """Create a staging folder in `parent`; what is not moved away is removed when the block ends. Raises OSError."""
     parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        with _locked(parent, fcntl.LOCK_EX):  # nobody sweeps a folder that has no lock yet
+        with locked(parent, fcntl.LOCK_EX):  # nobody sweeps a folder that has no lock yet
             _sweep(parent)
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            stack.enter_context(_locked(folder, fcntl.LOCK_SH))
+            stack.enter_context(locked(folder, fcntl.LOCK_SH))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
         yield folder
@@ -92,7 +92,7 @@ def staged(parent: Path, prefix: str = _NEW) -> Iterator[Path]:
 
 def sweep(parent: Path) -> None:
     """Remove what a kill has left in a folder. Raises OSError."""
-    with _locked(parent, fcntl.LOCK_EX):
+    with locked(parent, fcntl.LOCK_EX):
         _sweep(parent)
 
 
@@ -117,7 +117,7 @@ def moved(folder: Path, final: Path) -> bool:
 def _sweep(parent: Path) -> None:
     """Remove what a kill has left, under the folder's lock; what was about to be replaced is rolled back."""
     for left in [path for path in parent.iterdir() if path.name.startswith((_NEW, _OLD))]:
-        with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
+        with suppress(OSError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
             if not free:
                 continue
             if left.name.startswith(_OLD):
@@ -127,9 +127,9 @@ def _sweep(parent: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, how: int) -> Iterator[bool]:
-    """Lock a folder; False where another process holds the lock, or the file system has none."""
-    handle = os.open(folder, os.O_RDONLY)
+def locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[bool]:
+    """Lock a folder or a file; False where another process holds the lock, or the file system has none."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, how)

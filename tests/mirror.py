@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,12 +52,14 @@ def repo_of(folder: Path, **more: Any) -> Repo:
 
 class Mirror:
     """repos: by ORG/NAME, data sets by datasets/ORG/NAME; url: what HF_ENDPOINT is; cdn: where large files lie;
-    asked: every request as "METHOD path"; fetched: every file whose content was sent, as it is called in its repo."""
+    asked: every request as "METHOD path"; fetched: every file whose content was sent, as it is called in its repo;
+    sent: how many bytes of it."""
 
     def __init__(self, repos: dict[str, Repo]) -> None:
         self.repos = repos
         self.asked: list[str] = []
         self.fetched: list[str] = []
+        self.sent: Counter[str] = Counter()
         self.url = self.cdn = ""
 
 
@@ -192,9 +195,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.of.fetched.append(file)
         part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if part is None:
+            self.of.sent[file] += len(content) if self.command == "GET" else 0
             return self._send(200, content, headers)
         first, size = int(part[1]), len(content)
         some = content[first : int(part[2]) + 1]
+        self.of.sent[file] += len(some)
         self._send(206, some, {**headers, "Content-Range": f"bytes {first}-{first + len(some) - 1}/{size}"})
 
     def _take(self, name: str, body: bytes) -> None:

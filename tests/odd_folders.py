@@ -227,7 +227,7 @@ ODD: dict[str, tuple[Edit, str]] = {
     ),
     "GGUF": (
         both(without("model.safetensors"), holds("llm-Q4.GGUF", b"GGUF")),
-        r"llm-Q4.GGUF, and GGUF is not read yet: .*\('./llm', gguf_file='llm-Q4.GGUF'\).save_pretrained\(NEW\)",
+        "has no model.safetensors; .*, and it holds llm-Q4.GGUF: name the file, as in ./llm/llm-Q4.GGUF$",
     ),
     "no weights": (without("model.safetensors"), "has no model.safetensors; .*save the LLM there with save_pretrained"),
 }
@@ -252,7 +252,10 @@ ODD_SHARDS: dict[str, tuple[Edit, str]] = {
 NO_FOLDER: dict[str, tuple[Edit, str]] = {
     "an adapter": (holds("adapter_config.json", "{}"), r"it holds a LoRA adapter: merge .*from_pretrained\('BASE'\)"),
     "a damaged adapter": (holds("adapter_config.json", "[" * DEEP), "it holds a LoRA adapter: merge"),
-    "GGUF": (holds("m.gguf", b"GGUF"), "it holds m.gguf, and GGUF is not read yet: convert it"),
+    "GGUFs": (
+        both(holds("m.gguf", b"GGUF"), holds("n.GGUF", b"GGUF")),
+        r"it holds 2 GGUF files \(m.gguf, n.GGUF\): name the file, as in ./llm/m.gguf$",
+    ),
     "a pickle": (holds("consolidated.00.pth", b"x"), "it holds consolidated.00.pth, a pickle"),
     "a folder above": (
         lambda f: both(

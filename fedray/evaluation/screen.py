@@ -60,7 +60,7 @@ class FederateScreen(Screen):
             yield update
 
     def alone(self, receiver: str, text: str) -> None:
-        self.line(Text.assemble((f"{receiver} alone  ", "bold"), printable(text)))
+        self.line(Text.assemble((f"{self.short(receiver)} alone  ", "bold"), printable(text)))
 
     def stream(self, pieces: Iterable[str]) -> None:
         """Show an answer as it is decoded."""
@@ -73,9 +73,9 @@ class FederateScreen(Screen):
         """Of a single prompt: what senders read in its place, and what each member answered."""
         answered = result.answered()
         for sender, text in answered.read.items():
-            self.line(Text.assemble((f"{sender} read  ", "dim"), printable(text)))
+            self.line(Text.assemble((f"{self.short(sender)} read  ", "dim"), printable(text)))
         for name, text in answered.by_member.items():
-            self.line(Text.assemble((f"{name} answered  ", "dim"), printable(text or "-")))
+            self.line(Text.assemble((f"{self.short(name)} answered  ", "dim"), printable(text or "-")))
 
     def summary(
         self,

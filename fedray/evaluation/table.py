@@ -12,6 +12,7 @@ from pathlib import Path
 from fedray.evaluation import leakage_table
 from fedray.evaluation.metrics import MARGIN
 from fedray.files import write_whole
+from fedray.llm.catalogue import shortening
 from fedray.reporting.report import Contribution, Evaluated, Report, unwritable
 
 NAME = "table.md"
@@ -51,7 +52,8 @@ def as_markdown(report: Report) -> str:
         *_contributions(report.contributions),
         *_leakage(report.evaluated),
     ]
-    return "\n".join(lines) + "\n"
+    whose = (report.who, *(row.who for row in report.evaluated))
+    return shortening(name for who in whose for name in (who.receiver, *who.senders))("\n".join(lines) + "\n")
 
 
 def _order(report: Report) -> Iterator[str]:

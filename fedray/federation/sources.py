@@ -21,7 +21,9 @@ from rich.progress import (
 )
 
 from fedray.llm import hub
-from fedray.llm.source import Source, pin
+from fedray.llm.catalogue import shown
+from fedray.llm.gguf_conversion import converted
+from fedray.llm.source import Source, folder_of, gguf_header, pin, whole_gguf
 from fedray.settings.settings import Settings
 
 
@@ -71,13 +73,28 @@ def missing(wanted: Sequence[Source]) -> dict[str, list[hub.File]]:
 
 
 def download(wanted: Sequence[Source]) -> None:
-    """Bring what the cache lacks, the files of all members side by side, under a bar. Raises FedrayError."""
+    """Bring what the cache lacks, the files of all members side by side, under a bar; then convert GGUF files.
+
+    Raises FedrayError.
+    """
     lacking = {name: files for name, files in missing(wanted).items() if files}
     files = [file for of_member in lacking.values() for file in of_member]
     if files:
         with _bar("downloading", DownloadColumn(), TransferSpeedColumn()) as bar:
             task = bar.add_task(", ".join(lacking), total=sum(file.size for file in files))
             hub.download(files, lambda size: bar.update(task, advance=size))
+    _convert([source for source in wanted if source.name == source.llm and gguf_header(source) is not None])
+
+
+def _convert(wanted: Sequence[Source]) -> None:
+    found = {source: whole_gguf(source) for source in wanted}
+    lacking = {source: file for source, file in found.items() if not converted(file).is_dir()}
+    if lacking:
+        with _bar("converting", DownloadColumn()) as bar:
+            task = bar.add_task("", total=sum(file.stat().st_size for file in lacking.values()))
+            for source in lacking:
+                bar.update(task, description=source.title)
+                folder_of(source, arrived=lambda size: bar.update(task, advance=size))
 
 
 @contextmanager
@@ -85,7 +102,7 @@ def loading(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on the terminal while members load; the yielded function is told each name."""
     with _bar("loading", MofNCompleteColumn()) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
+        yield lambda name: bar.update(task, advance=1, description=shown(name))
 
 
 def say(text: str) -> None:

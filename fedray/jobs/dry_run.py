@@ -26,7 +26,7 @@ class DryRun(Job[Settings, "Sheet"]):
 
     def __init__(self, settings: Settings, questions: Sequence[Question]) -> None:
         private = settings.private or has_documents(settings, questions)
-        super().__init__(settings, Sheet(settings.zoo.name), private=private)
+        super().__init__(settings, Sheet(settings.zoo.name, members=settings.takes_part), private=private)
         self.questions = questions or [Question("prompt", settings.prompt or "")]
         self.needed: tuple[Need, ...] = ()
 

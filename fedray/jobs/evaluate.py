@@ -45,8 +45,8 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         private = any(case.settings(settings, settings.seed).private for case in cases(settings, settings.senders))
         private = private or (settings.questions is not None and has_documents(settings, load_task(asking(settings))))
         title = f"evaluate {settings.receiver}"
-        watch = EvaluateScreen(settings.zoo.name)
-        super().__init__(settings, watch, title, settings.tracking, private=private)
+        watch = EvaluateScreen(settings.zoo.name, members=(settings.receiver, *settings.senders))
+        super().__init__(settings, watch, watch.short(title), settings.tracking, private=private)
         self.federation = federation
         self.order = SenderOrder("given", settings.senders)
         self.members: tuple[MemberReport, ...] = ()

@@ -48,9 +48,9 @@ class Federate(Job[Settings, FederateScreen]):
         self, settings: Settings, questions: Sequence[Question], federation: Callable[[Settings], Federation]
     ) -> None:
         title = f"{settings.protocol.name} {'+'.join((*settings.takes_part[1:], '> '))}{settings.receiver}"
-        screen = FederateScreen(settings.zoo.name)
+        screen = FederateScreen(settings.zoo.name, members=settings.takes_part)
         private = settings.private or has_documents(settings, questions)
-        super().__init__(settings, screen, title, settings.tracking, private=private)
+        super().__init__(settings, screen, screen.short(title), settings.tracking, private=private)
         self.questions, self.federation = questions, federation
         self.record = Record(settings)
         self.record.source = source(settings)

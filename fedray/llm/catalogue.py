@@ -1,13 +1,14 @@
 """The names of the LLMs, which mean the same in every zoo. Imports neither torch nor transformers.
 
-A name is one of `members/NAME.yaml`, or any other decoder's: `hf:org/name` on the Hugging Face hub, or a local folder.
+A name is one of `members/NAME.yaml`, or any other decoder's: `hf:org/name` or `hf:org/name/file.gguf` on the Hugging
+Face hub, a local folder, or a GGUF file.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ WORLD = "world.json"  # {"seed": the seed of the world its LLMs know}
 MEMBERS = Path(__file__).parent / "members"
 _HUB = "hf:"
 _COPY = re.compile(r"(.+)#\d+")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REPO = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/((?:\w[\w. +-]*/)*\w[\w. +-]*\.gguf))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +95,26 @@ def original_of(name: str) -> str:
 
 
 def is_foreign(name: str) -> bool:
-    """Check whether a name is that of a repository or a folder."""
-    return name.startswith((_HUB, ".", "~")) or "/" in name
+    """Check whether a name is that of a repository, a folder or a GGUF file."""
+    return name.startswith((_HUB, ".", "~")) or "/" in name or is_gguf(name)
+
+
+def is_gguf(name: str) -> bool:
+    """Check whether a name is that of a GGUF file."""
+    return name.lower().endswith(".gguf")
 
 
 def repo_of(name: str) -> str | None:
-    """Find the repository of a name of the catalogue or of hf:org/name; None for a folder."""
+    """Find the repository of a name of the catalogue, or on the hub; None for a folder."""
     if name in CATALOGUE:
         return CATALOGUE[name].repo
-    return name.removeprefix(_HUB) if name.startswith(_HUB) else None
+    return "/".join(name.removeprefix(_HUB).split("/")[:2]) if name.startswith(_HUB) else None
+
+
+def file_of(name: str) -> str:
+    """Find the GGUF file that a name on the hub names in its repository; "" where it names none."""
+    found = _REPO.fullmatch(name.removeprefix(_HUB)) if name.startswith(_HUB) else None
+    return (found and found[2]) or ""
 
 
 def slug(name: str) -> str:
@@ -123,6 +135,24 @@ def shown(name: str) -> str:
     return name
 
 
+def shortening(names: Iterable[str]) -> Callable[[str], str]:
+    """Build a function that shortens folders and files in a text, to as many last parts as tell `names` apart.
+
+    >>> shortening(["/data/a/llm", "/data/b/llm", "/data/c/x.gguf"])("/data/a/llm + /data/c/x.gguf")
+    'a/llm + x.gguf'
+    """
+    known = set(names)
+    parts = {name: Path(name).parts for name in known if Path(name).is_absolute()}
+    short: dict[str, str] = {}
+    for name, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        told = (n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others))
+        short[name] = next((tail for n in told if (tail := "/".join(own[-n:])) not in known), name)
+    longest = sorted(map(re.escape, short), key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w/.-])(?:{'|'.join(longest)})(?![\w/#-]|\.\w)")
+    return (lambda text: pattern.sub(lambda found: short[found[0]], text)) if short else lambda text: text
+
+
 def safe_name(name: str) -> str:
     """Convert a name to a key of the command line, which has no dots: qwen2.5-0.5b becomes qwen2_5-0_5b, and its
     second copy qwen2_5-0_5b__2."""
@@ -134,10 +164,12 @@ def safe_name(name: str) -> str:
 def _foreign(name: str, role: str, zoo: str) -> str:
     if name.startswith(_HUB):
         if not _REPO.fullmatch(name.removeprefix(_HUB)):
-            raise FedrayError(f"{role} {name!r} names no repository: write hf:org/name")
+            raise FedrayError(f"{role} {name!r} names no repository: write hf:org/name, or hf:org/name/file.gguf")
         if zoo != "hub":
             raise FedrayError(f"{role} {name} is on the Hugging Face hub: add zoo=hub")
         return name
+    if is_gguf(name) and zoo != "hub":
+        raise FedrayError(f"{role} {name} is a GGUF file: add zoo=hub")
     if zoo == "tiny":
         raise FedrayError(f"{role} {name} is a folder: add zoo=hub for its weights, or zoo=shapes for its shape alone")
     return str(Path(os.path.expanduser(name)).absolute())

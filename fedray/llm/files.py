@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedray.llm.catalogue import shown
+from fedray.llm.catalogue import is_gguf, shown
 from fedray.types import FedrayError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -18,6 +19,7 @@ ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS = ("F64", "F32", "BF16", "F16")
 _READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
+PART = re.compile(r"(?P<name>.+)-(?P<part>\d{5})-of-(?P<of>\d{5})\.gguf", re.IGNORECASE)  # of a GGUF in several files
 _POINTER = b"version https://git-lfs"  # what git keeps in the place of a large file
 AGAIN = "save it again with save_pretrained(), or copy it again from where the folder comes from"
 
@@ -28,17 +30,27 @@ def titled(member: str, folder: Path) -> str:
 
 
 def check_folder(name: str) -> None:
-    """Validate that a path is a folder with an LLM's config.json. Raises FedrayError naming what it is instead."""
+    """Validate that a path is a GGUF file, or a folder with one or with an LLM's config.json.
+
+    Raises FedrayError naming what it is instead.
+    """
     path, title = Path(name), shown(name)
-    if path.is_file():
-        what = _gguf(path) if _is_gguf(path) else "a file: give the folder that it lies in"
-        raise FedrayError(f"{title} is no LLM's folder, it is {what}")
-    if not (path / CONFIG).is_file():
+    if is_gguf(name) and not path.exists():
+        raise FedrayError(f"{title} does not exist: check the path, or name hf:org/name/file.gguf")
+    if path.is_file() and not is_gguf(name):
+        raise FedrayError(f"{title} is no LLM's folder, it is a file: give the folder that it lies in")
+    if gguf_of(path) is None and not (path / CONFIG).is_file():
         if held := _held(path):
             raise FedrayError(f"{title} is no LLM's folder, it holds {held}")
         below = next((file.parent for depth in ("*", "*/*") for file in sorted(path.glob(f"{depth}/{CONFIG}"))), None)
         remedy = f"give {shown(str(below))}" if below else "check the path, or name hf:org/name"
         raise FedrayError(f"{title} is no LLM's folder, it has no {CONFIG}: {remedy}")
+
+
+def gguf_of(path: Path) -> Path | None:
+    """Find the GGUF file that a path is, or the only one of a folder without a config.json."""
+    found = [path] if path.is_file() else [] if (path / CONFIG).is_file() else _ggufs(path)
+    return found[0] if len(found) == 1 and is_gguf(found[0].name) else None
 
 
 def check_files(member: str, folder: Path) -> None:
@@ -132,8 +144,14 @@ def _held(folder: Path) -> str:
             f"from_pretrained({base}), {there!r}).merge_and_unload().save_pretrained(NEW), and "
             f"AutoTokenizer.from_pretrained({base}).save_pretrained(NEW)"
         )
-    if found := next(filter(_is_gguf, sorted(folder.glob("*"))), None):
-        return _gguf(found)
+    if found := _ggufs(folder):
+        if len(found) > 1 and all(PART.fullmatch(file.name) for file in found):
+            whole = shown(str(folder / "WHOLE.gguf"))
+            return (
+                f"parts of a GGUF: make them one with `llama-gguf-split --merge {found[0].name} {whole}` and name that"
+            )
+        what = f"{len(found)} GGUF files ({_listed(found)})" if len(found) > 1 else found[0].name
+        return f"{what}: name the file, as in {shown(str(found[0]))}"
     if found := next((path for kind in _PICKLES for path in sorted(folder.glob(kind))), None):
         return (
             f"{found.name}, a pickle: convert it to safetensors with AutoModelForCausalLM.from_pretrained({there!r})."
@@ -142,16 +160,8 @@ def _held(folder: Path) -> str:
     return ""
 
 
-def _is_gguf(path: Path) -> bool:
-    return path.suffix.lower() == ".gguf"
-
-
-def _gguf(file: Path) -> str:
-    return (
-        f"{file.name}, and GGUF is not read yet: convert it with AutoModelForCausalLM.from_pretrained("
-        f"{shown(str(file.parent))!r}, gguf_file={file.name!r}).save_pretrained(NEW), and its tokenizer likewise with "
-        "AutoTokenizer"
-    )
+def _ggufs(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("*")) if is_gguf(file.name)]
 
 
 def _base(adapter: Path) -> str:

@@ -17,13 +17,32 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    DryRunFileInfo,
+    HfApi,
+    constants,
+    errors,
+    get_cached_repo_tree,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # of httpx or httpx2
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars, logging, tqdm
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+    logging,
+    tqdm,
+)
 
-from fedray.llm.catalogue import safe_name
+from fedray.files import flush, staged, write_whole
+from fedray.llm.catalogue import is_gguf, safe_name
 from fedray.llm.files import CONFIG, GENERATION, INDEX, WEIGHTS, hash_file, parse_config, weight_files
+from fedray.llm.gguf_header import read_header
 from fedray.types import FedrayError
 
 WORKERS = 8  # files downloaded at a time
@@ -32,6 +51,7 @@ _TEXTS += ["vocab.json", "merges.txt", "chat_template.*"]
 _SHARDS = [WEIGHTS, INDEX, "model-?????-of-?????.safetensors"]
 _ALL = _TEXTS + _SHARDS
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_HEADER = 8 << 20  # bytes of a GGUF file to begin with: vocabulary and merges are some millions
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 disable_progress_bars()  # fedray shows its own
@@ -40,11 +60,13 @@ logging.set_verbosity(CRITICAL)  # and what goes wrong is raised, and said in on
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """member: whose weights these are; repo: org/name; revision: a branch, a tag or a commit."""
+    """member: whose weights these are; repo: org/name; revision: a branch, a tag or a commit; file: the GGUF file that
+    they are, "" where they are safetensors."""
 
     member: str
     repo: str
     revision: str = constants.DEFAULT_REVISION
+    file: str = ""
 
     @property
     def at(self) -> dict[str, Any]:
@@ -65,6 +87,12 @@ class File:
 def pin(repository: Repository) -> Repository:
     """Resolve a repository's revision to a commit. Raises FedrayError where it cannot be had."""
     with _explained(repository):
+        if repository.file:
+            commit = _about(repository).commit_hash
+            if commit != repository.revision:  # huggingface_hub remembers it with a download, and here is none
+                folder = repo_folder_name(repo_id=repository.repo, repo_type="model")
+                write_whole(Path(constants.HF_HUB_CACHE, folder, "refs", repository.revision), commit)
+            return replace(repository, revision=commit)
         path = hf_hub_download(**repository.at, filename=CONFIG)
     return replace(repository, revision=Path(path).parent.name)
 
@@ -79,6 +107,9 @@ def read_config(pinned: Repository) -> dict[str, Any]:
 def files(pinned: Repository) -> list[File]:
     """List the files that a member needs of its repository; none where the hub cannot be asked: the cache decides."""
     with _explained(pinned):
+        if pinned.file:
+            about = _about(pinned)
+            return [File(pinned, pinned.file, about.file_size or 0, Path(about.local_path).is_file())]
         try:
             found = snapshot_download(**pinned.at, allow_patterns=_ALL, ignore_patterns=["*/*"], dry_run=True)
         except errors.DryRunError:
@@ -114,6 +145,55 @@ def snapshot(pinned: Repository, *, weights: bool = True) -> Path:
     return folder
 
 
+def gguf(pinned: Repository, *, whole: bool = True) -> Path:
+    """Find a repository's GGUF file in the cache, downloaded if need be.
+
+    whole: or else its header suffices, in a file as long. Raises FedrayError.
+    """
+    with _explained(pinned):
+        if whole:
+            return Path(hf_hub_download(**pinned.at, filename=pinned.file))
+        if (beginning := _beginning(pinned)).is_file():
+            return beginning
+        about = _about(pinned)
+        path, at = Path(about.local_path), replace(pinned, revision=about.commit_hash)
+        return path if path.is_file() else _fetch_beginning(at, about.file_size or 0)
+
+
+def _about(repository: Repository) -> DryRunFileInfo:
+    """Ask about a repository's GGUF file, or find it in the cache."""
+    return hf_hub_download(**repository.at, filename=repository.file, dry_run=True)
+
+
+def _beginning(pinned: Repository) -> Path:
+    folder = Path(constants.HF_ASSETS_CACHE) / "fedray" / "gguf-headers"
+    return folder / f"{pinned.repo}-{pinned.revision}-{pinned.file}".replace("/", "--")
+
+
+def _fetch_beginning(pinned: Repository, size: int) -> Path:
+    """Download a file up to the end of its header; the rest of the new file is a hole."""
+    path = _beginning(pinned)
+    url = hf_hub_url(**pinned.at, filename=pinned.file)
+    with staged(path.parent) as new:
+        partial, length = new / path.name, _HEADER
+        while True:
+            headers = {**build_hf_headers(), "Range": f"bytes=0-{min(length, size) - 1}"}
+            response = get_session().get(url, headers=headers, follow_redirects=True)
+            hf_raise_for_status(response)
+            partial.write_bytes(response.content)
+            os.truncate(partial, size)
+            try:
+                read_header(partial, length)
+            except EOFError:
+                if length < size:
+                    length *= 2
+                    continue
+            except ValueError:  # whoever reads it says so
+                pass
+            flush(partial)
+            return partial.replace(path)
+
+
 def content_hash(paths: Sequence[Path]) -> str:
     """Hash an LLM's weights, alike in the hub's cache and in a local copy."""
     return _combined([_digest(path) for path in paths])
@@ -131,10 +211,10 @@ def weights_hash(pinned: Repository) -> str:
     return content_hash(weight_files(pinned.member, snapshot(pinned)))
 
 
-def _listing(pinned: Repository) -> list[RepoFile]:
+def _listing(pinned: Repository, *, deep: bool = False) -> list[RepoFile]:
     """List a repository's files on the hub (the cache's own listing has no hashes); none where it cannot be asked."""
     with suppress(HTTPError, OSError):
-        return [file for file in HfApi().list_repo_tree(**pinned.at) if isinstance(file, RepoFile)]
+        return [file for file in HfApi().list_repo_tree(**pinned.at, recursive=deep) if isinstance(file, RepoFile)]
     return []
 
 
@@ -183,7 +263,9 @@ def _reason(repository: Repository, error: Exception) -> str:
         case errors.RepositoryNotFoundError():
             return f"{hub} has no repository {repo}: check the spelling, or `hf auth login` if it is private"
         case errors.RemoteEntryNotFoundError():
-            path = str(error.response.url).rpartition("/")[2]
+            path = repository.file or str(error.response.url).rpartition("/")[2]
+            if named := [f"hf:{repo}/{file.path}" for file in _listing(repository, deep=True) if is_gguf(file.path)]:
+                return f"{repo} at {revision} lacks {path}: name {' or '.join(named[:3])}"
             return f"{repo} at {revision} lacks {path}: choose another revision with {setting}, or another LLM"
         case errors.LocalEntryNotFoundError() if constants.is_offline_mode():
             return f"{repo} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: unset it once"

@@ -7,18 +7,19 @@ LLM and the remedy.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fedray.llm import hub, shapes
-from fedray.llm.catalogue import EMBEDDED, original_of, repo_of, shown
+from fedray.llm import gguf_conversion, hub, shapes
+from fedray.llm.catalogue import EMBEDDED, file_of, original_of, repo_of, shown
 from fedray.llm.explained import explained
 from fedray.llm.families import build_config, check_config
-from fedray.llm.files import AGAIN, CONFIG, TOKENIZER, WEIGHTS, check_files, hash_file, parse_config, titled
+from fedray.llm.files import AGAIN, CONFIG, TOKENIZER, WEIGHTS, check_files, gguf_of, hash_file, parse_config, titled
 from fedray.llm.letters import letters_of
 from fedray.llm.model import check_known, encode, template_of
 from fedray.llm.opening import open_model, outline, try_out
@@ -64,7 +65,8 @@ class Source:
         repo = repo_of(self.llm)
         if self.zoo != "hub" or self.local is not None or repo is None:
             return None
-        return hub.Repository(self.name, repo, *(() if self.revision is None else (self.revision,)))
+        revision = {} if self.revision is None else {"revision": self.revision}
+        return hub.Repository(self.name, repo, file=file_of(self.llm), **revision)
 
     @property
     def title(self) -> str:
@@ -76,7 +78,14 @@ class Source:
         """The remedy where its files cannot be read."""
         if self.zoo == "tiny":
             return "reinstall fedray"
-        return AGAIN if self.repository is None else "delete the folder and load again"
+        return AGAIN if self.repository is None and gguf_header(self) is None else "delete the folder and load again"
+
+
+def gguf_header(source: Source) -> Path | None:
+    """Find the GGUF file that an LLM is converted from, on the hub its header; None where there is none."""
+    if source.repository is not None:
+        return hub.gguf(source.repository, whole=False) if source.repository.file else None
+    return gguf_of(source.local) if source.zoo == "hub" and source.local is not None else None
 
 
 def pin(source: Source) -> Source:
@@ -93,7 +102,9 @@ def pin(source: Source) -> Source:
         source = replace(source, revision=hub.pin(repository).revision)
     elif source.revision is not None:
         raise FedrayError(f"{source.name} comes from no repository that has revisions: leave {source.revision} out")
-    if source.local is None:
+    if (file := gguf_header(source)) is not None:
+        _check_gguf(source, file)
+    elif source.local is None:
         try_out(source.title, outline(source.title, config_of(source)))
     else:
         _check_local(source, source.local)
@@ -105,7 +116,17 @@ def _check_local(source: Source, folder: Path) -> None:
     config = config_of(source)
     outline(source.title, config)  # what is wrong with it alone
     try_out(source.title, open_model(source.llm, folder, config, "meta", torch.float32))
-    tokenizer = read_tokenizer(source, folder)
+    _check_tokenizer(source, read_tokenizer(source, folder), config)
+
+
+def _check_gguf(source: Source, file: Path) -> None:
+    config = config_of(source)
+    gguf_conversion.check_tensors(source.title, file, config)
+    try_out(source.title, outline(source.title, config))
+    _check_tokenizer(source, tokenizer_of(source), config)
+
+
+def _check_tokenizer(source: Source, tokenizer: Any, config: Any) -> None:
     if tokenizer is None:
         return
     ids = encode(tokenizer, template_of(tokenizer), _SAMPLE).ids
@@ -120,6 +141,8 @@ def config_of(source: Source) -> Any:
     """Read and validate the transformers configuration. Raises FedrayError."""
     if source.zoo == "shapes":
         config = shapes.config_of(source.llm)
+    elif (file := gguf_header(source)) is not None:
+        config = gguf_conversion.read_config(source.title, file)
     elif source.repository is not None:
         config = build_config(source.title, hub.read_config(source.repository))
     else:
@@ -134,22 +157,36 @@ def tokenizer_of(source: Source) -> Any:
     """Load the tokenizer, downloaded if need be. Raises FedrayError."""
     if source.zoo == "shapes":
         return shapes.build_tokenizer(config_of(source))
+    if (file := gguf_header(source)) is not None:
+        return gguf_conversion.read_tokenizer(source.title, file)
     return read_tokenizer(source, folder_of(source, weights=False))
 
 
-def folder_of(source: Source, *, weights: bool = True) -> Path:
-    """Find the folder with the files, downloaded if they are the hub's and not cached. Raises FedrayError."""
+def folder_of(source: Source, *, weights: bool = True, arrived: Callable[[int], None] = lambda size: None) -> Path:
+    """Find the folder with the files, downloaded if they are the hub's and not cached, and converted if they are GGUF.
+
+    arrived: receives the bytes of a GGUF file that are converted. Raises FedrayError.
+    """
+    if gguf_header(source) is not None:
+        return gguf_conversion.convert(source.title, whole_gguf(source), config_of(source), arrived)
     if source.repository is not None:
         return hub.snapshot(source.repository, weights=weights)
     assert source.local is not None
     return source.local
 
 
+def whole_gguf(source: Source) -> Path:
+    """Find the GGUF file that an LLM is converted from, downloaded if it is the hub's. Raises FedrayError."""
+    file = gguf_header(source) if source.repository is None else hub.gguf(source.repository)
+    assert file is not None
+    return file
+
+
 def weights_hash(source: Source) -> str:
     """Compute the content hash of the weights, without a download where the hub lists hashes. Raises FedrayError."""
     if source.zoo == "tiny":
         return check_weights(source.llm, source.folder)
-    if source.repository is not None:
+    if source.repository is not None and not source.repository.file:
         return hub.weights_hash(source.repository)
     return hub.content_hash(hub.weight_files(source.name, folder_of(source)))
 
@@ -162,7 +199,9 @@ def read_tokenizer(source: Source, folder: Path) -> Any:
     if not any((folder / file).is_file() for file in TOKENIZER):
         return None
     with explained(source.title, "its tokenizer cannot be loaded", source.remedy):
-        tokenizer = AutoTokenizer.from_pretrained(
+        # A GGUF file's is read again as it is, and not as its architecture has it.
+        kind: Any = AutoTokenizer if gguf_header(source) is None else PreTrainedTokenizerFast
+        tokenizer = kind.from_pretrained(
             folder, config=config_of(source), local_files_only=True, trust_remote_code=False
         )
         if tokenizer.is_fast:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedray.llm.catalogue import shortening
 from fedray.text import printable
 
 WIDTH = 120  # of lines that no terminal receives
@@ -20,21 +21,22 @@ WIDTH = 120  # of lines that no terminal receives
 class Screen:
     """Writes to standard output; every title says which zoo the figures come from."""
 
-    def __init__(self, zoo: str, console: Console | None = None) -> None:
-        self.zoo = zoo
+    def __init__(self, zoo: str, console: Console | None = None, *, members: Iterable[str] = ()) -> None:
+        """members: whose folders and files are named as short as tells them apart."""
+        self.zoo, self.short = zoo, shortening(members)
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
     def line(self, text: str | Text) -> None:
         """Print one line, as long as it needs to be."""
-        self.console.print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
+        self.console.print(Text(self.short(text)) if isinstance(text, str) else text, soft_wrap=True)
 
     def table(self, title: str, headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
         """Print a table under its title, if it has rows. Without headings it is a list of facts."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(headings))
         for heading in headings:
-            table.add_column(heading, overflow="fold")
+            table.add_column(self.short(heading), overflow="fold")
         for row in rows:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
+            table.add_row(*(cell if isinstance(cell, Text) else Text(printable(self.short(cell))) for cell in row))
         if table.row_count:
             self.console.print(Text(f"{title} (zoo={self.zoo})", "bold"))
             self.console.print(table)

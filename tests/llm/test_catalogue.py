@@ -8,7 +8,7 @@ import pytest
 from commandline import Call
 
 from fedray.command_line import check
-from fedray.llm.catalogue import CATALOGUE, NAMES, resolve, safe_name, slug
+from fedray.llm.catalogue import CATALOGUE, NAMES, resolve, safe_name, shortening, slug
 from fedray.settings.settings import MemberSettings
 from fedray.types import FedrayError
 
@@ -36,6 +36,35 @@ def test_any_decoder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "qwen2.5-0.5b",
         "qwen2_5-0_5b",
     )
+
+
+SHORT = [
+    (["/data/llm"], ["llm"]),
+    (["/data/a/llm", "/data/b/llm"], ["a/llm", "b/llm"]),
+    (["/data/a/x/llm", "/data/b/x/llm", "/data/other"], ["a/x/llm", "b/x/llm", "other"]),
+    (["/a/llm", "/x/a/llm", "/llm"], ["/a/llm", "x/a/llm", "/llm"]),
+    (["/data/llm", "/data/llm#2", "/data/llm/sub", "/data/llm.v2"], ["llm", "llm#2", "sub", "llm.v2"]),
+    (["/data/llama-1b", "llama-1b", "hf:org/llama-1b"], ["data/llama-1b", "llama-1b", "hf:org/llama-1b"]),
+    (["/data/a b/m (1).gguf", "/data/c/m (1).gguf"], ["a b/m (1).gguf", "c/m (1).gguf"]),
+    (["/data/ünï/模型.gguf"], ["模型.gguf"]),
+    (["qwen3-0.6b", "llama-1b"], ["qwen3-0.6b", "llama-1b"]),
+    ([], []),
+]
+
+
+@pytest.mark.parametrize(("names", "wanted"), SHORT, ids=[" ".join(names) for names, _ in SHORT])
+def test_names_are_shown_as_short_as_tells_them_apart(names: list[str], wanted: list[str]) -> None:
+    short = shortening(names)
+    assert [short(name) for name in names] == wanted and len({*wanted}) == len(names)
+    assert short(" + ".join(names)) == " + ".join(wanted)
+    assert short("".join(f"{name}'s, " for name in names)) == "".join(f"{name}'s, " for name in wanted)
+
+
+def test_other_paths_stay_as_they_are() -> None:
+    short = shortening(["/data/llm"])
+    for text in ("/data/llm/out", "/more/data/llm", "/data/llm-2", "./data/llm2", "a/data/llm"):
+        assert short(text) == text
+    assert short("all but /data/llm.") == "all but llm."
 
 
 def test_any_decoder_may_take_part(call: Call, tmp_path: Path) -> None:
