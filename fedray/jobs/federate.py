@@ -159,7 +159,7 @@ class Federate(Job[Settings, FederateScreen]):
         folder, found = base.emptied(self.settings.output), self.record.by_group()
         label = base.label(report.zoo, report.task, report.found.n)
         if found:
-            base.accuracy(found, folder / "accuracy.png", report.who.receiver, label)
+            base.accuracy(found, folder / "accuracy.png", self.screen.short(report.who.receiver), label)
         if report.cost.seconds:
             base.latency(report.cost.seconds, folder / "latency.png", label=label)
         self.tracker.artifact(folder, "figures")

@@ -69,9 +69,7 @@ def check_apart(names: Sequence[str]) -> None:
     keys = [safe_name(name) for name in names]
     alike = [name for name in names if keys.count(safe_name(name)) > 1]
     if alike:
-        raise FedrayError(
-            f"{' and '.join(alike)} go by the same name, {safe_name(alike[0])}: rename one of the folders"
-        )
+        raise FedrayError(f"{' and '.join(alike)} go by the same name, {safe_name(alike[0])}: rename one of them")
 
 
 def _check_exchange(settings: Settings) -> None:

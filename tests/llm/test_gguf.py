@@ -128,7 +128,7 @@ def test_large_ones_are_saved_in_shards(file: Path, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(value, found[name]) for name, value in wanted.items())
 
 
-@pytest.mark.parametrize("at", range(1, 7))
+@pytest.mark.parametrize("at", [1, 3, 6])
 def test_a_failure_anywhere_loses_nothing(at: int, file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the n-th tensor, or while the folder is moved."""
     calls = 0
