@@ -164,7 +164,9 @@ folder_of(Source(sys.argv[1], "hub"))
 """
 
 
-@pytest.mark.parametrize("where", ["tensor", "flush_all", "moved"])
+@pytest.mark.parametrize(
+    "where", ["tensor", *(pytest.param(one, marks=pytest.mark.slow) for one in ("flush_all", "moved"))]
+)
 def test_a_kill_at_any_moment_loses_nothing(where: str, file: Path, cache: Path, tmp_path: Path) -> None:
     known = {**environment("http://127.0.0.1:9", tmp_path), "HF_ASSETS_CACHE": str(tmp_path / "assets")}
     done = subprocess.run([sys.executable, "-c", KILLED, str(file), where], env=known, capture_output=True, text=True)
