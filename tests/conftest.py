@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from shared_cluster import NODE, RECEIVER, ROOMS, SENDERS
 
 if TYPE_CHECKING:
     from commandline import Call
@@ -44,10 +45,7 @@ Path(_FOLDER.name, "token").write_text("0123456789abcdef" * 4)
 settings.register_profile("brief", max_examples=40)
 settings.load_profile("brief")
 
-NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 200 << 20}
 NOTICING = {"health_check_period_ms": 500}  # a lost node is noticed after five such checks
-RECEIVER, SENDERS = "qwen3-0.6b", ("llama-1b", "qwen2.5-1.5b")
-ROOMS = {RECEIVER: "b", SENDERS[0]: "a", SENDERS[1]: "b"}
 
 # Files whose tests need a cluster, this one's or one of their own.
 ON_RAY = (

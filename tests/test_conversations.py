@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RECEIVER, SENDERS
+from shared_cluster import RECEIVER, SENDERS
 from support.methods import method
 from tiny import QUESTIONS, random_llm
 

@@ -18,8 +18,8 @@ from threading import Timer
 from typing import Any
 
 import pytest
-from conftest import RECEIVER, ROOMS, SENDERS
 from probes import processes_of, record_spans, spans
+from shared_cluster import RECEIVER, ROOMS, SENDERS
 from support.methods import revised
 from tiny import QUESTIONS
 
@@ -307,6 +307,7 @@ print(json.dumps([listening, cpus, reason]))  # Ray itself may say in a line tha
 """
 
 
+@pytest.mark.slow
 def test_an_embedded_cluster_comes_and_goes_quietly(random_zoo: Path, tmp_path: Path, short_folder: str) -> None:
     """It is private, has what was asked for, takes its token mode along, and leaves no process behind."""
     script = SCRIPT.format(zoo=str(random_zoo), question=QUESTIONS[0])

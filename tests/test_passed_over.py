@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RECEIVER, SENDERS
+from shared_cluster import RECEIVER, SENDERS
 from short_training import settings
 from support.methods import method
 from test_inventory import do

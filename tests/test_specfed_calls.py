@@ -196,6 +196,7 @@ def test_a_late_worker_is_counted_in_every_round_without_it(group):
     assert nothing_is_open(group)
 
 
+@pytest.mark.slow
 def test_answers_fit_into_every_workers_context(group):
     """A worker that has more to read has less room for the answer."""
     notes = tuple("\n".join(f"the color of the star {i} is red." for i in range(n)) for n in (28, 27))

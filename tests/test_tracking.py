@@ -299,6 +299,7 @@ def test_a_full_disk_does_not_stop_the_work(tmp_path: Path) -> None:
     assert track.problem and "takes nothing either" in track.problem
 
 
+@pytest.mark.slow
 def test_runs_started_together_share_one_new_store(tmp_path: Path) -> None:
     script = (
         "import sys; from types import SimpleNamespace as N; from pathlib import Path\n"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import RECEIVER, SENDERS
 from probes import process_id, start_counting, stop_counting
 from ray.experimental import get_local_object_locations
+from shared_cluster import RECEIVER, SENDERS
 from support.methods import method
 from tiny import QUESTIONS
 

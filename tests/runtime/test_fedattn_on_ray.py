@@ -192,7 +192,8 @@ def ways_of(seen: bytes, told: set[tuple[int, ...]]) -> set[str]:
     return {way for run in told for way, data in written(run).items() if len(data) >= 8 and data in seen}
 
 
-@pytest.mark.parametrize("at", [pytest.param(("hold",), marks=pytest.mark.slow), ("advance", 1)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [("hold",), ("advance", 1)], ids=str)
 def test_who_dies_is_left_out_and_named(group: RayGroup, mortal: RayGroup, at: tuple[Any, ...]) -> None:
     plan = plan_of(FedAttn(3, 2))
     whole, dying = Keeping(group), Keeping(mortal, NAMES[1], at)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import NODE
 from probes import start_counting, stop_counting
 from ray.experimental import get_local_object_locations
 from ray.util import placement_group_table
+from shared_cluster import NODE
 from standin import StandIn
 
 from fedray.errors import MemberFailed, SessionLost

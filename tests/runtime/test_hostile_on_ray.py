@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import RECEIVER, SENDERS
 from hostile import Hostile, become
+from shared_cluster import RECEIVER, SENDERS
 from support.methods import method
 from tiny import QUESTIONS
 
