@@ -107,8 +107,9 @@ class Results:
         found = list(measured.values())
         kinds = [kind for kind in found[0].deranged if all(kind in m.deranged for m in found)]
         ways = [_behind([m.deranged[kind] for m in found]) for kind in kinds]
-        controlled = replace(case, method=replace(case.method, control="soft"))
-        prompted = self._done.get(controlled, {}) if controlled != case else {}
+        wire = replace(case.method.wire, codec=Wire().codec)  # what is sent is not read
+        control = replace(case, method=replace(case.method, control="soft", wire=wire))
+        prompted = self._done.get(control, {}) if case.method.control == "none" else {}
         sides = (before, measured, *([prompted] if measured.keys() <= prompted.keys() else []))
         alone, matched, *soft = (list(chain.from_iterable(of[seed].right for seed in measured)) for of in sides)
         return effects(alone, matched, ways, clusters, next(iter(soft), None), case.method.sends_slots).figures()

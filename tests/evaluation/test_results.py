@@ -16,7 +16,7 @@ from fedray.evaluation.measure import Measurement
 from fedray.evaluation.results import Results
 from fedray.llm.catalogue import copies
 from fedray.methods.fedattn import FedAttn
-from fedray.methods.method import C2C, T2T, Ensemble, Gate, Method, Route, TextToText
+from fedray.methods.method import C2C, T2T, Ensemble, Gate, Method, Route, TextToText, Wire
 from fedray.protocols import ALONE, PROTOCOLS
 from fedray.questions.tasks import Question
 from fedray.reporting import report
@@ -88,6 +88,17 @@ def test_a_row_is_paired_with_its_receiver_alone() -> None:
     assert row.cost.bytes_per_token == 20.0 and row.cost.payload_bytes == 2000
     assert row.seconds == Spread(pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.29)) and row.cost.requests == 2
     assert FOUND.rows()[7].found.accuracy_alone == 4 / 8, "another receiver has its own line"
+
+
+def test_soft_prompts_are_a_row_that_others_are_compared_with() -> None:
+    """Whatever the codec; not where another method reads them, and a soft prompt not with itself."""
+    soft, coded = replace(C2C, control="soft"), replace(C2C, wire=Wire("int8"))
+    fewer = replace(C2C, wire=Wire(keep=0.5))
+    ways = {ALONE: "11000000", C2C: "11111110", coded: "11111100", fewer: "11111110", soft: "11100000"}
+    found = results({(R, () if how == ALONE else (A, B), how): bits for how, bits in ways.items()})
+    gains = {row.how: row.found.soft_gain for row in found.rows()}
+    told = {how: gain and gain.points for how, gain in gains.items()}
+    assert told == {ALONE: None, C2C: 50.0, coded: 37.5, fewer: None, soft: None}
 
 
 def test_analytic_bytes_are_the_papers() -> None:
