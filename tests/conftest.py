@@ -7,6 +7,7 @@ has folders of its own.
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import sys
 import tempfile
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fedray.runtime.actors import RayGroup
     from fedray.runtime.cluster import Connection
 
+gc.disable()  # until all is imported and collected
 _FOLDER = tempfile.TemporaryDirectory(prefix="fr", dir="/tmp")  # short: Ray's sockets lie in it
 os.environ |= {
     "OMP_NUM_THREADS": "1",  # LLMs this small lose time to a second thread, and minutes on a busy machine
@@ -59,6 +61,12 @@ ON_RAY = (
     "tests/training/test_workers.py",
 )
 LONG = ("tests/evaluation/", "tests/training/")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what torch, transformers and all tests are made of out of every collection: a tenth of the time."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
