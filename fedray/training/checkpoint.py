@@ -45,6 +45,23 @@ class Snapshot:
         return {k.removeprefix(f"{prefix}."): v for k, v in self.tensors.items() if k.startswith(f"{prefix}.")}
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer, name: str = "optimizer") -> dict[str, Tensor]:
+    """Name the tensors of an optimizer's state: NAME.<parameter>.<key>."""
+    state = optimizer.state_dict()["state"]
+    return {f"{name}.{i}.{key}": tensor for i, tensors in state.items() for key, tensor in tensors.items()}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, snapshot: Snapshot, groups: list[dict[str, Any]], name: str = "optimizer"
+) -> None:
+    """Load what `optimizer_tensors` named; groups: its parameter groups."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for path, tensor in snapshot.under(name).items():
+        index, _, key = path.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
 class Checkpoint:
     """File of one training's latest snapshot.
 

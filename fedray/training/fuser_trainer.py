@@ -15,7 +15,7 @@ from fedray.fusion.build import build_fuser
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.fusion.norms import Norms
 from fedray.llm.model import LLM
-from fedray.training.checkpoint import Checkpoint, Snapshot
+from fedray.training.checkpoint import Checkpoint, Snapshot, optimizer_tensors, restore_optimizer
 from fedray.training.pair import draws
 from fedray.training.recipe import FuserRecipe, precision, schedule
 from fedray.training.worker_group import Progress, WorkerGroup
@@ -181,12 +181,12 @@ class FuserTraining:
     def _save(self) -> None:
         if self._checkpoint is None or self.group.rank:
             return
-        state = self._optimizer.state_dict()
         tensors = {f"fuser.{name}": tensor for name, tensor in self.fuser.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
-        tensors |= {f"optimizer.{i}.{key}": t for i, states in state["state"].items() for key, t in states.items()}
+        tensors |= optimizer_tensors(self._optimizer)
         values = {"step": self.step, "finished": self.finished, "means": self.means, "validations": self.validations}
-        self._checkpoint.save(Snapshot(tensors, {**values, "groups": state["param_groups"]}))
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._checkpoint.save(Snapshot(tensors, {**values, "groups": groups}))
 
     def _restore(self, snapshot: Snapshot) -> None:
         values: Mapping[str, Any] = snapshot.values
@@ -194,11 +194,7 @@ class FuserTraining:
         self._best = {k: v.to(self.pair.receiver.device) for k, v in snapshot.under("best").items()}
         self.step, self.finished, self.means = values["step"], values["finished"], values["means"]
         self.validations = [(step, loss) for step, loss in values["validations"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in snapshot.under("optimizer").items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-        self._optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+        restore_optimizer(self._optimizer, snapshot, values["groups"])
 
 
 @torch.no_grad()

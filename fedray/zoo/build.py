@@ -29,6 +29,8 @@ from fedray.methods.parts import FUSERS
 from fedray.protocols import METHOD
 from fedray.registry.store import Registry, fuser_name, load_fuser, read_manifest
 from fedray.training import dictation
+from fedray.training.checkpoint import FOLDER as CHECKPOINTS
+from fedray.training.checkpoint import Checkpoint
 from fedray.training.contributions import Contributions
 from fedray.training.conversations import PHRASINGS_PER_FACT, LabelledPrompt, believed, conversations
 from fedray.training.data import BATCH, prefill
@@ -203,10 +205,14 @@ def _build_llm(task: ZooTask, world: World, folder: Path, shorten: float, on_ste
     (name,) = task.names
     tokenizer = build_tokenizer(RECIPES[name].family, world)
     steps = _shortened(RECIPES[name].steps, shorten)
-    model = pretrain(name, world, tokenizer, seed_offset=world.seed, steps=steps, on_step=on_step)
+    settings = {**asdict(RECIPES[name]), "steps": steps, "world_seed": world.seed}
+    checkpoint = Checkpoint(folder / CHECKPOINTS / name, f"the LLM {name}", {}, settings)
+    given = {"seed_offset": world.seed, "steps": steps, "on_step": on_step, "checkpoint": checkpoint}
+    model = pretrain(name, world, tokenizer, **given)
     with whole_folder(folder / "llms" / name) as new:
         model.half().save_pretrained(new)  # shipped in 16 bit: rounded before it is hashed
         tokenizer.save_pretrained(new)
+    checkpoint.discard()
 
 
 def _build_fuser(task: ZooTask, world: World, folder: Path, shorten: float, on_step: Callable[..., None]) -> None:

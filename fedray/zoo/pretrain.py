@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from fedray.training.checkpoint import Checkpoint, Snapshot, optimizer_tensors, restore_optimizer
 from fedray.world.world import World, WorldExample
 
 CHATML = (
@@ -140,18 +141,28 @@ def pretrain(
     questions_per_step: int = 96,
     lessons_per_step: int = 64,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    save_every: int = 100,
 ) -> PreTrainedModel:
-    """Train one LLM on its share of the world's facts and on the skills the protocols need."""
+    """Train one LLM on its share of the world's facts and on the skills the protocols need.
+
+    checkpoint: where the state is saved, every `save_every` steps, and resumed from, with the same weights at the end.
+    """
     steps = steps or RECIPES[name].steps
     model: Any = build_model(name, tokenizer, seed_offset).train()
     optimizers, once = _optimizers(model), {"total_steps": steps, "pct_start": 0.1, "cycle_momentum": False}
-    schedules = [OneCycleLR(o, [group["lr"] for group in o.param_groups], **once) for o in optimizers]
+    peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    begun = _restore(checkpoint.load() if checkpoint else None, model, optimizers)
+    schedules = [OneCycleLR(o, lr, **once, last_epoch=begun - 1) for o, lr in zip(optimizers, peaks, strict=True)]
     streams = {
         "facts": _batches(_questions(name, world, seed_offset), questions_per_step, tokenizer),
         "skills": _batches(world.lessons(name, seed_offset), lessons_per_step, tokenizer),
     }
+    for _ in range(begun):  # draws what was drawn
+        for batches in streams.values():
+            next(batches)
     means = dict.fromkeys(streams, math.nan)
-    for step in range(steps):
+    for step in range(begun, steps):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         for kind, batches in streams.items():
@@ -163,9 +174,28 @@ def pretrain(
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
+        if checkpoint and (step + 1) % save_every == 0:
+            checkpoint.save(_snapshot(step + 1, model, optimizers))
         if on_step:
             on_step(step + 1, steps, means)
     return model.eval()
+
+
+def _snapshot(step: int, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> Snapshot:
+    tensors = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+    for number, optimizer in enumerate(optimizers):
+        tensors |= optimizer_tensors(optimizer, f"optimizer-{number}")
+    return Snapshot(tensors, {"step": step, "groups": [o.state_dict()["param_groups"] for o in optimizers]})
+
+
+def _restore(snapshot: Snapshot | None, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Put a training back to where it was; returns the steps that are taken."""
+    if snapshot is None:
+        return 0
+    model.load_state_dict(snapshot.under("model"), strict=False)  # tied weights have one name
+    for number, (optimizer, groups) in enumerate(zip(optimizers, snapshot.values["groups"], strict=True)):
+        restore_optimizer(optimizer, snapshot, groups, f"optimizer-{number}")
+    return snapshot.values["step"]
 
 
 def _optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
