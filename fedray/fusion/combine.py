@@ -188,7 +188,11 @@ def project(own: KVCache, parts: list[Part], border: Border | None = None) -> li
             bias = _biases(part, [part.spread(w) for w in projection.log_weights])
             within = counted(per_token, seen_BT).repeat(part.places_BT().shape[1])
             places_BT = part.places_BT().repeat_interleave(per_token, dim=1) * per_token + within
-            found.append(Message(part, keys, values, bias, seen_BT, places_BT, part.read_B() * per_token))
+            size_B = part.read_B() * per_token
+            if projection.silent_B1T is not None:
+                seen_BT = seen_BT & ~part.spread(projection.silent_B1T)[:, 0]
+                places_BT, size_B = (seen_BT.cumsum(1) - 1).clamp(min=0), seen_BT.sum(1)
+            found.append(Message(part, keys, values, bias, seen_BT, places_BT, size_B))
     return found
 
 

@@ -114,12 +114,14 @@ _SCHEMA = Schema(FuserConfig)
 class Projection:
     """A sender's cache in the receiver's space, one entry per receiver layer.
 
-    keys, values: (B, N, T, H); log_weights: (B, N, T), 0 is full weight, very negative is silence.
+    keys, values: (B, N, T, H); log_weights: (B, N, T), 0 is full weight, very negative is silence. silent_B1T: slots
+    that hold nothing, and are no place in the message; None: each holds something.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     log_weights: tuple[Tensor, ...]
+    silent_B1T: Tensor | None = None
 
 
 class Fuser(nn.Module):

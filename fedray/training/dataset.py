@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedray.data.catalogue import BENCHMARKS, OWN, TALKS
-from fedray.data.overlap import Contamination
+from fedray.data.overlap import Contamination, KeptWords
 from fedray.data.rows import TrainingTalk
 from fedray.data.source import DataSource, read
 from fedray.llm.chat import Words, count_tokens
+from fedray.llm.files import hash_file
 from fedray.llm.model import LLM
 from fedray.llm.source import Source, config_of, tokenizer_of
 from fedray.reporting.report import Data
@@ -94,14 +95,23 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDon
     A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.
     """
     found, source = _read(data, limit)
-    overlap = Contamination(item for name in data.kept_out for item in _questions(data, name))
+    overlap, kept = (
+        Contamination(item for name in data.kept_out for item in _questions(data, name)),
+        KeptWords(data.without),
+    )
     talks: list[LabelledPrompt] = []
+    left_out = Counter[str]()
     for done, (group, talk) in enumerate(found.values(), 1):
-        if not overlap.gives_away(talk):
+        if overlap.gives_away(talk):
+            left_out["holds an evaluation question"] += 1
+        elif kept.are_read(talk):
+            left_out["holds a word of data.without"] += 1
+        else:
             talks.append(_labelled(group, talk))
         if done % 1000 == 0 or done == len(found):
             on_done(done, len(found))
-    source = _without(source, "holds an evaluation question", len(found) - len(talks))
+    for reason in left_out:
+        source = _without(source, reason, left_out[reason])
     if len(talks) < 2:
         raise FedrayError(f"{source.name}: {len(talks)} conversations are left to train on: raise limit")
     held_out = set(random.Random(seed).sample(range(len(talks)), max(1, round(data.held_out * len(talks)))))
@@ -132,6 +142,7 @@ def settings_of_data(settings: FuserJob | GateJob) -> dict[str, Any]:
         return {"world_seed": world_of(settings.zoo.path).seed, "llm_dtype": settings.llm_dtype}
     values = {key: value for key, value in asdict(settings.data).items() if key not in ("path", "streaming")}
     values |= {"path": str(settings.data.path)} if settings.data.name == OWN.name else {}  # another file, other data
+    values["without"] = settings.data.without and hash_file(settings.data.without)
     return {**{f"data.{key}": value for key, value in values.items()}, "llm_dtype": settings.llm_dtype}
 
 

@@ -1,7 +1,8 @@
 """Texts to train translators of drafts on: what is forced as a sender's answer, word for word.
 
-Words, names and strings of them, behind questions about training entities, or spans of a data set's answers; never a
-question together with its answer. Strings teach what single words do not: pieces that stand inside a text.
+Words, names and strings of them, behind questions about training entities, or the words of both vocabularies and spans
+of a data set; never a question together with its answer. Strings teach what single words do not: pieces that stand
+inside a text.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fedray.data.overlap import KeptWords
+from fedray.llm.model import LLM
+from fedray.llm.token_bytes import token_bytes
 from fedray.prompts import hint_prompt, rephrase_prompt
 from fedray.training.conversations import LabelledPrompt
 from fedray.world.world import ATTRIBUTES, DOMAINS, PHRASINGS, SEEN_PHRASINGS, World, seen_in_fusing
 
 TEXTS = 6000  # of the tiny world, half of them single words
+TEXTS_OF_WORDS = 24_000  # of LLMs of real size
+TEXTS_PER_QUESTION = 192
+TOKENS_PER_WORD = 2  # of the sender, about
 LONGEST = 8  # words
 TOKENS_PER_TEXT = 8  # of the sender, about
 WORD, STRING = "word", "string"  # the groups
@@ -46,18 +53,45 @@ def of_world(world: World, split: str, count: int, seed: int) -> list[LabelledPr
     return single + [LabelledPrompt(asked(), " ".join(item() for _ in range(n)), STRING) for n in lengths]
 
 
-def of_talks(talks: Sequence[LabelledPrompt], seed: int) -> list[LabelledPrompt]:
-    """Take a span of every conversation's answer in its place, and a single word of every third."""
-    rng = random.Random(f"dictation-{seed}")
-    found = []
-    for number, talk in enumerate(talks):
-        words = talk.answer.split()
-        length = 1 if number % 3 == 0 else rng.randint(2, LONGEST)
-        if words:
-            start = rng.randrange(max(1, len(words) - length + 1))
-            text = " ".join(words[start : start + length])
-            found.append(replace(talk, answer=text, group=WORD if length == 1 else STRING))
-    return found
+def of_vocabularies(
+    sender: LLM, receiver: LLM, talks: Sequence[LabelledPrompt], seed: int, kept: KeptWords
+) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
+    """Draw texts of the words of two LLMs' vocabularies, and of spans of the conversations and their documents.
+
+    Half of them are words that both have a token for, a quarter words that only the sender has one for, a sixth phrases
+    of the former, a twelfth spans. Each stands behind the question of one of a few conversations, and holds no kept
+    word. Returns those to train on, and a fiftieth as many to validate with.
+    """
+    rng = random.Random(f"vocabularies-{seed}")
+    known, others = (_whole_words(llm) for llm in (sender, receiver))
+    both = sorted(known & others)
+    letters = set("".join(both))
+    own = sorted(word for word in known - others if set(word) <= letters)
+    spoken = [text for talk in talks for text in (talk.answer, *(document for _, document in talk.documents))]
+    words = rng.sample(both, min(len(both), TEXTS_OF_WORDS // 2)) + rng.sample(own, min(len(own), TEXTS_OF_WORDS // 4))
+    phrases = [" ".join(rng.choices(both, k=rng.choice((2, 2, 3)))) for _ in range(TEXTS_OF_WORDS // 6 if both else 0)]
+    spans = [_span(rng.choice(spoken).split(), rng) for _ in range(TEXTS_OF_WORDS // 12)]
+    texts = sorted({text for text in (*words, *phrases, *spans) if text and not kept.are_in(text)})
+    rng.shuffle(texts)
+    asked = rng.sample(list(talks), max(1, min(len(talks), len(texts) // TEXTS_PER_QUESTION)))
+    found = [
+        replace(asked[i % len(asked)], answer=text, group=STRING if " " in text else WORD)
+        for i, text in enumerate(texts)
+    ]
+    return found[(check := max(1, len(found) // 50)) :], found[:check]
+
+
+def _whole_words(llm: LLM) -> set[str]:
+    """List the words of three letters and more that an LLM has a token for, behind a space."""
+    tokens = token_bytes(llm.words(), llm.model.get_input_embeddings().num_embeddings)
+    texts = (token[1:].decode(errors="replace") for token in tokens if token.startswith(b" "))
+    return {text for text in texts if len(text) > 2 and text.isalpha() and text[1:].islower()}
+
+
+def _span(words: list[str], rng: random.Random) -> str:
+    length = rng.randint(1, LONGEST)
+    start = rng.randrange(max(1, len(words) - length + 1))
+    return " ".join(words[start : start + length])
 
 
 def _words() -> list[str]:

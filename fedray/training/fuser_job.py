@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import torch
 
+from fedray.data.overlap import KeptWords
 from fedray.fusion.build import build_fuser
 from fedray.fusion.fuser import FuserConfig
 from fedray.fusion.norms import RECORD
@@ -21,7 +22,7 @@ from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import LabelledPrompt, believed
 from fedray.training.data import BATCH
 from fedray.training.dataset import dictated, fitting, longest_of, of_world, read_data_set, settings_of_data, to_measure
-from fedray.training.dictation import TEXTS, TOKENS_PER_TEXT, of_talks
+from fedray.training.dictation import TEXTS, TEXTS_OF_WORDS, TOKENS_PER_TEXT, TOKENS_PER_WORD, of_vocabularies
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import Examples, FuserTraining, accuracy_by_group
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
@@ -112,18 +113,21 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     at_once = s.rows if material.source or s.zoo.name != "tiny" else BATCH
 
     if drafts and not tiny:
-        material = replace(material, talks=of_talks(material.talks, s.seed), check=of_talks(material.check, s.seed))
+        said, held_out = of_vocabularies(sender, receiver, material.talks, s.seed, KeptWords(s.data.without))
+        material = replace(material, talks=said, check=held_out)
 
     def pair(asked: list[LabelledPrompt], phase: str = "", like: Examples | None = None) -> Examples:
         if drafts:
             assert like is None or isinstance(like, TextPair)
-            return TextPair(sender, receiver, asked, order.recipe, like=like)
+            reading = phase or "reading texts"
+            on_done = lambda done, of: tell(reading, done, of, {})  # noqa: E731
+            return TextPair(sender, receiver, asked, order.recipe, like=like, on_done=on_done)
         if phase and s.learns == "sender":
             asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
         blind = s.control == "single"
         return Pair(sender, receiver, asked, memory_bytes=s.cache_mb << 20, blind=blind, at_once=at_once)
 
-    asked = pair(material.talks, "sender answers")
+    asked = pair(material.talks, "" if drafts else "sender answers")
     validated = pair(material.check, "to validate with", asked) if s.validate_every else None
     training = FuserTraining(asked, order.recipe, validated, group, order.checkpoint, s.save_every)
     fuser = training.run(lambda step, of, figures: tell("training", step, of, figures))
@@ -164,7 +168,8 @@ def _needed(
 
     if FUSERS[recipe.kind].drafts:
         load = BatchLoad(s.rows, longest, dtype, False, s.workers)
-        found = estimate_texts(*configs, recipe, load, TOKENS_PER_TEXT * (s.limit or TEXTS))
+        tokens = TOKENS_PER_TEXT * (s.limit or TEXTS) if s.data.name == "tiny" else TOKENS_PER_WORD * TEXTS_OF_WORDS
+        found = estimate_texts(*configs, recipe, load, tokens)
         return check(found, s.device, lambda parts: None, s.workers)
 
     def needed(parts: int = 1) -> Memory:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fedray.fusion import combine
 from fedray.fusion.build import build_fuser
+from fedray.fusion.draft import FIRST
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.llm.cache import KVCache, spec_of
 from fedray.llm.decoding import ATTENTION
@@ -84,10 +85,16 @@ def estimate_texts(
         work_bytes(config, BATCH, load.longest, load.longest, str(load.dtype).removeprefix("torch."))
         for config in (sender, receiver)
     )
+    config = replace(fuser_config(recipe, *specs), slots=MOST_SLOTS)
+    fuser = _on_meta(lambda: build_fuser(config))
+    kept = 2 * 4 * tokens * (specs[0].values_per_token() + MOST_SLOTS * specs[1].values_per_token())
+    if recipe.layers != FIRST:  # kept in 16 bit; the moments of what is read, and the weights before they lose rank
+        inputs, outputs = fuser.get_buffer("shift").numel(), fuser.get_buffer("spread").numel()
+        kept = tokens * (10 * inputs + 4 * outputs // MOST_SLOTS) + 4 * inputs * (3 * inputs + 3 * outputs)
     return Memory(
         llms=(count_parameters(sender) + count_parameters(receiver)) * size,
-        fuser=16 * numbers(_on_meta(lambda: build_fuser(replace(fuser_config(recipe, *specs), slots=MOST_SLOTS)))),
-        caches=2 * 4 * tokens * (specs[0].values_per_token() + MOST_SLOTS * specs[1].values_per_token()),
+        fuser=16 * numbers(fuser),
+        caches=kept,
         activations=0,
         passing=reading,
     )

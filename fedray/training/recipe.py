@@ -71,7 +71,7 @@ def fuser_config(recipe: FuserRecipe, sender: KVSpec, receiver: KVSpec) -> Fuser
 def schedule(optimizer: torch.optim.Optimizer, recipe: FuserRecipe, step: int) -> LRScheduler:
     """Make the learning rate schedule from `step` on; a resumed optimizer holds its initial rate."""
     if recipe.schedule == "onecycle":
-        total, rise = recipe.steps, recipe.warmup
+        total, rise = max(1, recipe.steps), recipe.warmup
         return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=rise, last_epoch=step - 1)
     rise = max(1, round(recipe.steps * recipe.warmup))
 

@@ -47,6 +47,7 @@ class TrainingData:
     longest: int = within(2048, 16)  # tokens; what is longer is left out
     held_out: float = within(0.01, 1e-6, 0.5)  # share to validate with
     against: tuple[Against, ...] | None = None  # None is all; evaluation sets whose questions may not occur
+    without: Path | None = None  # a file of words that, and whose forms, are kept for evaluation
 
     @property
     def kept_out(self) -> tuple[str, ...]:
@@ -136,6 +137,8 @@ class FuserJob(TrainingSettings):
 
     @property
     def all_steps(self) -> int:
+        if self.steps is None and self.layers == "all":
+            return 0
         if self.steps is None and self.data.name != "tiny" and self.limit is not None:
             return max(2, math.ceil(self.limit * (1 - self.data.held_out) / self.batch_size))
         return self.steps or STEPS[self.fusion.operator]
@@ -211,7 +214,8 @@ def _with_usual(values: Mapping[str, Any]) -> dict[str, Any]:
     usual = dict(FUSERS[kind].training) if kind in FUSERS else {}
     zoo = values.get("zoo")
     if usual.get("layers") == "first" and (zoo.get("name") if isinstance(zoo, Mapping) else zoo) == "hub":
-        usual["layers"] = "all"  # in LLMs of real size a word is not in the first layer
+        usual |= {"layers": "all", "hidden": 256}  # in LLMs of real size a word is not in the first layer
+        usual.pop("steps")  # the map is found in closed form
     data = values.get("data")
     if (data.get("name") if isinstance(data, Mapping) else data) not in (None, TrainingData().name):
         usual.pop("steps", None)  # one pass over what is read
@@ -252,7 +256,7 @@ def check_fuser_job(settings: FuserJob) -> None:
     _check_pair(settings)
     if settings.data.name != "tiny" and settings.answers == "sender":
         raise FedrayError(f"answers=sender is for the tiny world: leave it out with data={settings.data.name}")
-    if settings.data.name != "tiny" and settings.limit is None and settings.steps is None:
+    if settings.data.name != "tiny" and settings.limit is None and settings.steps is None and settings.layers != "all":
         raise FedrayError(f"data={settings.data.name} needs an end: say limit=N conversations, or steps=N")
     if settings.llm_dtype == "bfloat16" and settings.precision == "float32":
         raise FedrayError("llm_dtype=bfloat16 needs a fuser that computes alike: choose precision=bfloat16 or auto")

@@ -2,14 +2,15 @@
 the receiver's of the same text read as a note.
 
 Both LLMs read everything once; the training itself runs no LLM.
-Shape legend: M tokens of all texts, K slots per token, L layers, I inputs, F features of keys and values of a layer.
+Shape legend: M tokens of all texts as the sender says them, R as the receiver reads them, K slots per token, L layers,
+I inputs, F features of keys and values of a layer.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import TypeVar
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedray.errors import FedrayError
-from fedray.fusion.draft import DraftFuser, inputs_of, targets_of
+from fedray.fusion.draft import FIRST, DraftFuser, inputs_of, targets_of
 from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.fusion.norms import Norms, norms_of
 from fedray.llm import decoding
@@ -26,12 +27,14 @@ from fedray.llm.cache import KVCache
 from fedray.llm.chat import encode_turns
 from fedray.llm.letters import letters_of
 from fedray.llm.model import LLM
+from fedray.llm.prefix import Known, read_on
 from fedray.llm.rotary import unrotate
 from fedray.prompts import NOTES
 from fedray.training.conversations import LabelledPrompt
 from fedray.training.data import BATCH
 from fedray.training.recipe import FuserRecipe, fuser_config
 
+MANY = 8  # texts that begin alike: what they begin with is read once
 MOST_SLOTS, COVERED = 4, 0.99  # the share of tokens that have a slot for each token that the receiver reads instead
 Place = tuple[int, int]
 T = TypeVar("T", str, LabelledPrompt)
@@ -50,6 +53,7 @@ class TextPair:
         recipe: FuserRecipe,
         *,
         like: TextPair | None = None,
+        on_done: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
         self.sender, self.receiver = sender, receiver
         texts = dict.fromkeys(talk.answer for talk in conversations)
@@ -63,12 +67,15 @@ class TextPair:
                 "raise limit"
             )
         notes = {text: found for text, found in notes.items() if text in whole}
-        read = {text: [_read_for(place, notes[text][1]) for place in said[text][1]] for text in notes}
+        spares = recipe.layers != FIRST
+        read = {text: [_read_for(place, notes[text][1], spares) for place in said[text][1]] for text in notes}
         needed = like.slots if like else _needed(Counter(len(tokens) for text in read.values() for tokens in text))
         config = fuser_config(recipe, sender.spec, receiver.spec)
         self._config = replace(config, slots=needed, **DraftFuser.reading)
-        targets = self._targets({text: ids for text, (ids, _) in notes.items()}, read)
-        self._inputs_MI, self._targets_MKLF, self.groups, self._norms = self._pairs(said, targets)
+        self._on_done = on_done
+        self._precision = torch.float16 if spares else torch.float32  # of tokens that are kept: many, of large LLMs
+        self._held_RLF, slots = self._held({text: ids for text, (ids, _) in notes.items()}, read, spares)
+        self._inputs_MI, self._index_MK, self.groups, self._norms = self._pairs(said, slots)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -93,21 +100,25 @@ class TextPair:
     def fit(self, fuser: Fuser, rng: random.Random) -> None:
         """Standardize what an untrained fuser reads and gives."""
         assert isinstance(fuser, DraftFuser)
-        fuser.fit(self._inputs_MI, self._targets_MKLF)
+        fuser.fit(self._inputs_MI, self._held_RLF, self._index_MK)
 
     def loss(self, fuser: Fuser | None, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Measure the error of each token, and whether its own text is nearest among the batch's; without a fuser the
         error of the mean."""
-        rows = torch.tensor(batch)
-        targets_MKLF = self._targets_MKLF[rows]
         if fuser is None:
             return torch.ones(len(batch)), torch.zeros(len(batch), dtype=torch.bool)
         assert isinstance(fuser, DraftFuser)
-        inputs_MI = self._inputs_MI[rows]
+        rows = torch.tensor(batch)
+        inputs_MI, targets_MKLF, there_MK = self._inputs_MI[rows].float(), self.targets(rows), self._index_MK[rows] >= 0
         with torch.no_grad():
-            made_MX, true_MX = fuser.standardized(fuser.translated(inputs_MI)), fuser.standardized(targets_MKLF)
+            sides = (fuser.standardized(slots_MKLF) for slots_MKLF in (fuser.translated(inputs_MI), targets_MKLF))
+            made_MX, true_MX = (_silenced(side_MX, there_MK) for side_MX in sides)
             nearest_M = torch.cdist(made_MX, true_MX).argmin(1)
-        return fuser.loss(inputs_MI, targets_MKLF), (true_MX[nearest_M] - true_MX).abs().amax(1) < 1e-4
+        return fuser.loss(inputs_MI, targets_MKLF, there_MK), (true_MX[nearest_M] - true_MX).abs().amax(1) < 1e-4
+
+    def targets(self, rows: Tensor | slice) -> Tensor:
+        """What the receiver holds in the slots of some tokens, (M, K, L, F); of slots without a token something."""
+        return self._held_RLF[self._index_MK[rows].clamp(min=0)].float()
 
     def openness(self, fuser: Fuser, batch: Sequence[int]) -> Tensor:
         """A translator has no weights of its own: (1, L, N), all open."""
@@ -118,49 +129,82 @@ class TextPair:
         """Measure the range of the sender's caches of the texts."""
         return self._norms
 
-    def _targets(self, notes: dict[str, list[int]], read: dict[str, list[list[int]]]) -> dict[str, Tensor]:
-        """Per text, (T, K, L, F): what the receiver holds in place of each of the sender's tokens."""
+    def _held(
+        self, notes: dict[str, list[int]], read: dict[str, list[list[int]]], spares: bool
+    ) -> tuple[Tensor, dict[str, list[list[int]]]]:
+        """What the receiver holds of all texts, and per text which of it is in the slots of each of the sender's
+        tokens: what is too little fills all of them, unless it `spares` some (-1)."""
         head = self.receiver.encode_part("".join(NOTES[:2]), first=True, last=False)
-        found: dict[str, Tensor] = {}
-        for texts, cache, starts in _caches(self.receiver, {text: (head, ids) for text, ids in notes.items()}):
+        held: list[Tensor] = []
+        slots: dict[str, list[list[int]]] = {}
+        first, count = 0, self.slots
+        for texts, cache, starts in self._caches(self.receiver, {text: (head, ids) for text, ids in notes.items()}):
             for b, text in enumerate(texts):
-                sides = ((x[b : b + 1, :, starts[b] :] for x in side) for side in (cache.keys, cache.values))
-                held = targets_of(*map(tuple, sides))
-                index = [[of[k * len(of) // self.slots] for k in range(self.slots)] for of in read[text]]
-                found[text] = held[torch.tensor(index)]
-        return found
+                sides = (
+                    (x[b : b + 1, :, start:end] for x in side)
+                    for side in (cache.keys, cache.values)
+                    for start, end in ((starts[b], int(cache.lengths[b])),)
+                )
+                held.append(targets_of(*map(tuple, sides)).to(self._precision))
+                if spares:
+                    slots[text] = [[first + i for i in of[:count]] + [-1] * (count - len(of)) for of in read[text]]
+                else:
+                    slots[text] = [[first + of[k * len(of) // count] for k in range(count)] for of in read[text]]
+                first += len(held[-1])
+        return torch.cat(held), slots
 
     def _pairs(
-        self, said: dict[str, tuple[list[int], list[Place]]], targets: dict[str, Tensor]
+        self, said: dict[str, tuple[list[int], list[Place]]], slots: dict[str, list[list[int]]]
     ) -> tuple[Tensor, Tensor, list[str], Norms]:
-        """Inputs and targets of every token of every text, behind its own question."""
-        asked = {
-            talk: (encode_turns(self.sender, talk.turns("sender")).ids, said[talk.answer][0]) for talk in self._talks
-        }
-        inputs, wanted, groups, norms = [], [], [], []
-        for talks, cache, starts in _caches(self.sender, asked):
+        """Inputs of every token of every text, behind its own question, and its slots."""
+        prompts = {talk.turns("sender"): list[int]() for talk in self._talks}
+        prompts = {turns: encode_turns(self.sender, turns).ids for turns in prompts}
+        asked = {talk: (prompts[talk.turns("sender")], said[talk.answer][0]) for talk in self._talks}
+        inputs, wanted, groups, norms = [], list[list[int]](), [], []
+        for talks, cache, starts in self._caches(self.sender, asked):
             drafts = cache.gather([list(range(start, int(n))) for start, n in zip(starts, cache.lengths, strict=True)])
             drafts = drafts.counted()
             rows_BTI = inputs_of(self._config, drafts.keys, drafts.values, drafts.positions)
-            inputs.append(rows_BTI[drafts.valid_BT().flatten()])
-            wanted += [targets[talk.answer] for talk in talks]
+            inputs.append(rows_BTI[drafts.valid_BT().flatten()].to(self._precision))
+            wanted += [row for talk in talks for row in slots[talk.answer]]
             groups += [talk.group for talk, n in zip(talks, drafts.lengths.tolist(), strict=True) for _ in range(n)]
             norms.append(norms_of([drafts]))
-        return torch.cat(inputs), torch.cat(wanted), groups, _widest(norms)
+        return torch.cat(inputs), torch.tensor(wanted), groups, _widest(norms)
+
+    def _caches(
+        self, llm: LLM, texts: Mapping[T, tuple[list[int], list[int]]]
+    ) -> Iterator[tuple[list[T], KVCache, list[int]]]:
+        """Read (what stands before, text) of each key, those of a length together.
+
+        Yields keys, their caches without rotation, and where the texts start. What stands before many is read once.
+        """
+        done = 0
+        for part in _parts(texts):
+            before, ids = texts[part[0]][0], [[*texts[key][0], *texts[key][1]] for key in part]
+            shared = len(part) > 1 and all(texts[key][0] is before for key in part)
+            if shared:
+                head, _ = decoding.prefill(llm.model, [before], llm.pad_id)
+                cache, _ = read_on(llm.model, ids, llm.pad_id, Known(head.select([0] * len(part))))
+            else:
+                cache, _ = decoding.prefill(llm.model, ids, llm.pad_id)
+            bare = tuple(key.float() for key in unrotate(llm.model, cache.keys, cache.positions))
+            values = tuple(value.float() for value in cache.values)
+            yield part, replace(cache, keys=bare, values=values), [len(texts[key][0]) for key in part]
+            self._on_done(done := done + len(part), len(texts))
 
 
-def _caches(llm: LLM, texts: Mapping[T, tuple[list[int], list[int]]]) -> Iterator[tuple[list[T], KVCache, list[int]]]:
-    """Read (what stands before, text) of each key, those of a length together.
+def _parts(texts: Mapping[T, tuple[list[int], list[int]]]) -> Iterator[list[T]]:
+    """Divide texts into batches: of those that begin alike where many do, else of those that are about as long."""
+    together: dict[int, list[T]] = {}
+    for key, (before, _) in texts.items():
+        together.setdefault(id(before), []).append(key)
+    for keys in together.values() if len(together) * MANY <= len(texts) else [list(texts)]:
+        keys.sort(key=lambda key: len(texts[key][0]) + len(texts[key][1]))
+        yield from (keys[i : i + BATCH] for i in range(0, len(keys), BATCH))
 
-    Yields keys, their caches without rotation, and where the texts start.
-    """
-    keys = sorted(texts, key=lambda key: len(texts[key][0]) + len(texts[key][1]))
-    for i in range(0, len(keys), BATCH):
-        part = keys[i : i + BATCH]
-        cache, _ = decoding.prefill(llm.model, [[*texts[key][0], *texts[key][1]] for key in part], llm.pad_id)
-        bare = tuple(key.float() for key in unrotate(llm.model, cache.keys, cache.positions))
-        values = tuple(value.float() for value in cache.values)
-        yield part, replace(cache, keys=bare, values=values), [len(texts[key][0]) for key in part]
+
+def _silenced(slots_MX: Tensor, there_MK: Tensor) -> Tensor:
+    return (slots_MX.unflatten(1, (there_MK.shape[1], -1)) * there_MK[:, :, None]).flatten(1)
 
 
 def _words(llm: LLM, text: str, skipped: int) -> tuple[list[int], list[Place]]:
@@ -170,10 +214,13 @@ def _words(llm: LLM, text: str, skipped: int) -> tuple[list[int], list[Place]]:
     return ids, [(start - skipped, end - skipped) for start, end in places]
 
 
-def _read_for(place: Place, read: Sequence[Place]) -> list[int]:
-    """Find the receiver's tokens that end within a sender's token, else the one that holds its last character."""
+def _read_for(place: Place, read: Sequence[Place], spares: bool) -> list[int]:
+    """Find the receiver's tokens that end within a sender's token, else the one that holds its last character, unless
+    slots are spared."""
     start, end = place
     found = [i for i, (_, stop) in enumerate(read) if start < stop <= end]
+    if spares:
+        return found
     return found or [next((i for i, (_, stop) in enumerate(read) if stop >= end), len(read) - 1)]
 
 
