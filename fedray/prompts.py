@@ -27,3 +27,25 @@ def notes_prompt(notes: Sequence[str], question: str) -> str:
     lines = [one_line(note) for note in notes if note.strip()]
     above, before, behind = NOTES
     return above + "".join(f"{before} {line}{behind}" for line in lines) + question if lines else question
+
+
+REPLY = "The correct answer is"
+LETTER_FORM = f'"{REPLY} <letter>".'  # how prompts end that ask for a letter, and
+NUMBER_FORM = "Answer: <number>"  # for steps and a number
+ANSWER, LINE = "\nAnswer:", "\n"
+_ASKING, _CLOSING = ("?", "\uff1f", "\u061f"), "\"'\u201d\u2019\u00bb)]"
+
+
+def lead(text: str) -> str:
+    """Find what leads from a text to its answer where an LLM goes on with a text: of a question "Answer:" on a line of
+    its own, of one that is answered in steps a new line, of any other text nothing."""
+    text = text.rstrip()
+    if text.endswith(NUMBER_FORM):
+        return LINE
+    return ANSWER if text.endswith(LETTER_FORM) or text.rstrip(_CLOSING).endswith(_ASKING) else ""
+
+
+def answered(text: str, answer: str = "") -> str:
+    """Write a text with its answer, as one who goes on with a text does."""
+    leading = lead(text)
+    return f"{text}{leading}{'' if leading == LINE else ' '}{answer}"

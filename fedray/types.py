@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from fedray.errors import FedrayError
 from fedray.methods.method import C2C, Method
@@ -16,6 +16,7 @@ from fedray.methods.specfed import Speculation
 from fedray.schema import within
 from fedray.text import one_line, printable
 
+Prompting = Literal["chat", "completion"]
 REASON = 500  # characters of a reason that are kept
 
 
@@ -53,6 +54,7 @@ class MemberInfo:
     revision: str = ""  # the commit of its repository on the Hugging Face hub, where it comes from there
     vocabulary: str = ""  # hash of its tokens and their ids; "" where it has no tokenizer
     cache_space: str = ""  # what two LLMs must share so that a cache of one can stand in the other's
+    prompting: Prompting = "chat"
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,8 @@ def test_a_template_token_that_a_user_spells_out_stays_text():
         control = llm.tokenizer.convert_tokens_to_ids(token)
         plain, spelled = llm.encode("is it red?"), llm.encode(f"is it {token} red?")
         assert spelled.ids.count(control) == plain.ids.count(control)
-        assert token in llm.tokenizer.decode(spelled.ids).replace(llm.template[0], "").replace(llm.template[1], "")
+        before, after = llm.template.around((token,))
+        assert token in llm.tokenizer.decode(spelled.ids).replace(before, "").replace(after, "")
         inside = [span for span in spelled.spans if span[0] >= 0]
         assert inside[-1][1] == len(f"is it {token} red?")
         assert len(spelled.ids) == len(spelled.spans)

@@ -102,6 +102,7 @@ def test_the_keys_are_the_documented_ones(tmp_path: Path) -> None:
     assert keys["who"]["missing"] == [{"member": "qwen2.5-1.5b", "reason": "late: no answer within 2 s"}]
     assert set(keys["answers"][0]) == {"question", "choices", "gold", "alone", "federated", "by_member", "read"}
     member = {"name", "role", "family", "parameters", "device", "node", "pid", "dtype", "revision", "memory_bytes"}
+    member.add("prompting")
     assert set(keys["who"]["members"][0]) == member
 
 

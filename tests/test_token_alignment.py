@@ -19,6 +19,7 @@ from fedray.fusion.fuser import Fuser, FuserConfig
 from fedray.llm.cache import KVCache
 from fedray.llm.loading import describe, load
 from fedray.llm.model import HEAD, TAIL, Span
+from fedray.llm.templates import Chat
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
 from fedray.registry.store import Registry
@@ -159,7 +160,7 @@ def test_ids_that_nobody_knows_are_refused(group: LocalGroup) -> None:
 
 def test_without_a_tokenizer_ids_are_all_it_reads(group: LocalGroup) -> None:
     member = random_member(RECEIVER)
-    member.llm = replace(member.llm, tokenizer=None, template=("", ""), tokenizer_hash="")
+    member.llm = replace(member.llm, tokenizer=None, template=Chat(None, "", ""), tokenizer_hash="")
     bare = LocalGroup({RECEIVER: member})
     request = Request((), token_ids=((5, 6, 7), (8, 9)), generation=Generation(max_tokens=3))
     rows, known = (asyncio.run(PROTOCOLS["standalone"].run(request, Plan(RECEIVER, ()), g)).rows for g in (bare, group))

@@ -4,7 +4,8 @@
 ...     lm_eval.simple_evaluate(FederationLM(fed), tasks=["openbookqa"])
 
 What a task calls its context is the user's message here: every member puts it into the chat template of its own,
-whatever `apply_chat_template` says, and an answer begins without the space that tasks put in front of it.
+whatever `apply_chat_template` says, and an answer begins without the space that tasks put in front of it. A member
+without a chat template goes on with the context, behind that space.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class FederationLM(LM):
     def tokenizer_name(self) -> str:
         """What names the templates in the harness's caches."""
         members = (self.federation.members[name] for name in (self.plan.receiver, *self.plan.senders))
-        return "+".join(f"{member.name}-{member.tokenizer_hash}" for member in members)
+        return "+".join(f"{member.name}-{member.tokenizer_hash}-{member.prompting}" for member in members)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The user's message as it is: members know their templates. Raises FedrayError on several turns."""

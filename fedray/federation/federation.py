@@ -29,7 +29,7 @@ from fedray.methods.method import Method, with_fusion
 from fedray.protocols import METHOD, STANDALONE, protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
-from fedray.schema import changed
+from fedray.schema import attributes, changed
 from fedray.settings.check import check
 from fedray.settings.settings import Settings, build
 from fedray.text import check_text
@@ -271,6 +271,7 @@ def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack, plan
                 dtype=s.member(name).dtype,
                 folder=s.zoo.path,
                 revision=source.revision,
+                prompting=source.prompting,
                 llm=twin and replace(twin.llm, name=name),
             )
             loaded(name)
@@ -315,7 +316,8 @@ def placements(s: Settings, found: Mapping[str, Source]) -> list[Placement]:
     """What each member asks Ray for, the receiver first."""
     from fedray.runtime.placement import Placement
 
-    return [Placement(n, **sources.resources(s, n), revision=source.revision) for n, source in found.items()]
+    pinned = {n: attributes(source, "revision", "prompting") for n, source in found.items()}
+    return [Placement(n, **sources.resources(s, n), **of) for n, of in pinned.items()]
 
 
 def check_ray() -> None:

@@ -29,7 +29,8 @@ from fedray.settings.settings import Settings
 
 def sources(s: Settings, names: Sequence[str] | None = None) -> list[Source]:
     """Where the members come from, the receiver first; names: others than those that take part."""
-    return [Source(name, s.zoo.name, absolute(s.zoo.path), s.member(name).revision) for name in names or s.takes_part]
+    zoo, of = (s.zoo.name, absolute(s.zoo.path)), names or s.takes_part
+    return [Source(name, *zoo, s.member(name).revision, s.prompting) for name in of]
 
 
 def pinned(wanted: Sequence[Source]) -> dict[str, Source]:

@@ -7,7 +7,7 @@ kv head, a bias on the attention scores of every slot (log gate weights and log 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -268,15 +268,15 @@ def decode(
     logits_BV: Tensor,
     generation: Generation,
     *,
-    stop_ids: frozenset[int],
+    stops: Sequence[frozenset[int]],
     room: list[int],
     cancelled: Callable[[], bool],
     failed: set[int] | None = None,
 ) -> Iterator[list[int | None]]:
     """Generate tokens step by step: per row the new token, or None where the row has ended. Greedy at temperature 0.
 
-    A row ends at a stop id (but not with generation.full), after max_tokens, when its room (tokens its LLM's context
-    still holds) is used up, or where its logits are no numbers: those are added to `failed`.
+    A row ends at one of its stops (but not with generation.full), after max_tokens, when its room (tokens its LLM's
+    context still holds) is used up, or where its logits are no numbers: those are added to `failed`.
     Sampling draws from a generator seeded by `generation.seed`, so the same request gives the same tokens.
     """
     running = [True] * logits_BV.shape[0]
@@ -286,8 +286,8 @@ def decode(
         if failed is not None:
             failed.update(b for b, alive in enumerate(running) if alive and index < room[b] and not numbers[b])
         running = [
-            alive and fine and (generation.full or token not in stop_ids) and index < left
-            for alive, fine, token, left in zip(running, numbers, tokens, room, strict=True)
+            alive and fine and (generation.full or token not in ends) and index < left
+            for alive, fine, token, ends, left in zip(running, numbers, tokens, stops, room, strict=True)
         ]
         if not any(running) or cancelled():
             return

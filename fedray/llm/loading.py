@@ -15,12 +15,13 @@ from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
 from fedray.llm.files import weight_files
 from fedray.llm.memory import numbers
-from fedray.llm.model import LLM, check_known, check_length, encode, hash_tokenizer, hash_vocabulary, template_of
+from fedray.llm.model import LLM, check_known, check_length, encode, hash_tokenizer, hash_vocabulary
 from fedray.llm.opening import open_model, outline
 from fedray.llm.products import pack_matrices
 from fedray.llm.rotary import cache_space
 from fedray.llm.source import Source, config_of, folder_of, pin, read_tokenizer, tokenizer_of, weights_hash
-from fedray.types import FedrayError, MemberInfo
+from fedray.llm.templates import template_of
+from fedray.types import FedrayError, MemberInfo, Prompting
 
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # instructions for it, in the words of torch
 
@@ -33,14 +34,16 @@ def load(
     dtype: str | None = None,
     folder: Path | None = None,
     revision: str | None = None,
+    prompting: Prompting | None = None,
     packed: bool = False,
 ) -> LLM:
     """Load one LLM of a zoo.
 
     dtype: default_dtype() if not given; folder: holds llms/NAME (default: the embedded weights, or the hub's);
-    revision: of its repository (default: main); packed: for inference alone (products.py), no gradient flows then.
+    revision: of its repository (default: main); prompting: as in a Source; packed: for inference alone (products.py):
+    no gradient flows then.
     """
-    return load_source(Source(name, zoo, folder, revision), device, dtype, packed=packed)
+    return load_source(Source(name, zoo, folder, revision, prompting), device, dtype, packed=packed)
 
 
 def load_source(source: Source, device: str = "cpu", dtype: str | None = None, *, packed: bool = False) -> LLM:
@@ -58,7 +61,7 @@ def load_source(source: Source, device: str = "cpu", dtype: str | None = None, *
         model = open_model(source.llm, path, config, device, kind, source.remedy)
     if packed:
         pack_matrices(model)
-    return wrap(source.name, model.eval(), tokenizer, digest, source.revision or "")
+    return wrap(source.name, model.eval(), tokenizer, digest, source.revision or "", source.prompting)
 
 
 def sketch(name: str, *, zoo: str = "tiny", folder: Path | None = None, revision: str | None = None) -> LLM:
@@ -70,7 +73,8 @@ def sketch_source(source: Source) -> LLM:
     """Prepare the LLM of a source, as `sketch` does."""
     source = pin(source)
     model = outline(source.title, config_of(source))
-    return wrap(source.name, model, tokenizer_of(source), weights_hash(source)[:16], source.revision or "")
+    digest = weights_hash(source)[:16]
+    return wrap(source.name, model, tokenizer_of(source), digest, source.revision or "", source.prompting)
 
 
 def default_dtype(zoo: str, device: str) -> str:
@@ -103,20 +107,28 @@ def check_prompts(sources: Sequence[Source], prompts: Sequence[str] | Mapping[st
                 f"{source.title} has no tokenizer and reads no text: save one in its folder, as in "
                 "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
             )
-        template = template_of(tokenizer)
+        template = template_of(tokenizer, source.prompting)
         for prompt, name in named.items():
-            ids = encode(tokenizer, template, prompt).ids
+            ids = encode(tokenizer, template.around((prompt,)), prompt).ids
             check_length(source.name, len(ids), config.max_position_embeddings, name)
             check_known(source.name, ids, config.vocab_size)
             longest[source.name] = max(longest.get(source.name, 0), len(ids))
     return longest
 
 
-def wrap(name: str, model: Any, tokenizer: Any, weights_hash: str, revision: str = "") -> LLM:
+def wrap(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    weights_hash: str,
+    revision: str = "",
+    prompting: Prompting | None = None,
+) -> LLM:
     """Build an LLM from a model and a tokenizer (or None) that are already in memory."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    config, hashes, template = model.config, (weights_hash, hash_tokenizer(tokenizer)), template_of(tokenizer)
+    config, hashes = model.config, (weights_hash, hash_tokenizer(tokenizer))
+    template = template_of(tokenizer, prompting)
     context = config.max_position_embeddings
     return LLM(name, config.model_type, model, tokenizer, spec_of(config), *hashes, context, template, revision)
 
@@ -133,4 +145,5 @@ def describe(llm: LLM) -> MemberInfo:
         pid=os.getpid(),
         vocabulary=hash_vocabulary(llm.tokenizer),
         cache_space=cache_space(llm.model.config),
+        prompting=llm.template.prompting,
     )

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 
 from fedray.llm.catalogue import shown
-from fedray.llm.explained import explained, in_steps
 from fedray.llm.letters import letters_of
+from fedray.llm.templates import Template
+from fedray.llm.token_bytes import line_breaks
 from fedray.types import FedrayError, KVSpec
 
 HEAD, TAIL = -1, -2  # spans of template tokens: (HEAD, i-th from the start), (TAIL, i-th from the end)
 Span = tuple[int, int]
-_CONTENT = "fedray-user-text"  # stands for the user's text while a template is taken apart
-STEPS = 1_000_000  # lines of a chat template that are run; long ones take some thousands a turn at most
-_DATE = "26 Jul 2024"  # what Llama's template says without a clock: an answer must not change overnight
+_END = 8  # tokens of a prompt that show how it ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,7 @@ class LLM:
     """A loaded decoder.
 
     model: a transformers causal LM in evaluation mode; tokenizer: its fast tokenizer, or None (it reads and generates
-    token ids only); context: tokens it can hold; template: what its chat template puts before and after the user's
-    text; revision: the commit of its repository.
+    token ids only); context: tokens it can hold; template: how it is prompted; revision: the commit of its repository.
     """
 
     name: str
@@ -48,7 +46,7 @@ class LLM:
     weights_hash: str
     tokenizer_hash: str
     context: int
-    template: tuple[str, str]
+    template: Template
     revision: str = ""
 
     @property
@@ -68,14 +66,14 @@ class LLM:
         return pad if pad is not None else next(iter(self.stop_ids), 0)
 
     def encode(self, prompt: str) -> Encoded:
-        """Encode a prompt in this LLM's chat template, with the generation prompt. Raises FedrayError if too long."""
-        encoded = encode(self.words(), self.template, prompt)
+        """Encode a prompt in this LLM's template, with the generation prompt. Raises FedrayError if too long."""
+        encoded = encode(self.words(), self.template.around((prompt,)), prompt)
         self.check_ids(encoded.ids)
         return encoded
 
     def encode_part(self, text: str, *, first: bool, last: bool) -> list[int]:
         """Encode a part of a prompt: the template's head before the first part, its tail after the last."""
-        before, after = self.template
+        before, after = self.template.around((text,))
         return encode(self.words(), (before if first else "", after if last else ""), text, strip=False).ids
 
     def check_ids(self, ids: Sequence[int]) -> None:
@@ -88,14 +86,18 @@ class LLM:
         check_known(self.name, ids, self.model.get_input_embeddings().num_embeddings)
 
     def encode_answer(self, text: str) -> list[int]:
-        """Encode a text that follows a prompt, control tokens spelled out in it as letters. Raises FedrayError."""
+        """Encode a text, control tokens spelled out in it as letters. Raises FedrayError."""
         ids, _ = letters_of(self.words()).encode(text)
         self.check_known(ids)
         return ids
 
+    def encode_reply(self, text: str) -> list[int]:
+        """Encode an answer as it follows a prompt. Raises FedrayError."""
+        return self.encode_answer(f"{self.template.joint}{text}" if text else text)
+
     def encode_choice(self, text: str) -> list[int]:
         """Encode an answer that is scored. Raises FedrayError, also where it has no tokens."""
-        ids = self.encode_answer(text)
+        ids = self.encode_reply(text)
         if not ids:
             raise FedrayError(f"{shown(self.name)} knows no letter of the choice {text!r}; write it in other letters")
         return ids
@@ -104,7 +106,13 @@ class LLM:
         """Decode an answer; without a tokenizer to the ids themselves."""
         if self.tokenizer is None:
             return " ".join(map(str, ids))
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.decode(ids, skip_special_tokens=True).removeprefix(self.template.joint)
+
+    def stops_behind(self, ids: Sequence[int]) -> frozenset[int]:
+        """Find the tokens that end an answer behind a prompt: those of a line as well, where it asks for one."""
+        if self.template.prompting == "chat" or not self.template.is_one_line(self.tokenizer.decode(ids[-_END:])):
+            return self.stop_ids
+        return self.stop_ids | line_breaks(self.tokenizer)
 
     def words(self) -> Any:
         """Get the tokenizer. Raises FedrayError where there is none."""
@@ -193,34 +201,6 @@ def check_length(name: str, tokens: int, context: int, prompt: str = "") -> None
     if tokens >= context:
         raise FedrayError(
             f"the prompt{which} has {tokens} tokens for {shown(name)}, whose context holds {context}; shorten it"
-        )
-
-
-def template_of(tokenizer: Any) -> tuple[str, str]:
-    """Split the chat template into what stands before and after the user's text, thinking off and the date fixed.
-
-    A base model gets the tokens its tokenizer begins every text with, and a line of its own. Raises FedrayError where
-    the template does not hold the user's text exactly once.
-    """
-    if tokenizer is None:
-        return "", ""
-    if not tokenizer.chat_template:
-        begins = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
-        return tokenizer.bos_token if tokenizer.bos_token in begins else "", "\n"
-    before, *after = render(tokenizer, [{"role": "user", "content": _CONTENT}]).split(_CONTENT)
-    if len(after) != 1:
-        raise FedrayError(
-            f"{shown(tokenizer.name_or_path)}: its chat template holds the user's text {len(after)} times; it must be "
-            "once: repair or remove it"
-        )
-    return before, after[0]
-
-
-def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
-    """Render messages in the chat template, with the generation prompt. Raises FedrayError where it fails."""
-    with explained(shown(tokenizer.name_or_path), "its chat template fails", "repair or remove it"), in_steps(STEPS):
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=_DATE
         )
 
 

@@ -21,9 +21,10 @@ from fedray.llm.explained import explained
 from fedray.llm.families import build_config, check_config
 from fedray.llm.files import AGAIN, CONFIG, TOKENIZER, WEIGHTS, check_files, gguf_of, hash_file, parse_config, titled
 from fedray.llm.letters import letters_of
-from fedray.llm.model import check_known, encode, template_of
+from fedray.llm.model import check_known, encode
 from fedray.llm.opening import open_model, outline, try_out
-from fedray.types import FedrayError
+from fedray.llm.templates import template_of
+from fedray.types import FedrayError, Prompting
 
 _SAMPLE = "what is the color of the bird?"
 HASHES = "hashes.json"  # LLM name -> sha256 of its model.safetensors
@@ -34,13 +35,14 @@ class Source:
     """The source of one LLM of a zoo, and of its copies (NAME#2).
 
     folder: a zoo built elsewhere, which holds llms/NAME; None is the embedded one, or the hub's cache. revision: of the
-    repository: a branch, a tag or a commit; None is main.
+    repository: a branch, a tag or a commit; None is main. prompting: None is what the tokenizer implies (templates.py).
     """
 
     name: str
     zoo: str = "tiny"
     folder: Path | None = None
     revision: str | None = None
+    prompting: Prompting | None = None
 
     @property
     def llm(self) -> str:
@@ -129,7 +131,8 @@ def _check_gguf(source: Source, file: Path) -> None:
 def _check_tokenizer(source: Source, tokenizer: Any, config: Any) -> None:
     if tokenizer is None:
         return
-    ids = encode(tokenizer, template_of(tokenizer), _SAMPLE).ids
+    pieces = template_of(tokenizer, source.prompting).around((_SAMPLE,))
+    ids = encode(tokenizer, pieces, _SAMPLE).ids
     if not ids:
         raise FedrayError(f"{source.title}: its tokenizer makes no token of {_SAMPLE!r}; {source.remedy}")
     letters = letters_of(tokenizer)

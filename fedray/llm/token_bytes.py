@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fedray.llm.letters import letters_of
 
+_LINE_BREAKS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -31,3 +33,11 @@ def token_bytes(tokenizer: Any, size: int) -> list[bytes]:
             byte = _BYTE.fullmatch(token)
             found[i] = bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
     return [found.get(i, b"") for i in range(size)]
+
+
+def line_breaks(tokenizer: Any) -> frozenset[int]:
+    """Find the tokens with a line break in them, once per tokenizer."""
+    if tokenizer not in _LINE_BREAKS:
+        size = max(tokenizer.get_vocab().values(), default=-1) + 1
+        _LINE_BREAKS[tokenizer] = frozenset(i for i, text in enumerate(token_bytes(tokenizer, size)) if b"\n" in text)
+    return _LINE_BREAKS[tokenizer]

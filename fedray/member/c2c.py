@@ -140,7 +140,7 @@ class C2C(Sender, Receiver):
         logits = self._read_rest(held, fused.context, fused.unread)
         ids: list[int] = []
         said, failed = "", set()
-        for (token,) in self._decode(session, fused.context, logits, request.generation, failed):
+        for (token,) in self._decode(session, held.ids, fused.context, logits, request.generation, failed):
             assert token is not None
             ids.append(token)
             text = self.llm.decode(ids)

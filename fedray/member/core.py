@@ -15,10 +15,11 @@ from torch import Tensor
 from fedray.fusion.placing import Unread
 from fedray.llm import decoding
 from fedray.llm.decoding import Context
-from fedray.llm.loading import describe, load
+from fedray.llm.loading import describe, load_source
 from fedray.llm.model import LLM
+from fedray.llm.source import Source
 from fedray.member.sessions import Session, Sessions
-from fedray.types import Generation, MemberInfo, Request, Row
+from fedray.types import Generation, MemberInfo, Prompting, Request, Row
 
 
 class Core:
@@ -35,12 +36,14 @@ class Core:
         reading: int | None = None,
         folder: Path | None = None,
         revision: str | None = None,
+        prompting: Prompting | None = None,
         llm: LLM | None = None,
     ) -> None:
         self._threads, self._reading = threads, reading  # torch's; reading: while others of this machine read too
         self._take(threads and 1)  # an actor computes in another thread than this: two pools would disturb each other
         self.name = name
-        self.llm = llm or load(name, zoo=zoo, device=device, dtype=dtype, folder=folder, revision=revision, packed=True)
+        source = Source(name, zoo, folder, revision, prompting)
+        self.llm = llm or load_source(source, device, dtype, packed=True)
         self._take(threads)
         self._sessions = Sessions(name)
         self._received_bytes = 0
@@ -89,7 +92,7 @@ class Core:
         """Score the choices, or decode, after the rest of the prompt is read on top of what is fused."""
         logits = self._read_rest(held, context, unread)
         if request.choices is None:
-            return self._generate(session, context, logits, request.generation)
+            return self._generate(session, held.ids, context, logits, request.generation)
         return self._score(context, logits, request.choices)
 
     def _score(self, context: Context, logits: Tensor, choices: tuple[tuple[str, ...], ...]) -> tuple[Row, ...]:
@@ -102,23 +105,37 @@ class Core:
         )
 
     def _decode(
-        self, session: str, context: Context, logits: Tensor, generation: Generation, failed: set[int]
+        self,
+        session: str,
+        prompts: Sequence[Sequence[int]],
+        context: Context,
+        logits: Tensor,
+        generation: Generation,
+        failed: set[int],
     ) -> Iterator[list[int | None]]:
         return decoding.decode(
             self.llm.model,
             context,
             logits,
             generation,
-            stop_ids=self.llm.stop_ids,
+            stops=list(map(self.llm.stops_behind, prompts)),
             room=[self.llm.context - int(n) for n in context.next_position_B],
             cancelled=lambda: self._sessions.has_ended(session),
             failed=failed,
         )
 
-    def _generate(self, session: str, context: Context, logits: Tensor, generation: Generation) -> tuple[Row, ...]:
+    def _generate(
+        self,
+        session: str,
+        prompts: Sequence[Sequence[int]],
+        context: Context,
+        logits: Tensor,
+        generation: Generation,
+    ) -> tuple[Row, ...]:
+        """Decode the answers behind prompts, given by their ids."""
         ids: list[list[int]] = [[] for _ in range(logits.shape[0])]
         failed: set[int] = set()
-        for tokens in self._decode(session, context, logits, generation, failed):
+        for tokens in self._decode(session, prompts, context, logits, generation, failed):
             for row, token in zip(ids, tokens, strict=True):
                 if token is not None:
                     row.append(token)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from fedray.llm import decoding
 from fedray.llm.chat import encode_turns
-from fedray.llm.model import Span, encode
+from fedray.llm.model import Span
 from fedray.llm.prefix import Known, read_on
 from fedray.member.clock import Clock
 from fedray.member.core import Core
@@ -56,7 +56,7 @@ class Reader(Core):
         gone: dict[str, int] = {}
         answer = min(request.generation.max_tokens, self.llm.context // 4)
         for b, prompt in enumerate(request.prompts):
-            room = self.llm.context - answer - len(encode(self.llm.words(), self.llm.template, prompt).ids) - _MARKS
+            room = self.llm.context - answer - len(encode_turns(self.llm, (prompt,)).ids) - _MARKS
             sizes = {
                 name: len(self.llm.encode_answer(one_line(texts[b]))) + _MARKS
                 for name, texts in notes.items()

@@ -105,7 +105,7 @@ class Sender(Reader):
         logits = self._read_rest(held, context)
         failed: set[int] = set()
         ids: list[list[int]] = [[] for _ in held.ids]
-        for tokens in self._decode(session, context, logits, Generation(choice.max_tokens), failed):
+        for tokens in self._decode(session, held.ids, context, logits, Generation(choice.max_tokens), failed):
             for row, token in zip(ids, tokens, strict=True):
                 row += [] if token is None else [token]
         self._sessions.check(session)

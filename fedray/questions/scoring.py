@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 from fedray.data.numbers import plain_number
 from fedray.data.rows import LETTERS, Item
+from fedray.prompts import LETTER_FORM, NUMBER_FORM, REPLY
 from fedray.questions.replies import letter, named, number
 from fedray.types import Row
 
 __all__ = ["asked", "first_reply", "flaw", "letter", "named", "number", "offered", "picked", "reply", "title"]
 
-REPLY = "The correct answer is"
 MAX_TOKENS = {"letters-generated": 64, "number": 512}  # of a free answer
 FREELY = (*MAX_TOKENS, "told")
 
@@ -35,10 +35,10 @@ def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
         known = ", ".join(LETTERS[: len(choices) - 1]) + f" or {LETTERS[len(choices) - 1]}"
         return (
             f"Answer this multiple-choice question.\n\n{question}\n\nChoices:\n{listed}\n\n"
-            f'Reply with the letter of the one best choice ({known}) and nothing else: "{REPLY} <letter>".'
+            f"Reply with the letter of the one best choice ({known}) and nothing else: {LETTER_FORM}"
         )
     if scoring == "number":
-        return f"{question}\n\nThink step by step. End with a line in this form: Answer: <number>"
+        return f"{question}\n\nThink step by step. End with a line in this form: {NUMBER_FORM}"
     return question
 
 

@@ -15,7 +15,7 @@ from fedray.data.numbers import plain_number
 from fedray.data.rows import EMPTY, Item, LeftOut, WrongRow
 from fedray.errors import nearest
 from fedray.llm.catalogue import NAMES, safe_name
-from fedray.prompts import notes_prompt
+from fedray.prompts import answered, notes_prompt
 from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
 from fedray.settings.settings import Settings
@@ -141,8 +141,8 @@ def _examples(settings: Settings, seed: int) -> str:
     if len(drawn) < task.shots:
         raise FedrayError(f"{name} has {len(drawn)} solved examples: choose task.shots={len(drawn)} or fewer")
     how = task.scored_by
-    solved = ((_scored(_question(item, about), how), scoring.reply(how, item)) for item, about in drawn)
-    return "".join(f"{question.prompt}\n{answer}\n\n" for question, answer in solved)
+    pairs = ((_scored(_question(item, about), how).prompt, scoring.reply(how, item)) for item, about in drawn)
+    return "".join(f"{answered(prompt, reply)}\n\n" for prompt, reply in pairs)
 
 
 def _scored(question: Question, how: str) -> Question:

@@ -63,6 +63,7 @@ class MemberReport:
     dtype: str = ""
     revision: str = ""  # the commit of its repository on the Hugging Face hub
     memory_bytes: int | None = None  # the most it held at a time, of its process and its GPU
+    prompting: str = "chat"  # chat, or completion: it goes on with the text
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def load_members(
     Raises FedrayError where the cluster has no room, and naming the first member that cannot start; the others are
     ended.
     """
-    own, same = ("device", "dtype", "revision", "threads", "reading"), {"zoo": zoo, "folder": folder}
+    own, same = ("device", "dtype", "revision", "prompting", "threads", "reading"), {"zoo": zoo, "folder": folder}
     given = {p.member: {name: getattr(p, name) for name in own} | same for p in placements}
     return start(Member, placements, given, loaded=loaded, slow=slow)
 

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from fedray.types import FedrayError
+from fedray.types import FedrayError, Prompting
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Placement:
     reading: int | None = None
     label: str | None = None
     revision: str | None = None
+    prompting: Prompting | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from fedray.methods.parts import FUSERS
 from fedray.protocols import KINDS, protocol_of
 from fedray.schema import Schema, attributes, within
 from fedray.text import decode_text
-from fedray.types import FedrayError, Generation
+from fedray.types import FedrayError, Generation, Prompting
 
 Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class Settings(Method):
     prompt: str | None = None
     questions: Path | None = None  # rows in the schema of a data set (fedray/data/own.py), or .txt, a question per line
     generation: Generation = field(default_factory=Generation)
+    prompting: Prompting | None = None  # of all members; None: a chat where there is a chat template, else a completion
     deadline_s: float | None = within(None, 0.001)
     registry: RegistrySettings = RegistrySettings()
     ray: RaySettings = RaySettings()

@@ -85,7 +85,7 @@ def states(llm: LLM, encoded: Sequence[Encoded], layer: int, at_once: int = BATC
 
 def answers(llm: LLM, texts: Sequence[str]) -> list[list[int]]:
     """Encode answers as the LLM should decode them, end of turn included."""
-    return [[*llm.encode_answer(text), llm.tokenizer.eos_token_id] for text in texts]
+    return [[*llm.encode_reply(text), llm.tokenizer.eos_token_id] for text in texts]
 
 
 def answer_loss(llm: LLM, context: decoding.Context, last_B1: Tensor, ids: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -47,12 +47,13 @@ def test_examples_are_solved_as_the_scoring_asks(data: Path, name: str, scoring:
     for question in questions:
         above = question.prompt.removesuffix(bare[question.id].prompt)
         assert above + bare[question.id].prompt == question.prompt and question.gold == bare[question.id].gold
-        examples = [q for prompt, q in solved.items() if above.count(f"{prompt}\n")]
+        examples = [q for prompt, q in solved.items() if above.count(prompt)]
         assert len(examples) == 2
         for example in examples:
             assert example.gold is not None and example.choices is not None
             right = f"The correct answer is {'ABCDE'[example.gold]}" if "letters" in scoring else example.answer
-            assert f"{example.prompt}\n{right}\n\n" in above
+            leads = "\nAnswer:" if example.prompt.endswith(("?", '<letter>".')) else ""
+            assert f"{example.prompt}{leads} {right}\n\n" in above
             assert example.right(Row(right or "", choice=example.gold)), "an example's reply would be read as right"
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers_made import KINDS, LOSSLESS, MARKS, made
 
 from fedray.llm.alignment import align_tokens
-from fedray.llm.model import HEAD, TAIL, Encoded, Span, encode, template_of
+from fedray.llm.model import HEAD, TAIL, Encoded, Span, encode
+from fedray.llm.templates import template_of
 
 EMOJI = ["😀", "👩‍👩‍👧", "🇩🇪", "✅", "👍🏽", "❤️"]
 PARTS = st.one_of(
@@ -23,9 +26,14 @@ TEXTS = st.lists(PARTS, min_size=1, max_size=8).map("".join).filter(lambda text:
 many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+def around(tokenizer: Any, text: str = "what it is") -> list[str]:
+    """What stands before and behind a text."""
+    return template_of(tokenizer).around((text,))
+
+
 def read(kind: str, text: str) -> Encoded:
     tokenizer = made(kind)
-    return encode(tokenizer, template_of(tokenizer), text)
+    return encode(tokenizer, around(tokenizer, text), text)
 
 
 def overlap(a: Span, b: Span) -> int:
@@ -54,7 +62,7 @@ def test_every_token_has_its_place(kind: str, text: str) -> None:
 @given(text=TEXTS)
 def test_the_users_text_arrives_as_it_is(kind: str, text: str) -> None:
     tokenizer = made(kind)
-    before, after = template_of(tokenizer)
+    before, after = around(tokenizer, text)
     said = tokenizer.decode(read(kind, text).ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert said == before + text.strip() + after
 
@@ -96,30 +104,30 @@ def test_two_llms_with_one_tokenizer_read_each_other_token_by_token(kind: str, t
 
 
 def test_qwen3_does_not_think() -> None:
-    before, after = template_of(made("qwen3"))
+    before, after = around(made("qwen3"))
     assert before == "<|im_start|>user\n" and after == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 def test_each_family_speaks_its_own_template() -> None:
-    assert template_of(made("qwen2"))[0].startswith("<|im_start|>system\n")
-    assert template_of(made("gemma")) == ("<s><|im_start|>user\n", "<|im_end|>\n<|im_start|>model\n")
-    assert template_of(made("mistral")) == ("<s>[INST] ", "[/INST]")
+    assert around(made("qwen2"))[0].startswith("<|im_start|>system\n")
+    assert around(made("gemma")) == ["<s><|im_start|>user\n", "<|im_end|>\n<|im_start|>model\n"]
+    assert around(made("mistral")) == ["<s>[INST] ", "[/INST]"]
 
 
 def test_llamas_template_does_not_change_overnight() -> None:
-    assert "Today Date: 26 Jul 2024" in template_of(made("llama"))[0]
+    assert "Today Date: 26 Jul 2024" in around(made("llama"))[0]
 
 
-def test_a_base_model_gets_a_line_and_the_tokens_its_texts_begin_with() -> None:
+def test_a_base_model_gets_the_tokens_its_texts_begin_with() -> None:
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    assert template_of(made("gpt2")) == ("", "\n")
+    assert around(made("gpt2")) == ["", ""]
     backend = type(made("gpt2").backend_tokenizer).from_str(made("gpt2").backend_tokenizer.to_str())
     backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", backend.token_to_id("<s>"))])
     base = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    assert template_of(base) == ("<s>", "\n")
-    encoded = encode(base, template_of(base), "what is it?")
+    assert around(base) == ["<s>", ""]
+    encoded = encode(base, around(base, "what is it?"), "what is it?")
     assert encoded.ids[0] == backend.token_to_id("<s>") and encoded.ids.count(encoded.ids[0]) == 1
 
 

@@ -86,7 +86,7 @@ def test_a_served_family_answers_as_transformers_does(case: str) -> None:
     assert float(torch.stack(wanted).std(1).min()) > 0.1
 
     rows: list[list[int]] = [[] for _ in PROMPTS]
-    options: dict[str, Any] = {"stop_ids": frozenset({1}), "room": [100] * 3, "cancelled": lambda: False}
+    options: dict[str, Any] = {"stops": [frozenset({1})] * 3, "room": [100] * 3, "cancelled": lambda: False}
     for tokens in decode(model, context, logits, Generation(max_tokens=9), **options):
         for row, token in zip(rows, tokens, strict=True):
             row += [] if token is None else [token]

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fedray.llm.chat import encode_turns
 from fedray.llm.letters import Letters, letters_of
-from fedray.llm.model import LLM, template_of
+from fedray.llm.model import LLM
+from fedray.llm.templates import Chat, template_of
 from fedray.llm.token_bytes import token_bytes
 from fedray.member.specfed.translation import Translation
 from fedray.types import FedrayError, KVSpec
@@ -196,7 +197,7 @@ def test_blanks_and_letters_that_were_added_are_what_they_look_like(kind: str) -
 
 def test_a_token_without_a_row_is_named() -> None:
     few = SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(num_embeddings=300))
-    one = LLM("some-llm", "", few, made("gpt2"), KVSpec(1, 1, 1), "", "", 512, ("", "\n"))
+    one = LLM("some-llm", "", few, made("gpt2"), KVSpec(1, 1, 1), "", "", 512, template_of(made("gpt2")))
     assert one.encode_answer("a")
     with pytest.raises(FedrayError, match=r"token id \d+ is none of some-llm's, which go from 0 to 299"):
         one.encode_answer("which of these is the largest?")
@@ -206,7 +207,7 @@ def test_what_nothing_is_read_of_is_named() -> None:
     """A tokenizer without an unknown token leaves letters out that it does not know."""
     few = served(Tokenizer(BPE({"a": 0, "?": 1}, [])))
     rows = SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(num_embeddings=2))
-    one = LLM("some-llm", "", rows, few, KVSpec(1, 1, 1), "", "", 512, ("", ""))
+    one = LLM("some-llm", "", rows, few, KVSpec(1, 1, 1), "", "", 512, Chat(few, "", ""))
     assert one.encode_choice("éa") == [0]
     with pytest.raises(FedrayError, match="some-llm knows no letter of the choice 'é'"):
         one.encode_choice("é")

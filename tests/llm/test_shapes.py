@@ -16,7 +16,8 @@ from fedray.llm import shapes
 from fedray.llm.catalogue import CATALOGUE
 from fedray.llm.loading import default_dtype, describe, load
 from fedray.llm.memory import count_parameters
-from fedray.llm.model import encode, template_of
+from fedray.llm.model import encode
+from fedray.llm.templates import template_of
 from fedray.member.member import Member
 from fedray.protocols import PROTOCOLS
 from fedray.protocols.group import LocalGroup
@@ -70,7 +71,7 @@ def test_every_text_and_every_token_goes_through_the_tokenizer() -> None:
     tokenizer: Any = shapes.build_tokenizer(shapes.config_of("smollm2-135m"))
     assert len(tokenizer) == CATALOGUE["smollm2-135m"].config["vocab_size"]
     text = "Größe 😀 世界\n\t 42"
-    encoded = encode(tokenizer, template_of(tokenizer), text)
+    encoded = encode(tokenizer, template_of(tokenizer).around((text,)), text)
     inside = [i for i, span in zip(encoded.ids, encoded.spans, strict=True) if span[0] >= 0]
     assert len(inside) == len(text.encode()) and tokenizer.decode(inside) == text
     assert all(tokenizer.decode([i]) for i in (256, 1000, len(tokenizer) - 3))

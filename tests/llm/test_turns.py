@@ -13,7 +13,8 @@ from tokenizers_made import KINDS, LOSSLESS, MARKS, made
 
 from fedray.llm.alignment import align_tokens
 from fedray.llm.chat import encode_turns
-from fedray.llm.model import HEAD, LLM, TAIL, render, template_of
+from fedray.llm.model import HEAD, LLM, TAIL
+from fedray.llm.templates import render, template_of
 from fedray.types import FedrayError, KVSpec
 
 TURNS = st.lists(TEXTS, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2 == 1)
@@ -40,7 +41,7 @@ def test_turns_stand_as_the_template_puts_them(kind: str, turns: int) -> None:
 def test_a_base_model_gets_a_line_for_each() -> None:
     tokenizer = made("gpt2")
     ids = encode_turns(llm(tokenizer), PLAIN[:3]).ids
-    assert tokenizer.decode(ids) == "what is it?\na bird.\nwhat color is it?\n"
+    assert tokenizer.decode(ids) == "what is it?\nAnswer: a bird.\nwhat color is it?\nAnswer:"
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -59,7 +60,8 @@ def test_every_turn_arrives_as_it_is_and_every_token_has_its_place(kind: str, tu
     covered = {place for a, b in text_spans for place in range(a, b)}
     assert all(told[place].isspace() for place in set(range(len(told))) - covered)
     kinds = [span[0] if span[0] < 0 else 0 for span in encoded.spans]
-    assert TAIL not in kinds[: kinds.index(TAIL)] and set(kinds[kinds.index(TAIL) :]) == {TAIL}
+    behind = kinds.index(TAIL) if TAIL in kinds else len(kinds)  # a text that is gone on with has nothing behind it
+    assert set(kinds[behind:]) == ({TAIL} if tokenizer.chat_template else {*kinds[behind:]})
     marks = {tokenizer.convert_tokens_to_ids(mark) for mark in MARKS}
     assert not marks & {i for i, (a, _) in zip(encoded.ids, encoded.spans, strict=True) if a >= 0}
 

@@ -157,7 +157,7 @@ class Participant(Core):
         context, logits = held.running.result
         with torch.no_grad():
             rows = (
-                self._generate(session, context, logits, generation)
+                self._generate(session, held.ids, context, logits, generation)
                 if choices is None
                 else self._score(context, logits, choices)
             )

@@ -91,8 +91,8 @@ class Server(Core):
         if entries:  # or else answers and drafts stay as they are, for workers that were late
             self._take(self._threads)
             p_NV, voted_N, found = self._average(held, plan, entries, rebuilt, asked)
-            accepted, decided, tokens = self._decide(state, p_NV, voted_N, asked, generation)
-            emitted = self._emit(state, tokens, generation)
+            accepted, decided, tokens = self._decide(held, p_NV, voted_N, asked, generation)
+            emitted = self._emit(held, tokens, generation)
             figures += found
             clock.lap("accept")
         figures += Speculation(decided=(decided,), accepted=(accepted,), emitted=sum(map(len, emitted)))
@@ -156,13 +156,14 @@ class Server(Core):
         return p_NV, weights_WN.sum(0) > 0, found
 
     def _decide(
-        self, state: Drafts, p_NV: Tensor, voted_N: Tensor, asked: Sequence[tuple[int, int]], generation: Generation
+        self, held: Session, p_NV: Tensor, voted_N: Tensor, asked: Sequence[tuple[int, int]], generation: Generation
     ) -> tuple[int, int, dict[int, list[int]]]:
         """How many drafts stand in all, how many were looked at, and each active row's new tokens.
 
         A row is decided up to the first position that nobody had a distribution for.
         """
-        longest = max(n for _, n in asked)
+        state, longest = held.drafts, max(n for _, n in asked)
+        assert state is not None
         valid_BP = _valid(asked, longest, p_NV.device)
         p_BQV = p_NV.new_zeros(len(asked), longest, p_NV.shape[1])
         p_BQV[valid_BP] = p_NV
@@ -184,24 +185,27 @@ class Server(Core):
         decisions = (accepted_B.tolist(), token_B.tolist(), counts_B.tolist())
         for (b, _), n, token, count in zip(asked, *decisions, strict=True):
             tokens[b] = row = [] if b in state.stuck else [*state.drafts[b][:n], token]
-            read = min(self._end(row, generation) + 1, n + 1)  # what stands behind the end is not looked at
+            end = self._end(row, held.ids[b], generation)
+            read = min(end + 1, n + 1)  # what stands behind the end is not looked at
             stand, decided = stand + min(n, read), decided + min(read, count)
         return stand, decided, tokens
 
-    def _emit(self, state: Drafts, tokens: Mapping[int, Sequence[int]], generation: Generation) -> Ids:
+    def _emit(self, held: Session, tokens: Mapping[int, Sequence[int]], generation: Generation) -> Ids:
         """Let the answers go on, as far as they go: to a token that ends them, or to what there is room for."""
+        state = held.drafts
+        assert state is not None
         emitted: list[tuple[int, ...]] = [() for _ in state.answers]
         for b, row in tokens.items():
-            stop = self._end(row, generation)
+            stop = self._end(row, held.ids[b], generation)
             answer, left = state.answers[b], state.room[b] - len(state.answers[b])
             emitted[b] = tuple(row[: min(stop, left)])
             answer.extend(emitted[b])
             state.ended[b] = stop < len(row) or len(answer) == state.room[b]
         return tuple(emitted)
 
-    def _end(self, tokens: Sequence[int], generation: Generation) -> int:
+    def _end(self, tokens: Sequence[int], prompt: Sequence[int], generation: Generation) -> int:
         """Where the first token stands that ends an answer, or how many tokens there are."""
-        stops = frozenset() if generation.full else self.llm.stop_ids
+        stops = frozenset() if generation.full else self.llm.stops_behind(prompt)
         return next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
 
     def _draft(self, session: str, held: Session, generation: Generation, gamma: int) -> None:
