@@ -124,6 +124,110 @@ GSM8K: Rows = (
 )
 
 
+def hotpot(
+    number: int, kind: str | None = "bridge", answer: str | None = "Chief of Protocol", **more: Any
+) -> dict[str, Any]:
+    return {
+        "id": f"5a8{number}",
+        "question": "What position was held by the woman who was Corliss Archer in Kiss and Tell?",
+        "answer": answer,
+        "type": kind,
+        "level": "hard",
+        "supporting_facts": {"title": ["Kiss and Tell (1945 film)", "Shirley Temple"], "sent_id": [0, 1]},
+        "context": {
+            "title": ["A Kiss for Corliss", "Kiss and Tell (1945 film)", "Meet Corliss Archer", "Shirley Temple"],
+            "sentences": [
+                ["A 1949 comedy.", " It is a sequel."],
+                ["A film with Shirley Temple", " as Corliss Archer."],
+                ["A programme of the radio."],
+                ["An actress.", " She was Chief of Protocol."],
+            ],
+        },
+        **more,
+    }
+
+
+_PAIRS = hotpot(3)
+HOTPOTQA: Rows = (
+    hotpot(0),
+    hotpot(1, "comparison", "yes"),
+    hotpot(2, answer=None),
+    {  # as first published
+        **{key: value for key, value in _PAIRS.items() if key != "id"},
+        "_id": "5a83",
+        "answer": "Küchenchefin",
+        "supporting_facts": [["Shirley Temple", 1], ["Kiss and Tell (1945 film)", 0], ["Shirley Temple", 0]],
+        "context": [list(pair) for pair in zip(*_PAIRS["context"].values(), strict=True)],
+    },
+    hotpot(4, supporting_facts={"title": ["Shirley Temple", "Nowhere"], "sent_id": [0, 902]}),
+)
+
+
+def musique(number: int, answerable: bool = True, aliases: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    said = ("Green is by Steve Hillage.", "Grant made it.", "His spouse is Miquette Giraudy.", *["Noise."] * 9)
+    return {
+        "id": f"2hop__{number}",
+        "paragraphs": [
+            {"idx": i, "title": f"Title {i}", "paragraph_text": text, "is_supporting": i in (0, 2)}
+            for i, text in enumerate(said)
+        ],
+        "question": "Who is the spouse of the Green performer?",
+        "question_decomposition": [{"id": 460946, "question": "Green >> performer", "paragraph_support_idx": 0}],
+        "answer": "Miquette Giraudy",
+        "answer_aliases": list(aliases),
+        "answerable": answerable,
+        **more,
+    }
+
+
+MUSIQUE: Rows = (
+    musique(0),
+    musique(1, aliases=("Bambaloni Yoni", "Miquette Giraudy")),
+    musique(2, answerable=False),
+    musique(3, answer=""),
+)
+
+
+def squad(number: int, *answers: str, **more: Any) -> dict[str, Any]:
+    return {
+        "id": f"56be{number}",
+        "title": "Super_Bowl_50",
+        "context": "Super Bowl 50 was won by the Denver Broncos.\nIt was played in Santa Clara, California.",
+        "question": "Where did Super Bowl 50 take place?",
+        "answers": {"text": list(answers), "answer_start": [0] * len(answers)},
+        **more,
+    }
+
+
+SQUAD: Rows = (
+    squad(0, "Santa Clara, California", "Santa Clara", "Santa Clara"),
+    squad(1, "Zürich–Nord"),
+    squad(2),  # of 2.0
+    squad(3, "x", context=" "),
+)
+
+
+def strategy(number: int, answer: Any, facts: Any, **more: Any) -> dict[str, Any]:
+    asked = "Is it cold in January in Perth?"
+    return {
+        "qid": f"b8{number}",
+        "term": "Perth",
+        "description": "City",
+        "question": asked,
+        "answer": answer,
+        "facts": facts,
+        **more,
+    }
+
+
+STRATEGYQA: Rows = (
+    strategy(0, False, ["Perth lies in the south.", "January is summer there."]),
+    strategy(1, True, ["One fact."]),
+    strategy(2, None, ["Nobody says."]),
+    strategy(3, True, []),
+)
+
+
 def message(who: str, text: str | None) -> dict[str, Any]:
     return {"from": who, "value": text, "weight": None}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from fedray.data import own, rows
+from fedray.data import own, reading, rows
 from fedray.data.rows import Item, LeftOut, Row, TrainingTalk
 from fedray.data.subjects import CEVAL, MMLU, categories
 from fedray.errors import unknown
@@ -36,8 +36,8 @@ class DataSet(Generic[T]):
 
     @property
     def main(self) -> str:
-        """The split of a file whose name says none."""
-        return "test" if "test" in self.splits else "train"
+        """The split that is evaluated on, and of a file whose name says none."""
+        return next(split for split in ("test", "validation", "train") if split in self.splits)
 
     def check(self, split: str) -> None:
         """Validate a split. Raises FedrayError naming the splits there are."""
@@ -47,11 +47,16 @@ class DataSet(Generic[T]):
 
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
 _TRAIN, _TEST, _VAL = {"train": "train"}, {"test": "test"}, {"validation": "val"}
+_VALIDATED = {"train": "train", "validation": "validation"}
 _LABELLED = "choices {text: [...], label: [...]}, answerKey"
 _OPENBOOKQA, _ARC = f"question_stem, {_LABELLED}", f"question, {_LABELLED}"
 _MMLU_REDUX = "question, choices [...], answer, error_type, correct_answer"
 _CEVAL = "question, A, B, C, D, answer"
 _GSM8K = "question, answer"
+_HOTPOTQA = "question, answer, type, supporting_facts {title: [...]}, context {title: [...], sentences: [[...], ...]}"
+_MUSIQUE = "question, answer, answer_aliases [...], answerable, paragraphs [{title, paragraph_text, is_supporting}]"
+_SQUAD = "title, context, question, answers {text: [...]}"
+_STRATEGYQA = "term, question, answer, facts"
 _OPENHERMES = "conversations [{from: human|gpt|system, value: ...}, ...]"
 _BENCHMARKS: tuple[DataSet[Item], ...] = (
     DataSet("openbookqa", "allenai/openbookqa", _OPENBOOKQA, rows.labelled, _ALL, {"main": ""}, ("additional",)),
@@ -59,6 +64,19 @@ _BENCHMARKS: tuple[DataSet[Item], ...] = (
     DataSet("mmlu-redux", "edinburgh-dawg/mmlu-redux-2.0", _MMLU_REDUX, rows.listed, _TEST, categories(MMLU)),
     DataSet("ceval", "ceval/ceval-exam", _CEVAL, rows.lettered, _VAL | _TEST, categories(CEVAL)),
     DataSet("gsm8k", "openai/gsm8k", _GSM8K, rows.numbered, _TRAIN | _TEST, {"main": ""}, ("socratic",), "number"),
+    DataSet(
+        "hotpotqa",
+        "hotpotqa/hotpot_qa",
+        _HOTPOTQA,
+        reading.hotpotqa,
+        _VALIDATED,
+        {"distractor": ""},
+        ("fullwiki",),
+        "exact",
+    ),
+    DataSet("musique", "dgslibisey/MuSiQue", _MUSIQUE, reading.musique, _VALIDATED, scoring="exact"),
+    DataSet("squad", "rajpurkar/squad", _SQUAD, reading.squad, _VALIDATED, {"plain_text": ""}, scoring="exact"),
+    DataSet("strategyqa", "ChilleD/StrategyQA", _STRATEGYQA, reading.strategyqa, _TRAIN | _TEST),
 )
 BENCHMARKS = Entries("fedray.tasks", {data.name: data for data in _BENCHMARKS}, DataSet).sound()
 _WORLD = "tiny tiny-unasked tiny-phrasings tiny-joint tiny-joint-halves tiny-evidence tiny-evidence-pooled"

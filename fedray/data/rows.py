@@ -15,10 +15,19 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)
+class Paragraph:
+    """A paragraph that comes with a question. supports: whether its answer rests on it; else it distracts."""
+
+    text: str
+    supports: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """A question to evaluate on: choices and the right one's index, or, where it is answered freely, the right answer.
 
-    Where the data set keeps the right answer to itself, gold and target are None. solution: how the target is reached.
+    Where the data set keeps the right answer to itself, gold and target are None. solution: how the target is reached;
+    aliases: what is right besides the target; paragraphs: that senders hold, as published; entity: what it is about.
     """
 
     question: str
@@ -26,6 +35,14 @@ class Item:
     gold: int | None = None
     target: str | None = None
     solution: str = field(default="", repr=False, compare=False)
+    aliases: tuple[str, ...] = field(default=(), repr=False)
+    paragraphs: tuple[Paragraph, ...] = field(default=(), repr=False)
+    entity: str = field(default="", repr=False)
+
+    @property
+    def beside(self) -> tuple[object, ...]:
+        """What of the content stands beside the question and its answer."""
+        return (self.aliases, self.paragraphs) if self.paragraphs else ()
 
     @property
     def answered(self) -> bool:
@@ -46,6 +63,11 @@ class TrainingTalk:
     answer: str
     group: str = ""
     documents: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def beside(self) -> tuple[object, ...]:
+        """What of the content stands beside the turns."""
+        return self.documents
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from fedray.data.rows import EMPTY, Item, LeftOut, Row, TrainingTalk, WrongRow
 from fedray.types import FedrayError
 
 T = TypeVar("T", Item, TrainingTalk)
+_IDS = ("id", "_id", "qid")  # of a row: the hub's, HotpotQA's own, StrategyQA's
 Numbered = tuple[str, int, str, Any]  # subset, the row's number in it, where it stands, the row
 
 
@@ -77,8 +78,8 @@ def read(
             kept[_id(row, subset, number, kept)] = (data.subsets.get(subset, ""), content)
     if not kept:
         raise FedrayError(f"{data.name}: {opened.place()} holds no row that can be used: {_why(left_out)}")
-    documents = [c.documents for _, c in kept.values() if isinstance(c, TrainingTalk) and c.documents]
-    read_is = repr(list(kept.values())) + (repr(documents) if documents else "")
+    beside = [c.beside for _, c in kept.values() if c.beside]
+    read_is = repr(list(kept.values())) + (repr(beside) if beside else "")
     digest = hashlib.sha256(read_is.encode()).hexdigest()[:16]
     repo = None if path else data.repo
     return kept, DataSource(data.name, split, repo, opened.revision, len(subsets), len(kept), dict(left_out), digest)
@@ -168,7 +169,7 @@ def _package() -> Any:
 
 
 def _id(row: Row, subset: str, number: int, taken: Mapping[str, object]) -> str:
-    own = str(row.get("id") or "")
+    own = str(next(filter(None, map(row.get, _IDS)), ""))
     named = "/".join(filter(None, (subset, own or str(number))))
     return named if own and named not in taken else f"{subset}/{number}"
 

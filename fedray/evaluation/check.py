@@ -26,7 +26,9 @@ def check_evaluation(settings: EvaluateSettings) -> None:
         raise FedrayError("an evaluation asks questions whose answers are known: leave prompt out")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise FedrayError(f"seeds must be different numbers, at least one, got {list(settings.seeds)}")
-    unsplit = settings.task.name in BENCHMARKS and "validation" not in BENCHMARKS[settings.task.name].splits
+    data = BENCHMARKS.get(settings.task.name)
+    unsplit = data is not None and ("validation" not in data.splits or data.main == "validation")
     if settings.ordered and (settings.questions is not None or unsplit):
         what = settings.task.name if settings.questions is None else "a file of questions"
-        raise FedrayError(f"{what} has no validation split to order the senders by: add order=given")
+        other = "other " if data is not None and "validation" in data.splits and settings.questions is None else ""
+        raise FedrayError(f"{what} has no {other}validation split to order the senders by: add order=given")

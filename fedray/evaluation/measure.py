@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -47,6 +47,7 @@ class Measurement:
     speculation: Speculation | None = None
     deranged: Mapping[str, tuple[tuple[bool, ...], ...]] = field(default_factory=dict)
     donors: str = ""
+    f1: tuple[float, ...] = ()  # per question its token F1, where its scoring has one
 
 
 class Asking:
@@ -62,6 +63,7 @@ class Asking:
             kind: [[] for _ in range(self.deranging.count)] for kind in self.deranging.kinds
         }
         self._right: list[bool] = []
+        self._f1: list[float] = []
         self._by_member: dict[str, list[bool]] = {}
         self._weights: dict[str, list[float]] = {}
         readers = (*plan.speakers, *plan.senders) if plan.method.rephrase != "none" else ()
@@ -94,6 +96,7 @@ class Asking:
             self._usage,  # its bytes and tokens
             self.deranging,  # its donors
             right=tuple(self._right),
+            f1=tuple(self._f1),
             unparseable=self._unparseable,
             failed=self._failed,
             unrephrased=self._unrephrased,
@@ -121,11 +124,13 @@ class Asking:
         if isinstance(answer, MemberFailed):  # nobody stands in for the receiver, or on_missing=error: all are wrong
             self._failed += len(batch)
             self._right += [False] * len(batch)
+            self._f1 += f1_of([Row("", failed=True)] * len(batch), batch)
             for texts in self._read.values():
                 texts += [""] * len(batch)
             self._missing.setdefault(self._plan.receiver, Missing(self._plan.receiver, str(answer)))
             return
         self._right += _right(answer.rows, batch)
+        self._f1 += f1_of(answer.rows, batch)
         self._failed += sum(row.failed for row in answer.rows)
         read = ((row.failed, q.said(row)) for row, q in zip(answer.rows, batch, strict=True))
         self._unparseable += sum(text is None and not failed for failed, text in read)
@@ -158,6 +163,11 @@ class Asking:
 
 def _right(rows: Sequence[Row], batch: Sequence[Question]) -> list[bool]:
     return [right for row, q in zip(rows, batch, strict=True) if (right := q.right(row)) is not None]
+
+
+def f1_of(rows: Iterable[Row], questions: Iterable[Question]) -> list[float]:
+    """Compute the token F1 of answers to questions whose scoring has one."""
+    return [f1 for row, q in zip(rows, questions, strict=True) if (f1 := q.f1(row)) is not None]
 
 
 def batched(plan: Plan, settings: Settings, questions: Sequence[Question]) -> list[list[Question]]:

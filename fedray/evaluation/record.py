@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fedray.data.source import DataSource
 from fedray.evaluation.deranging import Deranged
+from fedray.evaluation.measure import f1_of
 from fedray.evaluation.metrics import Comparison, Effects, compare, effects, seconds_of
 from fedray.methods.specfed import Speculation
 from fedray.protocols import protocol_of
@@ -177,6 +178,7 @@ class Record:
         compared, effect = self.comparison(), _effects(self.results, self.settings.sends_slots)
         figures: dict[str, Any] = compared.figures() if compared else {}
         figures |= (effect.figures() if effect else {}) | {"n": len(self.results)}
+        figures |= {f"f1{of}": fmean(f1) for of, f1 in self._f1().items() if f1}
         return Found(
             donors=self.donors,
             failed=sum(result.federated.failed for result in self.results),
@@ -189,6 +191,11 @@ class Record:
             speculation={} if self._speculation is None else self._speculation.figures(),
             **figures,
         )
+
+    def _f1(self) -> dict[str, list[float]]:
+        """Token F1 of the federation and of the receiver alone, over the questions whose scoring has one."""
+        asked, alone, federated = ([getattr(r, of) for r in self.results] for of in ("question", "alone", "federated"))
+        return {"": f1_of(federated, asked), "_alone": f1_of(alone, asked)}
 
     def report(self, status: Status) -> Report:
         settings = self.settings

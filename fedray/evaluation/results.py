@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Any, TypeVar
@@ -60,6 +60,7 @@ class Results:
         clusters = [q.entity or q.id for q in chain.from_iterable(asked.values())]
         first = next(iter(of_seed))
         alone = self._paired(case.alone, case)
+        f1, f1_alone = (self._f1(of, of_seed) for of in (case, case.alone))
         seconds = _joined([m.seconds for m in measured])
         payload, tokens = (sum(getattr(m, name) for m in measured) for name in ("payload_bytes", "prompt_tokens"))
         weights = _means([m.weights for m in measured])
@@ -81,6 +82,8 @@ class Results:
                 n=len(right),
                 accuracy=accuracy(right),
                 stderr=clustered_stderr(right, clusters),
+                f1=f1,
+                f1_alone=f1_alone,
                 **{name: sum(getattr(m, name) for m in measured) for name in ("failed", "unrephrased", "unparseable")},
                 groups=_groups(list(chain.from_iterable(asked.values())), right),
                 by_member={name: accuracy(r) for name, r in _joined([m.by_member for m in measured]).items()},
@@ -98,6 +101,12 @@ class Results:
             ),
             leakage=leaks(asked[first], measured[0].read) if measured[0].read else (),
         )
+
+    def _f1(self, case: Case, seeds: Iterable[int]) -> float | None:
+        """Mean token F1 over the seeds; None where the scoring has none."""
+        done = self._done[case]
+        found = list(chain.from_iterable(done[seed].f1 for seed in seeds if seed in done))
+        return accuracy(found) if found else None
 
     def _effects(self, case: Case, clusters: Sequence[str]) -> dict[str, Any]:
         """What messages do in a case; all its seeds together."""

@@ -10,7 +10,7 @@ from rich.text import Text
 from fedray.evaluation import leakage_table
 from fedray.evaluation.metrics import Comparison, Effects
 from fedray.evaluation.record import Outcome, Result
-from fedray.evaluation.table import p_value, per_token, who
+from fedray.evaluation.table import p_value, per_token, share, who
 from fedray.reporting.report import Cost, Evaluated, Found, Learned, MemberReport, Report, SenderOrder
 from fedray.reporting.screen import Screen
 from fedray.text import printable
@@ -89,6 +89,7 @@ class FederateScreen(Screen):
             self.examples(results)
         if found:
             self.accuracy(found, report.scoring, effects)
+            self.f1(report.found)
             self.pairing(report.found)
         if report.found.by_member:
             rows = ((name, f"{share:.1%}") for name, share in report.found.by_member.items())
@@ -124,6 +125,11 @@ class FederateScreen(Screen):
         headings = ("questions", "n", "alone", "federated", "P (95 %)", "rescued", "harmed", "paired p-value")
         how = "" if scoring == "text" else f" by {scoring}"
         self.table(f"Accuracy{how}, ± one standard error", headings, rows)
+
+    def f1(self, found: Found) -> None:
+        """Token F1, beside an accuracy that is exact match."""
+        if found.f1 is not None and found.f1_alone is not None:
+            self.line(f"token F1: alone {found.f1_alone:.1%}, federated {found.f1:.1%}; accuracy is exact match\n")
 
     def pairing(self, found: Found) -> None:
         """What P is, and whether messages were read."""
@@ -232,7 +238,7 @@ class EvaluateScreen(FederateScreen):
             gain += ("" if row.found.pairing_gain is None else str(row.found.pairing_gain), row.found.read)
             seconds = "-" if row.seconds is None else f"{row.seconds.mean:.3f}"
             sent = per_token(row.cost.bytes_per_token)
-            shown.append((*named, f"{row.accuracy:.1%} ± {row.stderr:.1%}", *gain, seconds, sent))
+            shown.append((*named, share(row), *gain, seconds, sent))
         self.table("Every case, ± one standard error; p against the receiver alone", headings, shown)
         for row in rows:
             if lost := row.found.unrephrased:

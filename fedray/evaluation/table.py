@@ -128,7 +128,7 @@ def _row(row: Evaluated, order: Sequence[str]) -> tuple[str, ...]:
         who(row.who.senders, order),
         row.way,
         row.who.type or "",
-        f"{row.accuracy:.1%} ± {row.stderr:.1%}",
+        share(row),
         "" if found.pairing_gain is None else str(found.pairing_gain),
         "" if found.soft_gain is None else str(found.soft_gain),
         found.read,
@@ -258,6 +258,12 @@ def who(senders: Sequence[str], order: Sequence[str]) -> str:
         return f"first {len(senders)}"
     out = [name for name in order if name not in senders]
     return f"all but {out[0]}" if len(out) == 1 and set(senders) < set(order) else " + ".join(senders)
+
+
+def share(row: Evaluated) -> str:
+    """Accuracy ± one standard error, with the token F1 where there is one."""
+    f1 = "" if row.found.f1 is None else f", F1 {row.found.f1:.1%}"
+    return f"{row.accuracy:.1%} ± {row.stderr:.1%}{f1}"
 
 
 def p_value(p: float) -> str:

@@ -272,8 +272,8 @@ def check_cases(settings: EvaluateSettings) -> None:
     tasks = {case.task for case in cases(settings, settings.senders)}
     tasks = tasks if settings.task.shots else tasks & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
-        base = replace(everybody, task=replace(settings.task, name=task))
-        check_lengths(base, load_task(base))
+        asked = replace(settings, task=replace(settings.task, name=task))
+        check_lengths(replace(everybody, task=asked.task), load_task(asking(asked)))
 
 
 def asking(settings: EvaluateSettings) -> Settings:

@@ -194,8 +194,15 @@ def check_lengths(settings: Settings, questions: Sequence[Question]) -> None:
 
 def check_questions(settings: Settings, questions: Sequence[Question]) -> None:
     """Refuse questions that the protocol cannot be asked. Raises FedrayError."""
-    if has_documents(settings, questions):
+    protocol, dealt = settings.protocol, settings.questions is None and settings.task.name in BENCHMARKS
+    if has_documents(settings, questions) or (dealt and any(question.evidence for question in questions)):
         check_documents(settings)
+    others = {name for question in questions for name in question.evidence} - {settings.receiver}
+    if dealt and protocol.copies and others:
+        raise FedrayError(
+            f"protocol={protocol.name} cuts up what its receiver reads, and task={settings.task.name} deals paragraphs "
+            f"to {' and '.join(sorted(others))}: leave it out of the blocks, or choose protocol={protocol.name} for all"
+        )
     check = protocol_of(settings).check_question
     if check is not None:
         for question in questions:

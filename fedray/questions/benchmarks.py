@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from fedray.data.catalogue import BENCHMARKS, benchmark
-from fedray.data.rows import Item
+from fedray.data.rows import Item, Paragraph
 from fedray.data.source import DataSource, read
 from fedray.questions.scoring import flaw
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError
 
 Items = dict[str, tuple[str, Item]]  # id -> (group, question)
+DISTRACTORS = 8  # of a question, as many as HotpotQA has: MuSiQue's 18 make documents of 2,500 tokens
 
 
 def items(settings: Settings) -> Items:
@@ -29,6 +31,21 @@ def source(settings: Settings) -> DataSource | None:
     """Find the source of the task's questions, if they are a data set's."""
     own = settings.prompt is not None or settings.questions is not None
     return None if own or settings.task.name not in BENCHMARKS else _load(settings)[1]
+
+
+def dealt(paragraphs: Sequence[Paragraph], holders: Sequence[str]) -> dict[str, str]:
+    """Deal a question's paragraphs one by one: holder -> its document, a line per paragraph as they stood.
+
+    First those that the answer rests on, so that of two holders each has one of two; then up to DISTRACTORS others.
+    """
+    places = range(len(paragraphs))
+    support = [place for place in places if paragraphs[place].supports]
+    others = [place for place in places if not paragraphs[place].supports][:DISTRACTORS]
+    held: dict[str, list[int]] = {}
+    for round in (support, others):
+        for turn, place in enumerate(round if holders else ()):
+            held.setdefault(holders[turn % len(holders)], []).append(place)
+    return {name: "\n".join(paragraphs[place].text for place in sorted(own)) for name, own in held.items()}
 
 
 def _load(settings: Settings) -> tuple[Items, DataSource]:

@@ -226,3 +226,7 @@ ASIDE = re.compile(
 NAME = re.compile(
     r"\b(?:step|question|problem|part|page|example|option|figure|table|no\.|equation|line|case|method)\s*#?\Z", _I
 )
+
+# -- how a few words are stated ---------------------------------------------------------------------------------------
+
+SHORT_CUES = re.compile(r"(?:\bthe )?(?:\b(?:correct|right|final|short) )?\banswer(?: is\b\s*[:：]?|\s*[:：])", _I)

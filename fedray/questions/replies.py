@@ -1,4 +1,4 @@
-"""Extract the answer of a free reply: a letter, a choice named by its text, a number.
+"""Extract the answer of a free reply: a letter, a choice named by its text, a number, a few words.
 
 The last answer that is *stated* counts ("the answer is B", \\boxed{B}, 故选B, a line that is only B), whatever else is
 mentioned around it. Several at once ("A or B", "18 or 20") are none, and so is one that is not there ("E" of four).
@@ -49,6 +49,20 @@ def number(reply: str) -> str | None:
     for part in _parts(reply):
         if found := _number(plain_text(_marked(part))):
             return found[0]
+    return None
+
+
+def short(reply: str) -> str | None:
+    """Extract the few words that a reply states as its answer, or else its first line; None: there is none.
+
+    >>> short("She starred in Kiss and Tell.\\nAnswer: **Chief of Protocol**")
+    'Chief of Protocol'
+    """
+    for part in _parts(reply):
+        before, *stated = say.SHORT_CUES.split(say.EMPHASIS.sub("", _marked(part)))
+        lines = (line.strip(' "“”') for said in (*reversed(stated), before) for line in said.splitlines())
+        if found := next(filter(None, lines), None):
+            return found
     return None
 
 

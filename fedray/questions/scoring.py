@@ -6,8 +6,10 @@ letters            the choices are listed; the likeliest letter after "The corre
 letters-generated  the same, answered freely in up to 64 tokens, the letter read off the reply (C2C's `generate`)
 told               the question alone, answered freely; the one choice that the answer names
 number             no choices; the number that a free answer states
+exact              no choices; the few words that a free answer states, equal to a right answer as SQuAD compares them;
+                   their token F1 is a figure beside it
 
-How letters and numbers are read off a reply: replies.py.
+How letters, numbers and short answers are read off a reply: replies.py.
 """
 
 from __future__ import annotations
@@ -19,12 +21,26 @@ from collections.abc import Sequence
 from fedray.data.numbers import plain_number
 from fedray.data.rows import LETTERS, Item
 from fedray.prompts import LETTER_FORM, NUMBER_FORM, REPLY
-from fedray.questions.replies import letter, named, number
+from fedray.questions.replies import letter, named, number, short
+from fedray.questions.short_answers import normalized
 from fedray.types import Row
 
-__all__ = ["asked", "first_reply", "flaw", "letter", "named", "number", "offered", "picked", "reply", "title"]
+__all__ = [
+    "asked",
+    "first_reply",
+    "flaw",
+    "letter",
+    "matches",
+    "named",
+    "number",
+    "offered",
+    "picked",
+    "reply",
+    "title",
+]
 
-MAX_TOKENS = {"letters-generated": 64, "number": 512}  # of a free answer
+MAX_TOKENS = {"letters-generated": 64, "number": 512, "exact": 64}  # of a free answer
+OVERLAPPING = ("exact",)  # scorings that have a token F1 beside their accuracy
 FREELY = (*MAX_TOKENS, "told")
 
 
@@ -38,7 +54,13 @@ def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
             f"Reply with the letter of the one best choice ({known}) and nothing else: {LETTER_FORM}"
         )
     if scoring == "number":
+<<<<<<< HEAD
         return f"{question}\n\nThink step by step. End with a line in this form: {NUMBER_FORM}"
+=======
+        return f"{question}\n\nThink step by step. End with a line in this form: Answer: <number>"
+    if scoring == "exact":
+        return f'{question}\n\nReply with the answer in as few words as possible and nothing else: "Answer: <answer>".'
+>>>>>>> split-evidence
     return question
 
 
@@ -49,6 +71,8 @@ def title(scoring: str, shots: int) -> str:
 
 def reply(scoring: str, item: Item) -> str:
     """Write the right answer to a question as its prompt asks for it: of a solved example."""
+    if scoring == "exact":
+        return f"Answer: {item.target}"
     if item.gold is None:
         return f"{item.solution}\nAnswer: {plain_number(item.target or '')}".strip()
     return f"{REPLY} {LETTERS[item.gold]}" if scoring.startswith("letters") else item.choices[item.gold]
@@ -56,7 +80,7 @@ def reply(scoring: str, item: Item) -> str:
 
 def first_reply(scoring: str, text: str) -> str:
     """Cut a free answer where, as a base LLM does after solved examples, it goes on with the next question."""
-    if scoring == "number":
+    if scoring in ("number", "exact"):
         line = re.search(r"^Answer:.*$", text, re.MULTILINE)
         return text[: line.end()] if line else text
     return text.strip().partition("\n\n")[0]
@@ -79,6 +103,18 @@ def offered(scoring: str, choices: Sequence[str] | None) -> tuple[str, ...] | No
     if choices is None or scoring in FREELY:
         return None
     return tuple(f"{REPLY} {LETTERS[i]}" for i in range(len(choices))) if scoring == "letters" else tuple(choices)
+
+
+def stated(scoring: str, text: str) -> str | None:
+    """Read what a free answer to a question without choices states; None: nothing."""
+    return number(text) if scoring == "number" else short(text) if scoring == "exact" else text
+
+
+def matches(scoring: str, answer: str | None, targets: Sequence[str]) -> bool:
+    """Check whether what was stated is one of the right answers."""
+    if scoring != "exact" or answer is None:
+        return answer in targets
+    return normalized(answer) in map(normalized, targets)
 
 
 def picked(scoring: str, choices: Sequence[str], row: Row) -> int | None:

@@ -18,6 +18,7 @@ from fedray.llm.catalogue import NAMES, safe_name
 from fedray.prompts import answered, notes_prompt
 from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
+from fedray.questions.short_answers import token_f1
 from fedray.settings.settings import Settings
 from fedray.types import FedrayError, Plan, Row
 from fedray.world.questions import evidence, joint, told, unmet
@@ -31,10 +32,10 @@ _SEED = 0  # of the order: a limit takes questions about the same facts, however
 class Question:
     """One question.
 
-    gold: index into choices; target: the right answer of a question that is answered freely; scoring: how an answer is
-    read (scoring.py); group: what figures are split by (a domain, or ""); experts: the members that know the answer,
-    where that is known (all of them are needed); asked, evidence: member -> what it reads instead of the prompt, and
-    the document that it alone holds; shots: solved examples that stand in the prompt.
+    gold: index into choices; target: the right answer of a question that is answered freely; aliases: others; scoring:
+    how an answer is read (scoring.py); group: what figures are split by (a domain, or ""); experts: the members that
+    know the answer, where that is known (all of them are needed); asked, evidence: member -> what it reads instead of
+    the prompt, and the document that it alone holds; shots: solved examples that stand in the prompt.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Question:
     asked: Mapping[str, str] = field(default_factory=dict, hash=False)
     evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
     target: str | None = None
+    aliases: tuple[str, ...] = ()
     scoring: str = "text"
     shots: int = 0
 
@@ -71,19 +73,29 @@ class Question:
         if row.failed:
             return None
         if self.choices is None:
-            return scoring.number(self._text(row)) if self.scoring == "number" else row.text
+            return scoring.stated(self.scoring, self._text(row))
         choice = self._picked(row)
         return None if choice is None else self.choices[choice]
 
     def unread(self, row: Row) -> bool:
-        """Check whether neither a choice nor a number can be read from a free answer."""
+        """Check whether nothing that its scoring looks for can be read from a free answer."""
         return self.scoring in scoring.FREELY and self.said(row) is None
 
     def right(self, row: Row) -> bool | None:
         """Check whether an answer is right; None where that is unknown."""
         if self.choices is None or self.gold is None:
-            return None if self.target is None else self.said(row) == self.target
+            return None if self.target is None else scoring.matches(self.scoring, self.said(row), self._targets)
         return is_right(self._picked(row), self.gold)
+
+    def f1(self, row: Row) -> float | None:
+        """Compute an answer's token F1, over the right answer that it is closest to; None where no scoring has it."""
+        if self.scoring not in scoring.OVERLAPPING or self.target is None:
+            return None
+        return max(token_f1(self.said(row) or "", target) for target in self._targets)
+
+    @property
+    def _targets(self) -> tuple[str, ...]:
+        return () if self.target is None else (self.target, *self.aliases)
 
     def _picked(self, row: Row) -> int | None:
         return scoring.picked(self.scoring, self.choices or (), replace(row, text=self._text(row)))
@@ -119,11 +131,17 @@ def _drawn(settings: Settings, seed: int) -> list[tuple[Item, Mapping[str, Any]]
     drawn: list[tuple[Item, Mapping[str, Any]]]
     if settings.task.name in BENCHMARKS:
         found = benchmarks.items(settings).items()
-        drawn = [(item, {"id": name, "domain": group}) for name, (group, item) in found]
+        holders = (settings.receiver,) if settings.protocol.copies else settings.senders
+        drawn = [(item, _about(name, group, item, holders)) for name, (group, item) in found]
     else:
         drawn = [(rows.labelled(row), row) for row in _rows(settings, world_of(settings.zoo.path), seed)]
     random.Random(_SEED).shuffle(drawn)
     return drawn
+
+
+def _about(name: str, group: str, item: Item, holders: Sequence[str]) -> dict[str, Any]:
+    """Write what else is known of a benchmark's question. holders: who hold its paragraphs, in this order."""
+    return {"id": name, "domain": group, "entity": item.entity, "evidence": benchmarks.dealt(item.paragraphs, holders)}
 
 
 def _examples(settings: Settings, seed: int) -> str:
@@ -149,9 +167,9 @@ def _scored(question: Question, how: str) -> Question:
     """Apply a scoring to a question; without choices it is a number's, or none where the answer is unknown."""
     if question.choices is None and question.target is None:
         return question
-    how = how if question.choices else "number"
+    how = how if question.choices or how in scoring.OVERLAPPING else "number"
     prompt = scoring.asked(how, question.prompt, question.choices or ())
-    target = None if question.target is None else plain_number(question.target)
+    target = plain_number(question.target) if question.target and how == "number" else question.target
     return replace(question, prompt=prompt, target=target, scoring=how)
 
 
@@ -337,4 +355,5 @@ def _question(item: Item, about: Mapping[str, Any]) -> Question:
     same = {name: about[name] for name in ("entity", "attribute", "asked", "evidence") if name in about}
     group, experts = about.get("domain", ""), tuple(about.get("experts", ()))
     choices = item.choices or None
-    return Question(about["id"], item.question, choices, item.gold, group, experts=experts, target=item.target, **same)
+    answers = {"gold": item.gold, "target": item.target, "aliases": item.aliases}
+    return Question(about["id"], item.question, choices, group=group, experts=experts, **answers, **same)

@@ -232,6 +232,8 @@ class Found:
     accuracy: float | None = None  # federated, over the questions whose answer is known
     stderr: float | None = None  # of `accuracy`; in an evaluation clustered by what the question is about
     accuracy_alone: float | None = None  # the receiver alone, over the same questions
+    f1: float | None = None  # mean token F1 of federated answers, where the scoring has one (exact)
+    f1_alone: float | None = None  # the same of the receiver alone
     p_value: float | None = None  # exact McNemar test against the receiver alone, two-sided; of seeds the largest
     rescued: int = 0  # questions wrong alone and right federated
     harmed: int = 0  # questions right alone and wrong federated

@@ -19,12 +19,14 @@ from fedray.schema import Schema, attributes, within
 from fedray.text import decode_text
 from fedray.types import FedrayError, Generation, Prompting
 
-Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told"]
+Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told", "exact"]
 if TYPE_CHECKING:
     Task = str
 else:
     Task = Literal[tuple(TASKS)]
-OWN_SCORING = {name: how for name, how in TASKS.items() if how in ("number", "told")}  # of a task's own questions alone
+OWN_SCORING = {
+    name: how for name, how in TASKS.items() if how in ("number", "told", "exact")
+}  # of a task's own questions alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ def _questions(data: TrainingData, name: str) -> list[Any]:
     """Read the questions of an evaluation set: beside the training data where a copy lies there, else the hub's."""
     here = data.path if data.path is not None and (data.path / name).is_dir() else None
     try:
-        found, _ = read(BENCHMARKS[name], "test", path=here, streaming=data.streaming)
+        found, _ = read(BENCHMARKS[name], BENCHMARKS[name].main, path=here, streaming=data.streaming)
     except FedrayError as error:
         raise FedrayError(
             f"what data.against={name} names is to be kept out of the training, and {error}; leave it out as in "
