@@ -54,13 +54,9 @@ def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
             f"Reply with the letter of the one best choice ({known}) and nothing else: {LETTER_FORM}"
         )
     if scoring == "number":
-<<<<<<< HEAD
         return f"{question}\n\nThink step by step. End with a line in this form: {NUMBER_FORM}"
-=======
-        return f"{question}\n\nThink step by step. End with a line in this form: Answer: <number>"
     if scoring == "exact":
         return f'{question}\n\nReply with the answer in as few words as possible and nothing else: "Answer: <answer>".'
->>>>>>> split-evidence
     return question
 
 
