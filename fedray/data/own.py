@@ -15,8 +15,8 @@ from fedray.errors import nearest
 
 SCHEMAS = (
     "question (or question_stem) alone, or with choices {text: [...], label: [...]} and answerKey, with choices [...] "
-    "and answer (its place from 0, or its letter), with A, B, ... and answer, or with an answer that ends in "
-    '"#### number"; beside them id, domain, entity, attribute, and evidence {member: text}'
+    "and answer (its place from 0, or its letter), with A, B, ... and answer, with answers [...] of a few words, or "
+    'with an answer that ends in "#### number"; beside them id, domain, entity, attribute, and evidence {member: text}'
 )
 
 TALKS = (
@@ -128,6 +128,8 @@ def _reader(row: Row) -> tuple[Callable[[Row], Item | LeftOut], set[str], frozen
         return rows.listed, {"choices", "answer", *(("correct_answer",) if "error_type" in row else ())}, _MMLU
     if "B" in row:
         return rows.lettered, {"answer", *rows.letters_of(row)}, _CEVAL
+    if "answers" in row:
+        return rows.worded, {"answers"}, frozenset()
     if "answer" in row:
         return rows.numbered, {"answer"}, frozenset()
     return (lambda row: Item(rows.asked(row))), set(), frozenset()

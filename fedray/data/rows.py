@@ -139,6 +139,16 @@ def numbered(row: Row) -> Item | LeftOut:
     return Item(asked(row), target=target.strip(), solution=re.sub(r"<<[^<>]*>>", "", solution).strip())
 
 
+def worded(row: Row) -> Item | LeftOut:
+    """Read a question that is answered in a few words: `answers` are all that is right. Raises WrongRow."""
+    found = nested(_field(row, "answers"))
+    listed = [found] if isinstance(found, str) else found
+    if not isinstance(listed, Sequence) or not listed or not all(isinstance(of, str) and of.strip() for of in listed):
+        raise WrongRow('answers is no list of texts such as ["Oslo"]')
+    first, *_ = right = tuple(dict.fromkeys(of.strip() for of in listed))
+    return Item(asked(row), target=first, aliases=right)
+
+
 def openhermes(row: Row) -> TrainingTalk | LeftOut:
     """Read OpenHermes-2.5: everything but system messages, up to the assistant's last turn."""
     return talk(row, "conversations")

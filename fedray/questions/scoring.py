@@ -8,6 +8,7 @@ told               the question alone, answered freely; the one choice that the 
 number             no choices; the number that a free answer states
 exact              no choices; the few words that a free answer states, equal to a right answer as SQuAD compares them;
                    their token F1 is a figure beside it
+contains           the question alone, without choices; whether a right answer stands in the reply; with a token F1
 
 How letters, numbers and short answers are read off a reply: replies.py.
 """
@@ -39,8 +40,8 @@ __all__ = [
     "title",
 ]
 
-MAX_TOKENS = {"letters-generated": 64, "number": 512, "exact": 64}  # of a free answer
-OVERLAPPING = ("exact",)  # scorings that have a token F1 beside their accuracy
+MAX_TOKENS = {"letters-generated": 64, "number": 512, "exact": 64, "contains": 16}  # of a free answer
+OVERLAPPING = ("exact", "contains")  # scorings that have a token F1 beside their accuracy
 FREELY = (*MAX_TOKENS, "told")
 
 
@@ -69,6 +70,8 @@ def reply(scoring: str, item: Item) -> str:
     """Write the right answer to a question as its prompt asks for it: of a solved example."""
     if scoring == "exact":
         return f"Answer: {item.target}"
+    if scoring == "contains":
+        return item.target or ""
     if item.gold is None:
         return f"{item.solution}\nAnswer: {plain_number(item.target or '')}".strip()
     return f"{REPLY} {LETTERS[item.gold]}" if scoring.startswith("letters") else item.choices[item.gold]
@@ -108,9 +111,10 @@ def stated(scoring: str, text: str) -> str | None:
 
 def matches(scoring: str, answer: str | None, targets: Sequence[str]) -> bool:
     """Check whether what was stated is one of the right answers."""
-    if scoring != "exact" or answer is None:
+    if scoring not in OVERLAPPING or answer is None:
         return answer in targets
-    return normalized(answer) in map(normalized, targets)
+    given, wanted = normalized(answer), map(normalized, targets)
+    return given in wanted if scoring == "exact" else any(f" {target} " in f" {given} " for target in wanted)
 
 
 def picked(scoring: str, choices: Sequence[str], row: Row) -> int | None:

@@ -164,10 +164,11 @@ def _examples(settings: Settings, seed: int) -> str:
 
 
 def _scored(question: Question, how: str) -> Question:
-    """Apply a scoring to a question; without choices it is a number's, or none where the answer is unknown."""
+    """Apply a scoring to a question; without choices it is that of its words or its number, or none where the answer is
+    unknown."""
     if question.choices is None and question.target is None:
         return question
-    how = how if question.choices or how in scoring.OVERLAPPING else "number"
+    how = how if question.choices or how in scoring.OVERLAPPING else "contains" if question.aliases else "number"
     prompt = scoring.asked(how, question.prompt, question.choices or ())
     target = plain_number(question.target) if question.target and how == "number" else question.target
     return replace(question, prompt=prompt, target=target, scoring=how)
@@ -268,19 +269,20 @@ def scorings(settings: Settings, questions: Iterable[Question]) -> str:
 
 def for_task(settings: Settings) -> Settings:
     """Set the length of free answers to what the questions need."""
-    needed = {settings.task.scored_by} | ({"number"} if _asks_numbers(settings) else set())
+    needed = {settings.task.scored_by} | _asked_freely(settings)
     given = settings.generation.max_tokens
     longest = settings.task.max_tokens or max(scoring.MAX_TOKENS.get(how, given) for how in needed)
     return replace(settings, generation=replace(settings.generation, max_tokens=longest))
 
 
-def _asks_numbers(settings: Settings) -> bool:
-    """Check whether questions of the user's own are answered by numbers."""
+def _asked_freely(settings: Settings) -> set[str]:
+    """List the scorings of questions of the user's own that are answered freely."""
     try:
         own = _own(settings) if settings.questions is not None else ()
     except FedrayError:  # a mistake in the file is told by load_task
-        return False
-    return any(question.target is not None for question in own)
+        return set()
+    how = settings.task.scored_by
+    return {_scored(question, how).scoring for question in own if question.target is not None}
 
 
 def _own(settings: Settings) -> tuple[Question, ...]:

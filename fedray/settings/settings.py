@@ -19,7 +19,7 @@ from fedray.schema import Schema, attributes, within
 from fedray.text import decode_text
 from fedray.types import FedrayError, Generation, Prompting
 
-Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told", "exact"]
+Scoring = Literal["text", "text-normalized", "letters", "letters-generated", "number", "told", "exact", "contains"]
 if TYPE_CHECKING:
     Task = str
 else:

@@ -58,7 +58,8 @@ class TextPair:
         self.sender, self.receiver = sender, receiver
         texts = dict.fromkeys(talk.answer for talk in conversations)
         notes = {text: _words(receiver, f" {text}", 1) for text in texts}
-        said = {text: _words(sender, text, 0) for text in texts}
+        joint = sender.template.joint
+        said = {text: _words(sender, f"{joint}{text}", len(joint)) for text in texts}
         whole = {text for text in texts if notes[text][0] and said[text][0]}  # letters that one does not know
         self._talks = [talk for talk in dict.fromkeys(conversations) if talk.answer in whole]
         if not self._talks:
