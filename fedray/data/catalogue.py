@@ -22,7 +22,8 @@ class DataSet(Generic[T]):
 
     splits: our name of a split -> the hub's; schema: the columns that are read, in words; subsets: the hub's
     configurations that are read one after the other -> the group their rows are counted under; siblings: its other
-    configurations, which are something else; scoring: how its questions were published to be scored.
+    configurations, which are something else; scoring: how its questions were published to be scored; keeps_answers:
+    whether its test split comes without answers.
     """
 
     name: str
@@ -33,11 +34,17 @@ class DataSet(Generic[T]):
     subsets: Mapping[str, str] = field(default_factory=lambda: {"default": ""})
     siblings: tuple[str, ...] = ()
     scoring: str = "letters-generated"
+    keeps_answers: bool = False
 
     @property
     def main(self) -> str:
-        """The split that is evaluated on, and of a file whose name says none."""
+        """The split of a file whose name says none."""
         return next(split for split in ("test", "validation", "train") if split in self.splits)
+
+    @property
+    def evaluated(self) -> str:
+        """The split to evaluate on: of tests, or where there are none with answers of validation."""
+        return "validation" if self.keeps_answers else self.main
 
     def check(self, split: str) -> None:
         """Validate a split. Raises FedrayError naming the splits there are."""
@@ -62,7 +69,7 @@ _BENCHMARKS: tuple[DataSet[Item], ...] = (
     DataSet("openbookqa", "allenai/openbookqa", _OPENBOOKQA, rows.labelled, _ALL, {"main": ""}, ("additional",)),
     DataSet("arc-challenge", "allenai/ai2_arc", _ARC, rows.labelled, _ALL, {"ARC-Challenge": ""}, ("ARC-Easy",)),
     DataSet("mmlu-redux", "edinburgh-dawg/mmlu-redux-2.0", _MMLU_REDUX, rows.listed, _TEST, categories(MMLU)),
-    DataSet("ceval", "ceval/ceval-exam", _CEVAL, rows.lettered, _VAL | _TEST, categories(CEVAL)),
+    DataSet("ceval", "ceval/ceval-exam", _CEVAL, rows.lettered, _VAL | _TEST, categories(CEVAL), keeps_answers=True),
     DataSet("gsm8k", "openai/gsm8k", _GSM8K, rows.numbered, _TRAIN | _TEST, {"main": ""}, ("socratic",), "number"),
     DataSet(
         "hotpotqa",

@@ -61,7 +61,7 @@ class Case:
             "senders": self.senders,
             "evidence": {name: text for name, text in base.evidence.items() if name in here},
             "members": {n: own for n, own in base.members.items() if n in here or n in BY_MEMBER["members"]},
-            "task": replace(base.task, name=self.task),  # pyright: ignore[reportArgumentType]
+            "task": base.task.of(self.task),
             "generation": replace(base.generation, seed=seed, temperature=temperature),
             "seed": seed,
         }

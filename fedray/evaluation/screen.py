@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.text import Text
 
 from fedray.evaluation import leakage_table
+from fedray.evaluation.figures import c2c_table
 from fedray.evaluation.metrics import Comparison, Effects
 from fedray.evaluation.record import Outcome, Result
 from fedray.evaluation.table import p_value, per_token, share, who
@@ -244,6 +245,10 @@ class EvaluateScreen(FederateScreen):
             if lost := row.found.unrephrased:
                 kept = f"{lost} of {row.found.n} questions kept no whole rewrite"
                 self.line(f"{row.way}: {kept}, the receiver answered them alone")
+        if published := list(c2c_table.lines(rows)):
+            chosen = [c2c_table.HEADINGS.index(heading) for heading in c2c_table.SHOWN]
+            self.table(c2c_table.TITLE, c2c_table.SHOWN, ([line[i] for i in chosen] for line in published))
+            self.line(f"{c2c_table.NOTE}\n")
         if told := [line for line in leakage_table.lines(rows) if leakage_table.ALL in line]:
             chosen = [leakage_table.HEADINGS.index(heading) for heading in LEAKAGE]
             title = "What rephrasing gives away, by row; of one who counts words, and of a blind guess"

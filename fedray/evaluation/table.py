@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedray.evaluation import leakage_table
+from fedray.evaluation.figures import c2c_table
 from fedray.evaluation.metrics import MARGIN
 from fedray.files import write_whole
 from fedray.llm.catalogue import shortening
@@ -46,6 +47,7 @@ def as_markdown(report: Report) -> str:
         "",
         *_order(report),
         *_claims(report),
+        *_section(c2c_table.TITLE, c2c_table.HEADINGS, list(c2c_table.lines(report.evaluated)), c2c_table.NOTE),
         *_rows(report.evaluated, order),
         *_speculation(report.evaluated),
         *_comparisons(report, order),

@@ -63,7 +63,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         """Load a task's questions; copies hold its documents in place of those who would by name."""
         settings = self.settings
         base = asking(replace(settings, senders=copies or settings.senders))
-        questions = load_task(replace(base, task=replace(settings.task, name=task)), seed)
+        questions = load_task(replace(base, task=settings.task.of(task)), seed)
         return arranged(questions, settings.donors.answer)
 
     def work(self) -> None:
@@ -231,7 +231,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
     def _data(self) -> tuple[Data, ...]:
         """The data sets behind the tasks."""
         base, tasks = self.settings, dict.fromkeys(task for task, *_ in self._questions)
-        found = (source(replace(base, task=replace(base.task, name=task))) for task in tasks)
+        found = (source(replace(base, task=base.task.of(task))) for task in tasks)
         return tuple(Data(**asdict(origin)) for origin in found if origin)
 
     def keep(self, report: Report) -> None:
@@ -272,7 +272,7 @@ def check_cases(settings: EvaluateSettings) -> None:
     tasks = {case.task for case in cases(settings, settings.senders)}
     tasks = tasks if settings.task.shots else tasks & BENCHMARKS.keys()
     for task in (settings.task.name,) if settings.questions is not None else sorted(tasks):
-        asked = replace(settings, task=replace(settings.task, name=task))
+        asked = replace(settings, task=settings.task.of(task))
         check_lengths(replace(everybody, task=asked.task), load_task(asking(asked)))
 
 

@@ -18,7 +18,7 @@ class FuserKind:
 
     operators: those that it can be trained for, the usual one first; fusion: what else of `fusion` it implies; drafts:
     it reads what the sender drafts, not the prompt; trained: False where it needs no training and is in no registry;
-    training: settings of its training where nobody says otherwise.
+    training: settings of its training where nobody says otherwise; imported_by: the job that imports published ones.
     """
 
     where: str
@@ -27,6 +27,7 @@ class FuserKind:
     drafts: bool = False
     trained: bool = True
     training: Mapping[str, Any] = field(default_factory=dict)
+    imported_by: str = ""
 
     @property
     def implied(self) -> dict[str, str]:
@@ -49,7 +50,7 @@ class CodecKind:
 
 _FUSERS = {
     "mlp": FuserKind("fedray.fusion.mlp:MLPFuser"),
-    "c2c": FuserKind("fedray.fusion.c2c:C2CFuser", ("mix",)),
+    "c2c": FuserKind("fedray.fusion.c2c:C2CFuser", ("mix",), imported_by="jobs/import_c2c.py"),
     "draft": FuserKind(
         "fedray.fusion.draft:DraftFuser",
         ("concat",),

@@ -122,6 +122,7 @@ class Planner:
         if method.on_missing == "text":
             return
         fuser, fusion = _choice(method)
+        importing = f" or import it with {job}" if (job := FUSERS[fuser].imported_by) else ""
         for sender in self._without_fuser(receiver, senders, method):
             there = sorted(self._fusers(sender, receiver))
             others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
@@ -129,7 +130,7 @@ class Planner:
                 f"there is {others}"
                 if there
                 else f"train it with jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver}"
-                f"{'' if fuser == FuserChoice().kind else f' fuser={fuser}'}, name a registry that has "
+                f"{'' if fuser == FuserChoice().kind else f' fuser={fuser}'}{importing}, name a registry that has "
                 "it with registry.path=DIR, or let the sender speak with on_missing=text"
             )
             damaged = self._registry.passed_over(fuser_name(sender, receiver))

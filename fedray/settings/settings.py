@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from fedray.data.catalogue import TASKS
+from fedray.data.catalogue import BENCHMARKS, TASKS
 from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, resolve, safe_name
 from fedray.methods.method import Method, with_fusion
 from fedray.methods.parts import FUSERS
@@ -50,6 +50,13 @@ class TaskSettings:
     def scored_by(self) -> str:
         """The scoring, set or implied."""
         return self.scoring or TASKS[self.name]
+
+    def of(self, name: str) -> TaskSettings:
+        """The same of another task; in place of tests that have no answers, its validation split."""
+        if name == self.name:
+            return self
+        found = BENCHMARKS.get(name) if self.split == "test" else None
+        return replace(self, name=name, split=found.evaluated if found else self.split)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, slots=True)

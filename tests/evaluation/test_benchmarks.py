@@ -16,7 +16,7 @@ from fedray.questions import benchmarks
 from fedray.questions.tasks import Question, load_task
 from fedray.reporting import report
 from fedray.settings.check import check
-from fedray.settings.settings import build
+from fedray.settings.settings import TaskSettings, build
 from fedray.types import FedrayError, Row
 
 pytest.importorskip("datasets")
@@ -171,6 +171,24 @@ def test_an_evaluation_of_several_data_sets(random_federation: dict[str, Any], d
     ]
     assert [(source.name, source.rows) for source in left.data] == [("openbookqa", 2), ("arc-challenge", 4)]
     assert "arc-challenge (letters)" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("split", "name", "other", "asked"),
+    [
+        ("test", "openbookqa", "ceval", "validation"),  # its tests have no answers
+        ("test", "gsm8k", "squad", "validation"),  # it has no tests
+        ("test", "ceval", "ceval", "test"),  # the run's own task is asked as it is said
+        ("test", "ceval", "arc-challenge", "test"),
+        ("test", "tiny", "strategyqa", "test"),
+        ("test", "hotpotqa", "tiny", "test"),
+        ("validation", "openbookqa", "ceval", "validation"),
+        ("train", "openbookqa", "gsm8k", "train"),
+    ],
+)
+def test_a_task_among_others_is_asked_where_its_answers_are(split: Any, name: Any, other: str, asked: str) -> None:
+    found = TaskSettings(name=name, split=split, limit=7).of(other)
+    assert (found.name, found.split, found.limit) == (other, asked, 7)
 
 
 def test_an_evaluation_of_numbers_of_ones_own(random_federation: dict[str, Any], data: Path, tmp_path: Path) -> None:
