@@ -15,10 +15,8 @@ from torch import Tensor
 
 from fedray.llm.cache import layers_of
 from fedray.llm.decoding import Context, extend, pad
+from fedray.llm.memory import COPIED, LOGITS
 from fedray.llm.token_ids import shared
-
-COPIED = 128 << 20  # bytes of caches that are copied at a time, or those of one row
-LOGITS = 32 << 20  # bytes of logits at a time, or those of one position
 
 
 def score(
@@ -29,8 +27,9 @@ def score(
     choices[b][c] are the token ids of choice c of row b. Where logits are NaN, infinite or minus infinity throughout,
     scores are NaN.
     """
-    size = sum(t.nbytes for layer in layers_of(context.cache) for t in layer) // len(choices)
-    at_a_time = max(1, COPIED // max(1, size))
+    slots, longest = context.visible_BS.shape[1], max(len(ids) for row in choices for ids in row)
+    size = sum(t.nbytes for layer in layers_of(context.cache) for t in layer) // max(1, len(choices) * slots)
+    at_a_time = max(1, COPIED // max(1, size * (slots + longest)))
     scores: list[list[float]] = []
     greedy: list[list[bool]] = []
     for start in range(0, len(choices), at_a_time):
