@@ -35,12 +35,14 @@ HEAD_BYTES = 700 << 20  # the driver, and what Ray runs besides the members on a
 @dataclass(frozen=True, slots=True)
 class RequestLoad:
     """The requests to come. tokens: member -> of its longest prompt; answer: tokens; rows: prompts in a batch; choices:
-    per row, where they are scored; at_a_time: batches on their way together."""
+    per row, where they are scored; choice_tokens: of the longest; at_a_time: batches on their way together.
+    """
 
     tokens: Mapping[str, int]
     answer: int = 0
     rows: int = 1
     choices: int = 1
+    choice_tokens: int = 0
     at_a_time: int = 1
 
 
@@ -106,6 +108,7 @@ class _Foretold:
         self.spec: KVSpec = spec_of(self.config)
         self.parameters = memory.count_parameters(self.config)
         self.loads = not shares_weights(s, source.name, devices)
+        self.scores = s.protocol.crosses == "token" and not s.protocol.speaks  # as a sender
 
     @property
     def info(self) -> MemberInfo:
@@ -142,11 +145,16 @@ class _Foretold:
         foreign = sum(tokens for _, tokens in others)
         weights = self.parameters * size if self.loads else 0
         # Others' caches as they came, projected, and all once more where they stand before one's own; a sender's own is
-        # packed and lies in the object store too. Scoring repeats the whole for every choice.
+        # packed and lies in the object store too.
         sent = sum(sender.kv_bytes(tokens) for sender, tokens in others)
         standing = self.kv_bytes(own + foreign)
-        copies = 1 + load.choices if role == "receiver" else 3
+        copies = 2 if role == "receiver" else 3
         cache = load.rows * (sent + copies * standing + self.kv_bytes(load.answer))
+        work = memory.work_bytes(self.config, load.rows, own, foreign, self.dtype)
+        if load.choices > 1 and (role == "receiver" or self.scores):
+            row = standing + self.kv_bytes(load.choice_tokens)
+            copied, logits = memory.scoring_bytes(self.config, load.rows, load.choices, row)
+            cache, work = cache + copied, work + logits
         held = 1 if role == "receiver" else 2  # of every other batch: what was read, and a sender's payload
         cache += (load.at_a_time - 1) * load.rows * held * self.kv_bytes(own)
         return picked(
@@ -159,7 +167,7 @@ class _Foretold:
             weights=weights,
             cache=cache,
             fusers=fusers,
-            work=memory.work_bytes(self.config, load.rows, own, foreign, self.dtype),
+            work=work,
             process=memory.PROCESS_BYTES[kind],
             loading=memory.loading_bytes(self.config, weights, self.dtype, self.source.zoo) if self.loads else 0,
             wire_per_token=wire_per_token,

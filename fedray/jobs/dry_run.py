@@ -18,6 +18,8 @@ from fedray.reporting.report import Report, Who
 from fedray.settings.settings import Settings
 from fedray.types import Need
 
+BYTES_PER_TOKEN = 3  # of a choice, about
+
 
 class DryRun(Job[Settings, "Sheet"]):
     """Estimates a run of the questions, or of the prompt."""
@@ -58,10 +60,12 @@ def _load(settings: Settings, found: Mapping[str, Source], questions: Sequence[Q
     tokens: dict[str, int] = {}
     for name, source in found.items():
         tokens |= check_prompts([source], texts_read(questions, settings, name))
-    choices = max(len(question.choices or ()) for question in questions)
+    offered = [question.offered or () for question in questions]
+    longest = max((len(choice.encode()) for row in offered for choice in row), default=0) // BYTES_PER_TOKEN
     rows = min(settings.task.batch_size, len(questions))
     at_a_time = min(settings.batches_at_a_time, math.ceil(len(questions) / rows))
-    return RequestLoad(tokens, settings.generation.max_tokens, rows, max(1, choices), at_a_time)
+    most = max([1, *map(len, offered)])
+    return RequestLoad(tokens, settings.generation.max_tokens, rows, most, longest, at_a_time)
 
 
 def _room(settings: Settings, found: Mapping[str, Source]) -> Room:

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from fedray.data.catalogue import BENCHMARKS
 from fedray.errors import MemberFailed
 from fedray.evaluation.deranging import Deranging
-from fedray.evaluation.figures import base
 from fedray.evaluation.measure import batched
 from fedray.evaluation.record import Record
 from fedray.evaluation.screen import FederateScreen
@@ -156,6 +155,8 @@ class Federate(Job[Settings, FederateScreen]):
         self.tracker.trace(request, fed.last, started_ns)
 
     def _figures(self, report: Report) -> None:
+        from fedray.evaluation.figures import base  # matplotlib, which a plan does without
+
         folder, found = base.emptied(self.settings.output), self.record.by_group()
         label = base.label(report.zoo, report.task, report.found.n)
         if found:

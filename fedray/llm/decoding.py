@@ -86,7 +86,7 @@ class Beyond(Protocol):
         """Append slots to keys, values (B, N, K, H) and the additive mask of a layer; query: (B, heads, Q, H)."""
         ...
 
-    def repeat(self, times: int) -> Beyond: ...
+    def select(self, index_R: Tensor) -> Beyond: ...
 
 
 @dataclass(slots=True)
@@ -111,17 +111,15 @@ class Context:
         """The number of others' slots in front."""
         return 0 if self.slot_bias is None else self.slot_bias[0].shape[-1]
 
-    def repeat(self, times: int) -> Context:
-        """Repeat every row `times` times in a row (to score that many continuations of it)."""
-
-        def rows(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(times, dim=0)
-
-        layers = [(rows(key), rows(value)) for key, value in layers_of(self.cache)]
-        bias = None if self.slot_bias is None else tuple(rows(b) for b in self.slot_bias)
-        beyond = None if self.beyond is None else self.beyond.repeat(times)
-        places = None if self.positions_BS is None else rows(self.positions_BS)
-        return Context(DynamicCache(layers), rows(self.visible_BS), rows(self.next_position_B), bias, beyond, places)
+    def select(self, rows: Sequence[int]) -> Context:
+        """Copy some rows, each as often as it is named."""
+        index_R = self.next_position_B.new_tensor(rows)
+        layers = [(key[index_R], value[index_R]) for key, value in layers_of(self.cache)]
+        bias = None if self.slot_bias is None else tuple(b[index_R] for b in self.slot_bias)
+        beyond = None if self.beyond is None else self.beyond.select(index_R)
+        places = None if self.positions_BS is None else self.positions_BS[index_R]
+        seen, position = self.visible_BS[index_R], self.next_position_B[index_R]
+        return Context(DynamicCache(layers), seen, position, bias, beyond, places)
 
 
 def empty_context(batch: int, device: torch.device) -> Context:
@@ -316,32 +314,3 @@ def check_numbers(name: str, logits: Tensor) -> None:
     """
     if not bool(logits.amax(-1).isfinite().all()):
         raise FedrayError(f"{shown(name)}: {NO_NUMBERS}")
-
-
-def score(
-    model: Any, context: Context, logits_BV: Tensor, choices: list[list[list[int]]], fill: int
-) -> tuple[list[list[float]], list[list[bool]]]:
-    """Score every choice after `context`: its log-probability, and whether greedy decoding would generate it.
-
-    choices[b][c] are the token ids of choice c of row b; logits_BV are the context's next-token logits. The first token
-    is read off them; only choices of several tokens cost another pass. Where logits are NaN, infinite or minus infinity
-    throughout, scores are NaN.
-    """
-    first, most = torch.log_softmax(logits_BV, dim=-1), logits_BV.argmax(-1).tolist()
-    scores = [[float(first[b, ids[0]]) for ids in row] for b, row in enumerate(choices)]
-    greedy = [[ids[0] == most[b] for ids in row] for b, row in enumerate(choices)]
-    widest = max(len(row) for row in choices)
-    flat = [(row + [row[-1]] * (widest - len(row))) for row in choices]
-    if all(len(ids) == 1 for row in flat for ids in row):
-        return scores, greedy
-    ids_RT, valid_RT = pad([ids for row in flat for ids in row], fill, logits_BV.device)
-    extended = context.repeat(widest)
-    logits = step(model, extended, ids_RT, valid_RT, all_logits=True)
-    following = torch.log_softmax(logits[:, :-1], dim=-1)
-    picked = following.gather(2, ids_RT[:, 1:, None])[..., 0].where(valid_RT[:, 1:], 0.0)
-    rest = picked.sum(1).view(len(choices), widest)
-    as_said = ((following.argmax(-1) == ids_RT[:, 1:]) | ~valid_RT[:, 1:]).all(1).view(len(choices), widest)
-    return (
-        [[s + float(rest[b, c]) for c, s in enumerate(row)] for b, row in enumerate(scores)],
-        [[said and bool(as_said[b, c]) for c, said in enumerate(row)] for b, row in enumerate(greedy)],
-    )

@@ -14,7 +14,7 @@ import torch
 from fedray.llm import hub, shapes
 from fedray.llm.cache import spec_of
 from fedray.llm.files import weight_files
-from fedray.llm.memory import numbers
+from fedray.llm.memory import numbers, release_freed
 from fedray.llm.model import LLM, check_known, check_length, encode, hash_tokenizer, hash_vocabulary
 from fedray.llm.opening import open_model, outline
 from fedray.llm.products import pack_matrices
@@ -61,6 +61,7 @@ def load_source(source: Source, device: str = "cpu", dtype: str | None = None, *
         model = open_model(source.llm, path, config, device, kind, source.remedy)
     if packed:
         pack_matrices(model)
+    release_freed()
     return wrap(source.name, model.eval(), tokenizer, digest, source.revision or "", source.prompting)
 
 

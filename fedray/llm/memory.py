@@ -6,7 +6,9 @@ docs/log.md.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +17,18 @@ from transformers import AutoModelForCausalLM
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIB = 1 << 20
+COPIED = 64 * MIB  # of caches that are copied at a time to score choices, or those of one row
+LOGITS = 32 * MIB  # of logits at a time, or those of one position
 # Python, torch, transformers and Ray in one process. A device of its own adds its driver's libraries and context.
 PROCESS_BYTES = {"cpu": 480 * MIB, "cuda": 1400 * MIB, "mps": 600 * MIB}
 CONTEXT_BYTES = {"cpu": 0, "cuda": 550 * MIB, "mps": 0}
+
+
+def release_freed() -> None:
+    """Return freed memory to the system where the C library would keep it for its threads (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def count_parameters(config: Any) -> int:
@@ -42,6 +53,13 @@ def work_bytes(config: Any, rows: int, tokens: int, seen: int, dtype: str) -> in
     wide = 6 * config.hidden_size + 3 * config.intermediate_size
     mask = tokens * (tokens + seen) * (2 * size + 1)
     return rows * (tokens * wide * size + mask + 2 * config.vocab_size * (4 + size))
+
+
+def scoring_bytes(config: Any, rows: int, choices: int, row: int) -> tuple[int, int]:
+    """Estimate what scoring so many choices per row copies of caches, of `row` bytes each, and its logits."""
+    beginnings = min(rows * row, max(COPIED, row))  # read once per row, and ends once per choice
+    ends = min(rows * choices * row, max(COPIED, row))
+    return beginnings + ends, 2 * max(LOGITS, 4 * config.vocab_size)  # and their logarithms
 
 
 def loading_bytes(config: Any, weights: int, dtype: str, zoo: str) -> int:

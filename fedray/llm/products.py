@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedray.llm.memory import release_freed
+
 LARGE = 1 << 17  # numbers of a matrix; for smaller ones the call costs more than the product
+RELEASED = 64 << 20  # bytes of replaced matrices after which memory is given back
 ROWS = 128  # tokens that the layout is chosen for
 _ONEDNN = torch.ops.mkldnn  # the kernels that torch.compile uses
 
@@ -48,13 +51,19 @@ def pack_matrices(root: nn.Module) -> None:
 
     A matrix that is an embedding too stays: it would stand in memory twice.
     """
+    freed = RELEASED + 1
     shared = {id(module.weight) for module in root.modules() if isinstance(module, nn.Embedding)}
-    for name, module in [*root.named_modules(remove_duplicate=False)]:
+    for name in [name for name, module in root.named_modules(remove_duplicate=False) if isinstance(module, nn.Linear)]:
+        module = root.get_submodule(name)  # no list holds them: each goes as soon as it is replaced
+        if freed > RELEASED:
+            release_freed()
+            freed = 0
         if name and isinstance(module, nn.Linear):
             weight = module.weight
             large = weight.device.type == "cpu" and weight.numel() >= LARGE and packs(weight.dtype)
             if large and id(weight) not in shared:
                 root.set_submodule(name, PackedLinear(module))
+                freed += weight.nbytes
 
 
 def unpack_matrices(root: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedray.fusion.placing import Unread
 from fedray.llm import decoding
+from fedray.llm.choices import score
 from fedray.llm.decoding import Context
 from fedray.llm.loading import describe, load_source
 from fedray.llm.model import LLM
@@ -97,7 +98,7 @@ class Core:
 
     def _score(self, context: Context, logits: Tensor, choices: tuple[tuple[str, ...], ...]) -> tuple[Row, ...]:
         ids = [[self.llm.encode_choice(text) for text in row] for row in choices]
-        scores, greedy = decoding.score(self.llm.model, context, logits, ids, self.llm.pad_id)
+        scores, greedy = score(self.llm.model, context, logits, ids, self.llm.pad_id)
         said = [not any(map(math.isnan, row)) and max(row) > -math.inf for row in scores]
         return tuple(
             _best(choices[b], ids[b], scores[b], greedy[b]) if said[b] else Row("", failed=True)

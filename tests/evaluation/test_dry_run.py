@@ -98,6 +98,31 @@ def test_what_is_asked_shows_in_what_it_takes(tmp_path: Path) -> None:
     assert receiver(5, fusion="mix").fusers != plain.fusers != receiver(6, fuser="c2c").fusers
 
 
+def test_scored_choices_count_where_they_are_scored_and_only_there(tmp_path: Path) -> None:
+    """Of an ensemble at every member; answers that are written, and what senders of others send, cost nothing more."""
+    asked = tmp_path / "asked.jsonl"
+    choices = {"text": ["red", "blue", "a colour that has a name of many words"], "label": ["A", "B", "C"]}
+    row = {"question_stem": PROMPT, "choices": choices, "answerKey": "A"}
+    asked.write_text("".join(json.dumps({"id": str(i), **row}) + "\n" for i in range(20)))
+
+    def work(number: int, scoring: str, **how: Any) -> list[tuple[int, int]]:
+        given = {
+            "senders": ["llama-1b"],
+            "prompt": None,
+            "questions": asked,
+            "task": {"scoring": scoring, "max_tokens": 32},
+            **how,
+        }
+        needs = foretell(tmp_path / str(number), **given, ray=False)[1]
+        return [(need.cache, need.work) for need in needs.values()]
+
+    scored, written = work(0, "letters", protocol="ensemble"), work(1, "letters-generated", protocol="t2t")
+    told = work(2, "letters", protocol="t2t")
+    assert all(a[0] > b[0] and a[1] > b[1] for a, b in zip(scored, written, strict=True))
+    assert told[0] == scored[0] and told[1] == written[1], "a sender of text writes"
+    assert scored[0][0] < 2.5 * written[0][0], "no copy of the whole batch for every choice"
+
+
 def test_the_scale_model_has_a_plan_too(tmp_path: Path) -> None:
     needs = foretell(tmp_path, zoo="tiny", senders=["llama-1b"])[1]
     assert needs["llama-1b"].weights == 647_592 * 4 and 0 < needs["qwen3-0.6b"].fusers < 10 * MIB

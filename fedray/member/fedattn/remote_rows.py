@@ -28,8 +28,8 @@ class Rows:
     value_BNSH: Tensor
     visible_BS: Tensor
 
-    def repeat(self, times: int) -> Rows:
-        return Rows(*(t.repeat_interleave(times, dim=0) for t in (self.key_BNSH, self.value_BNSH, self.visible_BS)))
+    def select(self, index_R: Tensor) -> Rows:
+        return Rows(self.key_BNSH[index_R], self.value_BNSH[index_R], self.visible_BS[index_R])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Others:
         """The prompt is read: from now on only what was found is seen."""
         self._meet = None
 
-    def repeat(self, times: int) -> Others:
-        return Others((), None, {layer: rows and rows.repeat(times) for layer, rows in self._found.items()})
+    def select(self, index_R: Tensor) -> Others:
+        return Others((), None, {layer: rows and rows.select(index_R) for layer, rows in self._found.items()})
 
 
 def joined(caches: Sequence[KVCache]) -> Rows | None:
