@@ -129,7 +129,8 @@ def test_texts_are_words_of_both_and_never_kept_ones(tmp_path: Path) -> None:
     assert "huge trees" in said and any("birdie" in text for text in said)
     assert not any("color" in text or "night" in text.lower() for text in said)
     assert not {talk.answer for talk in train} & {talk.answer for talk in check}
-    words = {talk.answer for talk in train if talk.group == dictation.WORD and talk.answer not in "huge trees birdie sings"}
+    spans = "huge trees birdie sings"
+    words = {talk.answer for talk in train if talk.group == dictation.WORD and talk.answer not in spans}
     vocabularies = [" ".join(llm.decode([i]) for i in range(600)) for llm in (one, two)]
     assert words and all(any(f" {word}" in known for known in vocabularies) for word in words)
 

