@@ -104,10 +104,10 @@ def fits(counts: torch.Tensor, p: torch.Tensor) -> float:
 
 
 def test_first_tokens_are_distributed_as_the_average(group):
-    """2,000 of them, drawn by the whole protocol; the draft alone, or one worker, would be distributed otherwise."""
+    """4,000 of them, drawn by the whole protocol; the draft alone, or one worker, would be distributed otherwise."""
     temperature = 0.8
     drawing = Generation(max_tokens=2, temperature=temperature, seed=0, full=True)
-    request = Request((), token_ids=(START,) * 2000, generation=drawing)
+    request = Request((), token_ids=(START,) * 4000, generation=drawing)
     first = torch.tensor([row.tokens[0] for row in ask(group, plan(how=SpecFed(gamma=1, top_k=1.0)), request).rows])
     counts = torch.bincount(first, minlength=640)
     own, *theirs = (first_distribution(group._members[name], temperature) for name in (DRAFT, *WORKERS))
