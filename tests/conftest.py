@@ -107,17 +107,18 @@ def composed_once() -> Iterator[None]:
 
 
 _opened: dict[tuple[Any, ...], Any] = {}
+_shared: list[Path] = []  # folders of LLMs that no test changes
 
 
 def _open_once(patch: pytest.MonkeyPatch) -> None:
-    """Read the weights of each embedded LLM once; who loads one has a copy of its own."""
+    """Read the weights of each LLM that all tests share once; who loads one has a copy of its own."""
     from fedray.llm import loading
     from fedray.llm.catalogue import EMBEDDED
 
     open_model = loading.open_model
 
     def opened(member: str, folder: Path, *given: Any) -> Any:
-        if EMBEDDED not in folder.parents:
+        if not {EMBEDDED, *_shared} & {*folder.parents}:
             return open_model(member, folder, *given)
         key = (folder, *map(str, given))
         if key not in _opened:
@@ -143,9 +144,11 @@ def unflushed() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow store for all tests: the first use of one takes seconds."""
-    pytest.importorskip("mlflow")
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    """One MLflow store for all tests, its tables made: that takes seconds, on a busy machine more than a job waits."""
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    mlflow.MlflowClient(uri).search_experiments()
+    return uri
 
 
 @pytest.fixture(scope="session")
@@ -171,18 +174,6 @@ def cluster(nodes: Cluster) -> Iterator[Connection]:
 
 
 @pytest.fixture(scope="session")
-def embedded(cluster: Connection) -> Iterator[RayGroup]:
-    """Embedded LLMs, each in an actor."""
-    from fedray.runtime.actors import load_members
-    from fedray.runtime.placement import Placement
-
-    names = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-coder-0.5b")
-    group = load_members([Placement(name, num_cpus=0) for name in names])  # they stay till the end
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="session")
 def random_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the embedded zoo's: three LLMs, and concat fusers into the receiver, all of random weights."""
     from tiny import random_fuser, random_llm
@@ -200,6 +191,7 @@ def random_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for sender in SENDERS:
         fuser = random_fuser(random_llm(sender), random_llm(RECEIVER), "concat")
         registry.add_fuser(fuser, saved[sender], saved[RECEIVER], {})
+    _shared.append(folder)
     return folder
 
 
@@ -250,6 +242,15 @@ def spread(random_federation: dict[str, Any], mixing: Path, cluster: Connection)
         yield fed
 
 
+@pytest.fixture(scope="module")
+def embedded(spread: Federation) -> Iterator[RayGroup]:
+    """Embedded LLMs, each in an actor: `spread`'s, which have their own again for the next file."""
+    from probes import lent
+
+    with lent(spread._group, "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-coder-0.5b") as group:
+        yield group
+
+
 @pytest.fixture
 def short_folder() -> Iterator[str]:
     """Ray's sockets do not fit into pytest's."""
@@ -270,6 +271,23 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
     monkeypatch.chdir(tmp_path)
     return Call(monkeypatch, capsys)
+
+
+@pytest.fixture
+def full_size() -> None:
+    """For tests that look at pictures, or need a file as large as users have it, where others have `unpainted`."""
+
+
+@pytest.fixture
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and saved as an empty picture: to lay out and paint one takes longer than most tests that leave
+    some, and those of `full_size` do."""
+    if "full_size" in request.fixturenames:
+        return
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: save(Figure(figsize=(1, 1)), path, dpi=dpi))
 
 
 @pytest.fixture

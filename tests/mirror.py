@@ -86,7 +86,8 @@ def serving(repos: dict[str, Repo] | None = None) -> Iterator[Mirror]:
 
 def environment(url: str, home: Path, **more: str) -> dict[str, str]:
     """For a process of its own: its hub is `url`, its caches lie in `home`."""
-    places = {"HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets"), "PYTHONPATH": str(_ROOT)}
+    path = os.pathsep.join((str(_ROOT), str(_ROOT / "tests")))
+    places = {"HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets"), "PYTHONPATH": path}
     return {**os.environ, **places, "HF_ENDPOINT": url, **more}
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fedray.runtime.actors import RayGroup
 
 Span = tuple[str, str, float, float]  # which work, for which session, from when to when (time.time())
+_before: list[dict[str, Any]] = []
 _taken: list[bytes] = []
 _spans: list[Span] = []
 
@@ -24,6 +26,33 @@ def some_of(group: RayGroup, *names: str) -> RayGroup:
     from fedray.runtime.actors import RayGroup
 
     return RayGroup({name: group._actors[name] for name in names}, {name: group.members[name] for name in names})
+
+
+@contextmanager
+def lent(group: Any, *names: str) -> Iterator[RayGroup]:
+    """A group's processes with other members in them, embedded LLMs of these names; afterwards all is as it was. Every
+    process of one's own would have to import torch and transformers first."""
+    import ray
+
+    from fedray.runtime.actors import RayGroup, gather_infos
+
+    actors = dict(zip(names, group._actors.values(), strict=True))
+    try:
+        ray.get([actor.__ray_call__.remote(become, name) for name, actor in actors.items()])
+        yield RayGroup(actors, gather_infos(actors))
+    finally:
+        ray.get([actor.__ray_call__.remote(become_again) for actor in actors.values()])
+
+
+def become(member: Any, name: str) -> None:
+    _before.append(vars(member).copy())
+    vars(member).clear()
+    member.__init__(name)
+
+
+def become_again(member: Any) -> None:
+    vars(member).clear()
+    vars(member).update(_before.pop())
 
 
 def process_id(actor: object = None) -> int:

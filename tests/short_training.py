@@ -13,7 +13,7 @@ from fedray.training import fuser_job
 from fedray.training.settings import FuserJob, build_fuser_job, check_fuser_job
 
 SENDER, RECEIVER = "qwen2.5-0.5b", "qwen3-0.6b"
-SHORT = {"steps": 12, "limit": 48, "batch_size": 16, "hidden": 16, "validate_every": 5, "save_every": 2}
+SHORT = {"steps": 12, "limit": 24, "batch_size": 8, "hidden": 16, "validate_every": 5, "save_every": 2}
 
 
 def settings(folder: Path, **values: Any) -> FuserJob:

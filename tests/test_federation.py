@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from fedray.errors import MemberFailed
 from fedray.jobs import federate
 from fedray.methods.method import Wire
 from fedray.reporting import report
+from fedray.runtime.actors import RayGroup, load_members
+from fedray.runtime.placement import Placement
 from fedray.settings.settings import Settings, build
 from fedray.types import Answer, FedrayError, Missing, Request
 
@@ -147,12 +150,16 @@ def open_sessions(member: Any) -> int:
     return member.stats()["sessions"]
 
 
-class Interrupted(Federation):
-    """Ctrl-C when the third of the federation's own batches is answered, by members that outlive it."""
+class Borrowing(Federation):
+    """A federation whose members are somebody else's, and outlive it."""
 
     def __init__(self, settings: Settings, group: Any) -> None:
         super().__init__(replace(settings, ray=replace(settings.ray, enabled=False)))
         self.settings, self._group = settings, group
+
+
+class Interrupted(Borrowing):
+    """Ctrl-C when the third of the federation's own batches is answered."""
 
     def run_all(self, requests: Any, plan: Any = None, at_a_time: int | None = None) -> Iterator[Answer | MemberFailed]:
         for number, answer in enumerate(super().run_all(requests, plan, at_a_time)):
@@ -217,12 +224,15 @@ def test_a_receiver_alone_starts_no_sender(random_federation: dict[str, Any], he
 
 
 def test_a_sender_lost_in_mid_request_is_named_and_the_answer_comes(
-    random_federation: dict[str, Any], cluster: Any, here: Federation
+    random_federation: dict[str, Any], random_zoo: Path, spread: Federation, here: Federation
 ) -> None:
     """Frozen, back again, and killed, by either route; then the other one, and the receiver answers alone."""
     (lost, rest), request = SENDERS, here.request(QUESTIONS[0])
     expected = tokens(here.run(request, here.plan_for(senders=(rest,))))
-    with Federation(**random_federation, deadline_s=3.0) as doomed:
+    senders, whole = load_members([Placement(name, num_cpus=0) for name in SENDERS], folder=random_zoo), spread._group
+    assert isinstance(whole, RayGroup)
+    group = RayGroup({**whole._actors, **senders._actors}, {**whole.members, **senders.members})
+    with closing(senders), Borrowing(build({**random_federation, "deadline_s": 3.0}), group) as doomed:
         plans = {route: revised(doomed.plan, gate={"route": route}) for route in ("eager", "lazy")}
         asked = doomed.request(QUESTIONS[0])
         pid = doomed.members[lost].pid

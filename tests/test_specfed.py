@@ -17,6 +17,8 @@ from fedray.protocols.group import LocalGroup
 from fedray.types import Generation, Plan, Request
 from fedray.wire.distributions import top_entries
 
+SHORT = replace(REQUEST, generation=Generation(max_tokens=16))
+
 
 @pytest.fixture(scope="module")
 def group() -> LocalGroup:
@@ -30,7 +32,7 @@ def own() -> Member:
 
 
 @pytest.mark.parametrize(
-    ("gamma", "top_k"), [*((gamma, 1.0) for gamma in (0, 1, 2, 3, 5, 8, "auto")), (0, 1), (4, 1), (7, 1), ("auto", 1)]
+    ("gamma", "top_k"), [*((gamma, 1.0) for gamma in (0, 1, 3, 8, "auto")), (0, 1), (7, 1), ("auto", 1)]
 )
 def test_one_worker_greedy_is_its_own_greedy_decoding(group, own, gamma, top_k):
     """For any gamma, and for any K: the likeliest token is always among those that travel."""
@@ -49,15 +51,18 @@ def test_one_worker_greedy_is_its_own_greedy_decoding(group, own, gamma, top_k):
 def test_gamma_changes_no_greedy_answer(group, top_k, reconstruct):
     """Of two workers; K = V is the greedy answer of the average of whole distributions."""
     how = SpecFed(gamma=0, top_k=top_k, reconstruct=reconstruct)
-    one_by_one = tokens(ask(group, plan(how=how)))
-    assert all(tokens(ask(group, plan(how=replace(how, gamma=gamma)))) == one_by_one for gamma in (1, 3, 8))
+    one_by_one = tokens(ask(group, plan(how=how), SHORT))
+    assert all(tokens(ask(group, plan(how=replace(how, gamma=gamma)), SHORT)) == one_by_one for gamma in (1, 3, 8))
 
 
 def test_the_average_is_not_one_workers(group):
-    both, one, other = (tokens(ask(group, plan(how=replace(WHOLE, weights=w)))) for w in ((1, 1), (1, 0), (0, 1)))
-    assert one == tokens(ask(group, plan(ONE))) != both
-    assert other == tokens(ask(group, plan(WORKERS[1:])))
-    assert both == tokens(ask(group, plan(how=replace(WHOLE, weights=(0.5, 0.5))))) == tokens(ask(group, plan()))
+    def said(workers=WORKERS, weights=None):
+        return tokens(ask(group, plan(workers, replace(WHOLE, weights=weights)), SHORT))
+
+    both, one, other = (said(weights=w) for w in ((1, 1), (1, 0), (0, 1)))
+    assert one == said(ONE) != both
+    assert other == said(WORKERS[1:])
+    assert both == said(weights=(0.5, 0.5)) == said()
 
 
 def test_a_batch_says_what_its_rows_say_alone(group):
@@ -151,7 +156,7 @@ def test_a_seed_gives_the_same_answer_again(group):
 def test_what_is_lost_stays_within_the_bounds(group, how, top_k, temperature):
     """Every position of real answers, through the wire: Delta <= 2 sum w epsilon, |Delta alpha| <= Delta / 2."""
     settings = SpecFed(gamma=3, top_k=top_k, reconstruct=how, measure=True, weights=(2, 1))
-    request = replace(REQUEST, generation=Generation(max_tokens=20, temperature=temperature))
+    request = replace(REQUEST, generation=Generation(max_tokens=12, temperature=temperature))
     found = ask(group, plan(how=settings), request).speculation
     assert found is not None and found.measured == found.positions > 20 and found.drafts_measured > 10
     assert found.delta_excess < 1e-5 and found.gap_excess < 1e-5

@@ -29,6 +29,15 @@ def group() -> LocalGroup:
     return LocalGroup({name: Member(name) for name in (DRAFT, *WORKERS)})
 
 
+Said = dict[tuple[str, ...], list[tuple[int, ...]]]
+
+
+@pytest.fixture(scope="module")
+def said(group) -> Said:
+    """What these workers say when nothing is in their way."""
+    return {workers: tokens(ask(group, plan(workers))) for workers in (WORKERS, ONE, WORKERS[1:])}
+
+
 def test_a_repeated_call_changes_nothing_and_a_late_worker_catches_up(group):
     """verify again, and from an older position with all that was missed: the same distributions."""
     worker = group._members[ONE[0]]
@@ -100,7 +109,7 @@ class Failing(Member):
 
 
 @pytest.mark.parametrize("damaged", ["", "buffers", "header"])
-def test_a_lost_worker_leaves_its_weight_to_the_others(group, damaged):
+def test_a_lost_worker_leaves_its_weight_to_the_others(group, said, damaged):
     members = dict(group._members)
     failing = members[WORKERS[1]] = Failing(WORKERS[1])
     failing.damaged = damaged
@@ -108,9 +117,9 @@ def test_a_lost_worker_leaves_its_weight_to_the_others(group, damaged):
     assert [m.member for m in answer.missing] == [WORKERS[1]] and answer.senders == ONE
     assert nothing_is_open(LocalGroup(members))
     assert (damaged or "out of memory") in answer.missing[0].reason
-    assert tokens(answer) != tokens(ask(group, plan()))
+    assert tokens(answer) != said[WORKERS]
     failing.calls = failing.good  # lost in its first round: the other's own answer
-    assert tokens(ask(LocalGroup(members), plan())) == tokens(ask(group, plan(ONE)))
+    assert tokens(ask(LocalGroup(members), plan())) == said[ONE]
     with pytest.raises(MemberFailed, match=damaged or "out of memory"):
         ask(LocalGroup(members), plan(on_missing="error"))
     assert nothing_is_open(LocalGroup(members))
@@ -141,15 +150,14 @@ def slow(group) -> LocalGroup:
     return LocalGroup({**group._members, ONE[0]: Slow(ONE[0])})
 
 
-def test_what_stands_at_the_deadline_is_the_answer_and_said_to_be_cut_short(group, slow):
+def test_what_stands_at_the_deadline_is_the_answer_and_said_to_be_cut_short(said, slow):
     """In the middle of a round, and between two; without any round there is none."""
-    one, whole = plan(ONE, SpecFed(gamma=1)), tokens(ask(group, plan(ONE)))
+    one, whole = plan(ONE, SpecFed(gamma=1)), said[ONE]
     patient = replace(REQUEST, deadline_s=30.0)
     assert not ask(slow, one, patient).missing
     worker = slow._members[ONE[0]]
     worker.calls, worker.asleep = 0, frozenset({4})
-    ask(slow, one)  # warm
-    worker.calls, hasty = 0, replace(REQUEST, deadline_s=1.0)
+    hasty = replace(REQUEST, deadline_s=1.0)
     cut = ask(slow, one, hasty)
     (missing,) = cut.missing
     assert missing.member == DRAFT and missing.reason.endswith(" of 4 answers were not at their end within 1 s")
@@ -216,12 +224,12 @@ def test_drafts_behind_the_end_are_not_looked_at(group):
     assert sum(found.decided) < sum(found.drafted) and sum(found.accepted) <= found.emitted + len(PROMPTS)
 
 
-def test_the_gate_weighs_row_by_row(group):
+def test_the_gate_weighs_row_by_row(group, said):
     """gate=oracle stands for a learned gate: each row listens to the worker it names."""
     weights = {WORKERS[0]: (1.0, 0.0, 1.0, 0.0), WORKERS[1]: (0.0, 1.0, 0.0, 1.0)}
     how = replace(WHOLE, weigh="gate")
     answer = ask(group, revised(plan(how=how), gate="oracle"), replace(REQUEST, weights=weights))
-    each = [tokens(ask(group, plan((name,)))) for name in WORKERS]
+    each = [said[(name,)] for name in WORKERS]
     assert tokens(answer) == [each[b % 2][b] for b in range(len(PROMPTS))]
     assert [row.weights[WORKERS[1]] for row in answer.rows] == [0.0, 1.0, 0.0, 1.0]
 

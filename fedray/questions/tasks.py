@@ -121,22 +121,21 @@ def load_task(settings: Settings, seed: int = 0) -> list[Question]:
         of_all = settings.documents() if has_documents(settings, own) else {}
         return [replace(question, evidence={**of_all, **question.evidence}) for question in own] if of_all else own
     above = _examples(settings, seed) if settings.task.shots else ""
-    questions = [_scored(_question(*drawn), how) for drawn in _drawn(settings, seed)[: settings.task.limit]]
+    questions = [_scored(_question(*drawn), how) for drawn in _drawn(settings, seed, settings.task.limit)]
     shots = settings.task.shots
     return [replace(q, prompt=above + q.prompt, shots=shots) for q in questions] if shots else questions
 
 
-def _drawn(settings: Settings, seed: int) -> list[tuple[Item, Mapping[str, Any]]]:
-    """Shuffle all questions of the task's split, each with what else is known of it."""
-    drawn: list[tuple[Item, Mapping[str, Any]]]
+def _drawn(settings: Settings, seed: int, limit: int | None) -> list[tuple[Item, Mapping[str, Any]]]:
+    """Shuffle all questions of the task's split, and read the first of them, each with what else is known of it."""
     if settings.task.name in BENCHMARKS:
-        found = benchmarks.items(settings).items()
+        found = list(benchmarks.items(settings).items())
+        random.Random(_SEED).shuffle(found)
         holders = (settings.receiver,) if settings.protocol.copies else settings.senders
-        drawn = [(item, _about(name, group, item, holders)) for name, (group, item) in found]
-    else:
-        drawn = [(rows.labelled(row), row) for row in _rows(settings, world_of(settings.zoo.path), seed)]
+        return [(item, _about(name, group, item, holders)) for name, (group, item) in found[:limit]]
+    drawn = _rows(settings, world_of(settings.zoo.path), seed)
     random.Random(_SEED).shuffle(drawn)
-    return drawn
+    return [(rows.labelled(row), row) for row in drawn[:limit]]
 
 
 def _about(name: str, group: str, item: Item, holders: Sequence[str]) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def _examples(settings: Settings, seed: int) -> str:
         raise FedrayError(f"{name} has no training split to take {shots} from: leave it out, or choose one of {others}")
     if task.split == "train":
         raise FedrayError(f"{shots} would give away questions of task.split=train: choose another split")
-    drawn = _drawn(replace(settings, task=replace(task, split="train")), seed)[: task.shots]
+    drawn = _drawn(replace(settings, task=replace(task, split="train")), seed, task.shots)
     if any(about.get("asked") or about.get("evidence") for _, about in drawn):
         raise FedrayError(f"{name} gives members texts of their own, and {shots} is the same for all: leave it out")
     if len(drawn) < task.shots:

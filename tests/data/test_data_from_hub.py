@@ -29,11 +29,12 @@ import json, sys
 from dataclasses import asdict
 from fedray.data.catalogue import BENCHMARKS
 from fedray.data.source import read
-try:
-    found, source = read(BENCHMARKS["gsm8k"], **json.loads(sys.argv[1]))
-    print(json.dumps({**asdict(source), "first": next(iter(found.values()))[1].target}))
-except ValueError as error:
-    print(error)
+for how in sys.argv[1:]:
+    try:
+        found, source = read(BENCHMARKS["gsm8k"], **json.loads(how))
+        print(json.dumps({**asdict(source), "first": next(iter(found.values()))[1].target}))
+    except ValueError as error:
+        print(error)
 """
 
 
@@ -45,10 +46,10 @@ def repo(tmp_path: Path) -> Repo:
     return repo_of(tmp_path / "hub")
 
 
-def ask(home: Path, address: str, offline: bool = False, **how: Any) -> Any:
-    """What a process of its own reads from that hub: JSON, or the one sentence it says instead."""
+def ask(home: Path, address: str, *hows: dict[str, Any], offline: bool = False) -> list[Any]:
+    """What a process of its own reads from that hub, one after the other: JSON, or the one sentence it says instead."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps({"split": "test", **how})],
+        [sys.executable, "-c", SCRIPT, *(json.dumps({"split": "test", **how}) for how in hows)],
         cwd=ROOT,
         env=environment(address, home, HF_HUB_OFFLINE=str(int(offline))),
         capture_output=True,
@@ -56,29 +57,27 @@ def ask(home: Path, address: str, offline: bool = False, **how: Any) -> Any:
         check=False,
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert done.stdout.count("\n") == 1
-    return json.loads(done.stdout) if done.stdout.startswith("{") else done.stdout
+    said = done.stdout.splitlines()
+    assert len(said) == len(hows)
+    return [json.loads(line) if line.startswith("{") else line for line in said]
 
 
 def test_downloaded_once_and_read_from_the_cache_offline(repo: Repo, tmp_path: Path) -> None:
     with serving({KEY: repo}) as mirror:
-        first = ask(tmp_path / "home", mirror.url)
-        streamed = ask(tmp_path / "other", mirror.url, streaming=True)
+        (first,) = ask(tmp_path / "home", mirror.url, {})
+        (streamed,) = ask(tmp_path / "other", mirror.url, {"streaming": True})
     assert (first["repo"], first["revision"], first["rows"], first["first"]) == (REPO, repo.commit(), 2, "72")
     assert streamed == first, "streaming reads the same rows"
-    assert ask(tmp_path / "home", mirror.url, offline=True) == first
-    assert "connect, or give a local copy: data.path=DIR" in ask(tmp_path / "nothing", mirror.url, offline=True)
+    assert ask(tmp_path / "home", mirror.url, {}, offline=True) == [first]
+    (said,) = ask(tmp_path / "nothing", mirror.url, {}, offline=True)
+    assert "connect, or give a local copy: data.path=DIR" in said
 
 
-def test_a_revision_is_pinned_or_missed(repo: Repo, tmp_path: Path) -> None:
+def test_a_revision_is_pinned_or_missed_and_what_is_gated_is_refused(repo: Repo, tmp_path: Path) -> None:
     with serving({KEY: repo}) as mirror:
-        assert ask(tmp_path / "home", mirror.url, revision=repo.commit())["revision"] == repo.commit()
-        said = ask(tmp_path / "home", mirror.url, revision="nowhere")
-    assert said.startswith("openai/gsm8k main test at revision nowhere cannot be read from the hub (")
-
-
-def test_a_gated_data_set_is_refused(repo: Repo, tmp_path: Path) -> None:
-    repo.gated = True
-    with serving({KEY: repo}) as mirror:
-        said = ask(tmp_path / "home", mirror.url)
+        pinned, missed = ask(tmp_path / "home", mirror.url, {"revision": repo.commit()}, {"revision": "nowhere"})
+        assert pinned["revision"] == repo.commit()
+        assert missed.startswith("openai/gsm8k main test at revision nowhere cannot be read from the hub (")
+        repo.gated = True
+        (said,) = ask(tmp_path / "other", mirror.url, {})
     assert said.startswith("openai/gsm8k main test cannot be read from the hub (") and "gated" in said.lower()

@@ -80,6 +80,7 @@ def measured(row: Evaluated) -> Evaluated:
     return replace(row, cost=replace(row.cost, seconds={}, wall_s=0.0, tokens_per_s=None))
 
 
+@pytest.mark.usefixtures("full_size")
 def test_rows_say_who_answered_how_and_how_well(job: Job) -> None:
     code, left, asked = job()
     assert code == 0 and left.job == "evaluate" and left.status == "complete" and left.who.order
@@ -249,6 +250,7 @@ def test_questions_that_no_rewrite_stood_for_are_counted_and_leak_nothing(job: J
     assert "What rephrasing gives away" in job.shown
 
 
+@pytest.mark.usefixtures("full_size")
 @pytest.mark.parametrize(
     ("bytes_left", "names"), [(500, r"rows/\w+.json"), (15_000, "figure3c.png")], ids=["a row", "a figure"]
 )

@@ -89,6 +89,7 @@ ROWS = (
 )
 
 
+@pytest.mark.usefixtures("full_size")
 def test_accuracy_and_bytes_against_each_setting_that_varies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, (figure,) = drawn(made(*ROWS), tmp_path, monkeypatch)
     assert paths == [tmp_path / "fedattn.png"] and Image.open(paths[0]).width > 500

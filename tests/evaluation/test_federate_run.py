@@ -123,6 +123,7 @@ def job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Job:
     return Job(tmp_path, capsys)
 
 
+@pytest.mark.usefixtures("full_size")
 def test_an_evaluation_is_counted_and_shown(job: Job) -> None:
     code, left, shown, _ = job()
     questions = load_task(job.settings)
@@ -221,6 +222,7 @@ def test_alone_nothing_crosses(job: Job) -> None:
     assert left.who.type is None and "Appendix A" not in shown
 
 
+@pytest.mark.usefixtures("full_size")
 def test_a_full_disk_is_one_sentence(job: Job) -> None:
     with full_disk(1000), pytest.raises(FedrayError, match=r"report.json cannot be written .* make room"):
         job()

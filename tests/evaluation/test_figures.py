@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from fedray.evaluation.figures import base
 from fedray.evaluation.metrics import compare
 from fedray.reporting.report import Spread
 
+pytestmark = pytest.mark.usefixtures("full_size")
 LABEL = base.label("tiny", "tiny-joint", 4)
 FOUND = compare([True, False, False, True], [True, True, True, False])
 

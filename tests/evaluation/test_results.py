@@ -236,6 +236,7 @@ def test_failures_and_missing_members_stand_under_the_table() -> None:
     assert f"{A} was missing, died" in text
 
 
+@pytest.mark.usefixtures("full_size")
 def test_all_figures_are_drawn_where_their_rows_are_there(full: Report, tmp_path: Path) -> None:
     drawn = fedrefine.draw(full, tmp_path) + overview.draw(full, tmp_path)
     assert [p.name for p in drawn] == ["figure3a.png", "figure3b.png", "figure3c.png", "ladder.png", "pairs.png"]

@@ -146,6 +146,7 @@ def of(rows: Sequence[Evaluated]) -> Report:
     return Report("evaluate", "tiny", 0, "complete", Who(DRAFT, WORKERS), found=Found(n=4), rows=tuple(rows))
 
 
+@pytest.mark.usefixtures("full_size")
 def test_figures_are_left_where_their_rows_are(rows: Sequence[Evaluated], tmp_path: Path) -> None:
     drawn = specfed.draw(of(rows), tmp_path)
     assert [path.name for path in drawn] == ["specfed-gamma.png", "specfed-top-k.png"]

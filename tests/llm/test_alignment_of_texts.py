@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from tokenizers_made import KINDS, LOSSLESS, MARKS, made
 
@@ -23,6 +24,7 @@ PARTS = st.one_of(
     st.sampled_from(["naïve café", "naïve", "it's", "what is the color", "3.14", *MARKS]),
 )
 TEXTS = st.lists(PARTS, min_size=1, max_size=8).map("".join).filter(lambda text: bool(text.strip()))
+# Each text is read by tokenizers of all kinds in one test: to make texts takes longer than to read them.
 many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -40,64 +42,67 @@ def overlap(a: Span, b: Span) -> int:
     return min(a[1], b[1]) - max(a[0], b[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @many
 @given(text=TEXTS)
-def test_every_token_has_its_place(kind: str, text: str) -> None:
+def test_every_token_has_its_place(text: str) -> None:
     """Template, text, template; places in order and inside the text; nothing but blanks without a token."""
-    content, encoded = text.strip(), read(kind, text)
-    assert len(encoded.ids) == len(encoded.spans)
-    roles = ["head" if s[0] == HEAD else "tail" if s[0] == TAIL else "text" for s in encoded.spans]
-    assert roles == sorted(roles, key=["head", "text", "tail"].index)
-    places = [span for span in encoded.spans if span[0] >= 0]
-    assert places and all(0 <= a <= b <= len(content) for a, b in places)
-    assert places == sorted(places)
-    covered = {i for a, b in places for i in range(a, b)}
-    assert all(content[i].isspace() or i in covered for i in range(len(content)) if kind in LOSSLESS)
-    assert [span[1] for span in encoded.spans if span[0] == TAIL] == list(range(roles.count("tail")))[::-1]
+    for kind in KINDS:
+        note(kind)
+        content, encoded = text.strip(), read(kind, text)
+        assert len(encoded.ids) == len(encoded.spans)
+        roles = ["head" if s[0] == HEAD else "tail" if s[0] == TAIL else "text" for s in encoded.spans]
+        assert roles == sorted(roles, key=["head", "text", "tail"].index)
+        places = [span for span in encoded.spans if span[0] >= 0]
+        assert places and all(0 <= a <= b <= len(content) for a, b in places)
+        assert places == sorted(places)
+        covered = {i for a, b in places for i in range(a, b)}
+        assert all(content[i].isspace() or i in covered for i in range(len(content)) if kind in LOSSLESS)
+        assert [span[1] for span in encoded.spans if span[0] == TAIL] == list(range(roles.count("tail")))[::-1]
 
 
-@pytest.mark.parametrize("kind", LOSSLESS)
 @many
 @given(text=TEXTS)
-def test_the_users_text_arrives_as_it_is(kind: str, text: str) -> None:
-    tokenizer = made(kind)
-    before, after = around(tokenizer, text)
-    said = tokenizer.decode(read(kind, text).ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert said == before + text.strip() + after
+def test_the_users_text_arrives_as_it_is(text: str) -> None:
+    for kind in LOSSLESS:
+        note(kind)
+        tokenizer = made(kind)
+        before, after = around(tokenizer, text)
+        said = tokenizer.decode(read(kind, text).ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert said == before + text.strip() + after
 
 
-@pytest.mark.parametrize("sender", KINDS)
-@pytest.mark.parametrize("receiver", ["qwen3", "gemma", "unigram"])
 @many
 @given(text=TEXTS)
-def test_alignment(sender: str, receiver: str, text: str) -> None:
+def test_alignment(text: str) -> None:
     """Every token of the text reads the token it shares most of the text with, in order; none reads the template."""
-    sent, own = read(sender, text).spans, read(receiver, text).spans
-    aligned = align_tokens(sent, own)
-    assert len(aligned) == len(own)
-    previous = (0, 0)
-    for span, index in zip(own, aligned, strict=True):
-        if span[0] == HEAD:
-            assert index == -1
-        elif span[0] == TAIL:
-            assert index == -1 or sent[index] == span
-        else:
-            best = max((overlap(span, other) for other in sent if other[0] >= 0), default=0)
-            assert (index == -1) == (best <= 0)
-            if index >= 0:
-                assert sent[index][0] >= 0 and overlap(span, sent[index]) == best
-                assert sent[index] >= previous  # pieces of one character share their place
-                previous = sent[index]
+    for sender, receiver in product(KINDS, ("qwen3", "gemma", "unigram")):
+        note(f"{sender} -> {receiver}")
+        sent, own = read(sender, text).spans, read(receiver, text).spans
+        aligned = align_tokens(sent, own)
+        assert len(aligned) == len(own)
+        previous = (0, 0)
+        for span, index in zip(own, aligned, strict=True):
+            if span[0] == HEAD:
+                assert index == -1
+            elif span[0] == TAIL:
+                assert index == -1 or sent[index] == span
+            else:
+                best = max((overlap(span, other) for other in sent if other[0] >= 0), default=0)
+                assert (index == -1) == (best <= 0)
+                if index >= 0:
+                    assert sent[index][0] >= 0 and overlap(span, sent[index]) == best
+                    assert sent[index] >= previous  # pieces of one character share their place
+                    previous = sent[index]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @many
 @given(text=TEXTS)
-def test_two_llms_with_one_tokenizer_read_each_other_token_by_token(kind: str, text: str) -> None:
-    spans = read(kind, text).spans
-    wanted = [-1 if span[0] == HEAD or (span[0] >= 0 and span[0] == span[1]) else i for i, span in enumerate(spans)]
-    assert align_tokens(spans, spans) == wanted
+def test_two_llms_with_one_tokenizer_read_each_other_token_by_token(text: str) -> None:
+    for kind in KINDS:
+        note(kind)
+        spans = read(kind, text).spans
+        wanted = [-1 if span[0] == HEAD or (span[0] >= 0 and span[0] == span[1]) else i for i, span in enumerate(spans)]
+        assert align_tokens(spans, spans) == wanted
 
 
 # -- templates ----------------------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ import pytest
 import ray
 import torch
 from masked import masked_pass
-from probes import runs, start_counting, stop_counting, take, taken, written
+from probes import lent, runs, start_counting, stop_counting, take, taken, written
 from support.methods import method, revised
 from support.methods import plan as make_plan
 
+from fedray import Federation
 from fedray.errors import MemberFailed
 from fedray.llm.catalogue import copies
 from fedray.llm.loading import load
@@ -61,10 +62,9 @@ class Keeping:
 
 
 @pytest.fixture(scope="module")
-def group(cluster: Any) -> Iterator[RayGroup]:
-    group = load_members([Placement(name, num_cpus=0.5) for name in NAMES])
-    yield group
-    group.close()
+def group(spread: Federation) -> Iterator[RayGroup]:
+    with lent(spread._group, *NAMES) as group:
+        yield group
 
 
 @pytest.fixture
@@ -204,8 +204,8 @@ def test_who_dies_is_left_out_and_named(group: RayGroup, mortal: RayGroup, at: t
     assert not logits(whole).equal(logits(dying))
 
 
-def test_who_dies_may_end_the_request(group: RayGroup) -> None:
-    """The last one here: it ends a participant of the group."""
+@pytest.mark.slow
+def test_who_dies_may_end_the_request(mortal: RayGroup) -> None:
     plan = revised(plan_of(FedAttn(3, 2)), on_missing="error")
     with pytest.raises(MemberFailed, match=f"{NAMES[1]}: died"):
-        ask(Keeping(group, NAMES[1], ("advance", 0)), plan)
+        ask(Keeping(mortal, NAMES[1], ("advance", 0)), plan)

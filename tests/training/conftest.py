@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 from fedray.training import memory
 
@@ -13,10 +12,8 @@ _estimates: dict[tuple[str, ...], memory.Memory] = {}
 
 
 @pytest.fixture(autouse=True)
-def drawn_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pixels are not looked at here."""
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: save(self, path, dpi=dpi / 5))
+def pictures(unpainted: None) -> None:
+    """Most tests here leave some, and look at the figures behind them."""
 
 
 @pytest.fixture(autouse=True)

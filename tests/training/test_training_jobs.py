@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -12,9 +11,11 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread, main_thread
 from typing import Any
 
 import pytest
+from commandline import Call
 from scarce import full_disk
 from short_training import RECEIVER, SENDER, SHORT, settings, train
 
@@ -43,6 +44,7 @@ def whole(tmp_path: Path, threads: None, capsys: pytest.CaptureFixture[str]) -> 
     return _wholes[0]
 
 
+@pytest.mark.usefixtures("full_size")
 def test_from_nothing_to_a_fuser_that_a_federation_finds(
     tmp_path: Path, whole: Learned, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +63,7 @@ def test_from_nothing_to_a_fuser_that_a_federation_finds(
     )
     assert [m.role for m in left.who.members] == ["receiver", "sender"] and left.who.members[0].pid == os.getpid()
     assert (part.name, part.role, part.status) == (f"{SENDER}--{RECEIVER}", "fuser", "complete")
-    assert (part.steps, part.resumed_at, part.questions) == (12, 0, 48) and part.seconds > 0
+    assert (part.steps, part.resumed_at, part.questions) == (12, 0, 24) and part.seconds > 0
     assert {"loss", "accuracy", "validation/loss"} <= part.figures.keys()
     assert part.validation.keys() == part.validation_alone.keys() and part.validation
     assert (tmp_path / "out" / "figures" / "weights.png").stat().st_size > 5000
@@ -114,11 +116,11 @@ def test_what_mlflow_shows_arrives_later_where_its_server_is_down(
     assert (version.run_id, version.tags["hash"]) == (run_id, part.hash)
 
 
-def command(folder: Path, *more: str) -> list[str]:
-    """The same training as SHORT's, as a command."""
+def arguments(folder: Path, *more: str) -> list[str]:
+    """The same training as SHORT's, on a command line."""
     given = [f"{key}={value}" for key, value in SHORT.items()]
     where = [f"registry.path={folder / 'registry'}", f"output={folder / 'out'}", "tracking=none"]
-    return [sys.executable, str(ROOT / "jobs" / "train_fuser.py"), f"sender={SENDER}", *given, *where, *more]
+    return [f"sender={SENDER}", *given, *where, *more]
 
 
 @pytest.mark.timeout(600)
@@ -130,7 +132,8 @@ def test_killed_at_a_random_moment_and_started_again(
     Another process goes on.
     """
     checkpoint = tmp_path / "registry" / FOLDER / f"{SENDER}--{RECEIVER}.mlp-concat" / "checkpoint.safetensors"
-    with subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, cwd=tmp_path) as job:
+    command = [sys.executable, str(ROOT / "jobs" / "train_fuser.py"), *arguments(tmp_path, "ray=none")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path) as job:
         while not checkpoint.exists() and job.poll() is None:
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.5))
@@ -144,20 +147,26 @@ def test_killed_at_a_random_moment_and_started_again(
     assert part.resumed_at > 0 and part.hash == whole.hash
 
 
-@pytest.mark.timeout(600)
-def test_interrupted_it_leaves_a_report_and_goes_on(tmp_path: Path) -> None:
-    """Ctrl-C."""
-    interruptible = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # shells may ignore it
-    with subprocess.Popen(
-        command(tmp_path, "steps=4000"), stdout=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=interruptible
-    ) as job:
-        folder = tmp_path / "registry" / FOLDER / f"{SENDER}--{RECEIVER}.mlp-concat"
-        while not (folder / "checkpoint.safetensors").exists() and job.poll() is None:
-            time.sleep(0.01)
-        job.send_signal(signal.SIGINT)
-        assert job.stdout is not None
-        lines = job.stdout.read().strip().splitlines()
-    assert job.returncode == 130 and lines[-1] == f"report: {tmp_path / 'out' / 'report.json'}"
+def test_interrupted_it_leaves_a_report_and_goes_on(tmp_path: Path, call: Call) -> None:
+    """Ctrl-C, once there is a checkpoint."""
+    folder = tmp_path / "registry" / FOLDER / f"{SENDER}--{RECEIVER}.mlp-concat"
+    over = Event()
+
+    def interrupt() -> None:
+        while not over.wait(0.01):
+            if (folder / "checkpoint.safetensors").exists():
+                return signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may ignore it
+    watching = Thread(target=interrupt)
+    watching.start()
+    try:
+        code, _ = call.train(*arguments(tmp_path, "steps=4000"))
+    finally:
+        over.set()
+        watching.join()
+        signal.signal(signal.SIGINT, before)
+    assert code == 130 and call.out.strip().splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.json'}"
     left = report.read(tmp_path / "out")
     (part,) = left.learned
     assert (left.status, part.status, part.hash) == ("interrupted", "interrupted", None) and part.steps >= 2

@@ -27,7 +27,7 @@ def test_two_workers_are_one_at_the_same_global_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: object
 ) -> None:
     """DDP over gloo on a Ray cluster."""
-    long = {"steps": 20, "validate_every": 20, "patience": 0, "accumulation": 2}
+    long = {"steps": 20, "validate_every": 20, "patience": 0, "accumulation": 2, "limit": 48, "batch_size": 16}
     one, alone = train(settings(tmp_path / "one", **long), capsys)
     two, both = train(settings(tmp_path / "two", **long, workers=2, ray={"enabled": True}), capsys)
     assert {m.pid for m in two.members} != {m.pid for m in one.members} == {os.getpid()}
