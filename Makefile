@@ -3,10 +3,11 @@ PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := fedray jobs tests
+SOURCES := fedray jobs tests benchmarks
+REAL := real
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint ui zoo clean
+.PHONY: help demo test test-slow lint ui real zoo clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +29,14 @@ lint: $(VENV)/.installed-dev ## ruff and pyright
 ui: $(VENV)/.installed ## browse the runs with MLflow on http://127.0.0.1:5000 (PORT=..., MLFLOW_TRACKING_URI=...)
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --workers 1 --port $(PORT)
 
+real: $(VENV)/.installed-real ## two real LLMs (330 MB): train a translator of drafts, measure what it carries (an hour)
+	$(BIN)/python benchmarks/real/fetch.py $(REAL)
+	$(BIN)/python benchmarks/real/documents.py $(REAL)/factbook $(REAL)/data
+	$(BIN)/python jobs/train_fuser.py +experiment=real_translator
+	$(BIN)/python jobs/evaluate.py +experiment=real
+	$(BIN)/python jobs/federate.py +experiment=real questions=$(REAL)/data/pooled.jsonl protocol=standalone
+	$(BIN)/python jobs/federate.py +experiment=real fuser=identity 'senders=[$(REAL)/smollm2.gguf#2]'
+
 zoo: $(VENV)/.installed ## train the embedded LLMs, fusers and gates from nothing (hours)
 	$(BIN)/python jobs/build_zoo.py
 
@@ -46,4 +55,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+$(VENV)/.installed-real: $(VENV)/.installed
+	@$(PIP) -c constraints.txt -e '.[all,gguf]'
 	@touch $@

@@ -31,7 +31,8 @@ def notes_prompt(notes: Sequence[str], question: str) -> str:
 
 REPLY = "The correct answer is"
 LETTER_FORM = f'"{REPLY} <letter>".'  # how prompts end that ask for a letter, and
-NUMBER_FORM = "Answer: <number>"  # for steps and a number
+NUMBER_FORM = "Answer: <number>"  # for steps and a number, and
+SHORT_FORM = '"Answer: <answer>".'  # for a few words
 ANSWER, LINE = "\nAnswer:", "\n"
 _ASKING, _CLOSING = ("?", "\uff1f", "\u061f"), "\"'\u201d\u2019\u00bb)]"
 
@@ -42,7 +43,7 @@ def lead(text: str) -> str:
     text = text.rstrip()
     if text.endswith(NUMBER_FORM):
         return LINE
-    return ANSWER if text.endswith(LETTER_FORM) or text.rstrip(_CLOSING).endswith(_ASKING) else ""
+    return ANSWER if text.endswith((LETTER_FORM, SHORT_FORM)) or text.rstrip(_CLOSING).endswith(_ASKING) else ""
 
 
 def answered(text: str, answer: str = "") -> str:

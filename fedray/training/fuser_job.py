@@ -22,7 +22,7 @@ from fedray.training.checkpoint import FOLDER, Checkpoint, Snapshot
 from fedray.training.conversations import LabelledPrompt, believed
 from fedray.training.data import BATCH
 from fedray.training.dataset import dictated, fitting, longest_of, of_world, read_data_set, settings_of_data, to_measure
-from fedray.training.dictation import TEXTS, TEXTS_OF_WORDS, TOKENS_PER_TEXT, TOKENS_PER_WORD, of_vocabularies
+from fedray.training.dictation import TEXTS, TEXTS_OF, TOKENS_PER_TEXT, TOKENS_PER_WORD, of_vocabularies
 from fedray.training.figures import Heatmap
 from fedray.training.fuser_trainer import Examples, FuserTraining, accuracy_by_group
 from fedray.training.job import Order, Outcome, TrainingJob, TrainingTask, settle
@@ -168,7 +168,9 @@ def _needed(
 
     if FUSERS[recipe.kind].drafts:
         load = BatchLoad(s.rows, longest, dtype, False, s.workers)
-        tokens = TOKENS_PER_TEXT * (s.limit or TEXTS) if s.data.name == "tiny" else TOKENS_PER_WORD * TEXTS_OF_WORDS
+        tokens = (
+            TOKENS_PER_TEXT * (s.limit or TEXTS) if s.data.name == "tiny" else TOKENS_PER_WORD * sum(TEXTS_OF.values())
+        )
         found = estimate_texts(*configs, recipe, load, tokens)
         return check(found, s.device, lambda parts: None, s.workers)
 

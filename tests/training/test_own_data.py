@@ -164,7 +164,7 @@ def longest_really(path: Path, most: int) -> int:
     found = read(path)
     sides: list[tuple[str, Any]] = [(SENDER, "sender"), (RECEIVER, "receiver")]
     lengths = (
-        max(len(random_llm(n).encode(t.turns(r)[0]).ids) + len(random_llm(n).encode_answer(t.answer)) for n, r in sides)
+        max(len(random_llm(n).encode(t.turns(r)[0]).ids) + len(random_llm(n).encode_reply(t.answer)) for n, r in sides)
         for t in found
     )
     return max(length for length in lengths if length < most)
@@ -186,7 +186,7 @@ def test_memory_is_that_of_the_longest_conversation(tmp_path: Path, job: str, ro
     data = {"name": "own", "path": path, "against": [], "longest": 400}
     longest = longest_really(path, 400)
     if job == "fuser":
-        made = settings(tmp_path, data=data, batch_size=8)
+        made = settings(tmp_path, data=data, batch_size=8, limit=99)
         (task,) = TrainFuser(made, "").tasks()
         configs = (random_llm(name).model.config for name in (SENDER, RECEIVER))
         assert task.order.memory == estimate(*configs, task.order.recipe, BatchLoad(8, longest))
