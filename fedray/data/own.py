@@ -14,9 +14,9 @@ from fedray.data.rows import Item, LeftOut, Row, TrainingTalk, WrongRow, is_empt
 from fedray.errors import nearest
 
 SCHEMAS = (
-    "question (or question_stem) alone, or with choices {text: [...], label: [...]} and answerKey, with choices [...] "
-    "and answer (its place from 0, or its letter), with A, B, ... and answer, with answers [...] of a few words, or "
-    'with an answer that ends in "#### number"; beside them id, domain, entity, attribute, and evidence {member: text}'
+    "question (or question_stem) alone or with choices {text: [...], label: [...]} and answerKey, with choices [...] "
+    "and answer (its place from 0, or its letter), with A, B, ... and answer, with answers [...], or with an answer that "
+    'ends in "#### number"; beside them id, domain, entity, attribute, evidence {member: text}'
 )
 
 TALKS = (

@@ -40,7 +40,7 @@ __all__ = [
     "title",
 ]
 
-MAX_TOKENS = {"letters-generated": 64, "number": 512, "exact": 64, "contains": 16}  # of a free answer
+MAX_TOKENS = {"letters-generated": 64, "number": 512, "exact": 64}  # of a free answer
 OVERLAPPING = ("exact", "contains")  # scorings that have a token F1 beside their accuracy
 FREELY = (*MAX_TOKENS, "told")
 

@@ -17,6 +17,7 @@ from fedray.methods.parts import CODECS
 from fedray.protocols import protocol_of
 from fedray.settings.settings import (
     BUILD_SCHEMA,
+    OF_FEW_WORDS,
     OWN_SCORING,
     SCHEMA,
     BuildSettings,
@@ -211,9 +212,10 @@ def _check_task(settings: Settings) -> None:
     if task.name in BENCHMARKS and settings.questions is None:
         BENCHMARKS[task.name].check(task.split)
     own = OWN_SCORING.get(task.name) if settings.questions is None else None
-    if task.scored_by != own and (own or task.scored_by in OWN_SCORING.values()):
+    in_words = OF_FEW_WORDS if own == "exact" or settings.questions is not None else ()
+    if task.scored_by not in (own, *in_words) and (own or task.scored_by in (*OWN_SCORING.values(), *OF_FEW_WORDS)):
         asked = f"task={task.name}" if settings.questions is None else "questions of your own"
-        fits = own or "text, text-normalized, letters or letters-generated"
+        fits = " or ".join(in_words) if own == "exact" else own or "text, text-normalized, letters or letters-generated"
         raise FedrayError(f"task.scoring={task.scored_by} does not go with {asked}: choose {fits}")
     if settings.vote and task.scored_by == "text-normalized":
         raise FedrayError("vote=true counts choices as members make them: leave task.scoring=text-normalized out")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Task = str
 else:
     Task = Literal[tuple(TASKS)]
+OF_FEW_WORDS = ("exact", "contains")
 OWN_SCORING = {
     name: how for name, how in TASKS.items() if how in ("number", "told", "exact")
 }  # of a task's own questions alone

@@ -154,7 +154,7 @@ def test_rows_are_read_as_the_data_sets_write_them(
 
 @pytest.mark.parametrize(
     "name",
-    "answers answer Answer target label labels gold gold_label correct correct_answer correctAnswer "
+    "Answers answer Answer target label labels gold gold_label correct correct_answer correctAnswer "
     "solution rightAnswer options option_a optionA choice1 endings ending0 distractor1 incorrect_answers "
     "mc1_targets A b Z opa cop sol1 ground_truth expected_output response reference answer_index "
     "is_correct key final_answer 答案 choices answerKey ideal best_option".split(),
