@@ -34,8 +34,10 @@ real: $(VENV)/.installed-real ## two real LLMs (330 MB): train a translator of d
 	$(BIN)/python benchmarks/real/documents.py $(REAL)/factbook $(REAL)/data
 	$(BIN)/python jobs/train_fuser.py +experiment=real_translator
 	$(BIN)/python jobs/evaluate.py +experiment=real
-	$(BIN)/python jobs/federate.py +experiment=real questions=$(REAL)/data/pooled.jsonl protocol=standalone
-	$(BIN)/python jobs/federate.py +experiment=real fuser=identity 'senders=[$(REAL)/smollm2.gguf#2]'
+	$(BIN)/python jobs/federate.py zoo=hub receiver=$(REAL)/smollm2.gguf task.limit=null \
+		questions=$(REAL)/data/pooled.jsonl protocol=standalone
+	$(BIN)/python jobs/federate.py zoo=hub receiver=$(REAL)/smollm2.gguf task.limit=null \
+		questions=$(REAL)/data/test.jsonl '+senders=[$(REAL)/smollm2.gguf#2]' fuser=identity gate=open
 
 zoo: $(VENV)/.installed ## train the embedded LLMs, fusers and gates from nothing (hours)
 	$(BIN)/python jobs/build_zoo.py

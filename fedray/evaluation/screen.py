@@ -128,9 +128,9 @@ class FederateScreen(Screen):
         self.table(f"Accuracy{how}, ± one standard error", headings, rows)
 
     def f1(self, found: Found) -> None:
-        """Token F1, beside an accuracy that is exact match."""
+        """Token F1, beside an accuracy of answers in a few words."""
         if found.f1 is not None and found.f1_alone is not None:
-            self.line(f"token F1: alone {found.f1_alone:.1%}, federated {found.f1:.1%}; accuracy is exact match\n")
+            self.line(f"token F1: alone {found.f1_alone:.1%}, federated {found.f1:.1%}\n")
 
     def pairing(self, found: Found) -> None:
         """What P is, and whether messages were read."""

@@ -188,10 +188,18 @@ class TextPair:
                 cache, _ = read_on(llm.model, ids, llm.pad_id, Known(head.select([0] * len(part))))
             else:
                 cache, _ = decoding.prefill(llm.model, ids, llm.pad_id)
+            starts = [len(texts[key][0]) for key in part]
+            cache = _from(cache, first := min(starts))
             bare = tuple(key.float() for key in unrotate(llm.model, cache.keys, cache.positions))
             values = tuple(value.float() for value in cache.values)
-            yield part, replace(cache, keys=bare, values=values), [len(texts[key][0]) for key in part]
+            yield part, replace(cache, keys=bare, values=values), [start - first for start in starts]
             self._on_done(done := done + len(part), len(texts))
+
+
+def _from(cache: KVCache, first: int) -> KVCache:
+    """The slots from one on, which no row ends before."""
+    keys, values = (tuple(layer[:, :, first:] for layer in side) for side in (cache.keys, cache.values))
+    return KVCache(cache.spec, keys, values, cache.lengths - first, cache.positions[:, first:])
 
 
 def _parts(texts: Mapping[T, tuple[list[int], list[int]]]) -> Iterator[list[T]]:
