@@ -15,7 +15,7 @@ from fedray.errors import nearest
 
 SCHEMAS = (
     "question (or question_stem) alone or with choices {text: [...], label: [...]} and answerKey, with choices [...] "
-    "and answer (its place from 0, or its letter), with A, B, ... and answer, with answers [...], or with an answer that "
+    "and answer (its place from 0, or its letter), with A, B, ... and answer, with answers [...], or an answer that "
     'ends in "#### number"; beside them id, domain, entity, attribute, evidence {member: text}'
 )
 

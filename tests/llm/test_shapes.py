@@ -51,6 +51,7 @@ def test_the_catalogue_holds_the_real_sizes() -> None:
         "llama-1b": 1_235_814_400,
     }
     assert (counted["mistral-7b"], counted["gemma-3-1b"]) == (7_248_023_552, 999_885_952)
+    assert counted["gemma-3-270m"] == 268_098_176
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
