@@ -250,7 +250,10 @@ assert not blocked & sys.modules.keys()
 """
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["fedray", "everything in-process"])
+@pytest.mark.parametrize(
+    "whole",
+    [pytest.param(False, id="fedray"), pytest.param(True, id="everything in-process", marks=pytest.mark.slow)],
+)  # who imports what in which file is read from the code above
 def test_imports_without_extras(whole: bool) -> None:
     script = IN_PROCESS.format(blocked=set(OUTSIDE), whole=whole)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

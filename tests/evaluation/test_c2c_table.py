@@ -111,6 +111,7 @@ def asked(call: Call, folder: Path, data: Path, *more: str) -> tuple[int, str]:
     return call.evaluate("+experiment=c2c_table", *places, *small, *more, job=evaluate.run)
 
 
+@pytest.mark.slow
 def test_the_table_is_measured_beside_the_papers(mirror: Mirror, call: Call, data: Path, tmp_path: Path) -> None:
     for sender in PAIRS:
         load(tmp_path, sender)
