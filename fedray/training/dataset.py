@@ -79,7 +79,7 @@ def for_gate(world: World, limit: int | None, pairs: bool = False) -> Material:
 
 def read_data_set(settings: FuserJob | GateJob, tell: Tell) -> Material:
     """Read the data set of the settings; see `of_data_set`. Raises FedrayError where documents cannot be read apart."""
-    tell("reading", 0, settings.limit or 1, {})
+    tell("reading", 0, settings.limit or 0, {})
     read = of_data_set(settings.data, settings.limit, settings.seed, lambda done, of: tell("reading", done, of, {}))
     if settings.fusion.operator == "mix" and any(talk.documents for talk in (*read.talks, *read.check)):
         raise FedrayError(

@@ -131,7 +131,7 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     validated = pair(material.check, "to validate with", asked) if s.validate_every else None
     training = FuserTraining(asked, order.recipe, validated, group, order.checkpoint, s.save_every)
     fuser = training.run(lambda step, of, figures: tell("training", step, of, figures))
-    right = pair(material.check, like=asked)
+    right = validated if drafts and validated else pair(material.check, like=asked)
     with torch.no_grad(), precision(order.recipe, receiver.device):
         weights_RLN = right.openness(fuser, right.rows(range(min(len(right), right.at_once)))).float().cpu()
         validation, alone = accuracy_by_group(right, fuser), accuracy_by_group(right, None)

@@ -38,7 +38,7 @@ class TrainingScreen(screen.Screen):
                     shown[phase] = bars.add_task(phase, total=of, running="")
                 seen.update({key: running[key] for key in _SHOWN if key in running})
                 figures = "  ".join(_SHOWN[key].format(value) for key, value in seen.items()) if running else ""
-                bars.update(shown[phase], completed=step, running=figures)
+                bars.update(shown[phase], completed=step, total=of, running=figures)
 
             yield tell
 
