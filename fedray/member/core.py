@@ -114,16 +114,26 @@ class Core:
         generation: Generation,
         failed: set[int],
     ) -> Iterator[list[int | None]]:
+        stops = list(map(self.llm.stops_behind, prompts))
         return decoding.decode(
             self.llm.model,
             context,
-            logits,
+            logits if generation.full else self._on_this_line(logits, stops),
             generation,
-            stops=list(map(self.llm.stops_behind, prompts)),
+            stops=stops,
             room=[self.llm.context - int(n) for n in context.next_position_B],
             cancelled=lambda: self._sessions.has_ended(session),
             failed=failed,
         )
+
+    def _on_this_line(self, logits_BV: Tensor, stops: Sequence[frozenset[int]]) -> Tensor:
+        """Keep an answer that ends with its line from ending it before it has begun: base LLMs like to leave the line
+        behind "Answer:" empty where notes stand above."""
+        breaks = {b: tokens for b, ends in enumerate(stops) if (tokens := sorted(ends - self.llm.stop_ids))}
+        logits_BV = logits_BV.clone() if breaks else logits_BV
+        for b, tokens in breaks.items():
+            logits_BV[b, tokens] = -torch.inf
+        return logits_BV
 
     def _generate(
         self,

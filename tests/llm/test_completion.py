@@ -125,6 +125,19 @@ def test_only_the_answer_to_a_question_ends_with_its_line() -> None:
     assert chat.stops_behind(chat.encode(ASKED).ids) == chat.stop_ids
 
 
+def test_an_answer_is_not_over_before_it_begins() -> None:
+    """A line break is the likeliest token behind both, and none that an answer on its line may begin with."""
+    one = random_llm("llama-1b")
+    one = wrap("llama-1b", one.model, one.tokenizer, "", prompting="completion")
+    member = Member("llama-1b", llm=one)
+    stops = [one.stops_behind(one.encode(prompt).ids) for prompt in (OPEN, ASKED)]
+    line = min(stops[1] - one.stop_ids)
+    logits_BV = torch.zeros(2, len(one.tokenizer))
+    logits_BV[:, line], logits_BV[:, 7] = 9.0, 1.0
+    assert member._on_this_line(logits_BV, stops).argmax(1).tolist() == [line, 7]
+    assert logits_BV.argmax(1).tolist() == [line, line], "what was handed over is as it was"
+
+
 def test_rows_of_a_batch_end_where_each_of_them_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """An open text and a question side by side: as each alone, and the question's answer ends before a line break."""
     from fedray.llm import model
@@ -139,8 +152,10 @@ def test_rows_of_a_batch_end_where_each_of_them_does(monkeypatch: pytest.MonkeyP
 
     whole, other = answers(ASKED, OPEN)
     assert len(whole) == len(other) == 6
-    monkeypatch.setattr(model, "line_breaks", lambda tokenizer: frozenset({whole[0], *other}))
-    assert answers(ASKED, OPEN) == [(), other] == [*answers(ASKED), *answers(OPEN)]
+    breaks = {next(token for token in whole if token != whole[0]), *other} - {whole[0]}
+    monkeypatch.setattr(model, "line_breaks", lambda tokenizer: frozenset(breaks))
+    short = whole[: next(i for i, token in enumerate(whole) if token in breaks)]
+    assert 0 < len(short) < 6 and answers(ASKED, OPEN) == [short, other] == [*answers(ASKED), *answers(OPEN)]
     full = Request((ASKED,), generation=Generation(max_tokens=6, full=True))
     assert member.alone("s", full).rows[0].tokens == whole
 
