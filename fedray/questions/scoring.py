@@ -24,6 +24,7 @@ from fedray.data.rows import LETTERS, Item
 from fedray.prompts import LETTER_FORM, NUMBER_FORM, REPLY, SHORT_FORM
 from fedray.questions.replies import letter, named, number, short
 from fedray.questions.short_answers import normalized
+from fedray.settings.settings import OF_FEW_WORDS
 from fedray.types import Row
 
 __all__ = [
@@ -41,7 +42,6 @@ __all__ = [
 ]
 
 MAX_TOKENS = {"letters-generated": 64, "number": 512, "exact": 64}  # of a free answer
-OVERLAPPING = ("exact", "contains")  # scorings that have a token F1 beside their accuracy
 FREELY = (*MAX_TOKENS, "told")
 
 
@@ -68,7 +68,7 @@ def title(scoring: str, shots: int) -> str:
 
 def reply(scoring: str, item: Item) -> str:
     """Write the right answer to a question as its prompt asks for it: of a solved example."""
-    if scoring in OVERLAPPING:
+    if scoring in OF_FEW_WORDS:
         return item.target or ""
     if item.gold is None:
         return f"{item.solution}\nAnswer: {plain_number(item.target or '')}".strip()
@@ -109,7 +109,7 @@ def stated(scoring: str, text: str) -> str | None:
 
 def matches(scoring: str, answer: str | None, targets: Sequence[str]) -> bool:
     """Check whether what was stated is one of the right answers."""
-    if scoring not in OVERLAPPING or answer is None:
+    if scoring not in OF_FEW_WORDS or answer is None:
         return answer in targets
     given, wanted = normalized(answer), map(normalized, targets)
     return given in wanted if scoring == "exact" else any(f" {target} " in f" {given} " for target in wanted)

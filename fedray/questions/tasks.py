@@ -19,7 +19,7 @@ from fedray.prompts import answered, notes_prompt
 from fedray.questions import benchmarks, scoring
 from fedray.questions.scoring import is_right
 from fedray.questions.short_answers import token_f1
-from fedray.settings.settings import Settings
+from fedray.settings.settings import OF_FEW_WORDS, Settings
 from fedray.types import FedrayError, Plan, Row
 from fedray.world.questions import evidence, joint, told, unmet
 from fedray.world.world import UNSEEN_PHRASINGS, World, seen_in_fusing, world_of
@@ -89,7 +89,7 @@ class Question:
 
     def f1(self, row: Row) -> float | None:
         """Compute an answer's token F1, over the right answer that it is closest to; None where no scoring has it."""
-        if self.scoring not in scoring.OVERLAPPING or self.target is None:
+        if self.scoring not in OF_FEW_WORDS or self.target is None:
             return None
         return max(token_f1(self.said(row) or "", target) for target in self._targets)
 
@@ -167,7 +167,7 @@ def _scored(question: Question, how: str) -> Question:
     unknown."""
     if question.choices is None and question.target is None:
         return question
-    how = how if question.choices or how in scoring.OVERLAPPING else "contains" if question.aliases else "number"
+    how = how if question.choices or how in OF_FEW_WORDS else "contains" if question.aliases else "number"
     prompt = scoring.asked(how, question.prompt, question.choices or ())
     target = plain_number(question.target) if question.target and how == "number" else question.target
     return replace(question, prompt=prompt, target=target, scoring=how)

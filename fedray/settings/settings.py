@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Task = str
 else:
     Task = Literal[tuple(TASKS)]
-OF_FEW_WORDS = ("exact", "contains")
+OF_FEW_WORDS = ("exact", "contains")  # scorings that have a token F1 beside their accuracy
 OWN_SCORING = {
     name: how for name, how in TASKS.items() if how in ("number", "told", "exact")
 }  # of a task's own questions alone

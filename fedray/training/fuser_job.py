@@ -119,9 +119,11 @@ def train(order: FuserOrder, group: WorkerGroup, tell: Tell) -> Outcome:
     def pair(asked: list[LabelledPrompt], phase: str = "", like: Examples | None = None) -> Examples:
         if drafts:
             assert like is None or isinstance(like, TextPair)
-            reading = phase or "reading texts"
-            on_done = lambda done, of: tell(reading, done, of, {})  # noqa: E731
-            return TextPair(sender, receiver, asked, order.recipe, like=like, on_done=on_done)
+
+            def read(done: int, of: int) -> None:
+                tell(phase or "reading texts", done, of, {})
+
+            return TextPair(sender, receiver, asked, order.recipe, like=like, on_done=read)
         if phase and s.learns == "sender":
             asked = believed(sender, asked, on_done=lambda done, of: tell(phase, done, of, {}))
         blind = s.control == "single"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS, OWN, TALKS
+from fedray.data.overlap import KeptWords
 from fedray.llm.catalogue import NAMES, resolve
 from fedray.methods.method import FuserChoice, Fusion, fuser_kind, with_fusion
 from fedray.methods.parts import FUSERS
@@ -366,6 +367,9 @@ def _check_training(settings: FuserJob | GateJob, senders: tuple[str, ...]) -> N
         raise FedrayError("data=own is read from this disk: name a file or a folder with data.path=")
     if path is not None and not path.exists():
         raise FedrayError(f"data.path={path} does not exist: name a folder or a file, or leave it out")
+    if settings.data.without is not None and settings.data.name == "tiny":
+        raise FedrayError("data.without keeps words out of a data set: leave it out with data=tiny")
+    KeptWords(settings.data.without)
     if not settings.ray.enabled and settings.workers > 1:
         raise FedrayError(f"workers={settings.workers} need Ray: leave ray=none out, or set workers=1")
     _check_llms(settings, (settings.receiver, *senders))

@@ -141,11 +141,8 @@ class TextPair:
         first, count = 0, self.slots
         for texts, cache, starts in self._caches(self.receiver, {text: (head, ids) for text, ids in notes.items()}):
             for b, text in enumerate(texts):
-                sides = (
-                    (x[b : b + 1, :, start:end] for x in side)
-                    for side in (cache.keys, cache.values)
-                    for start, end in ((starts[b], int(cache.lengths[b])),)
-                )
+                start, end = starts[b], int(cache.lengths[b])
+                sides = ([x[b : b + 1, :, start:end] for x in side] for side in (cache.keys, cache.values))
                 held.append(targets_of(*map(tuple, sides)).to(self._precision))
                 if spares:
                     slots[text] = [[first + i for i in of[:count]] + [-1] * (count - len(of)) for of in read[text]]

@@ -160,6 +160,15 @@ def test_a_path_is_needed() -> None:
         check_gate_job(build_gate_job({"data": "own", "ray": False, "tracking": False}))
 
 
+def test_kept_words_are_looked_for_before_anything_starts(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", talks(9))
+    data = {"name": "own", "path": path, "against": [], "without": tmp_path / "none.txt"}
+    with pytest.raises(FedrayError, match=r"data.without=.*none.txt cannot be read"):
+        settings(tmp_path, data=data)
+    with pytest.raises(FedrayError, match=r"data.without keeps words out of a data set"):
+        settings(tmp_path, data={"name": "tiny", "without": path})
+
+
 def longest_really(path: Path, most: int) -> int:
     found = read(path)
     sides: list[tuple[str, Any]] = [(SENDER, "sender"), (RECEIVER, "receiver")]
