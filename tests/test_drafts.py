@@ -81,6 +81,20 @@ def test_what_is_sent_is_the_cache_of_the_answers_tokens(group: LocalGroup, plan
             torch.testing.assert_close(got[b, :, :length], want[0, :, len(prompt) :], atol=1e-4, rtol=0)
 
 
+def test_the_mark_that_closes_a_draft_is_not_sent(group: LocalGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = group._members[SENDERS[0]]
+    said = sender.alone("said", Request(QUESTIONS, generation=Generation(DRAFT.max_tokens))).rows
+    last = sender.llm.decode(list(said[0].tokens[-1:])).strip()
+    monkeypatch.setattr("fedray.member.sending.CLOSING", {last})
+    for most, less in ((DRAFT.max_tokens, 1), (1, 0)):  # an answer that is nothing else is sent
+        draft = replace(DRAFT, max_tokens=most)
+        _, payload = sender.share(
+            f"of {most}", (0,), prompts=QUESTIONS[:1], tokens="draft", unrotated=True, draft=draft
+        )
+        cache = unpack(payload).cache
+        assert cache.lengths.tolist() == [min(most, len(said[0].tokens)) - less]
+
+
 def test_only_what_is_read_of_it_is_sent(group: LocalGroup, plan: Plan) -> None:
     answer, layers = ask(group, plan), plan.fusers[SENDERS[0]].layers
     assert layers is not None and (layers[0] == (0,)) == (len(layers[0]) == 1)

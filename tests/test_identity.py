@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from commandline import Call
@@ -58,6 +59,23 @@ def test_keys_are_moved_to_where_they_stand(fed: Federation, monkeypatch: pytest
     assert sum(right(fed, kept)) != whole
 
 
+def test_a_copy_of_the_receiver_needs_no_fuser_beside_others() -> None:
+    """It takes part by identity: alone as with fuser=identity, and beside a sender whose draft is translated."""
+    question = "what is the color of the bird dika?"
+    evidence = {COPIES[0]: ("dika is red.",)}
+    how: dict[str, Any] = {"ray": False, "tracking": False, "gate": "open", "fusion": {"read": "prompt"}}
+    with Federation(receiver=LLM, senders=[COPIES[0], "llama-1b"], fuser="draft", **how) as fed:
+        both, alone, plain = (
+            fed.plan,
+            fed.plan_for(senders=COPIES[:1]),
+            fed.plan_for(senders=COPIES[:1], fuser="identity"),
+        )
+        assert [both.fusers[name].tokens for name in (COPIES[0], "llama-1b")] == ["text", "draft"]
+        answers = [fed.run(fed.request(question, evidence=evidence), plan) for plan in (both, alone, plain)]
+        assert answers[0].senders == (COPIES[0], "llama-1b") and answers[0].rows != answers[1].rows
+        assert answers[1].rows == answers[2].rows and not any(answer.missing for answer in answers)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -65,7 +83,8 @@ def test_keys_are_moved_to_where_they_stand(fed: Federation, monkeypatch: pytest
         ("fuser=draft fuser.max_tokens=0", "fuser.max_tokens"),
         ("fuser=mlp fusion=mix fusion.read=prompt", "fusion.read=prompt does not go with fusion=mix"),
         ("fusion.slots=inline", "add fusion.read=prompt"),
-        ("'+senders=[qwen3-0.6b#2]'", "through fuser=identity"),
+        ("'+senders=[llama-1b#2]'", "through fuser=identity"),
+        ("'+senders=[qwen3-0.6b#2]' fusion=mix", "beside any fusion=concat"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_sentence(call: Call, words: str, says: str) -> None:

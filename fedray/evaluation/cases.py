@@ -11,11 +11,10 @@ from fedray.errors import unknown
 from fedray.evaluation.settings import Block, EvaluateSettings
 from fedray.llm.catalogue import NAMES, original_of, resolve, safe_name
 from fedray.methods.method import Method, TextToText, with_fusion
-from fedray.methods.parts import FUSERS
 from fedray.protocols import ALONE, METHOD, PROTOCOLS, protocol_of
 from fedray.questions.tasks import for_task
 from fedray.schema import attributes
-from fedray.settings.settings import BY_MEMBER, SCHEMA, Settings
+from fedray.settings.settings import BY_MEMBER, SCHEMA, Settings, copies_of
 from fedray.types import FedrayError
 
 SETS = ("all", "singles", "prefixes", "leave_one_out", "none", "pairs")  # or names joined by +
@@ -90,9 +89,8 @@ def _of(block: Block, settings: EvaluateSettings, order: Sequence[str]) -> Itera
                     helpers = protocol_of(method).roles(method.protocol, receiver, None, zoo)[1] or ()
                 elif method.protocol.needs_senders and not helpers:
                     raise FedrayError(f"protocol={method.protocol.name} needs a sender: choose other senders than none")
-                trained = FUSERS[method.fuser.kind].trained and not method.protocol.copies
-                for helper in helpers if trained else ():
-                    resolve(helper, "sender", zoo)  # no copy where fusers are learned
+                for helper in helpers:
+                    resolve(helper, "sender", zoo, copied=copies_of(method, receiver))
                 yield Case(task, receiver, helpers, method, temperature)
 
 

@@ -2,7 +2,8 @@
 
 What was sent is paired anew where the protocol can (`Request.donors`). Where it cannot (what is mixed is aligned with
 the text it was read from) the senders are asked the donors' questions; where they hold documents, they read their own
-question with the donor's document and, apart from that, the donor's question with their own.
+question with the donor's document and, apart from that, the donor's question with their own. To see whose messages
+are read, one sender after the other is asked so while the others are asked the question itself.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fedray.errors import MemberFailed
+from fedray.evaluation.metrics import DOCUMENT, QUESTION
 from fedray.questions.donors import drawn
 from fedray.questions.tasks import Question
 from fedray.settings.settings import Settings
 from fedray.types import Answer, Plan, Request, Row
 
-QUESTION, DOCUMENT = "question", "document"
-Deranged = Mapping[str, tuple[tuple[Row, ...], ...]]  # what of a message is another's -> per donor all rows' answers
+# What of all messages, or whose messages, are another's -> per donor all rows' answers.
+Deranged = Mapping[str, tuple[tuple[Row, ...], ...]]
+_Changed = dict[str, Mapping[str, tuple[str, ...]]]
 Asked = tuple[Answer | MemberFailed, Deranged]
 
 
@@ -26,12 +29,15 @@ class Deranging:
 
     def __init__(self, plan: Plan, settings: Settings, asked: Sequence[Sequence[Question]]) -> None:
         """Raises FedrayError where there are fewer donors than the settings say."""
-        self._plan, method = plan, plan.method
-        senders = {*plan.senders, *plan.speakers}
-        documents = any(senders & q.evidence.keys() for batch in asked for q in batch)
-        self._repairs = method.protocol.repairs(method) and not documents
-        again = method.protocol.asks_again(method)
-        self.kinds = () if not (self._repairs or again) else (DOCUMENT, QUESTION) if documents else (QUESTION,)
+        method = plan.method
+        everyone = (*plan.speakers, *plan.senders)
+        documents = any({*everyone} & q.evidence.keys() for batch in asked for q in batch)
+        self._each = everyone if settings.donors.each and len(everyone) > 1 else ()
+        self._repairs = method.protocol.repairs(method) and not documents and not self._each
+        whole = (DOCUMENT, QUESTION) if documents else (QUESTION,)
+        found = {kind: (kind, everyone) for kind in whole} | {name: (whole[0], (name,)) for name in self._each}
+        self._changes = found if self._repairs or method.protocol.asks_again(method) else {}
+        self.kinds = tuple(self._changes)
         self.asked = asked
         self._ways = drawn(asked, settings) if self.kinds else [()] * len(asked)
         self.count = max(map(len, self._ways), default=0)
@@ -41,7 +47,8 @@ class Deranging:
     def named(self) -> list[list[list[str]]]:
         """Per batch and donor the ids of the questions that they are."""
         together = zip(self.asked, self._ways, strict=True)
-        return [[[batch[d].id for d in way] for way in ways] for batch, ways in together if ways]
+        ids = [[[batch[d].id for d in way] for way in ways] for batch, ways in together if ways]
+        return ids + [[[*self._each]]] * bool(ids and self._each)
 
     def requests(self, number: int, request: Request) -> list[Request]:
         """A batch's request, and those that its donors take besides."""
@@ -49,29 +56,31 @@ class Deranging:
         if self._repairs:
             return [replace(request, donors=ways)]
         made = [request]
-        for kind in self.kinds:
+        for i, (what, senders) in enumerate(self._changes.values()):
+            changed = self._documents if what == DOCUMENT else self._questions
             for k, way in enumerate(ways):
                 others = [batch[d] for d in way]
-                changed = self._documents(request, batch, others) if kind == DOCUMENT else self._questions(others)
-                made.append(replace(request, **changed, id=f"{request.id}-{kind}-{k}"))
+                made.append(replace(request, **changed(senders, request, batch, others), id=f"{request.id}-{i}-{k}"))
         return made
 
-    def _questions(self, others: Sequence[Question]) -> dict[str, Mapping[str, tuple[str, ...]]]:
-        return {"asked": {name: tuple(q.asked.get(name, q.prompt) for q in others) for name in self._senders()}}
+    @staticmethod
+    def _questions(
+        senders: Sequence[str], request: Request, batch: Sequence[Question], others: Sequence[Question]
+    ) -> _Changed:
+        asked = {name: tuple(q.asked.get(name, q.prompt) for q in others) for name in senders}
+        return {"asked": {**request.asked, **asked}}
 
+    @staticmethod
     def _documents(
-        self, request: Request, batch: Sequence[Question], others: Sequence[Question]
-    ) -> dict[str, Mapping[str, tuple[str, ...]]]:
+        senders: Sequence[str], request: Request, batch: Sequence[Question], others: Sequence[Question]
+    ) -> _Changed:
         both = list(zip(batch, others, strict=True))
         held = {
             name: tuple(other.evidence.get(name, "") if name in q.evidence else "" for q, other in both)
-            for name in self._senders()
+            for name in senders
             if any(name in q.evidence for q in batch)
         }
         return {"evidence": {**request.evidence, **held}}
-
-    def _senders(self) -> tuple[str, ...]:
-        return (*self._plan.speakers, *self._plan.senders)
 
     def collect(self, answers: Iterator[Answer | MemberFailed]) -> Iterator[Asked]:
         """Per batch its answer, and how it was answered with donors' messages; empty where some did not come whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from fedray.reporting.report import Effect, Spread
 from fedray.schema import attributes
 
+QUESTION, DOCUMENT = "question", "document"  # what of all messages is another's
 MARGIN = 2.0  # points within which an effect is none
 FEWEST = 20  # clusters that an interval needs before anything is said of it
 
@@ -99,7 +100,8 @@ class Effects:
     system_gain: right answers with them over alone; pairing_gain: over the mean of donors' messages; harm: alone over
     those; soft_gain: over soft prompts in their place; question_gain: where `pairing_gain` is of documents, over
     messages of senders that were asked another question. read: "read" where all gains that a message must have are
-    above 0, "no effect" where the pairing gain is within MARGIN; "" else.
+    above 0, "no effect" where the pairing gain is within MARGIN; "" else. sender_gains: per sender over donors'
+    messages of it alone.
     """
 
     system_gain: Effect
@@ -108,34 +110,38 @@ class Effects:
     soft_gain: Effect | None = None
     question_gain: Effect | None = None
     read: str = ""
+    sender_gains: Mapping[str, Effect] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """Name what a report says of it."""
-        return attributes(self, "system_gain", "pairing_gain", "harm", "soft_gain", "question_gain", "read")
+        return attributes(
+            self, "system_gain", "pairing_gain", "harm", "soft_gain", "question_gain", "read", "sender_gains"
+        )
 
 
 def effects(
     alone: Sequence[bool],
     matched: Sequence[bool],
-    deranged: Sequence[Sequence[Sequence[bool]]],
+    deranged: Mapping[str, Sequence[Sequence[bool]]],
     clusters: Sequence[str],
     soft: Sequence[bool] | None = None,
     slots: bool = False,
 ) -> Effects:
     """Compare answers to the same questions.
 
-    deranged: per kind of derangement (documents first) each donor's; soft: answers with soft prompts, where they were
+    deranged: per kind of derangement (`Deranging.kinds`) each donor's; soft: answers with soft prompts, where they were
     measured; slots: whether messages are slots, which are called read only where they are better than soft prompts.
     """
     system, prompted = effect(alone, matched, clusters), None if soft is None else effect(soft, matched, clusters)
     if not deranged:
         return Effects(system, soft_gain=prompted)
-    means = [[sum(right) / len(right) for right in zip(*ways, strict=True)] for ways in deranged]
-    pairing, *others = (effect(mean, matched, clusters) for mean in means)
-    harm = effect(means[0], alone, clusters)
+    means = {kind: [sum(r) / len(r) for r in zip(*ways, strict=True)] for kind, ways in deranged.items()}
+    gains = {kind: effect(mean, matched, clusters) for kind, mean in means.items()}
+    whole = DOCUMENT if DOCUMENT in gains else QUESTION
+    pairing, harm = gains.pop(whole), effect(means[whole], alone, clusters)
     needed = [system, pairing, *([prompted] if slots else [])]
     said = verdict(needed, pairing, len(set(clusters)))
-    return Effects(system, pairing, harm, prompted, next(iter(others), None), said)
+    return Effects(system, pairing, harm, prompted, gains.pop(QUESTION, None), said, gains)
 
 
 def verdict(needed: Sequence[Effect | None], pairing: Effect, clusters: int) -> str:

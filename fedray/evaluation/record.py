@@ -238,7 +238,7 @@ def _effects(results: Sequence[Result], slots: bool) -> Effects | None:
         return None
     kinds = set.intersection(*(set(result.deranged) for result, _ in graded))
     ordered = [kind for kind in graded[0][0].deranged if kind in kinds]
-    deranged = [list(zip(*(result.right_deranged(kind) for result, _ in graded), strict=True)) for kind in ordered]
+    deranged = {k: list(zip(*(result.right_deranged(k) for result, _ in graded), strict=True)) for k in ordered}
     clusters = [result.question.entity or result.question.id for result, _ in graded]
     alone, matched = zip(*(right for _, right in graded), strict=True)
     return effects(alone, matched, deranged, clusters, slots=slots)

@@ -115,7 +115,7 @@ class Results:
             return {}
         found = list(measured.values())
         kinds = [kind for kind in found[0].deranged if all(kind in m.deranged for m in found)]
-        ways = [_behind([m.deranged[kind] for m in found]) for kind in kinds]
+        ways = {kind: _behind([m.deranged[kind] for m in found]) for kind in kinds}
         wire = replace(case.method.wire, codec=Wire().codec)  # what is sent is not read
         control = replace(case, method=replace(case.method, control="soft", wire=wire))
         prompted = self._done.get(control, {}) if case.method.control == "none" else {}

@@ -139,6 +139,7 @@ class FederateScreen(Screen):
         lines = [f"system gain G {found.system_gain}, pairing gain P {found.pairing_gain}, harm {found.harm} points"]
         if found.question_gain is not None:
             lines.append(f"P is over other documents; over another question about one's own: {found.question_gain}")
+        lines += [f"P of {name} alone: {gain}" for name, gain in found.sender_gains.items()]
         said = f": {found.read}" if found.read else ""
         lines.append(f"P is over answers with other questions' messages, donors per question: {found.donors}{said}\n")
         self.line("\n".join(lines))

@@ -159,6 +159,8 @@ def _notes(row: Evaluated, order: Sequence[str]) -> Iterator[str]:
     """What a row does not show: failures and those who were missing."""
     what = f"{row.way}, {who(row.who.senders, order) or 'nobody'} for {row.who.receiver}"
     found = row.found
+    if found.sender_gains:
+        yield f"- {what}: P of each alone: {', '.join(f'{s} {gain}' for s, gain in found.sender_gains.items())}."
     if found.unrephrased:
         kept = f"{found.unrephrased} of {found.n} questions kept no whole rewrite"
         yield f"- {what}: {kept}; the receiver answered alone."

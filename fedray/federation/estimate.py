@@ -72,7 +72,7 @@ def needs(
     members = [_Foretold(s, source, devices) for source in sources.values()]
     receiver, senders = members[0], members[1:] if s.protocol.fuses else []
     planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
-    configs = [planner.fuser_config(sender.info, receiver.info, s.fuser.kind, s.fusion.operator) for sender in senders]
+    configs = [planner.fuser_config(sender.info, receiver.info, s.method) for sender in senders]
     fusers = _fuser_bytes([config for config in configs if config is not None], memory.BYTES[receiver.dtype])
     wire, sending = s.wire, [(m, config and layers_read(config)) for m, config in zip(senders, configs, strict=True)]
     if protocol.sends is not None:

@@ -59,17 +59,18 @@ CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in map(_read, sorted(
 _ALIASES = {alias: entry.name for entry in CATALOGUE.values() for alias in entry.aliases}
 
 
-def resolve(name: str, role: str = "LLM", zoo: str = "tiny", *, copied: bool = False) -> str:
+def resolve(name: str, role: str = "LLM", zoo: str = "tiny", *, copied: bool | str = False) -> str:
     """Resolve a name to its canonical form: resolve("llama-3.2-1b") == "llama-1b".
 
-    hf:org/name stays as it is, a folder becomes absolute. copied: allow copies of an LLM (NAME#2). Raises FedrayError
-    with the nearest names of the zoo.
+    hf:org/name stays as it is, a folder becomes absolute. copied: allow copies (NAME#2), or those of one LLM. Raises
+    FedrayError with the nearest names of the zoo.
     """
     if (original := original_of(name)) != name:
-        if not copied:
+        if not copied or (isinstance(copied, str) and resolve(original, role, zoo) != original_of(copied)):
             raise FedrayError(
                 f"{role} {name} is no LLM of its own: copies (NAME#2) take part as senders where no trained fuser "
-                f"reads their caches: in protocol=fedattn, specfed or t2t, or through fuser=identity; write {original}"
+                "reads their caches: in protocol=fedattn, specfed or t2t, through fuser=identity, or as copies of the "
+                f"receiver beside any fusion=concat; write {original}"
             )
         return resolve(original, role, zoo) + name.removeprefix(original)
     if is_foreign(name):

@@ -25,6 +25,7 @@ from fedray.wire.payload import Payload, pack, ships
 from fedray.wire.selection import select
 
 AS_IT_IS = Wire()
+CLOSING = frozenset(".!?。！？")
 
 
 class Sender(Reader):
@@ -97,7 +98,7 @@ class Sender(Reader):
     def _write_draft(self, session: str, choice: FuserChoice) -> None:
         """Answer every prompt of a session greedily, and keep the cache of the answers' tokens.
 
-        Where the answer is empty its draft is the token that ends it.
+        Without the mark that closes it; where the answer is empty its draft is the token that ends it.
         """
         held = self._sessions.get(session)
         context = combine.concat(held.own(), [])
@@ -112,7 +113,7 @@ class Sender(Reader):
         if failed:
             raise FedrayError(f"{shown(self.name)}: {NO_NUMBERS}")
         end = min(self.llm.stop_ids, default=self.llm.pad_id)
-        drafts = [row or [end] for row in ids]
+        drafts = [self._unclosed(row) or [end] for row in ids]
         longest = max(map(len, drafts))
         if not all(ids):  # whatever ends an answer, its draft is the same, alone and beside others
             context, logits = combine.concat(held.own(), []), None
@@ -125,6 +126,11 @@ class Sender(Reader):
         sides = zip(*layers_of(context.cache), strict=True)
         keys, values = (tuple(layer[:, :, before : before + longest] for layer in side) for side in sides)
         held.draft = KVCache(held.cache.spec, keys, values, lengths, positions)
+
+    def _unclosed(self, ids: list[int]) -> list[int]:
+        """Leave out the mark that closes an answer: it says nothing, and is read as if it did."""
+        closed = len(ids) > 1 and self.llm.decode(ids[-1:]).strip() in CLOSING
+        return ids[:-1] if closed else ids
 
     def _sent(self, held: Session, picked: list[int], tokens: str, unrotated: bool) -> KVCache:
         """What is sent of some rows, before tokens and layers are left out."""

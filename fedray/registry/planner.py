@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedray.fusion.fuser import FuserConfig
+from fedray.llm.catalogue import original_of
 from fedray.methods.method import C2C, FuserChoice, Method
 from fedray.methods.parts import FUSERS
 from fedray.registry.manifest import Manifest, fuser_name, gate_name
@@ -16,6 +17,7 @@ from fedray.registry.untrained import config_of_pair, random_artifact, untrained
 from fedray.types import Artifact, FedrayError, MemberInfo, Plan
 
 SOFT_PROMPT = ("soft", "concat")  # kind and operator
+OF_COPIES = ("identity", "concat")  # the same, of what a copy of the receiver sends: its cache is one of the receiver's
 
 
 class Planner:
@@ -41,12 +43,13 @@ class Planner:
         names the others. Raises FedrayError naming a pair without a fuser (unless its sender may speak in text instead)
         and what there is, or a gate without a sound version.
         """
-        everyone, (kind, operator) = (receiver, *senders), _choice(method)
+        everyone, operator = (receiver, *senders), method.fusion.operator
         for one in everyone if method.answer_all else (receiver,):
             others = [other for other in everyone if other != one]
             fused = others if method.protocol.fuses else []
-            for other in fused if FUSERS[kind].trained else ():
-                self._look_into(fuser_name(other, one), kind, operator)
+            for other in fused:
+                if FUSERS[(choice := _choice(other, one, method))[0]].trained:
+                    self._look_into(fuser_name(other, one), *choice)
             self._refuse_missing(one, fused, method)
             speakers = self._without_fuser(one, fused, method)
             weighed = [other for other in others if other not in speakers]
@@ -57,7 +60,7 @@ class Planner:
                 if not gates and (damaged := self._registry.passed_over(name)):
                     raise FedrayError(f"no fusion={operator} gate of {one} can be used; use gate=open{damaged}")
                 if weighed:
-                    self._registry.gates(one, weighed, operator, kind)
+                    self._registry.gates(one, weighed, operator, method.fuser.kind)
 
     def pass_over(self, damaged: Mapping[Path, str]) -> None:
         """Plan without versions that were found damaged elsewhere: the `problems` of another planner."""
@@ -66,12 +69,13 @@ class Planner:
     def plan(self, receiver: MemberInfo, senders: Sequence[MemberInfo], method: Method = C2C, seed: int = 0) -> Plan:
         """Find what every sender needs for a method; seed: of random gates and of what is kept at random.
 
-        c2c needs the fuser trained for exactly these two LLMs, or else the sender speaks in text; what weighs senders
-        needs a gate that knows them. answer_all: the plans of all others as receivers come along. Raises FedrayError
-        where a sender may not speak, and where there is no gate for these senders.
+        c2c needs the fuser trained for exactly these two LLMs (a copy of the receiver needs none), or else the sender
+        speaks in text; what weighs senders needs a gate that knows them. answer_all: the plans of all others as
+        receivers come along. Raises FedrayError where a sender may not speak, and where there is no gate for these
+        senders.
         """
         asked = {sender.name: sender for sender in senders}
-        fusing, (kind, operator) = method.protocol.fuses, _choice(method)
+        fusing, kind, operator = method.protocol.fuses, method.fuser.kind, method.fusion.operator
         self._refuse_missing(receiver.name, list(asked) if fusing else [], method)
         speakers = self._without_fuser(receiver.name, list(asked), method) if fusing else ()
         names = tuple(name for name in asked if name not in speakers)
@@ -80,7 +84,8 @@ class Planner:
         if method.answer_all:
             everyone, alone = (receiver, *senders), replace(method, answer_all=False)
             peers = tuple(self.plan(one, [o for o in everyone if o is not one], alone, seed) for one in senders)
-        fusers = {n: self._fuser(asked[n], receiver, kind, operator) for n in names if fusing}
+        choices = {n: _choice(n, receiver.name, method) for n in names if fusing}
+        fusers = {n: self._fuser(asked[n], receiver, *choice) for n, choice in choices.items()}
         for name, artifact in fusers.items():
             _check(asked[name], artifact, method)
         return Plan(
@@ -96,8 +101,9 @@ class Planner:
             seed=seed,
         )
 
-    def fuser_config(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> FuserConfig | None:
+    def fuser_config(self, sender: MemberInfo, receiver: MemberInfo, method: Method) -> FuserConfig | None:
         """What the pair's newest fuser is, whatever weights it was trained for; None where it has none."""
+        kind, operator = _choice(sender.name, receiver.name, method)
         for manifest, _ in self._registry.versions(fuser_name(sender.name, receiver.name)):
             if (manifest.kind, manifest.operator) == (kind, operator):
                 return FuserConfig.from_dict(manifest.config)
@@ -121,7 +127,7 @@ class Planner:
                 )
         if method.on_missing == "text":
             return
-        fuser, fusion = _choice(method)
+        fuser, fusion = method.fuser.kind, method.fusion.operator
         importing = f" or import it with {job}" if (job := FUSERS[fuser].imported_by) else ""
         for sender in self._without_fuser(receiver, senders, method):
             there = sorted(self._fusers(sender, receiver))
@@ -147,9 +153,10 @@ class Planner:
             next(self._registry.sound(versions), None)
 
     def _without_fuser(self, receiver: str, senders: Sequence[str], method: Method) -> tuple[str, ...]:
-        if self._at_random or not FUSERS[method.fuser.kind].trained:
+        if self._at_random:
             return ()
-        return tuple(sender for sender in senders if _choice(method) not in self._fusers(sender, receiver))
+        choices = {sender: _choice(sender, receiver, method) for sender in senders}
+        return tuple(s for s, c in choices.items() if FUSERS[c[0]].trained and c not in self._fusers(s, receiver))
 
     def _fusers(self, sender: str, receiver: str) -> set[tuple[str, str]]:
         """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
@@ -172,6 +179,7 @@ def _check(sender: MemberInfo, artifact: Artifact, method: Method) -> None:
         )
 
 
-def _choice(method: Method) -> tuple[str, str]:
-    """Kind and operator of the fusers of a method."""
-    return method.fuser.kind, method.fusion.operator
+def _choice(sender: str, receiver: str, method: Method) -> tuple[str, str]:
+    """Kind and operator of a pair's fuser in a method."""
+    copied = original_of(sender) == original_of(receiver)
+    return OF_COPIES if copied else (method.fuser.kind, method.fusion.operator)

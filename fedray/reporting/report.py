@@ -242,6 +242,7 @@ class Found:
     harm: Effect | None = None  # alone over other questions' messages
     soft_gain: Effect | None = None  # over soft prompts: as many trained slots, which depend on nothing
     question_gain: Effect | None = None  # of documents: over senders that read their own and another question
+    sender_gains: Mapping[str, Effect] = field(default_factory=dict)  # P of each sender's messages alone (donors.each)
     donors: str = ""  # those other questions: how many for each, and with which answer (any, different, same)
     read: str = ""  # read: the lower bounds of G, P and soft_gain are above 0; no effect: P is 0 within 2 points
     failed: int = 0  # questions that got no answer

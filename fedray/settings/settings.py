@@ -73,11 +73,13 @@ class DataSettings:
 class Donors:
     """Whose messages every question is answered with as well, to see whether its own are read (questions/donors.py).
 
-    count: per question; 0: none; None: 1, in an evaluation 3, or as many as there are.
+    count: per question; 0: none; None: 1, in an evaluation 3, or as many as there are; each: besides, the messages of
+    each sender alone are a donor's.
     """
 
     count: int | None = within(None, 0, 16)
     answer: Literal["any", "different", "same"] = "different"  # of the donor, compared with the question's
+    each: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,7 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     receiver = resolve(settings.receiver if "receiver" in values else default, "receiver", zoo)
     named = None
     if "senders" in values:
-        copied = protocol.settings.copies or not (settings.protocol.fuses and FUSERS[settings.fuser.kind].trained)
+        copied = copies_of(settings.method, receiver)
         named = tuple(resolve(name, "sender", zoo, copied=copied) for name in settings.senders)
     receiver, senders = protocol.roles(settings.protocol, receiver, named, zoo)
     if senders is None:
@@ -251,6 +253,14 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         gate=replace(settings.gate, kind="open") if implied_gate and untrained else settings.gate,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
     )
+
+
+def copies_of(method: Method, receiver: str) -> bool | str:
+    """Whose copies may be senders: anybody's (True), or, where fusers are trained, the receiver's, whose caches need no
+    fuser."""
+    if not (method.protocol.fuses and FUSERS[method.fuser.kind].trained):
+        return True
+    return method.fusion.operator == "concat" and receiver
 
 
 def named_safely(values: Mapping[str, Any]) -> dict[str, Any]:

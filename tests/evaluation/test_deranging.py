@@ -21,8 +21,8 @@ HELD = [
 ]
 
 
-def deranging(questions: list[Question] = BATCH, count: int = 2, **parts: Any) -> Deranging:
-    return Deranging(Plan(R, SENDERS, method(**parts)), Settings(donors=Donors(count)), [questions])
+def deranging(questions: list[Question] = BATCH, count: int = 2, each: bool = False, **parts: Any) -> Deranging:
+    return Deranging(Plan(R, SENDERS, method(**parts)), Settings(donors=Donors(count, each=each)), [questions])
 
 
 def request(plan: Plan, questions: list[Question] = BATCH) -> Request:
@@ -74,6 +74,25 @@ def test_documents_and_questions_are_deranged_apart() -> None:
     assert set(documents.evidence) == {SENDERS[0]}
     assert all(a != b for a, b in zip(documents.evidence[SENDERS[0]], first.evidence[SENDERS[0]], strict=True))
     assert all(a != b for a, b in zip(questions.asked[SENDERS[0]], first.prompts, strict=True))
+
+
+def test_the_messages_of_one_sender_after_the_other_are_anothers() -> None:
+    both = [
+        Question(
+            q.id, q.prompt, q.choices, q.gold, q.group, q.entity, evidence={s: f"{s}: {q.answer}" for s in SENDERS}
+        )
+        for q in BATCH
+    ]
+    for questions, kinds, changes in ((both, (DOCUMENT, QUESTION), "evidence"), (BATCH, (QUESTION,), "asked")):
+        found = deranging(questions, count=1, each=True)
+        assert found.kinds == (*kinds, *SENDERS)
+        first, *others = found.requests(0, request(Plan(R, SENDERS), questions))
+        of = {"evidence": dict(first.evidence), "asked": dict.fromkeys(SENDERS, first.prompts)}[changes]
+        for sender, one in zip(SENDERS, others[len(kinds) :], strict=True):
+            said = {**of, **getattr(one, changes)}
+            assert [name for name in SENDERS if said[name] != of[name]] == [sender]
+            assert all(a != b for a, b in zip(said[sender], of[sender], strict=True)), "of every question"
+    assert deranging(both, each=True).named != deranging(both).named, "another measurement"
 
 
 def test_answers_are_told_apart_by_what_was_deranged() -> None:

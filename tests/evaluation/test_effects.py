@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fedray.evaluation.metrics import FEWEST, Effects, effect, effects, verdict
+from fedray.evaluation.metrics import DOCUMENT, FEWEST, QUESTION, Effects, effect, effects, verdict
 from fedray.reporting.report import Effect, Found
 
 
@@ -16,7 +16,7 @@ def test_effects_of_a_hand_computed_example():
     alone, matched = [0, 0, 1, 0, 1, 0], [1, 1, 1, 0, 1, 0]
     first, second = [0, 0, 1, 0, 1, 1], [1, 0, 0, 0, 1, 0]
     clusters = ["a", "a", "b", "b", "c", "c"]
-    found = effects(alone, matched, [[first, second]], clusters)  # pyright: ignore[reportArgumentType]
+    found = effects(alone, matched, {QUESTION: [first, second]}, clusters)  # pyright: ignore[reportArgumentType]
     assert found.system_gain.points == pytest.approx(100 * 2 / 6)
     # P: 0.5, 1, 0.5, 0, 0, -0.5: mean 0.25; sums by entity less 2 * 0.25: 1.0, 0.0, -1.0
     stderr = math.sqrt(3 / 2 * (1.0**2 + 0.0**2 + 1.0**2)) / 6
@@ -31,12 +31,23 @@ def test_effects_of_a_hand_computed_example():
 
 def test_documents_come_first_and_questions_beside_them():
     n = 8
-    found = effects([False] * n, [True] * n, [[[False] * n], [[True] * n]], [str(i) for i in range(n)])
+    found = effects(
+        [False] * n, [True] * n, {DOCUMENT: [[False] * n], QUESTION: [[True] * n]}, [str(i) for i in range(n)]
+    )
     assert found.pairing_gain == Effect(100.0, 100.0, 100.0) and found.question_gain == Effect(0.0, 0.0, 0.0)
 
 
+def test_what_each_sender_gives_stands_beside_what_all_give():
+    n = 8
+    half = [i < 4 for i in range(n)]
+    deranged = {DOCUMENT: [[False] * n], QUESTION: [[True] * n], "one": [half], "two": [[True] * n]}
+    found = effects([False] * n, [True] * n, deranged, [str(i) for i in range(n)])
+    assert found.pairing_gain == Effect(100.0, 100.0, 100.0) and found.question_gain == Effect(0.0, 0.0, 0.0)
+    assert [(name, gain.points) for name, gain in found.sender_gains.items()] == [("one", 50.0), ("two", 0.0)]
+
+
 def test_without_donors_there_is_a_system_gain_alone():
-    assert effects([False, True], [True, True], [], ["a", "b"]) == Effects(effect([0, 1], [1, 1], ["a", "b"]))
+    assert effects([False, True], [True, True], {}, ["a", "b"]) == Effects(effect([0, 1], [1, 1], ["a", "b"]))
     single = effect([0, 1], [1, 1], ["a", "a"])
     assert (single.low, single.high, str(single)) == (None, None, "+50.0")
     assert str(Effect(1.0, -2.25, 4.25)) == "+1.0 (-2.2 to +4.2)"
@@ -67,7 +78,7 @@ def test_what_may_be_said(system: Effect, pairing: Effect, clusters: int, said: 
 
 def test_slots_are_read_only_where_they_are_better_than_soft_prompts():
     alone, matched, clusters = [False] * 200, [i < 100 for i in range(200)], [str(i) for i in range(200)]
-    deranged = [[alone]]
+    deranged = {QUESTION: [alone]}
     assert effects(alone, matched, deranged, clusters).read == "read"
     assert effects(alone, matched, deranged, clusters, slots=True).read == ""  # not measured
     assert effects(alone, matched, deranged, clusters, matched, slots=True).read == ""
@@ -81,7 +92,7 @@ def test_no_effect_is_hardly_said_where_there_is_one():
     for _ in range(300):
         matched = [rng.random() < 0.51 for _ in range(400)]
         deranged = [right if rng.random() > 0.04 else False for right in matched]  # 2 points fewer
-        found = effects([False] * 400, matched, [[deranged]], [str(i) for i in range(400)])
+        found = effects([False] * 400, matched, {QUESTION: [deranged]}, [str(i) for i in range(400)])
         said += found.read == "no effect"
     assert said / 300 < 0.1
 

@@ -84,13 +84,14 @@ def test_a_pair_without_a_fuser_has_one_of_random_weights(folders: dict[str, str
     receiver, sender = members[folders["qwen3"]], members[folders["llama"]]
     planner = Planner(name="shapes")
     for kind, operator in (("mlp", "concat"), ("mlp", "mix"), ("c2c", "mix")):
-        planner.check("qwen3-0.6b", ["llama-1b"], method(gate="open", fuser=kind, fusion=operator))
-        plan = planner.plan(receiver.info(), [sender.info()], method(gate="open", fuser=kind, fusion=operator))
+        how = method(gate="open", fuser=kind, fusion=operator)
+        planner.check("qwen3-0.6b", ["llama-1b"], how)
+        plan = planner.plan(receiver.info(), [sender.info()], how)
         artifact = plan.fusers[sender.name]
         assert artifact.hash.startswith("random-") and artifact.config is not None and artifact.name == "llama--qwen3"
         one, two = load_fuser(artifact), load_fuser(artifact)
         assert all(map(torch.equal, one.parameters(), two.parameters()))
-        assert one.config == planner.fuser_config(sender.info(), receiver.info(), kind, operator)
+        assert one.config == planner.fuser_config(sender.info(), receiver.info(), how)
 
         group = LocalGroup(members)
         request = Request(("which bird is it?",), choices=(("a robin", "an owl"),))
