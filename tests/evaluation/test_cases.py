@@ -23,7 +23,7 @@ from fedray.types import FedrayError
 
 A, B, C = "llama-1b", "qwen2.5-1.5b", "qwen2.5-0.5b"
 EXPERIMENTS = {path.stem for path in (CONF / "experiment").glob("*.yaml") if "\nblocks:" in path.read_text()}
-FETCHED = "real"  # its LLMs and questions are fetched first
+FETCHED = {"real", "real_federation"}  # their LLMs and questions are fetched first
 
 
 def settings(**blocks: Any) -> EvaluateSettings:
@@ -176,19 +176,20 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, list[Se
     return stop.value.code, ran
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS - {FETCHED}))
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS - FETCHED))
 def test_experiments_compose(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code, (ran,) = call(monkeypatch, f"+experiment={name}", f"output={tmp_path}/out", "task.limit=7")
     assert code == 0 and isinstance(ran, EvaluateSettings)
     assert ran.task.limit == 7 and ran.task.batch_size == 64 and len(cases(ran, ran.senders)) > 3
 
 
+@pytest.mark.parametrize("name", sorted(FETCHED))
 def test_what_is_not_fetched_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, f"+experiment={FETCHED}", f"output={tmp_path}/out") == (2, [])
-    assert "real/" in capsys.readouterr().err and FETCHED in EXPERIMENTS
+    assert call(monkeypatch, f"+experiment={name}", f"output={tmp_path}/out") == (2, [])
+    assert "real/" in capsys.readouterr().err and name in EXPERIMENTS
 
 
 def test_yaml_and_dataclass_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
