@@ -4,8 +4,8 @@
     python benchmarks/real/closed_book.py PACKAGES FOLDER [--seed N]
 
 PACKAGES holds bigbench 1.0.0 (qa_wikidata, Apache-2.0) and evals 3.0.1.post1 (1,000 questions of MMLU, MIT), 400 MB
-that are read as they are. FOLDER gets wikidata.jsonl and mmlu.jsonl (questions), and wikidata-train.jsonl (conversations
-about other subjects, to train a gate on).
+that are read as they are. FOLDER gets wikidata.jsonl and mmlu.jsonl (questions), and wikidata-train.jsonl
+(conversations about other subjects, to train a gate on).
 """
 
 from __future__ import annotations
