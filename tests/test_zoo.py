@@ -35,7 +35,7 @@ def test_it_is_complete_and_small():
     missing = [str(task) for stage in stages() for task in stage if not is_done(task, EMBEDDED, members)]
     assert not missing
     size = sum(path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file())
-    assert size < 30 * 2**20, f"{size / 2**20:.1f} MiB"
+    assert size < 27 * 2**20, f"{size / 2**20:.1f} MiB of 32: 5 are left for later members"
 
 
 def test_weights_are_those_that_were_hashed():
