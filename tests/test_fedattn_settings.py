@@ -62,7 +62,7 @@ REFUSED = [
     ("protocol.exchange=1.01", "protocol.exchange must be above 0 and at most 1, got 1.01"),
     ("protocol.tokens=-0.1", "protocol.tokens must be above 0"),
     ("protocol.publisher_tokens=2", "protocol.publisher_tokens must be above 0"),
-    ("protocol.offset=2", "protocol.offset=2 must be below protocol.sync_every=2"),
+    ("protocol.offset=2", "protocol.offset=2 must be below protocol.sync_every=1"),
     ("protocol.placement=deap", "unknown protocol.placement 'deap' (did you mean deep?)"),
     ("senders=[llama-1b]", "protocol=fedattn runs copies of one LLM, and sender llama-1b is another than qwen3-0.6b"),
     ("senders=[qwen3-0.6b]", "name qwen3-0.6b 2 times"),
@@ -92,7 +92,7 @@ def test_refused_in_one_sentence(call: Call, arguments: str, said: str) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"senders": ["llama-1b#2"], "protocol": "t2t"},
+        {"senders": ["llama-1b#2"], "receiver": "qwen3-0.6b"},
         {"receiver": "llama-1b#2"},
         {"protocol": {"name": "specfed", "draft": "qwen2.5-0.5b#2"}},
         {"blocks": {"x": {"senders": "qwen2.5-0.5b+llama-1b#2"}}},

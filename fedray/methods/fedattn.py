@@ -40,7 +40,7 @@ class FedAttn(ProtocolSettings):
 
     name: str = field(default="fedattn", init=False)
     participants: int = within(3, 1, 64)
-    sync_every: int = within(2, 1)
+    sync_every: int = within(1, 1)
     offset: int = 0
     placement: Literal["uniform", "shallow", "deep", "progressive", "regressive"] = "uniform"
     layers: tuple[int, ...] = ()

@@ -136,10 +136,10 @@ def test_a_plan_of_fedattn_says_what_is_read_and_exchanged(tmp_path: Path) -> No
     assert list(read) == ["llama-1b", "llama-1b#2", "llama-1b#3"]
     assert publisher.prompt_tokens > 200, "a byte is a token: the documents, and not the question alone"
     size = 2 if other.dtype == "bfloat16" else 4
-    assert other.wire_per_token == 8 * 2 * 8 * 64 * size and publisher.wire_per_token == 0
+    assert other.wire_per_token == 16 * 2 * 8 * 64 * size and publisher.wire_per_token == 0
     quarter = {"name": "fedattn", "sync_every": 4, "tokens": 0.5, "exchange": 0.5}
     sent = foretell(tmp_path / "c", **{**given, "protocol": quarter}, task=task)[1]["llama-1b#2"].wire_per_token
-    assert sent == pytest.approx(other.wire_per_token / 8, rel=0.02)
+    assert sent == pytest.approx(other.wire_per_token / 16, rel=0.02)
 
 
 def test_copies_in_one_process_share_their_weights(tmp_path: Path) -> None:
