@@ -93,6 +93,16 @@ def test_the_mark_that_closes_a_draft_is_not_sent(group: LocalGroup, monkeypatch
         )
         cache = unpack(payload).cache
         assert cache.lengths.tolist() == [min(most, len(said[0].tokens)) - less]
+    rows = tuple(range(len(QUESTIONS)))
+    _, payload = sender.share("of all", rows, prompts=QUESTIONS, tokens="draft", unrotated=True, draft=DRAFT)
+    together = unpack(payload).cache
+    ends = [sender.llm.decode(list(row.tokens[-1:])).strip() == last for row in said]
+    assert together.lengths.tolist() == [len(row.tokens) - end for row, end in zip(said, ends, strict=True)]
+    for b, question in enumerate(QUESTIONS):
+        _, payload = sender.share(f"row {b}", (0,), prompts=(question,), tokens="draft", unrotated=True, draft=DRAFT)
+        alone = unpack(payload).cache
+        for got, want in zip((*together.keys, *together.values), (*alone.keys, *alone.values), strict=True):
+            torch.testing.assert_close(got[b, :, : alone.tokens], want[0], atol=1e-4, rtol=0)
 
 
 def test_only_what_is_read_of_it_is_sent(group: LocalGroup, plan: Plan) -> None:

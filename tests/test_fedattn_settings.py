@@ -92,15 +92,13 @@ def test_refused_in_one_sentence(call: Call, arguments: str, said: str) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"senders": ["llama-1b#2"], "receiver": "qwen3-0.6b"},
         {"receiver": "llama-1b#2"},
         {"protocol": {"name": "specfed", "draft": "qwen2.5-0.5b#2"}},
-        {"blocks": {"x": {"senders": "qwen2.5-0.5b+llama-1b#2"}}},
     ],
     ids=str,
 )
-def test_copies_by_name_are_for_fedattn_alone(given: dict) -> None:
-    with pytest.raises(FedrayError, match=r"#2 is no LLM of its own: copies .* protocol=fedattn.* fuser=identity"):
+def test_copies_by_name_are_senders(given: dict) -> None:
+    with pytest.raises(FedrayError, match=r"#2 is no LLM of its own: copies .* take part as senders"):
         check_evaluation(build_evaluation({"receiver": "qwen3-0.6b", **given}))
 
 

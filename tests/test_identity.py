@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from commandline import Call
+from support.methods import method
 
 from fedray import Federation
 from fedray.fusion.identity import IdentityFuser
 from fedray.questions.tasks import load_task, request_fields
+from fedray.registry.planner import Planner
 from fedray.types import FedrayError, Plan
 
 LLM = "qwen3-0.6b"
@@ -59,21 +61,45 @@ def test_keys_are_moved_to_where_they_stand(fed: Federation, monkeypatch: pytest
     assert sum(right(fed, kept)) != whole
 
 
+HOW: dict[str, Any] = {"ray": False, "tracking": False}
+COLOURS = (("red", "blue", "green"),)
+
+
 def test_a_copy_of_the_receiver_needs_no_fuser_beside_others() -> None:
     """It takes part by identity: alone as with fuser=identity, and beside a sender whose draft is translated."""
-    question = "what is the color of the bird dika?"
-    evidence = {COPIES[0]: ("dika is red.",)}
-    how: dict[str, Any] = {"ray": False, "tracking": False, "gate": "open", "fusion": {"read": "prompt"}}
-    with Federation(receiver=LLM, senders=[COPIES[0], "llama-1b"], fuser="draft", **how) as fed:
-        both, alone, plain = (
-            fed.plan,
-            fed.plan_for(senders=COPIES[:1]),
-            fed.plan_for(senders=COPIES[:1], fuser="identity"),
+    with Federation(receiver=LLM, senders=[COPIES[0], "llama-1b"], fuser="draft", **HOW) as fed:
+        request = fed.request(
+            "what is the color of the bird dika?", choices=COLOURS, evidence={COPIES[0]: ("dika is red.",)}
         )
+        both, alone = fed.plan, fed.plan_for(senders=COPIES[:1])
+        plain = fed.plan_for(senders=COPIES[:1], fuser="identity", fusion={"read": "prompt", "slots": "inline"})
         assert [both.fusers[name].tokens for name in (COPIES[0], "llama-1b")] == ["text", "draft"]
-        answers = [fed.run(fed.request(question, evidence=evidence), plan) for plan in (both, alone, plain)]
-        assert answers[0].senders == (COPIES[0], "llama-1b") and answers[0].rows != answers[1].rows
-        assert answers[1].rows == answers[2].rows and not any(answer.missing for answer in answers)
+        assert both.method.gate.kind == "open", "no gate knows a copy"
+        first, second, third = (fed.run(request, plan) for plan in (both, alone, plain))
+        assert first.senders == (COPIES[0], "llama-1b") and not first.missing
+        assert second.rows[0].scores == pytest.approx(third.rows[0].scores, abs=1e-5)
+        assert first.rows[0].scores != pytest.approx(second.rows[0].scores, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("copy", "how", "says"),
+    [
+        (COPIES[0], {"fusion": "mix"}, "choose fusion=concat, or leave it out"),
+        (COPIES[0], {"control": "soft"}, "a copy of qwen3-0.6b, has no soft prompt"),
+        ("llama-1b#2", {"gate": "learned"}, "no gate of qwen3-0.6b knows llama-1b#2, which is a copy: use gate=open"),
+    ],
+    ids=str,
+)
+def test_what_a_copy_has_not_is_named_before_anything_loads(copy: str, how: dict[str, str], says: str) -> None:
+    with pytest.raises(FedrayError, match=says):
+        Planner().check(LLM, [copy], method(**{"gate": "open", **how}))
+
+
+def test_a_copy_has_the_fuser_of_its_llm() -> None:
+    with Federation(receiver=LLM, senders=["llama-1b", "llama-1b#2"], gate="open", **HOW) as fed:
+        request = fed.request("what is the color of the bird dika?", choices=COLOURS)
+        one, two = (fed.run(request, fed.plan_for(senders=[name])).rows[0] for name in ("llama-1b", "llama-1b#2"))
+        assert one.scores == two.scores and fed.run(request).senders == ("llama-1b", "llama-1b#2")
 
 
 @pytest.mark.parametrize(
@@ -83,8 +109,6 @@ def test_a_copy_of_the_receiver_needs_no_fuser_beside_others() -> None:
         ("fuser=draft fuser.max_tokens=0", "fuser.max_tokens"),
         ("fuser=mlp fusion=mix fusion.read=prompt", "fusion.read=prompt does not go with fusion=mix"),
         ("fusion.slots=inline", "add fusion.read=prompt"),
-        ("'+senders=[llama-1b#2]'", "through fuser=identity"),
-        ("'+senders=[qwen3-0.6b#2]' fusion=mix", "beside any fusion=concat"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_sentence(call: Call, words: str, says: str) -> None:

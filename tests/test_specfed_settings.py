@@ -185,5 +185,4 @@ def test_vocabularies_that_fit() -> None:
 def test_workers_may_be_copies_of_one_llm() -> None:
     made = build({"protocol": "specfed", "senders": ["qwen2.5-1.5b", "llama-3.2-1b#2"]})
     assert made.senders == ("qwen2.5-1.5b", "llama-1b#2")
-    with pytest.raises(FedrayError, match=r"llama-1b#2 is no LLM of its own: .* where no trained fuser reads"):
-        build({"senders": ["llama-1b#2"]})
+    assert build({"senders": ["llama-1b#2"]}).gate.kind == "open", "no gate knows a copy"

@@ -9,12 +9,12 @@ from typing import Any
 
 from fedray.errors import unknown
 from fedray.evaluation.settings import Block, EvaluateSettings
-from fedray.llm.catalogue import NAMES, original_of, resolve, safe_name
+from fedray.llm.catalogue import NAMES, is_copy, resolve, safe_name
 from fedray.methods.method import Method, TextToText, with_fusion
 from fedray.protocols import ALONE, METHOD, PROTOCOLS, protocol_of
 from fedray.questions.tasks import for_task
 from fedray.schema import attributes
-from fedray.settings.settings import BY_MEMBER, SCHEMA, Settings, copies_of
+from fedray.settings.settings import BY_MEMBER, SCHEMA, Settings
 from fedray.types import FedrayError
 
 SETS = ("all", "singles", "prefixes", "leave_one_out", "none", "pairs")  # or names joined by +
@@ -43,9 +43,9 @@ class Case:
         return Case(self.task, self.receiver, (), ALONE)
 
     @property
-    def copies(self) -> tuple[str, ...]:
-        """Senders that are copies of another member."""
-        return tuple(name for name in self.senders if original_of(name) != name)
+    def with_copies(self) -> tuple[str, ...]:
+        """The senders, where some are copies of another member."""
+        return self.senders if any(map(is_copy, self.senders)) else ()
 
     @property
     def is_alone(self) -> bool:
@@ -89,8 +89,6 @@ def _of(block: Block, settings: EvaluateSettings, order: Sequence[str]) -> Itera
                     helpers = protocol_of(method).roles(method.protocol, receiver, None, zoo)[1] or ()
                 elif method.protocol.needs_senders and not helpers:
                     raise FedrayError(f"protocol={method.protocol.name} needs a sender: choose other senders than none")
-                for helper in helpers:
-                    resolve(helper, "sender", zoo, copied=copies_of(method, receiver))
                 yield Case(task, receiver, helpers, method, temperature)
 
 

@@ -31,12 +31,13 @@ class Deranging:
         """Raises FedrayError where there are fewer donors than the settings say."""
         method = plan.method
         everyone = (*plan.speakers, *plan.senders)
-        documents = any({*everyone} & q.evidence.keys() for batch in asked for q in batch)
-        self._each = everyone if settings.donors.each and len(everyone) > 1 else ()
-        self._repairs = method.protocol.repairs(method) and not documents and not self._each
-        whole = (DOCUMENT, QUESTION) if documents else (QUESTION,)
-        found = {kind: (kind, everyone) for kind in whole} | {name: (whole[0], (name,)) for name in self._each}
-        self._changes = found if self._repairs or method.protocol.asks_again(method) else {}
+        held = {name for batch in asked for q in batch for name in q.evidence} & {*everyone}
+        again = method.protocol.asks_again(method)
+        self._each = everyone if settings.donors.each and again and len(everyone) > 1 else ()
+        self._repairs = method.protocol.repairs(method) and not held and not self._each
+        found = {kind: (kind, everyone) for kind in ((DOCUMENT, QUESTION) if held else (QUESTION,))}
+        found |= {name: (DOCUMENT if name in held else QUESTION, (name,)) for name in self._each}
+        self._changes = found if self._repairs or again else {}
         self.kinds = tuple(self._changes)
         self.asked = asked
         self._ways = drawn(asked, settings) if self.kinds else [()] * len(asked)
@@ -45,7 +46,7 @@ class Deranging:
 
     @property
     def named(self) -> list[list[list[str]]]:
-        """Per batch and donor the ids of the questions that they are."""
+        """Per batch and donor the ids of the questions that they are; behind them whose messages alone are donors'."""
         together = zip(self.asked, self._ways, strict=True)
         ids = [[[batch[d].id for d in way] for way in ways] for batch, ways in together if ways]
         return ids + [[[*self._each]]] * bool(ids and self._each)

@@ -246,6 +246,8 @@ class EvaluateScreen(FederateScreen):
             if lost := row.found.unrephrased:
                 kept = f"{lost} of {row.found.n} questions kept no whole rewrite"
                 self.line(f"{row.way}: {kept}, the receiver answered them alone")
+            if gains := row.found.sender_gains:
+                self.line(f"{row.way}: P of each alone: {', '.join(f'{s} {gain}' for s, gain in gains.items())}")
         if published := list(c2c_table.lines(rows)):
             chosen = [c2c_table.HEADINGS.index(heading) for heading in c2c_table.SHOWN]
             self.table(c2c_table.TITLE, c2c_table.SHOWN, ([line[i] for i in chosen] for line in published))

@@ -183,7 +183,7 @@ def _fuser_bytes(configs: Sequence[FuserConfig], size: int) -> int:
         with torch.device("meta"):
             counts = [parameter.numel() for parameter in build_fuser(config).parameters()]
         resident += sum(counts) * size
-        reading = max(reading, sum(counts) * (4 - size) + (max(counts) * size if size < 4 else 0))
+        reading = max(reading, sum(counts) * (4 - size) + (max(counts, default=0) * size if size < 4 else 0))
     return resident + reading
 
 

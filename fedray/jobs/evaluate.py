@@ -54,15 +54,17 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         self._parts: dict[Case, dict[str, str]] = {}
         self._ledger = Ledger(settings.output, private=private)
         self._questions = {
-            (task, seed, copies): graded(self._load(task, seed, copies))
-            for task, copies in dict.fromkeys((case.task, case.copies) for case in cases(settings, settings.senders))
+            (task, seed, senders): graded(self._load(task, seed, senders))
+            for task, senders in dict.fromkeys((c.task, c.with_copies) for c in cases(settings, settings.senders))
             for seed in settings.seeds
         }
 
-    def _load(self, task: str, seed: int, copies: tuple[str, ...]) -> list[Question]:
-        """Load a task's questions; copies hold its documents in place of those who would by name."""
+    def _load(self, task: str, seed: int, senders: tuple[str, ...]) -> list[Question]:
+        """Load a task's questions; senders with copies among them hold its documents in place of those who would, a
+        file's beside them."""
         settings = self.settings
-        base = asking(replace(settings, senders=copies or settings.senders))
+        there = dict.fromkeys((*settings.senders, *senders)) if settings.questions else senders or settings.senders
+        base = asking(replace(settings, senders=tuple(there)))
         questions = load_task(replace(base, task=settings.task.of(task)), seed)
         return arranged(questions, settings.donors.answer)
 
@@ -99,7 +101,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
         FedrayError."""
         for case in cases(self.settings, self.settings.senders):
             for seed in self.settings.seeds:
-                own, questions = case.settings(self.settings, seed), self._questions[case.task, seed, case.copies]
+                own, questions = case.settings(self.settings, seed), self._questions[case.task, seed, case.with_copies]
                 check_questions(own, questions)
                 plan = Plan(case.receiver, case.senders, case.method)
                 Deranging(plan, own, batched(plan, own, questions))
@@ -115,7 +117,7 @@ class Evaluation(Job[EvaluateSettings, EvaluateScreen]):
                 self.order = self._ranked(fed, begin)
             for case in cases(settings, self.order.senders):
                 for number, seed in enumerate(settings.seeds):
-                    questions = self._questions[case.task, seed, case.copies]
+                    questions = self._questions[case.task, seed, case.with_copies]
                     timed = settings.latency_requests if number == 0 else 0  # seconds need no second drawing
                     found = self._measured(fed, case.settings(settings, seed), case, questions, timed, begin)
                     results.add(case, seed, questions, found)

@@ -59,18 +59,16 @@ CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in map(_read, sorted(
 _ALIASES = {alias: entry.name for entry in CATALOGUE.values() for alias in entry.aliases}
 
 
-def resolve(name: str, role: str = "LLM", zoo: str = "tiny", *, copied: bool | str = False) -> str:
+def resolve(name: str, role: str = "LLM", zoo: str = "tiny", *, copied: bool = False) -> str:
     """Resolve a name to its canonical form: resolve("llama-3.2-1b") == "llama-1b".
 
-    hf:org/name stays as it is, a folder becomes absolute. copied: allow copies (NAME#2), or those of one LLM. Raises
-    FedrayError with the nearest names of the zoo.
+    hf:org/name stays as it is, a folder becomes absolute. copied: allow copies of an LLM (NAME#2). Raises FedrayError
+    with the nearest names of the zoo.
     """
     if (original := original_of(name)) != name:
-        if not copied or (isinstance(copied, str) and resolve(original, role, zoo) != original_of(copied)):
+        if not copied:
             raise FedrayError(
-                f"{role} {name} is no LLM of its own: copies (NAME#2) take part as senders where no trained fuser "
-                "reads their caches: in protocol=fedattn, specfed or t2t, through fuser=identity, or as copies of the "
-                f"receiver beside any fusion=concat; write {original}"
+                f"{role} {name} is no LLM of its own: copies (NAME#2) take part as senders; write {original}"
             )
         return resolve(original, role, zoo) + name.removeprefix(original)
     if is_foreign(name):
@@ -93,6 +91,11 @@ def original_of(name: str) -> str:
     """Strip a copy's number: original_of("llama-1b#2") == "llama-1b". A folder of such a name is an LLM itself."""
     copy = _COPY.fullmatch(name)
     return copy[1] if copy and not (is_foreign(name) and os.path.isdir(os.path.expanduser(name))) else name
+
+
+def is_copy(name: str) -> bool:
+    """Check whether a name is that of a copy: is_copy("llama-1b#2")."""
+    return original_of(name) != name
 
 
 def is_foreign(name: str) -> bool:

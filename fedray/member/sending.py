@@ -25,7 +25,7 @@ from fedray.wire.payload import Payload, pack, ships
 from fedray.wire.selection import select
 
 AS_IT_IS = Wire()
-CLOSING = frozenset(".!?。")
+CLOSING = frozenset(".!?。！？")  # noqa: RUF001
 
 
 class Sender(Reader):

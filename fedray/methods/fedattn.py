@@ -83,7 +83,8 @@ def sync_layers(how: FedAttn, depth: int) -> tuple[int, ...]:
     uniform: those with l mod H == offset. shallow, deep: evenly over the first or last half (over more where half has
     not as many). progressive: the gaps shrink with depth, l_i = L (1 - (1 - i/S)²); regressive: they grow,
     l_i = L (i/S)². >>> sync_layers(FedAttn(sync_every=3), 6) gives (0, 3).
-    Raises FedrayError where H is beyond the depth, and where an explicit layer is not there.
+    Raises FedrayError where H is beyond the depth, where all layers sync and are to be placed, and where an explicit
+    layer is not there.
     """
     if how.layers:
         beyond = [layer for layer in how.layers if not 0 <= layer < depth]
@@ -94,6 +95,11 @@ def sync_layers(how: FedAttn, depth: int) -> tuple[int, ...]:
         raise FedrayError(
             f"protocol.sync_every={how.sync_every} must be from 1 to {depth}, the layers of the LLM: beyond it nobody "
             "would hear of the others"
+        )
+    if how.sync_every == 1 and how.placement != "uniform":
+        raise FedrayError(
+            f"protocol.placement={how.placement} says which layers sync where not all do: add protocol.sync_every=2 or "
+            "more"
         )
     uniform = range(how.offset % how.sync_every, depth, how.sync_every)
     count = len(uniform)

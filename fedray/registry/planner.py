@@ -43,18 +43,19 @@ class Planner:
         names the others. Raises FedrayError naming a pair without a fuser (unless its sender may speak in text instead)
         and what there is, or a gate without a sound version.
         """
-        everyone, operator = (receiver, *senders), method.fusion.operator
+        everyone = (receiver, *senders)
         for one in everyone if method.answer_all else (receiver,):
             others = [other for other in everyone if other != one]
             fused = others if method.protocol.fuses else []
             for other in fused:
-                if FUSERS[(choice := _choice(other, one, method))[0]].trained:
-                    self._look_into(fuser_name(other, one), *choice)
+                kind, operator = _choice(other, one, method)
+                if FUSERS[kind].trained:
+                    self._look_into(_pair(other, one), kind, operator)
             self._refuse_missing(one, fused, method)
             speakers = self._without_fuser(one, fused, method)
             weighed = [other for other in others if other not in speakers]
             if method.gate.kind == "learned" and method.weighs:
-                name = gate_name(one)
+                name, operator = gate_name(original_of(one)), method.fusion.operator
                 self._look_into(name, "gate", operator)
                 gates = [gate for gate, _ in self._registry.versions(name) if gate.operator == operator]
                 if not gates and (damaged := self._registry.passed_over(name)):
@@ -95,7 +96,7 @@ class Planner:
             speakers=speakers,
             fusers=fusers,
             soft_prompts={n: self._fuser(asked[n], receiver, *SOFT_PROMPT) for n in fusers if method.control == "soft"},
-            gate_artifact=self._registry.find_gate(receiver, names, operator, kind) if learned else None,
+            gate_artifact=self._registry.find_gate(_original(receiver), names, operator, kind) if learned else None,
             peers=peers,
             contexts={n: asked[n].context for n in names if fusing},
             seed=seed,
@@ -104,7 +105,7 @@ class Planner:
     def fuser_config(self, sender: MemberInfo, receiver: MemberInfo, method: Method) -> FuserConfig | None:
         """What the pair's newest fuser is, whatever weights it was trained for; None where it has none."""
         kind, operator = _choice(sender.name, receiver.name, method)
-        for manifest, _ in self._registry.versions(fuser_name(sender.name, receiver.name)):
+        for manifest, _ in self._registry.versions(_pair(sender.name, receiver.name)):
             if (manifest.kind, manifest.operator) == (kind, operator):
                 return FuserConfig.from_dict(manifest.config)
         return config_of_pair(sender, receiver, kind, operator) if self._at_random or not FUSERS[kind].trained else None
@@ -114,12 +115,14 @@ class Planner:
             return untrained_artifact(sender, receiver, kind, operator)
         if self._at_random and (kind, operator) not in self._fusers(sender.name, receiver.name):
             return random_artifact(sender, receiver, kind, operator)
-        return self._registry.find_fuser(sender, receiver, kind, operator)
+        return self._registry.find_fuser(_original(sender), _original(receiver), kind, operator)
 
     def _refuse_missing(self, receiver: str, senders: Sequence[str], method: Method) -> None:
         for sender in senders if method.control == "soft" and not self._at_random else ():
+            if original_of(sender) == original_of(receiver):
+                raise FedrayError(f"control=soft: {sender}, a copy of {receiver}, has no soft prompt: leave it out")
             if SOFT_PROMPT not in self._fusers(sender, receiver):
-                damaged = self._registry.passed_over(fuser_name(sender, receiver))
+                damaged = self._registry.passed_over(_pair(sender, receiver))
                 raise FedrayError(
                     f"control=soft: there is no soft prompt for {sender} -> {receiver}; train it with "
                     f"jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver} fuser=soft, or name a "
@@ -128,18 +131,24 @@ class Planner:
         if method.on_missing == "text":
             return
         fuser, fusion = method.fuser.kind, method.fusion.operator
+        named = "" if fuser == FuserChoice().kind else f" fuser={fuser}"
         importing = f" or import it with {job}" if (job := FUSERS[fuser].imported_by) else ""
         for sender in self._without_fuser(receiver, senders, method):
+            if original_of(sender) == original_of(receiver):
+                raise FedrayError(
+                    f"what {sender}, a copy of {receiver}, sends does not go with fusion={fusion}: choose "
+                    "fusion=concat, or leave it out"
+                )
             there = sorted(self._fusers(sender, receiver))
             others = ", ".join(f"fuser={kind} fusion={operator}" for kind, operator in there)
             remedy = (
                 f"there is {others}"
                 if there
-                else f"train it with jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver}"
-                f"{'' if fuser == FuserChoice().kind else f' fuser={fuser}'}{importing}, name a registry that has "
-                "it with registry.path=DIR, or let the sender speak with on_missing=text"
+                else f"train it with jobs/train_fuser.py {self._zoo}sender={original_of(sender)} "
+                f"receiver={original_of(receiver)}{named}{importing}, "
+                "name a registry that has it with registry.path=DIR, or let the sender speak with on_missing=text"
             )
-            damaged = self._registry.passed_over(fuser_name(sender, receiver))
+            damaged = self._registry.passed_over(_pair(sender, receiver))
             raise FedrayError(f"no fuser={fuser} fusion={fusion} for {sender} -> {receiver}; {remedy}{damaged}")
 
     def _look_into(self, name: str, kind: str, operator: str) -> None:
@@ -160,7 +169,7 @@ class Planner:
 
     def _fusers(self, sender: str, receiver: str) -> set[tuple[str, str]]:
         """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
-        name = fuser_name(sender, receiver)
+        name = _pair(sender, receiver)
         return {(m.kind, m.operator) for m, _ in self._registry.versions(name)}
 
 
@@ -179,7 +188,17 @@ def _check(sender: MemberInfo, artifact: Artifact, method: Method) -> None:
         )
 
 
+def _original(member: MemberInfo) -> MemberInfo:
+    """The LLM that a copy is one of: its parts are those of all its copies."""
+    return replace(member, name=original_of(member.name))
+
+
+def _pair(sender: str, receiver: str) -> str:
+    return fuser_name(original_of(sender), original_of(receiver))
+
+
 def _choice(sender: str, receiver: str, method: Method) -> tuple[str, str]:
     """Kind and operator of a pair's fuser in a method."""
-    copied = original_of(sender) == original_of(receiver)
-    return OF_COPIES if copied else (method.fuser.kind, method.fusion.operator)
+    kind, operator = method.fuser.kind, method.fusion.operator
+    copied = original_of(sender) == original_of(receiver) and operator == OF_COPIES[1]
+    return OF_COPIES if copied else (kind, operator)

@@ -29,7 +29,7 @@ from fedray.errors import unknown
 from fedray.files import staged
 from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import GateNetwork
-from fedray.llm.catalogue import EMBEDDED, slug
+from fedray.llm.catalogue import EMBEDDED, is_copy, slug
 from fedray.methods.parts import FUSERS
 from fedray.registry.manifest import Manifest, digest_of, fuser_name, gate_name, is_name, is_version, version_folder
 from fedray.registry.untrained import build_untrained
@@ -145,6 +145,8 @@ class Registry:
         gates = [(m, p) for m, p in gates if m.config.get("fuser") == (kind if own else None)]
         if found := [(m, p) for m, p in gates if set(map(slug, senders)) <= set(m.config["senders"])]:
             return found
+        if copies := [name for name in senders if is_copy(name)]:
+            raise FedrayError(f"no gate of {receiver} knows {copies[0]}, which is a copy: use gate=open")
         known = f"it knows {', '.join(gates[0][0].config['senders'])}" if gates else "there is none"
         named, choice = ",".join(senders), f"fuser={kind} " * own
         raise FedrayError(

@@ -257,6 +257,7 @@ class Found:
     def numbers(self) -> dict[str, float | None]:
         """Name what is a number, of effects their points."""
         found = {of.name: getattr(self, of.name) for of in fields(self)}
+        found |= {f"pairing_gain/{name}": gain for name, gain in self.sender_gains.items()}
         found = {name: value.points if isinstance(value, Effect) else value for name, value in found.items()}
         return {name: value for name, value in found.items() if value is None or isinstance(value, int | float)}
 

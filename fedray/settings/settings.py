@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from fedray.data.catalogue import BENCHMARKS, TASKS
-from fedray.llm.catalogue import CATALOGUE, NAMES, is_foreign, original_of, resolve, safe_name
+from fedray.llm.catalogue import CATALOGUE, NAMES, is_copy, is_foreign, original_of, resolve, safe_name
 from fedray.methods.method import Method, with_fusion
 from fedray.methods.parts import FUSERS
 from fedray.protocols import KINDS, protocol_of
@@ -234,15 +234,14 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
     receiver = resolve(settings.receiver if "receiver" in values else default, "receiver", zoo)
     named = None
     if "senders" in values:
-        copied = copies_of(settings.method, receiver)
-        named = tuple(resolve(name, "sender", zoo, copied=copied) for name in settings.senders)
+        named = tuple(resolve(name, "sender", zoo, copied=True) for name in settings.senders)
     receiver, senders = protocol.roles(settings.protocol, receiver, named, zoo)
     if senders is None:
         senders = tuple(name for name in among if name != receiver)
     task = settings.task
     if settings.questions is not None and task.scoring is None and task.name in OWN_SCORING:
         task = replace(task, scoring="text")  # what the task's name implies is about its own questions
-    untrained = zoo == "shapes" or not FUSERS[settings.fuser.kind].trained
+    ungated = zoo == "shapes" or not FUSERS[settings.fuser.kind].trained or any(map(is_copy, senders))
     given = values.get("generation", {})
     seeded = isinstance(given, Generation) or (isinstance(given, Mapping) and "seed" in given)
     return replace(
@@ -250,17 +249,9 @@ def read(schema: Schema[S], values: Mapping[str, Any]) -> S:
         receiver=receiver,
         senders=senders,
         task=task,
-        gate=replace(settings.gate, kind="open") if implied_gate and untrained else settings.gate,
+        gate=replace(settings.gate, kind="open") if implied_gate and ungated else settings.gate,
         generation=settings.generation if seeded else replace(settings.generation, seed=settings.seed),
     )
-
-
-def copies_of(method: Method, receiver: str) -> bool | str:
-    """Whose copies may be senders: anybody's (True), or, where fusers are trained, the receiver's, whose caches need no
-    fuser."""
-    if not (method.protocol.fuses and FUSERS[method.fuser.kind].trained):
-        return True
-    return method.fusion.operator == "concat" and receiver
 
 
 def named_safely(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,20 +64,22 @@ def of_vocabularies(
     to validate with.
     """
     rng = random.Random(f"vocabularies-{seed}")
-    known, others = (_whole_words(llm) for llm in (sender, receiver))
+    known, receivers = (_whole_words(llm) for llm in (sender, receiver))
     pieces = sorted(_pieces(sender) & _pieces(receiver))
     names = [
         "".join(rng.choices(pieces, k=rng.choice((2, 2, 3)))).capitalize()
         for _ in range(TEXTS_OF["names"] if pieces else 0)
     ]
-    both = sorted(known & others)
+    both = sorted(known & receivers)
     letters = set("".join(both))
-    own = sorted(word for word in known - others if set(word) <= letters)
+    own = sorted(word for word in known - receivers if set(word) <= letters)
     spoken = [text for talk in talks for text in (talk.answer, *(document for _, document in talk.documents))]
     sentences = sorted({sentence for text in spoken for sentence in re.split(r"(?<=[.!?])\s+", text)})
     words = rng.sample(both, min(len(both), TEXTS_OF["both"])) + rng.sample(own, min(len(own), TEXTS_OF["sender"]))
     phrases = [" ".join(rng.choices(both, k=rng.choice((2, 2, 3)))) for _ in range(TEXTS_OF["phrases"] if both else 0)]
-    spans = [_span(rng.choice(sentences).split(), rng.choice((both, names)), rng) for _ in range(TEXTS_OF["spans"])]
+    spans = [
+        _span(rng.choice(sentences).split(), rng.choice((both, names or both)), rng) for _ in range(TEXTS_OF["spans"])
+    ]
     texts = sorted({text for text in (*words, *names, *phrases, *spans) if text and not kept.are_in(text)})
     rng.shuffle(texts)
     asked = rng.sample(list(talks), max(1, min(len(talks), len(texts) // TEXTS_PER_QUESTION)))

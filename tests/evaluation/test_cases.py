@@ -394,7 +394,7 @@ def test_copies_are_nobody_elses_senders() -> None:
     """Copies of the receiver share a prompt with it; who fuses caches beside them hears the others."""
     listed = found(protocol=["fedattn", "c2c", "t2t"])
     assert {case.way: case.senders for case in listed} == {
-        "fedattn (N=3, H=2)": ("qwen3-0.6b#2", "qwen3-0.6b#3"),
+        "fedattn (N=3, H=1)": ("qwen3-0.6b#2", "qwen3-0.6b#3"),
         "c2c": (A, B, C),
         "t2t": (A, B, C),
     }

@@ -46,10 +46,13 @@ def answer(text: str, **more: Any) -> Answer:
     ({"protocol": "standalone"}, 1, ()),
     ({"protocol": "specfed"}, 1, ()),
     ({"protocol": "fedattn"}, 1, ()),
+    ({"rephrase": "shared", "each": True}, 1, (QUESTION,)),
+    ({"fusion": "mix", "each": True}, 7, (QUESTION, *SENDERS)),
+    ({"each": True}, 7, (QUESTION, *SENDERS)),
 ], ids=str)  # fmt: skip
 def test_how_often_a_batch_is_asked(parts: dict[str, Any], requests: int, kinds: tuple[str, ...]) -> None:
     found = deranging(**parts)
-    made = found.requests(0, request(Plan(R, SENDERS, method(**parts))))
+    made = found.requests(0, request(Plan(R, SENDERS)))
     assert (len(made), found.kinds) == (requests, kinds)
     assert found.donors == ("2 different" if kinds else "")
     assert len(made[0].donors) == (2 if kinds and requests == 1 else 0)
@@ -93,6 +96,8 @@ def test_the_messages_of_one_sender_after_the_other_are_anothers() -> None:
             assert [name for name in SENDERS if said[name] != of[name]] == [sender]
             assert all(a != b for a, b in zip(said[sender], of[sender], strict=True)), "of every question"
     assert deranging(both, each=True).named != deranging(both).named, "another measurement"
+    made = deranging(HELD, count=1, each=True).requests(0, request(Plan(R, SENDERS), HELD))
+    assert made[-1].asked.keys() == {SENDERS[1]} and made[-2].evidence != made[0].evidence, "who holds nothing is asked"
 
 
 def test_answers_are_told_apart_by_what_was_deranged() -> None:

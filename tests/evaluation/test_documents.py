@@ -54,6 +54,25 @@ def test_a_document_is_read_by_its_member_alone(tmp_path: Path, suffix: str, nam
     assert list(texts_read(questions, own, SENDER)) == [f"notes:\n- dika is red.\n- and tari is blue.\n{ASKED}", "why?"]
 
 
+def test_a_copy_and_another_llm_hold_a_files_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = f"{RECEIVER}#2"
+    rows = [
+        {"question": f"what is the color of the bird dika{i}?", "answers": ["red"], "domain": (copy, SENDER)[i % 2]}
+        | {"evidence": {copy: f"dika{i} is red.", SENDER: f"dika{i} is small."}}
+        for i in range(4)
+    ]
+    write(tmp_path / "q.jsonl", rows)
+    given = {"senders": [copy, SENDER], "fuser": "draft", "donors": {"count": 1, "answer": "any", "each": True}}
+    blocks = {"all": {"senders": "all", "protocol": ["c2c", "t2t"]}}
+    own = build_evaluation(
+        {**QUIET, **given, "questions": tmp_path / "q.jsonl", "output": tmp_path, "blocks": blocks, "order": "given"}
+    )
+    assert evaluate.run(own) == 0
+    for row in reports.read(tmp_path).evaluated:
+        assert row.is_alone or row.found.sender_gains.keys() == {copy, SENDER}
+    assert f"P of each alone: {copy} " in capsys.readouterr().out
+
+
 def test_a_file_says_what_the_task_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The answers to split evidence are those of the task that the file was written of."""
     task = build({"senders": [SENDER, OTHER], **QUIET, "task": {"name": "tiny-evidence", "limit": 24}})

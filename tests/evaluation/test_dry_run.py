@@ -128,6 +128,15 @@ def test_the_scale_model_has_a_plan_too(tmp_path: Path) -> None:
     assert needs["llama-1b"].weights == 647_592 * 4 and 0 < needs["qwen3-0.6b"].fusers < 10 * MIB
 
 
+def test_a_copy_of_the_receiver_beside_another_takes_no_fuser(tmp_path: Path) -> None:
+    both = {"receiver": "llama-1b", "senders": ["llama-1b#2", "qwen3-0.6b"], "ray": False}
+    half = {"members": {name: {"dtype": "bfloat16"} for name in ("llama-1b", "qwen3-0.6b")}}
+    pair = foretell(tmp_path / "a", **{**both, "senders": ["qwen3-0.6b"]}, **half)[1]
+    read = foretell(tmp_path / "b", **both, **half)[1]
+    assert list(read) == ["llama-1b", "llama-1b#2", "qwen3-0.6b"] and read["llama-1b#2"].weights == 0
+    assert read["llama-1b"].fusers == pair["llama-1b"].fusers > 0
+
+
 def test_a_plan_of_fedattn_says_what_is_read_and_exchanged(tmp_path: Path) -> None:
     given = {"protocol": "fedattn", "receiver": "llama-1b", "prompt": None, "ray": False}
     task = {"name": "tiny-evidence-pooled", "limit": 3}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,7 @@ def test_no_effect_is_hardly_said_where_there_is_one():
 
 def test_numbers_of_what_was_found():
     found = Found(n=4, accuracy=0.5, system_gain=Effect(5.0, 1.0, 9.0), donors="1 different", read="read")
+    assert replace(found, sender_gains={"llama-1b": Effect(2.0)}).numbers()["pairing_gain/llama-1b"] == 2.0
     numbers = found.numbers()
     assert numbers["system_gain"] == 5.0 and numbers["pairing_gain"] is None and numbers["n"] == 4
     assert not {"donors", "read", "weights", "groups"} & numbers.keys()
