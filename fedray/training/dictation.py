@@ -20,7 +20,7 @@ from fedray.training.conversations import LabelledPrompt
 from fedray.world.world import ATTRIBUTES, DOMAINS, PHRASINGS, SEEN_PHRASINGS, World, seen_in_fusing
 
 TEXTS = 6000  # of the tiny world, half of them single words
-TEXTS_OF = {"both": 9000, "sender": 5000, "names": 4000, "phrases": 2000, "spans": 6000}  # of LLMs of real size
+TEXTS_OF = {"both": 9000, "sender": 5000, "phrases": 2000, "spans": 6000}  # of LLMs of real size
 TEXTS_PER_QUESTION = 192
 TOKENS_PER_WORD = 3  # of the sender, about
 LONGEST = 8  # words
@@ -58,29 +58,21 @@ def of_vocabularies(
 ) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
     """Draw texts of the words of two LLMs' vocabularies, and of what the conversations and their documents say.
 
-    Words that both have a token for, words that only the sender has one for, names made of pieces, phrases of the
-    first, and spans of sentences, one word of every second replaced by any word or name. Each stands behind the
-    question of one of a few conversations, and holds no kept word. Returns those to train on, and a fiftieth as many
-    to validate with.
+    Words that both have a token for, words that only the sender has one for, phrases of the former, and spans of
+    sentences, one word of every second replaced by any. Each stands behind the question of one of a few conversations,
+    and holds no kept word. Returns those to train on, and a fiftieth as many to validate with.
     """
     rng = random.Random(f"vocabularies-{seed}")
-    known, receivers = (_whole_words(llm) for llm in (sender, receiver))
-    pieces = sorted(_pieces(sender) & _pieces(receiver))
-    names = [
-        "".join(rng.choices(pieces, k=rng.choice((2, 2, 3)))).capitalize()
-        for _ in range(TEXTS_OF["names"] if pieces else 0)
-    ]
-    both = sorted(known & receivers)
+    known, others = (_whole_words(llm) for llm in (sender, receiver))
+    both = sorted(known & others)
     letters = set("".join(both))
-    own = sorted(word for word in known - receivers if set(word) <= letters)
+    own = sorted(word for word in known - others if set(word) <= letters)
     spoken = [text for talk in talks for text in (talk.answer, *(document for _, document in talk.documents))]
     sentences = sorted({sentence for text in spoken for sentence in re.split(r"(?<=[.!?])\s+", text)})
     words = rng.sample(both, min(len(both), TEXTS_OF["both"])) + rng.sample(own, min(len(own), TEXTS_OF["sender"]))
     phrases = [" ".join(rng.choices(both, k=rng.choice((2, 2, 3)))) for _ in range(TEXTS_OF["phrases"] if both else 0)]
-    spans = [
-        _span(rng.choice(sentences).split(), rng.choice((both, names or both)), rng) for _ in range(TEXTS_OF["spans"])
-    ]
-    texts = sorted({text for text in (*words, *names, *phrases, *spans) if text and not kept.are_in(text)})
+    spans = [_span(rng.choice(sentences).split(), both, rng) for _ in range(TEXTS_OF["spans"])]
+    texts = sorted({text for text in (*words, *phrases, *spans) if text and not kept.are_in(text)})
     rng.shuffle(texts)
     asked = rng.sample(list(talks), max(1, min(len(talks), len(texts) // TEXTS_PER_QUESTION)))
     found = [
@@ -95,13 +87,6 @@ def _whole_words(llm: LLM) -> set[str]:
     tokens = token_bytes(llm.words(), llm.model.get_input_embeddings().num_embeddings)
     texts = (token[1:].decode(errors="replace") for token in tokens if token.startswith(b" "))
     return {text for text in texts if len(text) > 2 and text.isalpha() and text[1:].islower()}
-
-
-def _pieces(llm: LLM) -> set[str]:
-    """List the pieces of words, of two to four small letters, that an LLM has a token for within a word."""
-    tokens = token_bytes(llm.words(), llm.model.get_input_embeddings().num_embeddings)
-    texts = (token.decode(errors="replace") for token in tokens)
-    return {text for text in texts if 2 <= len(text) <= 4 and text.isascii() and text.isalpha() and text.islower()}
 
 
 def _span(words: list[str], others: Sequence[str], rng: random.Random) -> str:
