@@ -96,7 +96,7 @@ def logits(group: Keeping, publisher: str = NAME) -> torch.Tensor:
         FedAttn(3, 2),
         FedAttn(3, 3, offset=-1, segments="even"),
         FedAttn(3, 2, exchange=0.4),
-        FedAttn(3, placement="deep", exchange=0.4, score="mass"),
+        FedAttn(3, 2, placement="deep", exchange=0.4, score="mass"),
     ],
     ids=str,
 )
