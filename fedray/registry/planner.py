@@ -125,8 +125,8 @@ class Planner:
                 damaged = self._registry.passed_over(_pair(sender, receiver))
                 raise FedrayError(
                     f"control=soft: there is no soft prompt for {sender} -> {receiver}; train it with "
-                    f"jobs/train_fuser.py {self._zoo}sender={sender} receiver={receiver} fuser=soft, or name a "
-                    f"registry that has it with registry.path=DIR{damaged}"
+                    f"jobs/train_fuser.py {self._zoo}sender={original_of(sender)} receiver={original_of(receiver)} "
+                    f"fuser=soft, or name a registry that has it with registry.path=DIR{damaged}"
                 )
         if method.on_missing == "text":
             return
