@@ -126,14 +126,17 @@ class Core:
             failed=failed,
         )
 
-    def _on_this_line(self, logits_BV: Tensor, stops: Sequence[frozenset[int]]) -> Tensor:
+    def _on_this_line(
+        self, first_BV: Tensor, stops: Sequence[frozenset[int]], nothing: float = -torch.inf
+    ) -> Tensor:
         """Keep an answer that ends with its line from ending it before it has begun: base LLMs like to leave the line
-        behind "Answer:" empty where notes stand above."""
+        behind "Answer:" empty where notes stand above. first_BV: logits of its first token, or with `nothing` = 0
+        probabilities."""
         breaks = {b: tokens for b, ends in enumerate(stops) if (tokens := sorted(ends - self.llm.stop_ids))}
-        logits_BV = logits_BV.clone() if breaks else logits_BV
+        first_BV = first_BV.clone() if breaks else first_BV
         for b, tokens in breaks.items():
-            logits_BV[b, tokens] = -torch.inf
-        return logits_BV
+            first_BV[b, tokens] = nothing
+        return first_BV
 
     def _generate(
         self,

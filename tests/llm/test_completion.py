@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from speculating import ask, plan
 from tiny import QUESTIONS, random_llm
 from tokenizers_made import KINDS, LOSSLESS, made
 
@@ -20,7 +22,9 @@ from fedray.llm.model import HEAD, LLM, TAIL
 from fedray.llm.source import Source
 from fedray.llm.templates import template_of
 from fedray.member.member import Member
+from fedray.methods.specfed import SpecFed
 from fedray.protocols import protocol_of
+from fedray.protocols.group import LocalGroup
 from fedray.questions.scoring import asked
 from fedray.types import FedrayError, Generation, KVSpec, Request
 
@@ -159,6 +163,26 @@ def test_rows_of_a_batch_end_where_each_of_them_does(monkeypatch: pytest.MonkeyP
     assert answers(ASKED, OPEN) == [begun, other] == [begun, *answers(OPEN)]
     full = Request((ASKED,), generation=Generation(max_tokens=6, full=True))
     assert member.alone("s", full).rows[0].tokens == whole
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_specfed_says_what_its_worker_would(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """Neither the draft nor the average begins an answer with the line break that would end it."""
+    from fedray.llm import model
+
+    def member(name: str) -> Member:
+        one = random_llm(name)
+        return Member(name, llm=wrap(name, one.model, one.tokenizer, "", prompting="completion"))
+
+    worker = member("qwen2.5-1.5b")
+    group = LocalGroup({name: member(name) for name in ("qwen2.5-0.5b", "qwen2.5-1.5b")})
+    how = SpecFed(gamma=3, top_k=1.0)
+    request = Request((ASKED, OPEN), generation=Generation(max_tokens=6, temperature=temperature))
+    breaks = frozenset(i for i in range(len(worker.llm.tokenizer)) if i % 7)
+    monkeypatch.setattr(model, "line_breaks", lambda tokenizer: breaks)
+    rows = ask(group, plan(("qwen2.5-1.5b",), how), request).rows
+    assert rows[0].tokens and rows[0].tokens[0] not in breaks
+    assert temperature or rows == tuple(replace(row, weights={}) for row in worker.alone("s", request).rows)
 
 
 def test_an_open_text_of_one_token_is_gone_on_with() -> None:

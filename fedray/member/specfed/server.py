@@ -169,6 +169,10 @@ class Server(Core):
         p_BQV[valid_BP] = p_NV
         voted_BP = torch.zeros_like(valid_BP)
         voted_BP[valid_BP] = voted_N
+        begins = self._stops_of_first(held, [b for b, _ in asked], generation)
+        first_BV = self._on_this_line(p_BQV[:, 0], begins, 0.0)
+        mass_B1 = first_BV.sum(1, keepdim=True)
+        p_BQV[:, 0] = torch.where(mass_B1 > 0, first_BV / mass_B1, p_BQV[:, 0])  # of a row without a voice it is 0
         leading_B = voted_BP.long().cumprod(1).sum(1)
         drafts = [state.drafts[b] for b, _ in asked]
         drafts_BG, counts_B = padded(drafts, longest - 1).to(p_NV.device), (leading_B - 1).clamp(min=0)
@@ -208,6 +212,13 @@ class Server(Core):
         stops = frozenset() if generation.full else self.llm.stops_behind(prompt)
         return next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
 
+    def _stops_of_first(self, held: Session, rows: Sequence[int], generation: Generation) -> list[frozenset[int]]:
+        """Per row what ends its answer, where none of that stands yet."""
+        state = held.drafts
+        assert state is not None
+        begun = [generation.full or bool(state.answers[b]) for b in rows]
+        return [frozenset() if on else self.llm.stops_behind(held.ids[b]) for on, b in zip(begun, rows, strict=True)]
+
     def _draft(self, session: str, held: Session, generation: Generation, gamma: int) -> None:
         """Propose up to gamma tokens for every row that goes on; the workers' own token comes behind them."""
         state = held.drafts
@@ -230,6 +241,9 @@ class Server(Core):
             last_B = torch.tensor([max(len(row) - 1, 0) for row in more], device=logits_BQV.device)
             logits_BV = logits_BQV[torch.arange(len(more), device=last_B.device), last_B]
             check_numbers(self.name, logits_BV[[bool(row) for row in more]])
+            if step == 0:
+                begins = self._stops_of_first(held, range(len(more)), generation)
+                logits_BV = self._on_this_line(logits_BV, begins)
             if sampled:
                 q_BV = distribution(logits_BV, generation.temperature)
                 draws_B = uniform((len(more),), generation.seed, "draft", state.rounds, step).to(q_BV.device)
