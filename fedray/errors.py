@@ -3,6 +3,7 @@
 FedrayError         a mistake of the user's or of the outside world
   SessionLost       a member does not hold the session a call refers to
   MemberFailed      a member raised, died or was late
+    MemberDied      its process is gone or frozen; it may come back
 """
 
 from __future__ import annotations
@@ -40,3 +41,7 @@ def unknown(what: str, got: object, valid: Iterable[str]) -> FedrayError:
 
 class MemberFailed(FedrayError):
     """A member raised, died or was late, and the policy does not allow going on without it."""
+
+
+class MemberDied(MemberFailed):
+    """A member's process is gone, or was ended because it did not answer; Ray starts it anew."""

@@ -58,6 +58,15 @@ class MemberInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a member can be asked now; reason: why not; restarts: how often it came back."""
+
+    ready: bool = True
+    reason: str = ""
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Need:
     """What one member will take, foretold from its configuration; bytes, at the peak of one request.
 
@@ -193,6 +202,7 @@ class Request:
     weights: member -> per row the gate weight of what it sends, for gate=oracle.
     talk: the conversation that the prompts (or token ids, which hold all of it) are the next turn of.
     donors: ways of pairing messages anew: per way and row the other row whose messages it is answered with as well.
+    begun: what the answer begins with, where it is streamed: it is not told again, and the rest goes on from it.
     """
 
     prompts: tuple[str, ...]
@@ -205,6 +215,7 @@ class Request:
     donors: tuple[tuple[int, ...], ...] = ()
     generation: Generation = Generation()
     deadline_s: float | None = None
+    begun: str = ""
     id: str = "request"
 
     def __post_init__(self) -> None:
@@ -306,8 +317,9 @@ class Answer:
     by_member: each member's own rows, where every one answered (both ways); read: sender -> the rewrite of each row
     that it read ("" is nothing), under rephrasing; unrephrased: row that no rewrite kept whole, answered by the
     receiver alone -> what was wrong with the last one. reread: which member had lost a conversation, so that all of it
-    was read again ("" is none). deranged: per way of `Request.donors` the rows as answered so; none where the protocol
-    does not pair anew, or somebody failed.
+    was read again ("" is none). resumed: whether the receiver died in the middle and a stream went on from what it had
+    told, since a replay led elsewhere. deranged: per way of `Request.donors` the rows as answered so; none where the
+    protocol does not pair anew, or somebody failed.
     """
 
     rows: tuple[Row, ...]
@@ -319,6 +331,7 @@ class Answer:
     read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unrephrased: Mapping[int, str] = field(default_factory=dict)
     reread: str = ""
+    resumed: bool = False
     speculation: Speculation | None = None  # of specfed: its rounds
     deranged: tuple[tuple[Row, ...], ...] = ()
 

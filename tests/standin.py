@@ -70,3 +70,10 @@ class StandIn:
 
     def release(self, session: str) -> None:
         self.cancelled.discard(session)
+
+
+class Stillborn(StandIn):
+    """Its process dies while it loads."""
+
+    def __init__(self, name: str) -> None:
+        os._exit(1)

@@ -30,6 +30,7 @@ from fedray.jobs import federate
 from fedray.methods.method import Wire
 from fedray.reporting import report
 from fedray.runtime.actors import RayGroup, load_members
+from fedray.runtime.failures import GONE
 from fedray.runtime.placement import Placement
 from fedray.settings.settings import Settings, build
 from fedray.types import Answer, FedrayError, Missing, Request
@@ -248,7 +249,7 @@ def test_a_sender_lost_in_mid_request_is_named_and_the_answer_comes(
             os.kill(doomed.members[name].pid, signal.SIGSTOP)
             Timer(0.5, os.kill, (doomed.members[name].pid, signal.SIGKILL)).start()
             dead = doomed.run(asked, plans[route])
-            assert Missing(name, "died (process exited)") in dead.missing and dead.senders == left
+            assert Missing(name, GONE) in dead.missing and dead.senders == left
             assert tokens(dead) == (expected if left else tokens(here.alone(request)))
 
 
@@ -327,7 +328,7 @@ def test_an_embedded_cluster_comes_and_goes_quietly(random_zoo: Path, tmp_path: 
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     listening, cpus, reason = json.loads(done.stdout.splitlines()[-1])
-    assert (cpus, reason) == (1, "died (process exited)")
+    assert (cpus, reason) == (1, GONE)
     assert len(listening) > 4 and set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
     (above,) = Path(short_folder).iterdir()

@@ -1,10 +1,11 @@
-"""Workers of SpecFed that do not keep up, where Ray's processes can import them."""
+"""Members that die or do not keep up, where Ray's processes can import them."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from fedray.member.member import Member
@@ -36,3 +37,17 @@ class Dozing(Member):
         return super().verify(*args)
 
     verify.ships = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+class Falling(Member):
+    """Its process dies the first time that it answers, and never again once `grave` is there."""
+
+    def __init__(self, name: str, *, grave: str, **more: Any) -> None:
+        super().__init__(name, **more)
+        self.grave = Path(grave)
+
+    def answer(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.grave.exists():
+            self.grave.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().answer(*args, **kwargs)

@@ -26,14 +26,14 @@ from fedray.federation.estimate import Room, check_room, needs, shares_weights, 
 from fedray.federation.event_loop import Background
 from fedray.llm.source import Source
 from fedray.methods.method import Method, with_fusion
-from fedray.protocols import METHOD, STANDALONE, protocol_of
+from fedray.protocols import METHOD, STANDALONE, protocol_of, replay
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
 from fedray.schema import attributes, changed
 from fedray.settings.check import check
 from fedray.settings.settings import Settings, build
 from fedray.text import check_text
-from fedray.types import Answer, FedrayError, MemberInfo, Missing, Plan, Request
+from fedray.types import Answer, FedrayError, Health, MemberInfo, Missing, Plan, Request
 
 if TYPE_CHECKING:
     from fedray.runtime.placement import Placement
@@ -68,6 +68,7 @@ class Federation:
             self._loop = Background()
             stack.callback(self._loop.close)
             self._prepare()
+            self._loop.start(self._group.watch())
             self._resources = stack.pop_all()
 
     @property
@@ -79,6 +80,10 @@ class Federation:
     def missing(self) -> tuple[Missing, ...]:
         """Members that some answer had to do without, each with its latest reason."""
         return tuple(self._missing.values())
+
+    def health(self) -> dict[str, Health]:
+        """Which members can be asked now. On Ray one that died is started anew, and used again once it answers."""
+        return self._group.health()
 
     def _check_registry(self, receiver: str, senders: Sequence[str], method: Method) -> None:
         """Look for the fusers and gates of a plan, and name once what is passed over. Raises FedrayError."""
@@ -165,7 +170,7 @@ class Federation:
         plan = plan or self.plan
         if request.talk:
             protocol_of(plan).check_talk(plan)
-        return self._keep(self._loop.run(protocol_of(plan).run(request, plan, self._group)))
+        return self._keep(self._loop.run(replay.run(request, plan, self._group)))
 
     def run_all(
         self, requests: Iterable[Request], plan: Plan | None = None, at_a_time: int | None = None
@@ -184,7 +189,7 @@ class Federation:
         if at_a_time == 1:
             asked = (partial(self.run, request, plan) for request in requests)
         else:
-            works = (protocol_of(plan).run(request, plan, self._group) for request in requests)
+            works = (replay.run(request, plan, self._group) for request in requests)
             asked = (future.result for future in self._loop.in_order(works, at_a_time))
         for answer_of in asked:
             try:
@@ -224,9 +229,7 @@ class Federation:
 
     def _pieces(self, request: Request, plan: Plan) -> Iterator[str | Answer]:
         """Pieces of text, then the Answer."""
-        stream = protocol_of(plan).stream
-        assert stream is not None, "asked before"
-        pieces = stream(request, plan, self._group)
+        pieces = replay.stream(request, plan, self._group)
         for piece in self._loop.iterate(pieces):
             yield self._keep(piece) if isinstance(piece, Answer) else piece
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedray.fusion import combine
 from fedray.fusion.gating import GateNetwork, fixed_weights
+from fedray.llm import decoding
 from fedray.llm.catalogue import shown
 from fedray.member.clock import Clock
 from fedray.member.receiving import Asked, Donors, Receiver
@@ -138,9 +139,12 @@ class C2C(Sender, Receiver):
         fused = self._fuse(session, senders, plan, payloads, asked, clock)
         held = self._sessions.get(session)
         logits = self._read_rest(held, fused.context, fused.unread)
-        ids: list[int] = []
-        said, failed = "", set()
-        for (token,) in self._decode(session, held.ids, fused.context, logits, request.generation, failed):
+        ids = self.llm.encode_choice(request.begun) if request.begun else []
+        if ids:
+            logits = decoding.step(self.llm.model, fused.context, torch.tensor([ids], device=self.llm.device))
+        left = replace(request.generation, max_tokens=request.generation.max_tokens - len(ids))
+        said, failed = self.llm.decode(ids), set()
+        for (token,) in self._decode(session, held.ids, fused.context, logits, left, failed, begun=bool(ids)):
             assert token is not None
             ids.append(token)
             text = self.llm.decode(ids)

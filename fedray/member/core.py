@@ -113,12 +113,13 @@ class Core:
         logits: Tensor,
         generation: Generation,
         failed: set[int],
+        begun: bool = False,
     ) -> Iterator[list[int | None]]:
         stops = list(map(self.llm.stops_behind, prompts))
         return decoding.decode(
             self.llm.model,
             context,
-            logits if generation.full else self._on_this_line(logits, stops),
+            logits if generation.full or begun else self._on_this_line(logits, stops),
             generation,
             stops=stops,
             room=[self.llm.context - int(n) for n in context.next_position_B],
@@ -126,9 +127,7 @@ class Core:
             failed=failed,
         )
 
-    def _on_this_line(
-        self, first_BV: Tensor, stops: Sequence[frozenset[int]], nothing: float = -torch.inf
-    ) -> Tensor:
+    def _on_this_line(self, first_BV: Tensor, stops: Sequence[frozenset[int]], nothing: float = -torch.inf) -> Tensor:
         """Keep an answer that ends with its line from ending it before it has begun: base LLMs like to leave the line
         behind "Answer:" empty where notes stand above. first_BV: logits of its first token, or with `nothing` = 0
         probabilities."""

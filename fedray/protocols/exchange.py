@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from fedray.border import Border, why
-from fedray.errors import MemberFailed, SessionLost
+from fedray.errors import MemberDied, MemberFailed, SessionLost
 from fedray.prompts import notes_prompt
 from fedray.protocols import replies
 from fedray.protocols.group import Group, Handle
@@ -175,6 +175,8 @@ class Exchange:
             return self.group.result(handle)
         except SessionLost:
             raise
+        except MemberDied as error:
+            raise MemberDied(f"the receiver {error}") from error
         except (FedrayError, RuntimeError, ValueError) as error:
             raise MemberFailed(f"the receiver {name} failed: {error}") from error
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedray.border import why
-from fedray.types import MemberInfo
+from fedray.types import Health, MemberInfo
 
 if TYPE_CHECKING:
     from fedray.member.member import Member
@@ -52,6 +52,16 @@ class Group(Protocol):
     def cancel(self, member: str, session: str) -> None: ...
 
     def release(self, session: str, members: Iterable[str]) -> None: ...
+
+    def health(self) -> dict[str, Health]: ...
+
+    async def watch(self) -> None:
+        """Keep `health` up to date, for ever where members can die."""
+        ...
+
+    async def restored(self, member: str, deadline: float | None = None) -> bool:
+        """Wait for a member that died; False: it does not come back, or not by the deadline."""
+        ...
 
 
 @dataclass(slots=True)
@@ -104,6 +114,15 @@ class LocalGroup:
     def release(self, session: str, members: Iterable[str]) -> None:
         for member in members:
             self._members[member].release(session)
+
+    def health(self) -> dict[str, Health]:
+        return {name: Health() for name in self._members}
+
+    async def watch(self) -> None:
+        pass
+
+    async def restored(self, member: str, deadline: float | None = None) -> bool:
+        return True
 
 
 def _resolve(argument: Any) -> Any:

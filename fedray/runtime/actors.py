@@ -19,22 +19,25 @@ from typing import Any
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.experimental import get_local_object_locations
 
-from fedray.errors import MemberFailed
+from fedray.errors import MemberDied, MemberFailed
 from fedray.member.member import Member
 from fedray.protocols.group import MAX_RESULT_BYTES, Waited
-from fedray.runtime.failures import as_error, reason
+from fedray.runtime.failures import as_error, has_died, reason
 from fedray.runtime.parcels import Parcel, info, opening
 from fedray.runtime.placement import Placement
 from fedray.runtime.reservation import Reservation, reserve
-from fedray.types import FedrayError, MemberInfo
+from fedray.types import FedrayError, Health, MemberInfo
 
 CONTROL = frozenset({"info", "ping", "stats", "cancel", "release"})  # answered while a member computes
 INLINE_BYTES = 1024  # larger returns go to the store; Ray's default of 100 KiB would send small caches to the driver
 SLICE_S = 0.5  # longest a waiting thread sleeps, so that an abandoned wait ends soon
 SLOW_S = 20.0  # members take 5 to 10 s to load; who takes longer is waiting for something
+PING_S = 1.0  # between an answer of a member and the next question whether it is there
+FROZEN_S = 30.0  # a member that does not answer for so long is ended, so that Ray starts it anew
+RESTORE_S = 600.0  # longest that a request without a deadline waits for its receiver: a large LLM loads for minutes
 FETCH_S = 5.0  # a small value of a node that just reported it ready
 
 # Read by Hugging Face's libraries when they are imported. An access token is no setting: every node has its own.
@@ -43,8 +46,8 @@ _PASSED_ON = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
 
 def as_actor(cls: type) -> Any:
     """Make an actor class of a class of Member's shape: calls in any order, one computing, two more in control."""
-    # Never restarted: a session dies with its process, and the request goes on without this member.
-    options: dict[str, Any] = {"allow_out_of_order_execution": True, "max_restarts": 0, "max_task_retries": 0}
+    # Its calls are not repeated: a session dies with its process, and the request goes on without this member.
+    options: dict[str, Any] = {"allow_out_of_order_execution": True, "max_restarts": -1, "max_task_retries": 0}
     options["concurrency_groups"] = {"compute": 1, "control": 2}
     return ray.remote(**options)(opening(cls))
 
@@ -142,7 +145,7 @@ class Call:
     """Handle of RayGroup. `reply` is the small value (or receipt), `payload` what a member receives for the handle."""
 
     member: str
-    reply: ObjectRef
+    reply: ObjectRef | None = None
     payload: ObjectRef | None = None
     value: Any = None
     error: BaseException | None = None
@@ -177,9 +180,14 @@ class RayGroup:
     ) -> None:
         self._actors, self._room = dict(actors), room
         self._ships = frozenset(name for name in dir(cls) if getattr(getattr(cls, name), "ships", False))
-        self.members: Mapping[str, MemberInfo] = dict(members)
+        self._lost: dict[str, str] = {}  # who is gone or frozen, and why
+        self._ended: set[str] = set()  # of these, who does not come back
+        self._restarts = dict.fromkeys(actors, 0)
+        self.members: dict[str, MemberInfo] = dict(members)
 
     def start(self, member: str, method: str, *args: Any, **kwargs: Any) -> Call:
+        if member in self._lost:
+            return Call(member, error=self._absence(member), settled=True)
         ships = method in self._ships
         refs = self._remote(member, method, args, kwargs, num_returns=2 if ships else 1)
         return Call(member, *refs) if ships else Call(member, refs)
@@ -196,23 +204,31 @@ class RayGroup:
             if deadline is not None and time.monotonic() >= deadline:
                 break
         settled = [(i, call) for i, call in enumerate(handles) if call.settled]
+        for _, call in settled:
+            self._notice(call.member, call.error)
         return Waited(
             ready=tuple(i for i, call in settled if call.error is None),
-            failed={i: reason(call.error) for i, call in settled if call.error is not None},
+            failed={
+                i: reason(call.error).removeprefix(f"{call.member}: ") for i, call in settled if call.error is not None
+            },
             late=tuple(i for i, call in enumerate(handles) if not call.settled),
         )
 
     def result(self, handle: Call) -> Any:
         handle.settle(FETCH_S)
         if handle.error is not None:
+            self._notice(handle.member, handle.error)
             raise as_error(handle.member, handle.error)
         return handle.value
 
     async def stream(self, member: str, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        if member in self._lost:
+            raise self._absence(member)
         try:
             async for ref in self._remote(member, method, args, kwargs, num_returns="streaming"):
                 yield await ref
         except RayError as error:
+            self._notice(member, error)
             raise as_error(member, error) from None
 
     def cancel(self, member: str, session: str) -> None:
@@ -221,6 +237,59 @@ class RayGroup:
     def release(self, session: str, members: Iterable[str]) -> None:
         for member in members:
             self._remote(member, "release", (session,), {})
+
+    # -- who is there -------------------------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Health]:
+        return {n: Health(n not in self._lost, self._lost.get(n, ""), self._restarts[n]) for n in self._actors}
+
+    async def watch(self) -> None:
+        """Ask every member for ever whether it is there. Who died is asked for nothing until Ray has started it anew;
+        who is frozen is ended."""
+        await asyncio.gather(*map(self._watch, self._actors))
+
+    async def restored(self, member: str, deadline: float | None = None) -> bool:
+        deadline = time.monotonic() + RESTORE_S if deadline is None else deadline
+        while member in self._lost:
+            if member in self._ended or time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(min(PING_S / 10, max(deadline - time.monotonic(), 0.0)))
+        return True
+
+    async def _watch(self, member: str) -> None:
+        while member not in self._ended:
+            try:
+                await asyncio.wait_for(self._remote(member, "ping", (), {}), FROZEN_S)
+                if member in self._lost:
+                    await self._take_back(member)
+            except TimeoutError:
+                if member not in self._lost:  # it may still be loading
+                    self._lost[member] = f"died (it did not answer for {FROZEN_S:g} s, and was ended)"
+                    ray.kill(self._actors[member], no_restart=False)
+            except RayError as error:
+                self._notice(member, error)
+            await asyncio.sleep(PING_S)
+
+    async def _take_back(self, member: str) -> None:
+        found = await self._actors[member].__ray_call__.remote(info)
+        if found.weights_hash != self.members[member].weights_hash:
+            self._lost[member] = "was started anew with other weights; open the federation anew"
+            self._ended.add(member)
+            return
+        self.members[member] = found
+        self._restarts[member] += 1
+        del self._lost[member]
+
+    def _notice(self, member: str, error: BaseException | None) -> None:
+        if error is None or not has_died(error):
+            return
+        self._lost.setdefault(member, reason(error))
+        if isinstance(error, ActorDiedError):  # Ray has given it up
+            self._ended.add(member)
+
+    def _absence(self, member: str) -> MemberDied:
+        later = "" if member in self._ended else "; it is being started anew"
+        return MemberDied(f"{member}: {self._lost[member]}{later}")
 
     def close(self) -> None:
         """Kill the members and release their resources."""

@@ -6,9 +6,10 @@ import re
 
 from ray import exceptions
 
-from fedray.errors import MemberFailed
+from fedray.errors import MemberDied, MemberFailed
 from fedray.types import FedrayError
 
+GONE = "died (its process ended, or its connection was lost)"
 _LONGEST = 200  # characters of a foreign error message
 _RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Lost|Payload)): (.+)$", re.MULTILINE)
 
@@ -21,7 +22,7 @@ def reason(error: BaseException) -> str:
         case exceptions.OutOfMemoryError():
             return "died (out of memory)"
         case exceptions.ActorUnavailableError():
-            return "does not answer (connection lost)"
+            return GONE
         case exceptions.RayActorError():
             return _death(error)
         case exceptions.NodeDiedError() | exceptions.LocalRayletDiedError():
@@ -39,7 +40,13 @@ def as_error(member: str, error: BaseException) -> FedrayError:
     cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
     if isinstance(cause, FedrayError):
         return cause
-    return MemberFailed(f"{member}: {reason(error)}")
+    return (MemberDied if has_died(error) else MemberFailed)(f"{member}: {reason(error)}")
+
+
+def has_died(error: BaseException | None) -> bool:
+    """Check whether a call failed because its member is gone, for good or until Ray has started it anew."""
+    gone = (exceptions.RayActorError, exceptions.NodeDiedError, exceptions.LocalRayletDiedError)
+    return isinstance(error, (*gone, exceptions.OutOfMemoryError))
 
 
 def _death(error: exceptions.RayActorError) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray.experimental import internal_kv
 
 from fedray.errors import FedrayError
 from fedray.runtime.failures import reason
@@ -31,7 +32,18 @@ class Parcel:
 
 
 def opening(cls: type) -> type:
-    """Subclass a class so that its public methods receive payloads for parcels."""
+    """Subclass a class so that its public methods receive payloads for parcels.
+
+    An actor of it that dies before it has loaded once is not started again: it would die so for ever.
+    """
+
+    def load(self: Any, *args: Any, **kwargs: Any) -> None:
+        actor = ray.get_runtime_context()
+        key = f"fedray loaded {actor.get_actor_id()}".encode()
+        if actor.was_current_actor_reconstructed and not internal_kv._internal_kv_exists(key):
+            raise FedrayError(f"{args[0]} cannot be loaded: its process died (out of memory, or a crash)")
+        cls.__init__(self, *args, **kwargs)
+        internal_kv._internal_kv_put(key, b"")
 
     def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -41,7 +53,7 @@ def opening(cls: type) -> type:
         return call
 
     methods = {name: wrapped(m) for name, m in getmembers(cls, isfunction) if not name.startswith("_")}
-    return type(cls.__name__, (cls,), methods)
+    return type(cls.__name__, (cls,), {**methods, "__init__": load})
 
 
 def _opened(args: Sequence[Any]) -> list[Any]:

@@ -29,6 +29,7 @@ from fedray.protocols import PROTOCOLS
 from fedray.protocols.fedattn import parts_of
 from fedray.protocols.group import Handle
 from fedray.runtime.actors import RayGroup, load_members
+from fedray.runtime.failures import GONE
 from fedray.runtime.placement import Placement
 from fedray.types import Answer, Generation, Plan, Request
 
@@ -198,7 +199,7 @@ def test_who_dies_is_left_out_and_named(group: RayGroup, mortal: RayGroup, at: t
     plan = plan_of(FedAttn(3, 2))
     whole, dying = Keeping(group), Keeping(mortal, NAMES[1], at)
     complete, answer = ask(whole, plan), ask(dying, plan)
-    assert [(m.member, m.reason) for m in answer.missing] == [(NAMES[1], "died (process exited)")]
+    assert [(m.member, m.reason) for m in answer.missing] == [(NAMES[1], GONE)]
     assert answer.senders == NAMES[2:] and answer.rows[0].text
     assert complete.senders == NAMES[1:] and not complete.missing
     assert not logits(whole).equal(logits(dying))
