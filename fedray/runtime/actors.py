@@ -25,7 +25,7 @@ from ray.experimental import get_local_object_locations
 from fedray.errors import MemberDied, MemberFailed
 from fedray.member.member import Member
 from fedray.protocols.group import MAX_RESULT_BYTES, Waited
-from fedray.runtime.failures import as_error, has_died, reason
+from fedray.runtime.failures import FROZEN_S, RESTORE_S, as_error, has_died, reason
 from fedray.runtime.parcels import Parcel, info, opening
 from fedray.runtime.placement import Placement
 from fedray.runtime.reservation import Reservation, reserve
@@ -36,8 +36,6 @@ INLINE_BYTES = 1024  # larger returns go to the store; Ray's default of 100 KiB 
 SLICE_S = 0.5  # longest a waiting thread sleeps, so that an abandoned wait ends soon
 SLOW_S = 20.0  # members take 5 to 10 s to load; who takes longer is waiting for something
 PING_S = 1.0  # between an answer of a member and the next question whether it is there
-FROZEN_S = 30.0  # a member that does not answer for so long is ended, so that Ray starts it anew
-RESTORE_S = 600.0  # longest that a request without a deadline waits for its receiver: a large LLM loads for minutes
 FETCH_S = 5.0  # a small value of a node that just reported it ready
 
 # Read by Hugging Face's libraries when they are imported. An access token is no setting: every node has its own.
@@ -193,16 +191,15 @@ class RayGroup:
         return Call(member, *refs) if ships else Call(member, refs)
 
     async def wait(self, handles: Sequence[Call], deadline: float | None = None) -> Waited:
-        """Wait for calls: a dead member's fails at once, a frozen one's is late at the deadline."""
+        """Wait for calls: a dead member's fails at once, a frozen one's is late at the deadline, as is one that nobody
+        has seen done before."""
         pending = {call.reply for call in handles if not call.settled}
-        while pending:
+        while pending and (deadline is None or time.monotonic() < deadline):
             left = SLICE_S if deadline is None else max(0.0, min(SLICE_S, deadline - time.monotonic()))
             fetch_s = FETCH_S if deadline is None else max(left, 0.05)
             calls = [call for call in handles if call.reply in pending]
             await asyncio.to_thread(_settle, calls, left, fetch_s)
             pending -= {call.reply for call in calls if call.settled}
-            if deadline is not None and time.monotonic() >= deadline:
-                break
         settled = [(i, call) for i, call in enumerate(handles) if call.settled]
         for _, call in settled:
             self._notice(call.member, call.error)

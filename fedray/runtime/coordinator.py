@@ -12,11 +12,11 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from fedray.methods.method import Method
 from fedray.registry.planner import Planner
-from fedray.runtime.failures import as_error
+from fedray.runtime.failures import FROZEN_S, RESTORE_S, as_error
 from fedray.types import MemberInfo, Plan
 
 
@@ -58,9 +58,16 @@ def plan(
     seed: int = 0,
     damaged: Mapping[Path, str] | None = None,
 ) -> Plan:
-    """Call Planner.plan in the coordinator; damaged: the `problems` of a planner here. Raises its FedrayError."""
+    """Call Planner.plan in the coordinator; damaged: the `problems` of a planner here. Raises its FedrayError.
+
+    One that does not answer is ended once: Ray starts it anew and repeats the call.
+    """
     made: Any = coordinator.plan.remote(receiver, list(senders), method, seed, damaged or {})
     try:
-        return ray.get(made)
+        try:
+            return ray.get(made, timeout=FROZEN_S)
+        except GetTimeoutError:
+            ray.kill(coordinator, no_restart=False)
+            return ray.get(made, timeout=RESTORE_S)
     except RayError as error:
         raise as_error("the coordinator", error) from None

@@ -9,6 +9,8 @@ from ray import exceptions
 from fedray.errors import MemberDied, MemberFailed
 from fedray.types import FedrayError
 
+FROZEN_S = 30.0  # an actor that does not answer for so long is ended, so that Ray starts it anew
+RESTORE_S = 600.0  # longest that one is waited for to come back: a large LLM loads for minutes
 GONE = "died (its process ended, or its connection was lost)"
 _LONGEST = 200  # characters of a foreign error message
 _RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Lost|Payload)): (.+)$", re.MULTILINE)

@@ -88,6 +88,15 @@ def test_no_cache_reaches_the_driver_or_the_coordinator(
         assert where["node_ids"], f"{payload} came to the driver with its receipt"
 
 
+def test_one_that_is_frozen_is_ended_and_plans_again(
+    boss: Any, group: RayGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = plan(boss, group)
+    os.kill(ray.get(boss.__ray_call__.remote(process_id)), signal.SIGSTOP)
+    monkeypatch.setattr(coordinator, "FROZEN_S", 1.0)
+    assert plan(boss, group) == before
+
+
 def test_it_comes_back_after_its_death(boss: Any, group: RayGroup) -> None:
     """And plans again without what the driver has found damaged, as it did before."""
     before = plan(boss, group)
