@@ -59,9 +59,11 @@ class MemberInfo:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether a member can be asked now; reason: why not; restarts: how often it came back."""
+    """Whether a member can be asked now. ready: how many of its replicas can; reason: why none can; restarts: how often
+    they came back."""
 
-    ready: bool = True
+    ready: int = 1
+    replicas: int = 1
     reason: str = ""
     restarts: int = 0
 
@@ -90,15 +92,20 @@ class Need:
     loading: int
     wire_per_token: int
     download: int | None
+    replicas: int = 1  # each takes all of it
 
     @property
     def model(self) -> int:
-        """Where the LLM stands: its device's memory."""
-        return self.weights + max(self.fusers + self.cache + self.work, self.loading)
+        """Where the LLM stands: its device's memory, of all replicas."""
+        return self.replicas * (self.weights + max(self.fusers + self.cache + self.work, self.loading))
+
+    @property
+    def processes(self) -> int:
+        return self.replicas * self.process
 
     @property
     def total(self) -> int:
-        return self.model + self.process
+        return self.model + self.processes
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,12 @@ class StandIn:
         time.sleep(seconds)
         return self.name
 
+    def whose(self, session: str) -> int:
+        return os.getpid()
+
+    def sleep_in(self, session: str, seconds: float) -> None:
+        time.sleep(seconds)
+
     def fail(self, message: str) -> None:
         raise ValueError(message)
 

@@ -76,6 +76,8 @@ REFUSED = [
     ("a/b=c", ["unknown setting 'a/b'"]),
     ("members.qwen2_5_0_5b.device=cpu", ["unknown setting", "members.qwen2_5-0_5b.device"]),
     ("members.llama-1b.device=tpu", ["members.llama-1b.device must be cpu, cuda"]),
+    ("members.llama-1b.replicas=2 ray.enabled=false", ["members.llama-1b.replicas=2 are actors of Ray"]),
+    ("members.llama-1b.replicas=0", ["members.llama-1b.replicas", "1"]),
     ("members.llama-1b.label=zone", ["members.llama-1b.label must be", "key=value"]),
     ("members.llama-1b.num_gpus=-1", ["members.llama-1b.num_gpus must be at least 0"]),
     ("task.limit=many", ["task.limit must be a whole number, got 'many'"]),

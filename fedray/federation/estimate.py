@@ -107,6 +107,7 @@ class _Foretold:
         self.dtype = s.member(source.name).dtype or default_dtype(source.zoo, self.device)
         self.spec: KVSpec = spec_of(self.config)
         self.parameters = memory.count_parameters(self.config)
+        self.replicas = s.replicas(source.name)
         self.loads = not shares_weights(s, source.name, devices)
         self.scores = s.protocol.crosses == "token" and not s.protocol.speaks  # as a sender
 
@@ -172,6 +173,7 @@ class _Foretold:
             loading=memory.loading_bytes(self.config, weights, self.dtype, self.source.zoo) if self.loads else 0,
             wire_per_token=wire_per_token,
             download=downloads.get(self.source.name),
+            replicas=self.replicas,
         )
 
 
@@ -197,13 +199,14 @@ def this_machine() -> Room:
 def on_machine(needed: Sequence[Need], together: bool) -> int:
     """Bytes of the machine's memory that members, driver and Ray take. together: all members in one process."""
     models = sum(need.model for need in needed if need.device == "cpu")
-    processes = max(need.process for need in needed) if together else HEAD_BYTES + sum(n.process for n in needed)
+    processes = max(need.process for need in needed) if together else HEAD_BYTES + sum(n.processes for n in needed)
     return models + processes
 
 
 def on_gpus(needed: Sequence[Need]) -> int:
     """Bytes of GPU memory that members take, each in a process of its own."""
-    return sum(need.model + memory.CONTEXT_BYTES["cuda"] for need in needed if need.device.startswith("cuda"))
+    there = [need for need in needed if need.device.startswith("cuda")]
+    return sum(need.model + need.replicas * memory.CONTEXT_BYTES["cuda"] for need in there)
 
 
 def check_room(needed: Sequence[Need], room: Room, *, together: bool) -> None:

@@ -303,7 +303,7 @@ def _start_on_ray(
     zoo = sources.absolute(s.zoo.path)
     boss = coordinator.start(sources.absolute(s.registry.path), zoo, s.zoo.name)
     stack.callback(coordinator.stop, boss)
-    with sources.loading(len(found)) as loaded:
+    with sources.loading(len(placed)) as loaded:
         group = actors.load_members(
             placed, zoo=s.zoo.name, folder=zoo, loaded=lambda info: loaded(info.name), slow=sources.say
         )
@@ -316,11 +316,12 @@ def _start_on_ray(
 
 
 def placements(s: Settings, found: Mapping[str, Source]) -> list[Placement]:
-    """What each member asks Ray for, the receiver first."""
+    """What each member asks Ray for, and each of its replicas, the receiver first."""
     from fedray.runtime.placement import Placement
 
     pinned = {n: attributes(source, "revision", "prompting") for n, source in found.items()}
-    return [Placement(n, **sources.resources(s, n), **of) for n, of in pinned.items()]
+    asked = [Placement(n, **sources.resources(s, n), **of) for n, of in pinned.items()]
+    return [replace(p, replica=number) for p in asked for number in range(1, s.replicas(p.member) + 1)]
 
 
 def check_ray() -> None:

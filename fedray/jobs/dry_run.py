@@ -118,7 +118,7 @@ class Sheet(FederateScreen):
 
 
 def _parts(need: Need) -> tuple[int, ...]:
-    return need.weights, need.fusers, need.cache, need.work, need.loading, need.process, need.total
+    return need.weights, need.fusers, need.cache, need.work, need.loading, need.processes, need.total
 
 
 def _millions(need: Need) -> str:

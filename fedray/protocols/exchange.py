@@ -209,6 +209,13 @@ class Exchange:
                     lost = SessionLost(Missing(name, why(error)).reason)
             if lost is not None:
                 raise lost
+        if waited.failed and (there := self.group.health()[name]).replicas > 1 and there.ready:
+            try:
+                self.group.result(handle)
+            except MemberDied:  # another replica can do it: the request is replayed
+                raise
+            except FedrayError:
+                pass
         limit = 0.0 if deadline is None else deadline - self.started
         reason = waited.failed[0] if waited.failed else f"late: no answer within {round(limit, 2):g} s"
         return self.lose(name, reason)

@@ -19,23 +19,23 @@ from typing import Any
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import get_local_object_locations
 
-from fedray.errors import MemberDied, MemberFailed
+from fedray.errors import MemberFailed
 from fedray.member.member import Member
 from fedray.protocols.group import MAX_RESULT_BYTES, Waited
-from fedray.runtime.failures import FROZEN_S, RESTORE_S, as_error, has_died, reason
+from fedray.runtime.failures import RESTORE_S, as_error, reason
 from fedray.runtime.parcels import Parcel, info, opening
 from fedray.runtime.placement import Placement
 from fedray.runtime.reservation import Reservation, reserve
+from fedray.runtime.seats import Seat
 from fedray.types import FedrayError, Health, MemberInfo
 
-CONTROL = frozenset({"info", "ping", "stats", "cancel", "release"})  # answered while a member computes
 INLINE_BYTES = 1024  # larger returns go to the store; Ray's default of 100 KiB would send small caches to the driver
 SLICE_S = 0.5  # longest a waiting thread sleeps, so that an abandoned wait ends soon
 SLOW_S = 20.0  # members take 5 to 10 s to load; who takes longer is waiting for something
-PING_S = 1.0  # between an answer of a member and the next question whether it is there
+RESTORED_S = 0.1  # between two looks whether a member is back
 FETCH_S = 5.0  # a small value of a node that just reported it ready
 
 # Read by Hugging Face's libraries when they are imported. An access token is no setting: every node has its own.
@@ -91,8 +91,8 @@ def start(
         actors: dict[str, ActorHandle] = {}
         for p in placements:
             placed = actor.options(**_options(p), **room.strategy(p))
-            actors[p.member] = placed.remote(p.member, **given.get(p.member, {}))
-            undo.callback(ray.kill, actors[p.member])
+            actors[p.seat] = placed.remote(p.member, **given.get(p.member, {}))
+            undo.callback(ray.kill, actors[p.seat])
         group = RayGroup(actors, gather_infos(actors, loaded, slow), cls, room)
         undo.pop_all()
         return group
@@ -142,12 +142,16 @@ def _options(p: Placement) -> dict[str, Any]:
 class Call:
     """Handle of RayGroup. `reply` is the small value (or receipt), `payload` what a member receives for the handle."""
 
-    member: str
+    seat: Seat
     reply: ObjectRef | None = None
     payload: ObjectRef | None = None
     value: Any = None
     error: BaseException | None = None
     settled: bool = False
+
+    @property
+    def member(self) -> str:
+        return self.seat.member.name
 
     def settle(self, timeout: float) -> None:
         """Fetch the small value, or the error that took its place. Raises GetTimeoutError."""
@@ -163,11 +167,13 @@ class Call:
                 raise
             except RayError as error:
                 self.error = error
+                self.seat.notice(error)
         self.settled = True
 
 
 class RayGroup:
-    """Members in actors of their own. Nothing here blocks the event loop: Ray's waiting happens in a thread."""
+    """Members in actors of their own, some in several. Nothing here blocks the event loop: Ray's waiting happens in a
+    thread."""
 
     def __init__(
         self,
@@ -176,19 +182,24 @@ class RayGroup:
         cls: type = Member,
         room: Reservation = Reservation(),  # noqa: B008  # frozen
     ) -> None:
+        """actors, and who is in them: by the name of a member, and of its replicas by any others."""
         self._actors, self._room = dict(actors), room
         self._ships = frozenset(name for name in dir(cls) if getattr(getattr(cls, name), "ships", False))
-        self._lost: dict[str, str] = {}  # who is gone or frozen, and why
-        self._ended: set[str] = set()  # of these, who does not come back
-        self._restarts = dict.fromkeys(actors, 0)
-        self.members: dict[str, MemberInfo] = dict(members)
+        self._seats: dict[str, list[Seat]] = {}
+        for name, actor in actors.items():
+            self._seats.setdefault(members[name].name, []).append(Seat(members[name], actor))
+
+    @property
+    def members(self) -> dict[str, MemberInfo]:
+        return {name: seats[0].member for name, seats in self._seats.items()}
 
     def start(self, member: str, method: str, *args: Any, **kwargs: Any) -> Call:
-        if member in self._lost:
-            return Call(member, error=self._absence(member), settled=True)
+        seat = self._seat(member, args)
+        if seat.lost:
+            return Call(seat, error=seat.absence(), settled=True)
         ships = method in self._ships
-        refs = self._remote(member, method, args, kwargs, num_returns=2 if ships else 1)
-        return Call(member, *refs) if ships else Call(member, refs)
+        refs = seat.remote(method, *map(_given, args), **kwargs, num_returns=2 if ships else 1)
+        return Call(seat, *refs) if ships else Call(seat, refs)
 
     async def wait(self, handles: Sequence[Call], deadline: float | None = None) -> Waited:
         """Wait for calls: a dead member's fails at once, a frozen one's is late at the deadline, as is one that nobody
@@ -201,8 +212,6 @@ class RayGroup:
             await asyncio.to_thread(_settle, calls, left, fetch_s)
             pending -= {call.reply for call in calls if call.settled}
         settled = [(i, call) for i, call in enumerate(handles) if call.settled]
-        for _, call in settled:
-            self._notice(call.member, call.error)
         return Waited(
             ready=tuple(i for i, call in settled if call.error is None),
             failed={
@@ -214,79 +223,57 @@ class RayGroup:
     def result(self, handle: Call) -> Any:
         handle.settle(FETCH_S)
         if handle.error is not None:
-            self._notice(handle.member, handle.error)
             raise as_error(handle.member, handle.error)
         return handle.value
 
     async def stream(self, member: str, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        if member in self._lost:
-            raise self._absence(member)
+        seat = self._seat(member, args)
+        if seat.lost:
+            raise seat.absence()
         try:
-            async for ref in self._remote(member, method, args, kwargs, num_returns="streaming"):
+            async for ref in seat.remote(method, *map(_given, args), **kwargs, num_returns="streaming"):
                 yield await ref
         except RayError as error:
-            self._notice(member, error)
+            seat.notice(error)
             raise as_error(member, error) from None
 
     def cancel(self, member: str, session: str) -> None:
-        self._remote(member, "cancel", (session,), {})
+        for seat in self._seats[member]:
+            if session in seat.sessions:
+                seat.remote("cancel", session)
 
     def release(self, session: str, members: Iterable[str]) -> None:
-        for member in members:
-            self._remote(member, "release", (session,), {})
+        for seat in (seat for member in members for seat in self._seats[member]):
+            if session in seat.sessions:
+                seat.sessions.discard(session)
+                seat.remote("release", session)
 
     # -- who is there -------------------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, Health]:
-        return {n: Health(n not in self._lost, self._lost.get(n, ""), self._restarts[n]) for n in self._actors}
+        return {name: _health(seats) for name, seats in self._seats.items()}
 
     async def watch(self) -> None:
-        """Ask every member for ever whether it is there. Who died is asked for nothing until Ray has started it anew;
-        who is frozen is ended."""
-        await asyncio.gather(*map(self._watch, self._actors))
+        await asyncio.gather(*(seat.watch() for seats in self._seats.values() for seat in seats))
 
     async def restored(self, member: str, deadline: float | None = None) -> bool:
         deadline = time.monotonic() + RESTORE_S if deadline is None else deadline
-        while member in self._lost:
-            if member in self._ended or time.monotonic() >= deadline:
+        seats = self._seats[member]
+        while all(seat.lost for seat in seats):
+            if all(seat.ended for seat in seats) or time.monotonic() >= deadline:
                 return False
-            await asyncio.sleep(min(PING_S / 10, max(deadline - time.monotonic(), 0.0)))
+            await asyncio.sleep(RESTORED_S)
         return True
 
-    async def _watch(self, member: str) -> None:
-        while member not in self._ended:
-            try:
-                await asyncio.wait_for(self._remote(member, "ping", (), {}), FROZEN_S)
-                if member in self._lost:
-                    await self._take_back(member)
-            except TimeoutError:
-                if member not in self._lost:  # it may still be loading
-                    self._lost[member] = f"died (it did not answer for {FROZEN_S:g} s, and was ended)"
-                    ray.kill(self._actors[member], no_restart=False)
-            except RayError as error:
-                self._notice(member, error)
-            await asyncio.sleep(PING_S)
-
-    async def _take_back(self, member: str) -> None:
-        found = await self._actors[member].__ray_call__.remote(info)
-        if found.weights_hash != self.members[member].weights_hash:
-            self._lost[member] = "was started anew with other weights; open the federation anew"
-            self._ended.add(member)
-            return
-        self.members[member] = found
-        self._restarts[member] += 1
-        del self._lost[member]
-
-    def _notice(self, member: str, error: BaseException | None) -> None:
-        if error is None or not has_died(error):
-            return
-        self._lost.setdefault(member, reason(error))
-        if isinstance(error, ActorDiedError):  # Ray has given it up
-            self._ended.add(member)
-
-    def _absence(self, member: str) -> MemberDied:
-        later = "" if member in self._ended else "; it is being started anew"
-        return MemberDied(f"{member}: {self._lost[member]}{later}")
+    def _seat(self, member: str, args: Sequence[Any]) -> Seat:
+        """The actor that holds a session, or else the one that is there with the fewest; all of a session go to one."""
+        session = args[0] if args and isinstance(args[0], str) else None
+        seats = self._seats[member]
+        holding = [seat for seat in seats if session in seat.sessions]
+        seat = holding[0] if holding else min(seats, key=lambda seat: (bool(seat.lost), len(seat.sessions)))
+        if session is not None and not seat.lost:
+            seat.sessions.add(session)
+        return seat
 
     def close(self) -> None:
         """Kill the members and release their resources."""
@@ -294,12 +281,10 @@ class RayGroup:
             ray.kill(actor)
         self._room.release()
 
-    def _remote(
-        self, member: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], num_returns: Any = 1
-    ) -> Any:
-        group = "control" if method in CONTROL else "compute"
-        remote = getattr(self._actors[member], method).options(concurrency_group=group, num_returns=num_returns)
-        return remote.remote(*map(_given, args), **kwargs)
+
+def _health(seats: Sequence[Seat]) -> Health:
+    ready, restarts = sum(not seat.lost for seat in seats), sum(seat.restarts for seat in seats)
+    return Health(ready, len(seats), "" if ready else seats[0].lost, restarts)
 
 
 def _given(argument: Any) -> Any:

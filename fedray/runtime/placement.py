@@ -15,8 +15,8 @@ from fedray.types import FedrayError, Prompting
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Resources of one member; `place` fills in the rest. threads: torch's; reading: torch's while others read too;
-    label: its node's "key=value"."""
+    """Resources of one member, or of one of its replicas; `place` fills in the rest. threads: torch's; reading: torch's
+    while others read too; label: its node's "key=value"."""
 
     member: str
     device: str = "cpu"
@@ -28,6 +28,11 @@ class Placement:
     label: str | None = None
     revision: str | None = None
     prompting: Prompting | None = None
+    replica: int = 1
+
+    @property
+    def seat(self) -> str:
+        return self.member if self.replica == 1 else f"{self.member} ({self.replica})"
 
 
 @dataclass(frozen=True, slots=True)

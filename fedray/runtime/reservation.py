@@ -21,15 +21,15 @@ SLICE_S = 1  # Ctrl-C is noticed between two; Ray counts whole seconds here
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Resources that are held until `release`. bundles: a member's place among them, if it asks for any."""
+    """Resources that are held until `release`. bundles: a seat's place among them, if it asks for any."""
 
     group: PlacementGroup | None = None
     bundles: Mapping[str, int] = field(default_factory=dict)
 
     def strategy(self, p: Placement) -> dict[str, Any]:
         """Make an actor's scheduling options."""
-        if self.group is not None and p.member in self.bundles:
-            return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, self.bundles[p.member])}
+        if self.group is not None and p.seat in self.bundles:
+            return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, self.bundles[p.seat])}
         return {"label_selector": _selector(p)} if p.label else {"scheduling_strategy": "SPREAD"}
 
     def release(self) -> None:
@@ -48,7 +48,7 @@ def reserve(placements: Sequence[Placement], tell: Callable[[str], None] = lambd
     group = placement_group(
         [_resources(p) for p in asking], strategy="SPREAD", bundle_label_selector=[_selector(p) for p in asking]
     )
-    held = Reservation(group, {p.member: number for number, p in enumerate(asking)})
+    held = Reservation(group, {p.seat: number for number, p in enumerate(asking)})
     try:
         _wait(group, asking, tell)
     except BaseException:  # Ctrl-C too: what is asked for would be reserved later, for nobody

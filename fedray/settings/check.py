@@ -170,6 +170,8 @@ def _check_members(settings: Settings) -> None:
             raise FedrayError(f"members.{name}.device must be cpu, cuda, cuda:0 or mps, got {member.device!r}")
         if member.label is not None and not re.fullmatch(r"[^=\s]+=[^=\s]+", member.label):
             raise FedrayError(f"members.{name}.label must be a node's label as key=value, got {member.label!r}")
+        if (count := member.replicas or 1) > 1 and not settings.ray.enabled:
+            raise FedrayError(f"members.{name}.replicas={count} are actors of Ray: leave ray.enabled=false out")
 
 
 def check_revision(name: str, revision: str | None, zoo: ZooSettings) -> None:

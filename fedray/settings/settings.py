@@ -113,6 +113,7 @@ class MemberSettings:
     num_gpus: float | None = within(None, 0)
     label: str | None = None  # "key=value" of the node it must run on
     revision: str | None = None  # branch, tag or commit of its repository; None is main
+    replicas: int | None = within(None, 1, 64)  # actors that share its requests, on Ray; None is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,9 @@ class Settings(Method):
         of_all_copies = self.members.get(safe_name(original_of(name)), MemberSettings())
         own = asdict(self.members.get(safe_name(name), MemberSettings()))
         return replace(of_all_copies, **{key: value for key, value in own.items() if value is not None})
+
+    def replicas(self, name: str) -> int:
+        return self.member(name).replicas or 1
 
     @property
     def takes_part(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from fedray.protocols import PROTOCOLS, replay
 from fedray.protocols.group import LocalGroup
 from fedray.registry.planner import Planner
 from fedray.registry.store import Registry
-from fedray.types import Answer, FedrayError, Generation, Plan, Request, Talk
+from fedray.types import Answer, FedrayError, Generation, Health, Plan, Request, Talk
 
 RECEIVER, SENDER = "qwen3-0.6b", "llama-1b"
 REQUEST = Request(QUESTIONS[:1], generation=Generation(max_tokens=8))
@@ -154,6 +154,16 @@ def test_what_an_answer_begins_with_is_as_if_it_had_been_decoded(plan: Plan) -> 
     told, answer = stream(Mortal(0), plan, replace(REQUEST, begun=begun))
     assert answer.text == expected.text and answer.rows[0].tokens == expected.rows[0].tokens
     assert begun + "".join(told) == expected.text
+
+
+def test_of_a_sender_with_replicas_another_is_asked(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Mortal(1, "prefill")
+    for replicas, missing in ((1, [SENDER]), (2, [])):
+        group.died = 0
+        monkeypatch.setattr(group, "health", lambda n=replicas: {SENDER: Health(1, n), RECEIVER: Health()})
+        answer = run(group, plan)
+        assert [m.member for m in answer.missing] == missing
+        assert (answer.rows == plain(plan).rows) == (not missing)
 
 
 def test_other_errors_are_not_replayed(plan: Plan) -> None:

@@ -19,7 +19,7 @@ from unreliable import Falling
 
 from fedray.errors import MemberDied
 from fedray.federation.federation import Federation
-from fedray.runtime import actors
+from fedray.runtime import seats
 from fedray.runtime.actors import RayGroup, start
 from fedray.runtime.failures import GONE
 from fedray.runtime.placement import Placement
@@ -75,7 +75,7 @@ def test_who_dies_is_named_at_once_and_comes_back(victim: RayGroup) -> None:
 
 def test_who_is_frozen_is_ended_and_comes_back(victim: RayGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     """No deadline: the call fails by itself."""
-    monkeypatch.setattr(actors, "FROZEN_S", 1.0)
+    monkeypatch.setattr(seats, "FROZEN_S", 1.0)
 
     async def work() -> None:
         before = victim.members["victim"].pid
@@ -103,6 +103,33 @@ def test_who_was_ended_for_good_is_not_waited_for(victim: RayGroup) -> None:
 def test_who_dies_while_it_loads_is_not_started_for_ever() -> None:
     with pytest.raises(FedrayError, match=r"bad cannot be loaded: its process died"):
         start(Stillborn, [Placement("bad", num_cpus=0.1)], {})
+
+
+def test_replicas_share_sessions_and_one_that_dies_costs_nothing() -> None:
+    twins = start(StandIn, [Placement("victim", num_cpus=0.1, replica=number) for number in (1, 2)], {})
+
+    async def pid_of(session: str) -> int:
+        return await call(twins, "whose", session)
+
+    async def work() -> None:
+        assert list(twins.members) == ["victim"] and twins.health()["victim"].replicas == 2
+        one, other = [await pid_of(session) for session in ("one", "other")]
+        assert one != other, "the least loaded first"
+        assert [await pid_of(session) for session in ("one", "other", "one")] == [one, other, one]
+        twins.release("one", ["victim"])
+        assert await pid_of("third") == one
+        os.kill(one, signal.SIGKILL)
+        with pytest.raises(MemberDied):
+            await call(twins, "sleep_in", "third", LONG_S)
+        health = twins.health()["victim"]
+        assert (health.ready, health.reason) == (1, "") and await twins.restored("victim")
+        assert {await pid_of(session) for session in ("third", "other", "fourth")} == {other}
+        while twins.health()["victim"].ready < 2:
+            await asyncio.sleep(0.1)
+        assert await pid_of("fifth") not in (one, other)
+
+    with closing(twins):
+        watched(twins, work)
 
 
 def tokens(answer: Answer) -> list[tuple[int, ...]]:
