@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from fedray.errors import MemberFailed
+from fedray.errors import MemberFailed, unknown
 from fedray.federation import sources
 from fedray.federation.conversation import Conversation
 from fedray.federation.estimate import Room, check_room, needs, shares_weights, this_machine
@@ -84,6 +84,13 @@ class Federation:
     def health(self) -> dict[str, Health]:
         """Which members can be asked now. On Ray one that died is started anew, and used again once it answers."""
         return self._group.health()
+
+    def drain(self, member: str, within_s: float | None = None) -> None:
+        """End a member on Ray once the requests are answered that it takes part in, or after so many seconds. Later
+        requests name it as missing."""
+        if member not in self.members:
+            raise unknown("member", member, self.members)
+        self._loop.run(self._group.drain(member, None if within_s is None else time.monotonic() + within_s))
 
     def _check_registry(self, receiver: str, senders: Sequence[str], method: Method) -> None:
         """Look for the fusers and gates of a plan, and name once what is passed over. Raises FedrayError."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedray.border import why
-from fedray.types import Health, MemberInfo
+from fedray.types import FedrayError, Health, MemberInfo
 
 if TYPE_CHECKING:
     from fedray.member.member import Member
@@ -61,6 +61,10 @@ class Group(Protocol):
 
     async def restored(self, member: str, deadline: float | None = None) -> bool:
         """Wait for a member that died; False: it does not come back, or not by the deadline."""
+        ...
+
+    async def drain(self, member: str, deadline: float | None = None) -> None:
+        """End a member once it holds no session any more, or at the deadline."""
         ...
 
 
@@ -123,6 +127,9 @@ class LocalGroup:
 
     async def restored(self, member: str, deadline: float | None = None) -> bool:
         return True
+
+    async def drain(self, member: str, deadline: float | None = None) -> None:
+        raise FedrayError(f"{member} is in this process, and ends with it: only actors of Ray are drained")
 
 
 def _resolve(argument: Any) -> Any:

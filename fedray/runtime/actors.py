@@ -195,7 +195,7 @@ class RayGroup:
 
     def start(self, member: str, method: str, *args: Any, **kwargs: Any) -> Call:
         seat = self._seat(member, args)
-        if seat.lost:
+        if not seat.takes(_session(args)):
             return Call(seat, error=seat.absence(), settled=True)
         ships = method in self._ships
         refs = seat.remote(method, *map(_given, args), **kwargs, num_returns=2 if ships else 1)
@@ -228,7 +228,7 @@ class RayGroup:
 
     async def stream(self, member: str, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         seat = self._seat(member, args)
-        if seat.lost:
+        if not seat.takes(_session(args)):
             raise seat.absence()
         try:
             async for ref in seat.remote(method, *map(_given, args), **kwargs, num_returns="streaming"):
@@ -265,13 +265,18 @@ class RayGroup:
             await asyncio.sleep(RESTORED_S)
         return True
 
+    async def drain(self, member: str, deadline: float | None = None) -> None:
+        """End a member once it holds no session any more, or at the deadline."""
+        for seat in self._seats[member]:
+            seat.leaving = True
+        await asyncio.gather(*(seat.drain(deadline) for seat in self._seats[member]))
+
     def _seat(self, member: str, args: Sequence[Any]) -> Seat:
         """The actor that holds a session, or else the one that is there with the fewest; all of a session go to one."""
-        session = args[0] if args and isinstance(args[0], str) else None
-        seats = self._seats[member]
+        session, seats = _session(args), self._seats[member]
         holding = [seat for seat in seats if session in seat.sessions]
-        seat = holding[0] if holding else min(seats, key=lambda seat: (bool(seat.lost), len(seat.sessions)))
-        if session is not None and not seat.lost:
+        seat = min(holding or seats, key=lambda seat: (not seat.takes(session), len(seat.sessions)))
+        if session is not None and seat.takes(session):
             seat.sessions.add(session)
         return seat
 
@@ -280,6 +285,11 @@ class RayGroup:
         for actor in self._actors.values():
             ray.kill(actor)
         self._room.release()
+
+
+def _session(args: Sequence[Any]) -> str | None:
+    """The session that a call of a member is for."""
+    return args[0] if args and isinstance(args[0], str) else None
 
 
 def _health(seats: Sequence[Seat]) -> Health:

@@ -4,6 +4,7 @@ is noticed here, and ended."""
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +18,20 @@ from fedray.runtime.parcels import info
 from fedray.types import MemberInfo
 
 PING_S = 1.0  # between an answer and the next question whether it is there
+LEAVING = "was drained"
 CONTROL = frozenset({"info", "ping", "stats", "cancel", "release"})  # answered while a member computes
 
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """lost: why nobody is there ("": somebody is); ended: whether nobody will be; sessions: that it holds."""
+    """lost: why nobody is there ("": somebody is); ended: whether nobody will be; leaving: whether it takes no new
+    session; sessions: that it holds."""
 
     member: MemberInfo
     actor: ActorHandle
     lost: str = ""
     ended: bool = False
+    leaving: bool = False
     restarts: int = 0
     sessions: set[str] = field(default_factory=set)
 
@@ -41,8 +45,22 @@ class Seat:
             self._lose(reason(error))
             self.ended |= isinstance(error, ActorDiedError)  # Ray has given it up
 
+    def takes(self, session: str | None) -> bool:
+        """Check whether it can be asked something now."""
+        return not self.lost and (not self.leaving or session in self.sessions)
+
     def absence(self) -> MemberDied:
+        if self.leaving and not self.ended:
+            return MemberDied(f"{self.member.name}: {LEAVING}")
         return MemberDied(f"{self.member.name}: {self.lost}{'' if self.ended else '; it is being started anew'}")
+
+    async def drain(self, deadline: float | None) -> None:
+        """Let one that is leaving end what it holds, as long as there is time, and then itself."""
+        while self.sessions and not self.lost and (deadline is None or time.monotonic() < deadline):
+            await asyncio.sleep(PING_S / 10)
+        self._lose(LEAVING)
+        self.ended = True
+        ray.kill(self.actor)
 
     async def watch(self) -> None:
         """Ask it for ever whether it is there."""

@@ -132,6 +132,23 @@ def test_replicas_share_sessions_and_one_that_dies_costs_nothing() -> None:
         watched(twins, work)
 
 
+def test_who_is_drained_ends_what_it_holds(victim: RayGroup) -> None:
+    async def work() -> None:
+        pid = await call(victim, "whose", "one")
+        draining = asyncio.create_task(victim.drain("victim"))
+        await asyncio.sleep(0)
+        with pytest.raises(MemberDied, match=r"victim: was drained$"):
+            await call(victim, "whose", "another")
+        assert await call(victim, "whose", "one") == pid and not draining.done()
+        victim.release("one", ["victim"])
+        await draining
+        with pytest.raises(MemberDied, match=r"victim: was drained$"):
+            await call(victim, "whose", "one")
+        assert not await victim.restored("victim") and victim.health()["victim"].reason == "was drained"
+
+    watched(victim, work)
+
+
 def tokens(answer: Answer) -> list[tuple[int, ...]]:
     return [row.tokens for row in answer.rows]
 
