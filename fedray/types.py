@@ -182,6 +182,9 @@ class Talk:
     lost: str = ""
 
 
+UNNAMED = "request"  # the id of a request that was given none
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A batch of B prompts for one receiver.
@@ -205,7 +208,7 @@ class Request:
     donors: tuple[tuple[int, ...], ...] = ()
     generation: Generation = Generation()
     deadline_s: float | None = None
-    id: str = "request"
+    id: str = UNNAMED
 
     def __post_init__(self) -> None:
         of_members = (self.asked, self.evidence, self.weights)
@@ -307,7 +310,7 @@ class Answer:
     that it read ("" is nothing), under rephrasing; unrephrased: row that no rewrite kept whole, answered by the
     receiver alone -> what was wrong with the last one. reread: which member had lost a conversation, so that all of it
     was read again ("" is none). deranged: per way of `Request.donors` the rows as answered so; none where the protocol
-    does not pair anew, or somebody failed.
+    does not pair anew, or somebody failed. versions: fuser or gate -> hash of the one it was answered by.
     """
 
     rows: tuple[Row, ...]
@@ -321,6 +324,7 @@ class Answer:
     reread: str = ""
     speculation: Speculation | None = None  # of specfed: its rounds
     deranged: tuple[tuple[Row, ...], ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
