@@ -31,6 +31,7 @@ from fedray.settings.check import check, check_build
 from fedray.settings.settings import BUILD_SCHEMA, BY_MEMBER, SCHEMA, build
 from fedray.text import mask
 from fedray.training import settings as training
+from fedray.training.registry_settings import REGISTRY_JOB, check_registry_job
 from fedray.types import FedrayError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ BENCHMARKS = Form(BENCHMARK, BENCHMARK.read, check_benchmark)
 ZOO_BUILD = Form(BUILD_SCHEMA, BUILD_SCHEMA.read, check_build)
 FUSER_TRAINING = Form(training.FUSER_JOB, training.build_fuser_job, training.check_fuser_job)
 GATE_TRAINING = Form(training.GATE_JOB, training.build_gate_job, training.check_gate_job)
-REGISTRY = Form(training.REGISTRY_JOB, training.REGISTRY_JOB.read, training.check_registry_job, ("action", "name"))
+REGISTRY = Form(REGISTRY_JOB, REGISTRY_JOB.read, check_registry_job, ("action", "name"))
 IMPORT = Form(training.IMPORT_JOB, training.build_import_job, training.check_import_job, ("source",))
 
 

@@ -198,6 +198,9 @@ class Talk:
     lost: str = ""
 
 
+UNNAMED = "request"  # the id of a request that was given none
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A batch of B prompts for one receiver.
@@ -223,7 +226,7 @@ class Request:
     generation: Generation = Generation()
     deadline_s: float | None = None
     begun: str = ""
-    id: str = "request"
+    id: str = UNNAMED
 
     def __post_init__(self) -> None:
         of_members = (self.asked, self.evidence, self.weights)
@@ -326,7 +329,7 @@ class Answer:
     receiver alone -> what was wrong with the last one. reread: which member had lost a conversation, so that all of it
     was read again ("" is none). resumed: whether the receiver died in the middle and a stream went on from what it had
     told, since a replay led elsewhere. deranged: per way of `Request.donors` the rows as answered so; none where the
-    protocol does not pair anew, or somebody failed.
+    protocol does not pair anew, or somebody failed. versions: fuser or gate -> hash of the one it was answered by.
     """
 
     rows: tuple[Row, ...]
@@ -341,6 +344,7 @@ class Answer:
     resumed: bool = False
     speculation: Speculation | None = None  # of specfed: its rounds
     deranged: tuple[tuple[Row, ...], ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

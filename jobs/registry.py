@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedray.command_line import REGISTRY, launch
-from fedray.training.settings import RegistryJob
+from fedray.training.registry_settings import RegistryJob
 
 
 def registry(settings: RegistryJob) -> int:

@@ -57,6 +57,7 @@ ON_RAY = (
     "tests/test_c2c_reference.py",
     "tests/test_conversations.py",
     "tests/test_federation.py",
+    "tests/test_hot_swap.py",
     "tests/test_token_alignment.py",
     "tests/training/test_workers.py",
 )

@@ -26,6 +26,7 @@ from tiny import QUESTIONS
 
 from fedray import Federation
 from fedray.errors import MemberFailed
+from fedray.federation.serving import Serving
 from fedray.jobs import federate
 from fedray.methods.method import Wire
 from fedray.reporting import report
@@ -157,6 +158,7 @@ class Borrowing(Federation):
     def __init__(self, settings: Settings, group: Any) -> None:
         super().__init__(replace(settings, ray=replace(settings.ray, enabled=False)))
         self.settings, self._group = settings, group
+        self._serving = Serving(group, self._serving.levels)
 
 
 class Interrupted(Borrowing):
@@ -164,7 +166,7 @@ class Interrupted(Borrowing):
 
     def run_all(self, requests: Any, plan: Any = None, at_a_time: int | None = None) -> Iterator[Answer | MemberFailed]:
         for number, answer in enumerate(super().run_all(requests, plan, at_a_time)):
-            if plan is None and number == 2:
+            if plan is self.plan and number == 2:
                 raise KeyboardInterrupt
             yield answer
 

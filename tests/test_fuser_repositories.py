@@ -18,7 +18,8 @@ from fedray.jobs.registry import Inventory
 from fedray.registry import hub
 from fedray.registry.manifest import digest_of
 from fedray.registry.store import Registry, load_fuser, load_gate
-from fedray.training.settings import REGISTRY_JOB, build_import_job, check_registry_job
+from fedray.training.registry_settings import REGISTRY_JOB, check_registry_job
+from fedray.training.settings import build_import_job
 from fedray.types import FedrayError
 
 PAIR, GATE = "llama-1b--qwen3-0.6b", "gate--qwen3-0.6b"

@@ -16,7 +16,7 @@ from fedray.llm.loading import describe, load
 from fedray.registry.store import Registry
 from fedray.reporting import report
 from fedray.reporting.report import Learned
-from fedray.training.settings import REGISTRY_JOB
+from fedray.training.registry_settings import REGISTRY_JOB
 from fedray.types import FedrayError
 
 PAIR = "llama-1b--qwen3-0.6b"

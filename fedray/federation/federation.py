@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,10 @@ from fedray.federation import sources
 from fedray.federation.conversation import Conversation
 from fedray.federation.estimate import Room, check_room, needs, shares_weights, this_machine
 from fedray.federation.event_loop import Background
+from fedray.federation.serving import Levels, Serving
 from fedray.llm.source import Source
 from fedray.methods.method import Method, with_fusion
-from fedray.protocols import METHOD, STANDALONE, protocol_of, replay
+from fedray.protocols import METHOD, STANDALONE, protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
 from fedray.schema import attributes, changed
@@ -54,20 +57,22 @@ class Federation:
         check(self.settings)
         s = self.settings
         self._evidence = s.documents()
-        self._planner = Planner(s.registry.path, s.zoo.path, s.zoo.name)
         self._passed_over: set[Path] = set()
-        self._check_registry(s.receiver, s.takes_part[1:], s.method)
+        self._refreshing = Lock()
+        self._planner = self._planner_of_now()
+        for _, served in self._planner.levels():
+            self._check_registry(self._planner.serving(served), s.receiver, s.takes_part[1:], s.method)
         found = sources.pinned(sources.sources(s))
         protocol_of(s).check_sources(s, found)
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
             start = _start_on_ray if s.ray.enabled else _start_here
-            self._group, self._plan = start(s, found, stack, self._planner)
-            self.plan = self.plan_for()
+            self._group, self._plan = start(s, found, stack)
+            self._serving = Serving(self._group, self._levels(self._planner))
             self._loop = Background()
             stack.callback(self._loop.close)
-            self._prepare()
+            self._loop.run(self._serving.prepare(self._serving.levels))  # what fails fails by name in the first request
             self._loop.start(self._group.watch())
             self._resources = stack.pop_all()
 
@@ -75,6 +80,11 @@ class Federation:
     def members(self) -> Mapping[str, MemberInfo]:
         """Who takes part and where it runs, the receiver first."""
         return self._group.members
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the stable versions, by which requests are answered but for a canary's share."""
+        return self._serving.stable
 
     @property
     def missing(self) -> tuple[Missing, ...]:
@@ -92,18 +102,45 @@ class Federation:
             raise unknown("member", member, self.members)
         self._loop.run(self._group.drain(member, None if within_s is None else time.monotonic() + within_s))
 
-    def _check_registry(self, receiver: str, senders: Sequence[str], method: Method) -> None:
+    def refresh(self) -> Plan:
+        """Put the versions into service that the registry and its aliases name now; returns the stable ones' plan.
+
+        Receivers load them beforehand. Requests on their way, and conversations, keep the plan they began with; plans
+        of `plan_for` stay as they are. Raises FedrayError, and changes nothing, where there is none for a pair, or one
+        cannot be loaded.
+        """
+        with self._refreshing:
+            planner = self._planner_of_now()
+            self._loop.run(self._serving.switch(self._levels(planner)))
+            self._planner = planner
+        return self.plan
+
+    def _planner_of_now(self) -> Planner:
+        """A planner that has looked into nothing yet."""
+        return Planner(self.settings.registry.path, self.settings.zoo.path, self.settings.zoo.name)
+
+    def _levels(self, planner: Planner) -> Levels:
+        """The federation's own plans for every share of the traffic; equal ones are one."""
+        s, plans = self.settings, list[tuple[float, Plan]]()
+        for upto, served in planner.levels():
+            plan = self._made(planner.serving(served), s.receiver, self._others(s.receiver), s.method, s.seed)
+            plans = [*(level for level in plans if level[1] != plan), (upto, plan)]
+        return tuple(plans)
+
+    def _others(self, receiver: str) -> list[str]:
+        return [name for name in self.members if name != receiver]
+
+    def _made(self, planner: Planner, receiver: str, senders: Sequence[str], method: Method, seed: int) -> Plan:
+        self._check_registry(planner, receiver, senders, method)
+        return self._plan(planner, self.members[receiver], [self.members[s] for s in senders], method, seed)
+
+    def _check_registry(self, planner: Planner, receiver: str, senders: Sequence[str], method: Method) -> None:
         """Look for the fusers and gates of a plan, and name once what is passed over. Raises FedrayError."""
-        self._planner.check(receiver, senders, method)
-        for folder, problem in self._planner.problems.items():
+        planner.check(receiver, senders, method)
+        for folder, problem in planner.problems.items():
             if folder not in self._passed_over:
                 Console(stderr=True).print(Text(f"passed over: {problem}"), soft_wrap=True)
                 self._passed_over.add(folder)
-
-    def _prepare(self) -> None:
-        """Let receivers load their fusers and gate now. What fails here fails again, by name, in the first request."""
-        plans = [plan for plan in (self.plan, *self.plan.peers) if plan.fusers or plan.gate_artifact]
-        self._loop.run(self._group.wait([self._group.start(plan.receiver, "prepare", plan) for plan in plans]))
 
     def request(self, *prompts: str, choices: Sequence[Sequence[str]] | None = None, **more: Any) -> Request:
         """A request with this federation's evidence, generation settings and deadline; more: fields of Request.
@@ -118,6 +155,7 @@ class Federation:
             "evidence": {member: (document,) * len(prompts) for member, document in self._evidence.items()},
             "generation": self.settings.generation,
             "deadline_s": self.settings.deadline_s,
+            "id": f"request-{uuid.uuid4().hex[:12]}",
         }
         return Request(prompts, None if choices is None else tuple(map(tuple, choices)), **{**own, **more})
 
@@ -140,24 +178,24 @@ class Federation:
             method = METHOD.read(with_fusion({**changed(method, changes), **anew}))
         names = list(self.members)
         receiver = receiver or self.settings.receiver
-        senders = [n for n in names if n != receiver] if senders is None else senders
+        senders = self._others(receiver) if senders is None else senders
         absent = [n for n in (receiver, *senders) if n not in names]
         if absent:
             raise FedrayError(f"{absent[0]} is not in this federation: load it with senders=[{absent[0]}, ...]")
-        self._check_registry(receiver, senders, method)
         seed = self.settings.seed if seed is None else seed
-        return self._plan(self.members[receiver], [self.members[s] for s in senders], method, seed)
+        stable = self._planner.serving(self._planner.levels()[-1][1])
+        return self._made(stable, receiver, senders, method, seed)
 
-    def ask(self, prompt: str) -> Answer:
+    def ask(self, prompt: str, plan: Plan | None = None) -> Answer:
         """The federation's answer to one prompt."""
-        return self.run(self.request(prompt))
+        return self.run(self.request(prompt), plan)
 
-    def stream(self, prompt: str) -> Iterator[str]:
+    def stream(self, prompt: str, plan: Plan | None = None) -> Iterator[str]:
         """The answer's text piece by piece; `last` holds the whole Answer after the final piece."""
-        if protocol_of(self.plan).stream is None or self.plan.peers:  # its answer comes as a whole
-            yield self.ask(prompt).text
+        if protocol_of(plan or self.plan).stream is None or (plan or self.plan).peers:  # its answer comes as a whole
+            yield self.ask(prompt, plan).text
             return
-        for piece in self._pieces(self.request(prompt), self.plan):
+        for piece in self._pieces(self.request(prompt), plan):
             if isinstance(piece, str):
                 yield piece
 
@@ -167,17 +205,19 @@ class Federation:
 
         Raises FedrayError where the protocol, or what goes with it, holds none.
         """
-        plan = plan or self.plan
+        plan = plan or self._serving.drawn()
         protocol_of(plan).check_talk(plan)
         run, pieces = partial(self.run, plan=plan), partial(self._pieces, plan=plan)
         return Conversation(self.request, run, pieces, self._release)
 
     def run(self, request: Request, plan: Plan | None = None) -> Answer:
-        """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`."""
-        plan = plan or self.plan
+        """The federation's answer to a batch of prompts, by its own plan or by another of `plan_for`.
+
+        Where a canary is tried, the request's id draws whether it answers; `versions` of the answer says what did.
+        """
         if request.talk:
-            protocol_of(plan).check_talk(plan)
-        return self._keep(self._loop.run(replay.run(request, plan, self._group)))
+            protocol_of(plan or self.plan).check_talk(plan or self.plan)
+        return self._keep(self._loop.run(self._serving.answer(request, plan)))
 
     def run_all(
         self, requests: Iterable[Request], plan: Plan | None = None, at_a_time: int | None = None
@@ -192,11 +232,11 @@ class Federation:
         members measure themselves (prefill, fuse, decode, ...) holds no waiting, but other members use the same cores
         meanwhile. What a question takes on its own is measured one at a time (at_a_time=1, a request each).
         """
-        plan, at_a_time = plan or self.plan, at_a_time or self.settings.batches_at_a_time
+        at_a_time = at_a_time or self.settings.batches_at_a_time
         if at_a_time == 1:
             asked = (partial(self.run, request, plan) for request in requests)
         else:
-            works = (replay.run(request, plan, self._group) for request in requests)
+            works = (self._serving.answer(request, plan) for request in requests)
             asked = (future.result for future in self._loop.in_order(works, at_a_time))
         for answer_of in asked:
             try:
@@ -234,10 +274,9 @@ class Federation:
     ) -> None:
         self.close()
 
-    def _pieces(self, request: Request, plan: Plan) -> Iterator[str | Answer]:
+    def _pieces(self, request: Request, plan: Plan | None) -> Iterator[str | Answer]:
         """Pieces of text, then the Answer."""
-        pieces = replay.stream(request, plan, self._group)
-        for piece in self._loop.iterate(pieces):
+        for piece in self._loop.iterate(self._serving.stream(request, plan)):
             yield self._keep(piece) if isinstance(piece, Answer) else piece
 
     def _release(self, session: str) -> None:
@@ -259,10 +298,10 @@ def _settings(settings: Settings | None, overrides: Mapping[str, Any]) -> Settin
     return build(changed(settings, overrides))
 
 
-MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Method, int], Plan]
+MakePlan = Callable[[Planner, MemberInfo, Sequence[MemberInfo], Method, int], Plan]
 
 
-def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack, planner: Planner) -> tuple[Group, MakePlan]:
+def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> tuple[Group, MakePlan]:
     """All members in this process, one after the other: transformers does not load two at a time."""
     from fedray.member.member import Member
 
@@ -285,12 +324,10 @@ def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack, plan
                 llm=twin and replace(twin.llm, name=name),
             )
             loaded(name)
-    return LocalGroup(members), planner.plan
+    return LocalGroup(members), Planner.plan
 
 
-def _start_on_ray(
-    s: Settings, found: Mapping[str, Source], stack: ExitStack, planner: Planner
-) -> tuple[Group, MakePlan]:
+def _start_on_ray(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> tuple[Group, MakePlan]:
     """Each member in an actor of its own, on a cluster that is there or on one of our own."""
     check_ray()
     from fedray.runtime import actors, cluster, coordinator, placement
@@ -316,8 +353,8 @@ def _start_on_ray(
         )
     stack.callback(group.close)
 
-    def plan(receiver: MemberInfo, senders: Sequence[MemberInfo], method: Method, seed: int) -> Plan:
-        return coordinator.plan(boss, receiver, senders, method, seed, planner.problems)
+    def plan(planner: Planner, receiver: MemberInfo, senders: Sequence[MemberInfo], method: Method, seed: int) -> Plan:
+        return coordinator.plan(boss, receiver, senders, method, seed, planner.problems, planner.served)
 
     return group, plan
 

@@ -121,7 +121,7 @@ class Federate(Job[Settings, FederateScreen]):
                     yield made
 
         alone_plan = replace(fed.plan, method=ALONE)
-        federations = deranging.collect(fed.run_all(begun()))
+        federations = deranging.collect(fed.run_all(begun(), fed.plan))
         both = zip(fed.run_all(map(fed.own_part, requests), alone_plan), federations, strict=True)
         with self.screen.progress(len(questions)) as update:
             for number, (alone, (federated, deranged)) in enumerate(both):
@@ -145,7 +145,7 @@ class Federate(Job[Settings, FederateScreen]):
         self.screen.alone(settings.receiver, alone.text)
         started_ns = time.time_ns()
         try:
-            self.screen.stream(fed.stream(prompt))
+            self.screen.stream(fed.stream(prompt, fed.plan))
         except FedrayError as error:
             self.record.add([Question("prompt", prompt)], alone, failed(alone, str(error)))
             raise

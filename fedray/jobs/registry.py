@@ -13,14 +13,15 @@ from pathlib import Path
 from fedray.files import whole_folder
 from fedray.llm.catalogue import CATALOGUE, EMBEDDED, NAMES
 from fedray.llm.source import check_weights
-from fedray.registry import hub
+from fedray.registry import hub, service
+from fedray.registry.aliases import kind_of
 from fedray.registry.manifest import Manifest, version_folder
 from fedray.registry.store import SHIPPED, Registry
 from fedray.registry.versions import MANIFEST, WEIGHTS, read_weights, write_version
 from fedray.reporting.job import Job, Status
 from fedray.reporting.report import Learned, Report
 from fedray.reporting.screen import Screen
-from fedray.training.settings import RegistryJob
+from fedray.training.registry_settings import RegistryJob
 from fedray.types import FedrayError
 
 
@@ -49,6 +50,11 @@ class Inventory:
         if own and version.is_relative_to(own):
             return str(own)
         return "embedded" if self.zoo is None else str(self.zoo)
+
+    def alias_of(self, manifest: Manifest) -> str:
+        """Name what aliases call a version; "" where none names it."""
+        alias = self.registry.aliases().get(kind_of(manifest))
+        return "" if alias is None else alias.of(manifest.hash)
 
     def export(self, name: str, digest: str | None, to: Path, form: str = "registry") -> Path:
         """Copy an LLM to TO/llms/NAME, or a version to TO/NAME/HASH, so that TO is a zoo or a registry of its own.
@@ -89,7 +95,7 @@ class Inventory:
 
 
 class RegistryCommand(Job[RegistryJob, Screen]):
-    """One command: list, show, delete, export, push or load."""
+    """One command: list, show, delete, export, push, load, alias, rollback or affected."""
 
     name = "registry"
 
@@ -121,11 +127,12 @@ class RegistryCommand(Job[RegistryJob, Screen]):
         inventory = self.inventory
         llms, learned = inventory.llms(), inventory.learned()
         sizes = [(m.name, m.hash or "", _size(Path(m.path or ""))) for m in llms]
+        alias = inventory.alias_of
         self.tables.append(("LLMs", ("name", "hash", "size"), sizes))
         for role, title in (("fuser", "Fusers"), ("gate", "Gates")):
             of_role = [(m, path) for m, path in learned if m.role == role]
-            rows = [(m.name, *_kind(m), m.hash, _size(path), inventory.home(path)) for m, path in of_role]
-            self.tables.append((title, ("name", "fuser", "fusion", "hash", "size", "in"), rows))
+            rows = [(m.name, *_kind(m), m.hash, alias(m), _size(path), inventory.home(path)) for m, path in of_role]
+            self.tables.append((title, ("name", "fuser", "fusion", "hash", "alias", "size", "in"), rows))
         return [*llms, *(_learned(m, path) for m, path in learned)]
 
     def _show(self, name: str) -> list[Learned]:
@@ -139,7 +146,7 @@ class RegistryCommand(Job[RegistryJob, Screen]):
             title, found = name, llm
         else:
             manifest, path = inventory.registry.pick(name, self.settings.hash)
-            facts = {**asdict(manifest), "folder": str(path)}
+            facts = {**asdict(manifest), "alias": inventory.alias_of(manifest), "folder": str(path)}
             title, found = f"{manifest.name} {manifest.hash}", _learned(manifest, path)
         self.tables.append((title, ("", ""), [(key, _text(value)) for key, value in facts.items()]))
         return [found]
@@ -174,6 +181,43 @@ class RegistryCommand(Job[RegistryJob, Screen]):
         manifest, path = self.inventory.load(name, self.settings.revision)
         self.lines.append(f"{manifest.name} {manifest.hash} is in {self.inventory.home(path)}")
         return [_learned(manifest, path)]
+
+    def _alias(self, name: str) -> list[Learned]:
+        settings, registry = self.settings, self.inventory.registry
+        if settings.alias == "canary":
+            assert settings.share is not None
+            made = service.try_canary(registry, settings.root, name, settings.hash, settings.share)
+            told = f"the canary of {settings.share:g} of the traffic"
+        else:
+            made, told = service.make_stable(registry, settings.root, name, settings.hash), "stable"
+        return self._in_service(*made, told)
+
+    def _rollback(self, name: str) -> list[Learned]:
+        manifest, path, passed = service.roll_back(
+            self.inventory.registry, self.settings.root, name, self.settings.hash
+        )
+        self.lines += (f"passed over: {reason}" for reason in passed)
+        return self._in_service(manifest, path, "stable again")
+
+    def _in_service(self, manifest: Manifest, path: Path, told: str) -> list[Learned]:
+        self.lines.append(
+            f"{kind_of(manifest)}: {manifest.hash} is {told}; a federation that runs takes it up at refresh()"
+        )
+        return [_learned(manifest, path)]
+
+    def _affected(self, name: str) -> list[Learned]:
+        found = service.dependents(self.inventory.registry, name)
+        counts = []
+        for role, title in (("fuser", "Fusers"), ("gate", "Gates")):
+            of_role = [part for part in found if part.versions[0][0].role == role]
+            rows = [
+                (part.name, part.role, ", ".join(kind_of(m).removeprefix(f"{part.name} ") for m, _ in part.versions))
+                for part in of_role
+            ]
+            self.tables.append((title, ("name", f"{name} is", "kinds"), rows))
+            counts.append(f"{len(of_role)} {role}{'' if len(of_role) == 1 else 's'}")
+        self.lines.append(f"if the weights of {name} change, {' and '.join(counts)} are to be trained anew")
+        return [_learned(*version) for part in found for version in part.versions]
 
 
 def run(settings: RegistryJob) -> int:

@@ -52,6 +52,13 @@ class C2C(Sender, Receiver):
         for artifact in plan.fusers.values():
             self.fuser(artifact, plan.method.compile)
 
+    def drop(self, hashes: frozenset[str]) -> None:
+        """Drop loaded fusers and gates; what is asked for again is loaded again."""
+        for key in [key for key in self._fusers if key[0] in hashes]:
+            del self._fusers[key]
+        for digest in hashes & self._gates.keys():
+            del self._gates[digest]
+
     # -- alone --------------------------------------------------------------------------------------------------------
 
     def alone(self, session: str, request: Request, phase: str | None = None) -> Answer:

@@ -7,7 +7,7 @@ without weight are never fetched; `lazy`: senders without weight are never asked
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedray.methods.method import CacheToCache
@@ -34,7 +34,7 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
         return await with_caches(exchange, payloads, await exchange.answer(payloads))
 
 
-async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[str | Answer]:
+async def stream(request: Request, plan: Plan, group: Group) -> AsyncGenerator[str | Answer]:
     """Pieces of the answer's text as they are decoded, then the Answer. One prompt."""
     async with Exchange(request, plan, group) as exchange:
         payloads = await collect(exchange)

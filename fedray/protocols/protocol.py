@@ -5,7 +5,7 @@ No other room knows a protocol's name: whoever needs to know what one does asks 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedray.llm.source import Source
 
 Run = Callable[[Request, Plan, Group], Coroutine[Any, Any, Answer]]
-Stream = Callable[[Request, Plan, Group], AsyncIterator[str | Answer]]
+Stream = Callable[[Request, Plan, Group], AsyncGenerator[str | Answer]]
 
 Roles = Callable[[Any, str, "tuple[str, ...] | None", str], "tuple[str, tuple[str, ...] | None]"]
 

@@ -7,7 +7,8 @@ before, a stream goes on from what it has already told.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 
 from fedray.errors import MemberDied, SessionLost
@@ -28,7 +29,7 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
             await life.next(lost)
 
 
-async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[str | Answer]:
+async def stream(request: Request, plan: Plan, group: Group) -> AsyncGenerator[str | Answer]:
     """Pieces of a protocol's answer as they are decoded, then the Answer; a replay tells only what is new."""
     life, told, resumed = _Lives(request, plan, group), request.begun, False
     pieces = protocol_of(plan).stream
@@ -36,16 +37,17 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[st
     while True:
         text = life.request.begun
         try:
-            async for piece in pieces(life.request, plan, group):
-                if isinstance(piece, Answer):
-                    yield replace(piece, resumed=resumed)
-                    return
-                text += piece
-                if not told.startswith(text[: len(told)]):
-                    raise _Other
-                if len(text) > len(told):
-                    yield text[len(told) :]
-                    told = text
+            async with aclosing(pieces(life.request, plan, group)) as found:
+                async for piece in found:
+                    if isinstance(piece, Answer):
+                        yield replace(piece, resumed=resumed)
+                        return
+                    text += piece
+                    if not told.startswith(text[: len(told)]):
+                        raise _Other
+                    if len(text) > len(told):
+                        yield text[len(told) :]
+                        told = text
         except _Other:
             life.request, resumed = replace(life.request, begun=told), True
         except (MemberDied, SessionLost) as lost:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from fedray.methods.method import NO_GATE, Standalone
@@ -17,7 +17,7 @@ async def run(request: Request, plan: Plan, group: Group) -> Answer:
         return exchange.close(await exchange.alone())
 
 
-async def stream(request: Request, plan: Plan, group: Group) -> AsyncIterator[str | Answer]:
+async def stream(request: Request, plan: Plan, group: Group) -> AsyncGenerator[str | Answer]:
     async with Exchange(request, alone(plan), group) as exchange:
         await exchange.finish_open(exchange.start_open())
         async for piece in exchange.stream([]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from fedray.fusion.fuser import FuserConfig
 from fedray.llm.catalogue import original_of
 from fedray.methods.method import C2C, FuserChoice, Method
 from fedray.methods.parts import FUSERS
+from fedray.registry.aliases import Served, levels
 from fedray.registry.manifest import Manifest, fuser_name, gate_name
 from fedray.registry.store import SHIPPED, Registry
 from fedray.registry.untrained import config_of_pair, random_artifact, untrained_artifact
@@ -30,6 +32,17 @@ class Planner:
         self._registry = Registry(registry, shipped if zoo is None else zoo / "registry")
         self._at_random = name == "shapes"
         self._zoo = "zoo=hub " if name == "hub" else ""
+        self.served: Served | None = None  # None: what the aliases call stable whenever somebody asks
+
+    def levels(self) -> tuple[tuple[float, Served], ...]:
+        """Divide the traffic by the aliases as they are now (aliases.levels); the last level is stable alone."""
+        return levels(self._registry.aliases())
+
+    def serving(self, served: Served | None) -> Planner:
+        """Plan with these versions in service: one level of `levels`, whatever the aliases become."""
+        view = copy.copy(self)
+        view.served, view._registry = served, self._registry.serving(served)
+        return view
 
     @property
     def problems(self) -> dict[Path, str]:
@@ -39,9 +52,9 @@ class Planner:
     def check(self, receiver: str, senders: Sequence[str], method: Method) -> None:
         """Look for what a plan of the same arguments needs, before any LLM is loaded; each file is hashed once.
 
-        Of every fuser and gate the newest version that is sound is served, whatever weights its LLMs have; `problems`
-        names the others. Raises FedrayError naming a pair without a fuser (unless its sender may speak in text instead)
-        and what there is, or a gate without a sound version.
+        Of every fuser and gate the stable version is served, or without an alias the newest, if it is sound, whatever
+        weights its LLMs have; else the one before. `problems` names those passed over. Raises FedrayError naming a pair
+        without a fuser (unless its sender may speak in text instead) and what there is, or a gate without a sound one.
         """
         everyone = (receiver, *senders)
         for one in everyone if method.answer_all else (receiver,):
@@ -57,7 +70,7 @@ class Planner:
             if method.gate.kind == "learned" and method.weighs:
                 name, operator = gate_name(original_of(one)), method.fusion.operator
                 self._look_into(name, "gate", operator)
-                gates = [gate for gate, _ in self._registry.versions(name) if gate.operator == operator]
+                gates = [gate for gate, _ in self._registry.served(name) if gate.operator == operator]
                 if not gates and (damaged := self._registry.passed_over(name)):
                     raise FedrayError(f"no fusion={operator} gate of {one} can be used; use gate=open{damaged}")
                 if weighed:
@@ -103,9 +116,9 @@ class Planner:
         )
 
     def fuser_config(self, sender: MemberInfo, receiver: MemberInfo, method: Method) -> FuserConfig | None:
-        """What the pair's newest fuser is, whatever weights it was trained for; None where it has none."""
+        """What the pair's fuser in service is, whatever weights it was trained for; None where it has none."""
         kind, operator = _choice(sender.name, receiver.name, method)
-        for manifest, _ in self._registry.versions(_pair(sender.name, receiver.name)):
+        for manifest, _ in self._registry.served(_pair(sender.name, receiver.name)):
             if (manifest.kind, manifest.operator) == (kind, operator):
                 return FuserConfig.from_dict(manifest.config)
         return config_of_pair(sender, receiver, kind, operator) if self._at_random or not FUSERS[kind].trained else None
@@ -152,9 +165,9 @@ class Planner:
             raise FedrayError(f"no fuser={fuser} fusion={fusion} for {sender} -> {receiver}; {remedy}{damaged}")
 
     def _look_into(self, name: str, kind: str, operator: str) -> None:
-        """Hash what a plan may choose of a name: for every choice of LLMs, the newest versions until one is sound."""
+        """Hash what a plan may choose of a name: for every choice of LLMs, as served, until one is sound."""
         groups: dict[str, list[tuple[Manifest, Path]]] = {}
-        for manifest, folder in self._registry.versions(name):
+        for manifest, folder in self._registry.served(name):
             if (manifest.kind, manifest.operator) == (kind, operator):
                 chosen_by = json.dumps([manifest.llms, manifest.config.get("senders")], sort_keys=True)
                 groups.setdefault(chosen_by, []).append((manifest, folder))
@@ -170,7 +183,7 @@ class Planner:
     def _fusers(self, sender: str, receiver: str) -> set[tuple[str, str]]:
         """Kind and operator of every fuser of a pair, whatever weights it was trained for."""
         name = _pair(sender, receiver)
-        return {(m.kind, m.operator) for m, _ in self._registry.versions(name)}
+        return {(m.kind, m.operator) for m, _ in self._registry.served(name)}
 
 
 def _check(sender: MemberInfo, artifact: Artifact, method: Method) -> None:

@@ -8,11 +8,12 @@ safetensors are read. The content hash covers the weights and what they mean (ki
 LLMs), never a date, host or path; when its manifest was last written or touched says which version is the newest.
 
 A version is validated when it is written and when it is loaded. Invalid ones are skipped and named (`problems`), and
-the version before is used.
+the version before is used. Which version is served is the newest, or what aliases say (aliases.py).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -31,6 +32,7 @@ from fedray.fusion.fuser import Fuser
 from fedray.fusion.gating import GateNetwork
 from fedray.llm.catalogue import EMBEDDED, is_copy, slug
 from fedray.methods.parts import FUSERS
+from fedray.registry.aliases import ALIASES, Alias, Served, changing, levels, name_of, read_aliases
 from fedray.registry.manifest import Manifest, digest_of, fuser_name, gate_name, is_name, is_version, version_folder
 from fedray.registry.untrained import build_untrained
 from fedray.registry.versions import (
@@ -56,12 +58,14 @@ class Registry:
         self.roots = [root for root in (path, embedded) if root is not None]
         self._unreadable: dict[Path, str] = {}
         self._damaged: dict[Path, str] = {}
+        self._gone: dict[Path, str] = {}
         self._sound: set[Path] = set()
+        self._served: Served | None = None  # None: as the aliases are whenever somebody asks
 
     @property
     def problems(self) -> dict[Path, str]:
         """Versions that are invalid and skipped: absolute folder -> a sentence that names it."""
-        return {**self._unreadable, **self._damaged}
+        return {**self._gone, **self._unreadable, **self._damaged}
 
     def list(self) -> list[tuple[Manifest, Path]]:
         """List all versions that can be read, user registry first, newest first within a name."""
@@ -70,6 +74,42 @@ class Registry:
     def versions(self, name: str) -> list[tuple[Manifest, Path]]:
         """List the versions of one fuser or gate; `problems` has those that cannot be read or are damaged."""
         return self._readable(self._folders(name))
+
+    def aliases(self, name: str | None = None) -> dict[str, Alias]:
+        """Read the aliases of a name, or of all, by kind.
+
+        A damaged file counts as none; it is in `problems`, as is a version that has an alias and is gone.
+        """
+        if self.path is None:
+            return {}
+        path = (self.path / ALIASES).absolute()
+        try:
+            found = read_aliases(self.path)
+            self._unreadable.pop(path, None)
+        except FedrayError as error:
+            self._unreadable[path] = str(error)
+            return {}
+        found = {kind: alias for kind, alias in found.items() if name in (None, name_of(kind))}
+        for kind, alias in found.items():
+            there = {folder.name for folder in self._folders(name_of(kind))}
+            for digest in filter(None, (alias.stable, alias.canary)):
+                folder = version_folder(self.path, name_of(kind), digest).absolute()
+                self._gone.pop(folder, None)
+                if digest not in there:
+                    self._gone[folder] = f"{folder} is {alias.of(digest)} and not there; alias another version"
+        return found
+
+    def serving(self, served: Served | None) -> Registry:
+        """Look at the same registry with these versions in service, whatever its aliases become."""
+        view = copy.copy(self)
+        view._served = served
+        return view
+
+    def served(self, name: str) -> list[tuple[Manifest, Path]]:
+        """List the versions of one fuser or gate as they are served: aliases first, then the newest."""
+        order = (levels(self.aliases(name))[-1][1] if self._served is None else self._served).get(name, ())
+        rank, folders = {digest: place for place, digest in enumerate(order)}, self._folders(name)
+        return self._readable(sorted(folders, key=lambda folder: rank.get(folder.name, len(rank))))
 
     def sound(self, versions: Iterable[tuple[Manifest, Path]]) -> Iterator[tuple[Manifest, Path]]:
         """Yield the versions whose weights have the hash in their manifest: each is hashed lazily, and once.
@@ -94,7 +134,7 @@ class Registry:
     def find_fuser(self, sender: MemberInfo, receiver: MemberInfo, kind: str, operator: str) -> Artifact:
         """Find the fuser of a pair, trained for exactly these two LLMs. Raises FedrayError naming what there is."""
         name = fuser_name(sender.name, receiver.name)
-        versions = self.versions(name)
+        versions = self.served(name)
         candidates = [(m, p) for m, p in versions if m.kind == kind and m.operator == operator]
         for manifest, path in candidates:
             if _fits(manifest, sender) and _fits(manifest, receiver):
@@ -118,7 +158,7 @@ class Registry:
         wanted = (kind, operator, {slug(llm): weights[llm] for llm in (sender, receiver)})
         candidates = [
             (m, path)
-            for m, path in self.versions(fuser_name(sender, receiver))
+            for m, path in self.served(fuser_name(sender, receiver))
             if (m.kind, m.operator, {llm: hashes["weights"] for llm, hashes in m.llms.items()}) == wanted
         ]
         return next((manifest.artifact(path) for manifest, path in self.sound(candidates)), None)
@@ -141,7 +181,7 @@ class Registry:
         kind: of the fusers that they are for.
         """
         name, own = gate_name(receiver), kind in FUSERS and FUSERS[kind].drafts  # it has gates of its own
-        gates = [(m, p) for m, p in self.versions(name) if m.operator == operator]
+        gates = [(m, p) for m, p in self.served(name) if m.operator == operator]
         gates = [(m, p) for m, p in gates if m.config.get("fuser") == (kind if own else None)]
         if found := [(m, p) for m, p in gates if set(map(slug, senders)) <= set(m.config["senders"])]:
             return found
@@ -158,7 +198,7 @@ class Registry:
     def passed_over(self, name: str) -> str:
         """Name the skipped versions of a name, as the end of a sentence; "" where there are none."""
         roots = [root.absolute() for root in self.roots]
-        texts = [text for folder, text in self.problems.items() if name in folder.parts or folder in roots]
+        texts = [text for folder, text in self.problems.items() if {name, ALIASES} & {*folder.parts} or folder in roots]
         return "".join(f"; passed over: {text}" for text in texts)
 
     def pick(self, name: str, digest: str | None = None) -> tuple[Manifest, Path]:
@@ -179,7 +219,7 @@ class Registry:
     def delete(self, name: str, digest: str | None = None) -> Path:
         """Remove a version for good, damaged or not; returns where it was.
 
-        Raises FedrayError: unknown, embedded, or one of several.
+        Raises FedrayError: unknown, embedded, one of several, or named by an alias.
         """
         folder = self._choose(name, digest or "")
         own = [version.name for version in self._folders(name) if self.path and version.is_relative_to(self.path)]
@@ -187,11 +227,14 @@ class Registry:
             raise FedrayError(f"{name} {folder.name} is in the embedded registry, which is read-only: it stays")
         if digest is None and len(own) > 1:
             raise FedrayError(f"{name} has several versions: say which, as in hash={own[0]}, of {', '.join(own)}")
-        try:
-            with staged(folder.parent) as away:
-                folder.rename(away / folder.name)
-        except OSError as error:
-            raise FedrayError(f"{folder} cannot be removed ({error.strerror}); see who may write there") from error
+        with changing(folder.parent.parent) as aliases:  # nobody may alias it meanwhile
+            if named := "".join(alias.of(folder.name) for alias in aliases.values()):
+                raise FedrayError(f"{name} {folder.name} is {named}: alias another version first, then delete this one")
+            try:
+                with staged(folder.parent) as away:
+                    folder.rename(away / folder.name)
+            except OSError as error:
+                raise FedrayError(f"{folder} cannot be removed ({error.strerror}); see who may write there") from error
         with suppress(OSError):  # other versions are there
             folder.parent.rmdir()
         self._forget(folder)

@@ -143,7 +143,7 @@ class Call:
     """Handle of RayGroup. `reply` is the small value (or receipt), `payload` what a member receives for the handle."""
 
     seat: Seat
-    reply: ObjectRef | None = None
+    reply: Any = None  # an ObjectRef; None where nobody could be asked
     payload: ObjectRef | None = None
     value: Any = None
     error: BaseException | None = None

@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from fedray.methods.method import Method
+from fedray.registry.aliases import Served
 from fedray.registry.planner import Planner
 from fedray.runtime.failures import FROZEN_S, RESTORE_S, as_error
 from fedray.types import MemberInfo, Plan
@@ -33,9 +34,10 @@ class Coordinator:
         method: Method,
         seed: int,
         damaged: Mapping[Path, str],
+        served: Served | None = None,
     ) -> Plan:
         self._planner.pass_over(damaged)  # told with every call: a restart would forget it
-        return self._planner.plan(receiver, senders, method, seed)
+        return self._planner.serving(served).plan(receiver, senders, method, seed)
 
 
 CoordinatorActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
@@ -57,12 +59,14 @@ def plan(
     method: Method,
     seed: int = 0,
     damaged: Mapping[Path, str] | None = None,
+    served: Served | None = None,
 ) -> Plan:
-    """Call Planner.plan in the coordinator; damaged: the `problems` of a planner here. Raises its FedrayError.
+    """Call Planner.plan in the coordinator; damaged: the `problems` of a planner here, served: the versions in service
+    there. Raises its FedrayError.
 
     One that does not answer is ended once: Ray starts it anew and repeats the call.
     """
-    made: Any = coordinator.plan.remote(receiver, list(senders), method, seed, damaged or {})
+    made: Any = coordinator.plan.remote(receiver, list(senders), method, seed, damaged or {}, served)
     try:
         try:
             return ray.get(made, timeout=FROZEN_S)

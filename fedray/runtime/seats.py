@@ -68,7 +68,8 @@ class Seat:
             try:
                 await asyncio.wait_for(self.remote("ping"), FROZEN_S)
                 if self.lost:
-                    self._take_back(await self.actor.__ray_call__.remote(info))
+                    there: Any = self.actor.__ray_call__.remote(info)
+                    self._take_back(await there)
             except TimeoutError:
                 if not self.lost:  # or else it is still loading
                     self._lose(f"died (it did not answer for {FROZEN_S:g} s, and was ended)")

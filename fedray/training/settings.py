@@ -1,9 +1,8 @@
-"""Settings of the jobs about learned parts: train a fuser or a gate, list the registry, import a fuser."""
+"""Settings of the jobs about learned parts: train a fuser or a gate, import a fuser."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -168,20 +167,6 @@ class GateJob(TrainingSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class RegistryJob(RegistryUser):
-    """Settings of jobs/registry.py."""
-
-    action: Literal["list", "show", "delete", "export", "push", "load"] = "list"
-    name: str | None = None  # an LLM, a fuser (sender--receiver) or a gate (gate--receiver); load: ORG/NAME or a folder
-    hash: str | None = None  # a version, by the beginning of its hash; None is the newest
-    to: Path | None = None  # where export puts a copy; push: the repository, as ORG/NAME
-    form: Literal["registry", "hub"] = "registry"  # export: a registry of its own, or a folder as push makes it
-    private: bool = True  # push: whether a repository that is made is private
-    revision: str | None = None  # load: a branch, tag or commit; None is the newest
-    output: Path = field(default_factory=lambda: Path("outputs/registry_job"))
-
-
-@dataclass(frozen=True, slots=True)
 class ImportJob(RegistryUser):
     """Settings of jobs/import_c2c.py."""
 
@@ -196,7 +181,6 @@ class ImportJob(RegistryUser):
 _KEYS = {"members": BY_MEMBER["members"]}
 FUSER_JOB = Schema(FuserJob, _KEYS)
 GATE_JOB = Schema(GateJob, _KEYS)
-REGISTRY_JOB = Schema(RegistryJob)
 IMPORT_JOB = Schema(ImportJob, _KEYS)
 J = TypeVar("J", FuserJob, GateJob, ImportJob)
 
@@ -308,26 +292,6 @@ def check_gate_job(settings: GateJob) -> None:
     _check_training(settings, senders)
 
 
-def check_registry_job(settings: RegistryJob) -> None:
-    """Validate settings. Raises FedrayError."""
-    REGISTRY_JOB.read(settings)
-    _check_zoo(settings.zoo)
-    action, name = settings.action, settings.name
-    if action != "list" and not name:
-        raise FedrayError(f"{action} what: name an LLM, a fuser or a gate, as in {action} qwen2.5-0.5b--qwen3-0.6b")
-    if action == "export" and settings.to is None:
-        raise FedrayError(f"export {name} needs a folder to go to: add to=DIR")
-    if action == "push" and (settings.to is None or len(settings.to.parts) != 2 or settings.to.is_absolute()):
-        raise FedrayError(f"push {name} needs a repository on the hub to go to: add to=ORG/NAME")
-    if action in ("push", "export") and name in NAMES and (action == "push" or settings.form == "hub"):
-        raise FedrayError(f"{name} is an LLM: only fusers and gates become repositories; export it without form=hub")
-    if action == "load":
-        check_output(settings.root, "registry.path")
-    if settings.hash is not None and not re.fullmatch(r"[0-9a-f]{4,16}", settings.hash):
-        raise FedrayError(f"hash={settings.hash} is no hash: give at least its first four hexadecimal digits")
-    check_output(settings.output)
-
-
 def check_import_job(settings: ImportJob) -> None:
     """Validate settings. Raises FedrayError."""
     with_strangers(IMPORT_JOB, settings.receiver, [settings.sender]).read(settings)
@@ -379,13 +343,14 @@ def _check_training(settings: FuserJob | GateJob, senders: tuple[str, ...]) -> N
 
 
 def _check_llms(settings: FuserJob | GateJob | ImportJob, names: tuple[str, ...]) -> None:
-    _check_zoo(settings.zoo)
+    check_own_zoo(settings.zoo)
     check_llm_folders(names)
     for name, member in settings.members.items():
         check_revision(name, member.revision, settings.zoo)
 
 
-def _check_zoo(zoo: ZooSettings) -> None:
+def check_own_zoo(zoo: ZooSettings) -> None:
+    """Validate the zoo of a job about learned parts. Raises FedrayError."""
     if zoo.name == "shapes":
         raise FedrayError("zoo=shapes has random weights, and a fuser of them is of no use: take zoo=tiny or zoo=hub")
     if zoo.path is not None and not zoo.path.is_dir():

@@ -78,7 +78,7 @@ class Pretended:
     def run_all(self, requests: Iterable[Request], plan: Plan | None = None) -> Iterator[Answer]:
         return map(self.alone if plan and plan.method.protocol.name == "standalone" else self.run, requests)
 
-    def stream(self, prompt: str) -> Iterator[str]:
+    def stream(self, prompt: str, plan: Plan | None = None) -> Iterator[str]:
         yield "it is "
         yield "red\x1b[2J"
         row = Row("it is red\x1b[2J", weights={"llama-1b": 0.5})

@@ -17,7 +17,8 @@ from fedray.llm.catalogue import NAMES
 from fedray.methods.method import FuserChoice, Fusion
 from fedray.training.fuser_job import recipe_of
 from fedray.training.recipe import fuser_config
-from fedray.training.settings import FuserJob, GateJob, ImportJob, LLMSettings, RegistryJob, TrainingData
+from fedray.training.registry_settings import RegistryJob
+from fedray.training.settings import FuserJob, GateJob, ImportJob, LLMSettings, TrainingData
 from fedray.types import KVSpec
 
 pytest.importorskip("hydra")
