@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,15 +22,18 @@ from rich.text import Text
 
 from fedray.errors import MemberFailed
 from fedray.federation import sources
+from fedray.federation.admission import Admission, Limits
 from fedray.federation.conversation import Conversation
+from fedray.federation.dispatcher import Dispatcher
 from fedray.federation.estimate import Room, check_room, needs, shares_weights, this_machine
 from fedray.federation.event_loop import Background
+from fedray.llm.memory import MIB
 from fedray.llm.source import Source
 from fedray.methods.method import Method, with_fusion
 from fedray.protocols import METHOD, STANDALONE, protocol_of
 from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
-from fedray.schema import attributes, changed
+from fedray.schema import attributes, changed, check_range
 from fedray.settings.check import check
 from fedray.settings.settings import Settings, build
 from fedray.text import check_text
@@ -67,6 +71,8 @@ class Federation:
             self.plan = self.plan_for()
             self._loop = Background()
             stack.callback(self._loop.close)
+            self._front = Dispatcher(Admission(_limits(s), self.members), self._loop, self._work, self._keep)
+            stack.callback(self._front.close)
             self._prepare()
             self._resources = stack.pop_all()
 
@@ -165,7 +171,35 @@ class Federation:
         plan = plan or self.plan
         if request.talk:
             protocol_of(plan).check_talk(plan)
-        return self._keep(self._loop.run(protocol_of(plan).run(request, plan, self._group)))
+        return self._keep(self._loop.run(self._work(request, plan)))
+
+    def submit(
+        self,
+        asked: str | Request,
+        plan: Plan | None = None,
+        *,
+        tenant: str = "",
+        deadline_s: float | None = None,
+    ) -> Future[Answer]:
+        """Ask beside many others, from any thread: the answer comes in time, or it is refused.
+
+        asked: a prompt, or a `request`; tenant: who asks, each of whom has a fair share; deadline_s: seconds from now
+        on, by default the request's. Requests of one kind are answered in one batch, with the answers that each would
+        have alone; its `usage` is its share (merging.py), with the seconds of the batch and those of the `wait`.
+        Cancelling the future takes a request back, also from members that work for it alone.
+
+        Raises FederationBusy, with `retry_after_s`, where the request does not fit beside the others or will not be
+        answered by its deadline; the future has it where the deadline passes later. Raises FedrayError where the
+        request cannot be meant, or is too large at any time.
+        """
+        plan = plan or self.plan
+        request = self.request(asked) if isinstance(asked, str) else asked
+        if deadline_s is not None:
+            check_range("deadline_s", deadline_s, 0.001)
+            request = replace(request, deadline_s=deadline_s)
+        if request.talk:
+            protocol_of(plan).check_talk(plan)
+        return self._front.submit(request, plan, tenant)
 
     def run_all(
         self, requests: Iterable[Request], plan: Plan | None = None, at_a_time: int | None = None
@@ -184,7 +218,7 @@ class Federation:
         if at_a_time == 1:
             asked = (partial(self.run, request, plan) for request in requests)
         else:
-            works = (protocol_of(plan).run(request, plan, self._group) for request in requests)
+            works = (self._work(request, plan) for request in requests)
             asked = (future.result for future in self._loop.in_order(works, at_a_time))
         for answer_of in asked:
             try:
@@ -222,6 +256,9 @@ class Federation:
     ) -> None:
         self.close()
 
+    def _work(self, request: Request, plan: Plan) -> Coroutine[Any, Any, Answer]:
+        return protocol_of(plan).run(request, plan, self._group)
+
     def _pieces(self, request: Request, plan: Plan) -> Iterator[str | Answer]:
         """Pieces of text, then the Answer."""
         stream = protocol_of(plan).stream
@@ -247,6 +284,12 @@ def _settings(settings: Settings | None, overrides: Mapping[str, Any]) -> Settin
     if not overrides:
         return settings
     return build(changed(settings, overrides))
+
+
+def _limits(s: Settings) -> Limits:
+    """How much is admitted. What the senders of all batches send lies in the object store at a time."""
+    size, sent = (mb * MIB for mb in (s.admission.kv_mb, s.ray.object_store_mb / s.batches_at_a_time))
+    return Limits(size, sent if s.ray.enabled else size, s.admission.quota, s.task.batch_size, s.batches_at_a_time)
 
 
 MakePlan = Callable[[MemberInfo, Sequence[MemberInfo], Method, int], Plan]
