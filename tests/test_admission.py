@@ -11,7 +11,7 @@ from shared_cluster import RECEIVER, SENDERS
 from support.admitting import EVIDENCE, PLAN, admission, answer_to, asking, plan_of
 
 from fedray.errors import FederationBusy
-from fedray.federation.admission import Admission, Batch
+from fedray.federation.admission import Admission, Batch, Expectation
 from fedray.types import FedrayError, Generation, Plan, Request, Talk, Usage
 
 
@@ -195,6 +195,43 @@ def test_what_cannot_be_answered_in_time_is_refused() -> None:
     queue.admit(asking(deadline_s=2.0), PLAN, "a", now=10)
     queue.admit(asking(), PLAN, "a", now=10)
     queue.admit(asking(deadline_s=1.5), PLAN, "a", now=10.5)  # half of the batch is done
+
+
+def test_seconds_grow_with_rows_no_faster_than_they_do() -> None:
+    queue = Expectation()
+    assert queue.seconds(32) == 0.0 and queue.rows_in(1.0, 32) == 32  # nothing is known
+    queue.took(8, 1.0)
+    assert queue.seconds(1) == queue.seconds(32) == 1.0 and queue.rows_in(1.0, 32) == 32
+    for _ in range(20):
+        queue.took(32, 2.6)
+        queue.took(2, 0.2 + 2 * 0.075)
+    assert queue.seconds(32) == pytest.approx(2.6, rel=0.01) and queue.seconds(2) == pytest.approx(0.35, rel=0.1)
+    assert queue.rows_in(2.0, 32) == 10  # half of it
+    assert queue.rows_in(0.1, 32) == 2  # as long as it takes without any
+    assert queue.rows_in(100.0, 32) == queue.rows_in(float("inf"), 32) == 32
+    for rows, seconds in ((4, 1.0), (5, 3.0), (4, 1.0), (5, 3.0), (4, 0.1), (5, 3.0), (4, 5.0), (5, 0.1)):  # noise
+        queue.took(rows, seconds)
+        assert 0 <= queue.seconds(1) <= queue.seconds(30) <= 30 * queue.seconds(1) + 1e-9
+
+
+def test_batches_are_as_large_as_their_requests_have_time_for() -> None:
+    queue = admission(rows=32)
+    for _ in range(20):
+        queue.expected.took(32, 3.4)
+        queue.expected.took(2, 0.4)  # 0.1 a row, and 0.2
+    for _ in range(50):
+        queue.admit(asking(), PLAN, "a", now=0)
+    assert len(begun(queue).tickets) == 32
+    queue.limits = replace(queue.limits, at_a_time=9)
+    for _ in range(8):
+        queue.admit(asking(deadline_s=2.1), PLAN, "b", now=0)
+    assert len(begun(queue).tickets) == 8
+    for i in range(8):
+        queue.admit(asking(f"{i}", deadline_s=2.1), PLAN, "c", now=0)
+    assert len(begun(queue, now=1.45).tickets) == 4  # 0.65 s are left of its deadline
+    batch, hopeless = queue.next_batch(now=1.75)
+    assert [ticket.request.prompts for ticket in hopeless] == [("4",), ("5",)]  # they would keep two others waiting
+    assert batch is not None and batch.request.prompts == ("6",)
 
 
 def test_a_flood_of_others_does_not_make_a_request_late() -> None:

@@ -42,7 +42,7 @@ class Members:
             raise
         if "bad" in request.prompts:
             raise MemberFailed("bad")
-        return answer_to(request)
+        return answer_to(request.select((0,)) if "few" in request.prompts else request)
 
     def until(self, *prompts: str) -> None:
         """Wait until a batch of these prompts has begun."""
@@ -95,7 +95,7 @@ def test_who_waits_is_answered_together(front: Front) -> None:
 def test_a_failing_batch_fails_its_own_request_alone(front: Front) -> None:
     front.members.open = True
     with front.dispatcher._changed:  # nothing begins before all are there
-        futures = {text: front.ask(text) for text in ("a", "bad", "c", "d", "e")}
+        futures = {text: front.ask(text) for text in ("a", "bad", "few", "d", "e")}
     with pytest.raises(MemberFailed, match="bad"):
         futures.pop("bad").result(PATIENCE_S)
     assert {text: got(future) for text, future in futures.items()} == {text: f"{text}!" for text in futures}
@@ -179,6 +179,15 @@ def test_callers_of_many_threads_get_their_own(front: Front) -> None:
     for thread in threads:
         thread.join(PATIENCE_S)
     assert found == {text: f"{text}!" for text in found} and len(found) == 100
+
+
+def test_nobody_waits_for_a_thread_that_died(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    front.queue.next_batch = lambda now: 1 / 0  # pyright: ignore
+    with pytest.raises(FedrayError, match="closed"):
+        front.ask("a").result(PATIENCE_S)
+    with pytest.raises(FedrayError, match="closed"):
+        front.ask("b")
 
 
 def test_a_callback_may_ask_again(front: Front) -> None:

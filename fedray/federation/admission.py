@@ -39,25 +39,47 @@ class Limits:
     at_a_time: int
 
 
-@dataclass(slots=True)
 class Expectation:
-    """What the latest batches were like: exponentially weighted means; None: nothing was seen yet."""
+    """What is expected of a batch, by exponentially weighted means over those before it.
 
-    seconds: float | None = None
-    tokens_per_byte: float = 1.0  # most that tokenizers of bytes make
+    Seconds are a straight line over rows, fitted by least squares; it never falls, and never rises faster than rows do.
+    """
 
-    def took(self, seconds: float) -> None:
-        self.seconds = seconds if self.seconds is None else _weighted(self.seconds, seconds)
+    def __init__(self) -> None:
+        self.tokens_per_byte = 1.0  # most that tokenizers of bytes make
+        self.latest_s: float | None = None  # that a batch took on average, lately; None: there was none
+        self._base = self._each = self._rows = self._squares = self._products = 0.0
+
+    def took(self, rows: int, seconds: float) -> None:
+        share = 1.0 if self.latest_s is None else FORGETTING
+        self.latest_s = _weighted(self.latest_s or 0.0, seconds, share)
+        self._rows = _weighted(self._rows, rows, share)
+        self._squares = _weighted(self._squares, rows * rows, share)
+        self._products = _weighted(self._products, rows * seconds, share)
+        spread = self._squares - self._rows**2
+        slope = (self._products - self._rows * self.latest_s) / spread if spread > 1e-6 * self._squares else 0.0
+        self._each = min(max(slope, 0.0), self.latest_s / self._rows)
+        self._base = self.latest_s - self._each * self._rows
+
+    def seconds(self, rows: int) -> float:
+        return self._base + rows * self._each
+
+    def rows_in(self, seconds: float, most: int) -> int:
+        """Rows of a batch for requests that have so long. It may take half of that, so that who comes while it is
+        answered can be in the next one, and in any case as long for its rows as it takes without any."""
+        longest = max(seconds / 2, 2 * self._base) - self._base
+        return most if longest >= most * self._each else max(1, int(longest / self._each))
 
     def read(self, answer: Answer, request: Request) -> None:
         """Learn how many tokens the receiver's texts have."""
         size = _text_bytes(request, answer.receiver)
         if request.token_ids is None and size and answer.usage.prompt_tokens:
-            self.tokens_per_byte = min(1.0, _weighted(self.tokens_per_byte, answer.usage.prompt_tokens / size))
+            share = min(1.0, answer.usage.prompt_tokens / size)
+            self.tokens_per_byte = _weighted(self.tokens_per_byte, share, FORGETTING)
 
 
-def _weighted(before: float, latest: float) -> float:
-    return before + FORGETTING * (latest - before)
+def _weighted(before: float, latest: float, share: float) -> float:
+    return before + share * (latest - before)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +101,9 @@ class Ticket:
     @property
     def rows(self) -> int:
         return self.request.rows()
+
+    def goes_with(self, other: Ticket) -> bool:
+        return self.kind is not None and self.kind == other.kind
 
 
 @dataclass(slots=True, eq=False)
@@ -133,8 +158,8 @@ class Admission:
             raise self._busy(f"{_named(tenant)} has {who.held} requests waiting or being answered, its quota")
         if who.size + size > limits.size - self._size():
             raise self._busy(f"the request takes {_mb(size)} of KV caches, more than is free for {_named(tenant)}")
-        took = 0.0 if not self._tenants else self._answered_in(request.rows(), who, now)
         left = math.inf if request.deadline_s is None else request.deadline_s
+        took = self._answered_in(request.rows(), left, who, now) if self._tenants else 0.0
         if took > left:
             reason = f"an answer would take {took:.2g} s and the deadline is {left:.2g} s"
             raise self._busy(reason, took - left)
@@ -153,7 +178,7 @@ class Admission:
         running = [ticket for batch in self.running for ticket in batch.tickets if _forsaken(ticket) <= now]
         for batch in self.running:
             if batch.tickets and all(ticket in running for ticket in batch.tickets):
-                self.expected.took(now - batch.started)  # at least
+                self.expected.took(batch.request.rows(), now - batch.started)  # at least
         for ticket in (*waiting, *running):
             self.withdraw(ticket)
         return [*waiting, *running]
@@ -195,18 +220,20 @@ class Admission:
         """The batch whose turn it is, where one more may run; and those that cannot be answered in time any more.
 
         It begins with the first request of the tenant that was served least, and others join by turns that are of its
-        kind and have about as long to wait. A request that nobody else waits or works beside is tried in any case: what
-        is expected may be out of date.
+        kind, have about as long to wait, and leave time for all of them. Who has no time for half of what could be
+        answered with it is given up, unless it is the only one there: what is expected may be out of date.
         """
         hopeless: list[Ticket] = []
         while len(self.running) < self.limits.at_a_time and (who := self._whose_turn()):
-            first, expected = who.waiting[0], self.expected.seconds or 0.0
-            if first.due - now < expected and len(self) > 1:
+            first = who.waiting[0]
+            most = self.expected.rows_in(first.due - first.came, first.together)
+            alike = sum(t.rows for of in self._tenants.values() for t in of.waiting if t is first or t.goes_with(first))
+            if first.due - now < self.expected.seconds((min(most, alike) + 1) // 2) and len(self) > 1:
                 self.withdraw(first)
                 hopeless.append(first)
                 continue
             self._turn = who.turn
-            tickets = self._joined(first, now, expected)
+            tickets = self._joined(first, most, now)
             soonest = min(ticket.due for ticket in tickets)
             request = merged([t.request for t in tickets], None if soonest == math.inf else max(soonest - now, 0.001))
             batch = Batch(request, tickets, tuple(tickets), now)
@@ -216,7 +243,7 @@ class Admission:
 
     def answered(self, batch: Batch, answer: Answer, now: float) -> None:
         """Learn from a batch."""
-        self.expected.took(now - batch.started)
+        self.expected.took(batch.request.rows(), now - batch.started)
         self.expected.read(answer, batch.request)
 
     def ended(self, batch: Batch) -> None:
@@ -239,10 +266,10 @@ class Admission:
     def _whose_turn(self) -> Tenant | None:
         return min((who for who in self._tenants.values() if who.waiting), key=_turn, default=None)
 
-    def _joined(self, first: Ticket, now: float, expected: float) -> list[Ticket]:
+    def _joined(self, first: Ticket, most: int, now: float) -> list[Ticket]:
         """Take a request from its queue, and by turns those that go with it."""
         tickets = [self._take(first)]
-        rows, most, sent = first.rows, first.together, first.sent
+        rows, sent = first.rows, first.sent
         soonest = latest = first.due - now
         queues = [(_turn(who), i, who, iter(list(who.waiting))) for i, who in enumerate(self._tenants.values())]
         heapify(queues)
@@ -252,13 +279,8 @@ class Admission:
                 left, fewest = ticket.due - now, min(most, ticket.together)
                 together = min(soonest, left), max(soonest, latest, left)
                 fits = rows + ticket.rows <= fewest and sent + ticket.sent <= self.limits.sent
-                if (
-                    fits
-                    and first.kind is not None
-                    and first.kind == ticket.kind
-                    and left >= expected
-                    and _alike(*together)
-                ):
+                in_time = self.expected.seconds(rows + ticket.rows) <= together[0] and _alike(*together)
+                if fits and in_time and first.goes_with(ticket):
                     tickets.append(self._take(ticket))
                     rows, most, sent, (soonest, latest) = rows + ticket.rows, fewest, sent + ticket.sent, together
                     heapreplace(queues, (_turn(who), i, who, rest))
@@ -276,14 +298,16 @@ class Admission:
 
     # -- what is expected -------------------------------------------------------------------------------------------
 
-    def _answered_in(self, rows: int, who: Tenant, now: float) -> float:
+    def _answered_in(self, rows: int, left: float, who: Tenant, now: float) -> float:
         """Seconds until so many rows more of a tenant would be answered, others taking turns with it."""
-        seconds, limits = self.expected.seconds or 0.0, self.limits
+        expected, limits = self.expected, self.limits
         own = rows + who.rows
         ahead = own + sum(min(own, other.rows) for other in self._tenants.values() if other is not who)
-        before = (math.ceil(ahead / limits.rows) - 1) // limits.at_a_time
-        busy = [max(0.0, seconds - (now - batch.started)) for batch in self.running]
-        return (min(busy) if len(busy) >= limits.at_a_time else 0.0) + (before + 1) * seconds
+        together = expected.rows_in(left, limits.rows)
+        before = (math.ceil(ahead / together) - 1) // limits.at_a_time
+        busy = [max(0.0, expected.seconds(b.request.rows()) - (now - b.started)) for b in self.running]
+        free = min(busy) if len(busy) >= limits.at_a_time else 0.0
+        return free + (before + 1) * expected.seconds(min(ahead, together))
 
     def _busy(self, reason: str, retry_after_s: float = 0.0) -> FederationBusy:
         return FederationBusy(f"the federation is busy: {reason}", max(retry_after_s, self.retry_after_s))
@@ -291,7 +315,7 @@ class Admission:
     @property
     def retry_after_s(self) -> float:
         """Seconds until a batch more will have been answered."""
-        return max(0.05, self.expected.seconds or 1.0)
+        return max(0.05, self.expected.latest_s or 1.0)
 
     def _size(self) -> float:
         return sum(tenant.size for tenant in self._tenants.values())

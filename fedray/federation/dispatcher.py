@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fedray.errors import FederationBusy, FedrayError
+from fedray.errors import FederationBusy, FedrayError, MemberFailed
 from fedray.federation.admission import Admission, Batch, Ticket
 from fedray.federation.event_loop import Background
 from fedray.federation.merging import parts
@@ -75,6 +75,12 @@ class Dispatcher:
                 self._changed.notify()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:  # whatever ended it, nobody is left waiting
+            self.close()
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 if self._closed:
@@ -126,6 +132,8 @@ class Dispatcher:
         future = batch.future
         assert future is not None and future.done()
         error = FedrayError(CLOSED) if future.cancelled() else future.exception()
+        if error is None and len(future.result().rows) != batch.request.rows():
+            error = MemberFailed(f"{future.result().receiver} answered another number of rows than it was asked")
         if error is None:
             self._admission.answered(batch, future.result(), time.monotonic())
         elif not future.cancelled() and self._admission.halved(batch):
