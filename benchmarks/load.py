@@ -2,9 +2,9 @@
 
     python benchmarks/load.py [--callers 1 8 64 200] [--seconds 30] [--deadline 2] [--tenants 4] [SETTING=VALUE ...]
 
-Settings are Federation's, by default zoo=tiny on Ray (`ray.enabled=false`: in this process). Goodput is answers by
-their deadline per second; late are those that came 10 % of it later or more. RSS is the driver's peak so far, in one
-process with the members.
+Settings are Federation's, by default zoo=tiny on Ray (`ray.enabled=false`: in this process). Goodput is answers per
+second that came by their deadline and a tenth of it, which receivers have where senders were late; late are others. RSS
+is the driver's peak so far, in one process with the members.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def level(
     latencies = sorted(latency for found in counts for latency in found.latencies)
     refusals = [refusal for found in counts for refusal in found.refusals]
     waited, failed = sum(found.waited for found in counts), [error for found in counts for error in found.failed]
-    in_time = sum(latency <= deadline_s for latency in latencies)
-    late = sum(latency > 1.1 * deadline_s for latency in latencies)
+    in_time = sum(latency <= 1.1 * deadline_s for latency in latencies)
+    late = len(latencies) - in_time
     refusal = f"{1000 * statistics.median(refusals):.2f}" if refusals else "-"
     p50, p95 = (latencies[min(len(latencies) - 1, int(q * len(latencies)))] if latencies else 0 for q in (0.5, 0.95))
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

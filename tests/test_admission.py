@@ -229,6 +229,8 @@ def test_batches_are_as_large_as_their_requests_have_time_for() -> None:
     for i in range(8):
         queue.admit(asking(f"{i}", deadline_s=2.1), PLAN, "c", now=0)
     assert len(begun(queue, now=1.45).tickets) == 4  # 0.65 s are left of its deadline
+    for batch in queue.running.copy():
+        queue.ended(batch)
     batch, hopeless = queue.next_batch(now=1.75)
     assert [ticket.request.prompts for ticket in hopeless] == [("4",), ("5",)]  # they would keep two others waiting
     assert batch is not None and batch.request.prompts == ("6",)
@@ -369,6 +371,19 @@ def test_no_more_batches_than_may_run() -> None:
     for _ in range(2):
         begun(queue)
     assert queue.next_batch(0.0) == (None, [])
+
+
+def test_beside_another_batch_only_a_full_one_begins() -> None:
+    queue = admission(at_a_time=2)
+    for _ in range(7):
+        queue.admit(asking(), PLAN, "", now=0)
+    assert len(begun(queue).tickets) == 4 and queue.next_batch(0.0) == (None, [])
+    queue.admit(asking(), PLAN, "", now=0)
+    second = begun(queue)
+    assert len(second.tickets) == 4
+    queue.ended(second)
+    queue.admit(*ALONE["sampled"], "", now=0)  # nobody can join it
+    assert len(begun(queue).tickets) == 1
 
 
 def test_a_batch_that_failed_is_tried_in_halves() -> None:

@@ -221,17 +221,23 @@ class Admission:
 
         It begins with the first request of the tenant that was served least, and others join by turns that are of its
         kind, have about as long to wait, and leave time for all of them. Who has no time for half of what could be
-        answered with it is given up, unless it is the only one there: what is expected may be out of date.
+        answered with it is given up, unless it is the only one there: what is expected may be out of date. Beside another
+        batch only a full one begins.
         """
         hopeless: list[Ticket] = []
         while len(self.running) < self.limits.at_a_time and (who := self._whose_turn()):
             first = who.waiting[0]
             most = self.expected.rows_in(first.due - first.came, first.together)
-            alike = sum(t.rows for of in self._tenants.values() for t in of.waiting if t is first or t.goes_with(first))
+            waiting = (ticket for tenant in self._tenants.values() for ticket in tenant.waiting)
+            alike = sum(
+                t.rows for t in waiting if t is first or (first.goes_with(t) and _alike(first.due - now, t.due - now))
+            )
             if first.due - now < self.expected.seconds((min(most, alike) + 1) // 2) and len(self) > 1:
                 self.withdraw(first)
                 hopeless.append(first)
                 continue
+            if self.running and first.kind is not None and alike < most:
+                break  # members work already: what comes till they are done is answered with it
             self._turn = who.turn
             tickets = self._joined(first, most, now)
             soonest = min(ticket.due for ticket in tickets)
@@ -277,7 +283,7 @@ class Admission:
             _, i, who, rest = queues[0]
             for ticket in rest:
                 left, fewest = ticket.due - now, min(most, ticket.together)
-                together = min(soonest, left), max(soonest, latest, left)
+                together = min(soonest, left), max(latest, left)
                 fits = rows + ticket.rows <= fewest and sent + ticket.sent <= self.limits.sent
                 in_time = self.expected.seconds(rows + ticket.rows) <= together[0] and _alike(*together)
                 if fits and in_time and first.goes_with(ticket):
@@ -306,7 +312,8 @@ class Admission:
         together = expected.rows_in(left, limits.rows)
         before = (math.ceil(ahead / together) - 1) // limits.at_a_time
         busy = [max(0.0, expected.seconds(b.request.rows()) - (now - b.started)) for b in self.running]
-        free = min(busy) if len(busy) >= limits.at_a_time else 0.0
+        begins = not busy or (len(busy) < limits.at_a_time and ahead >= together)  # as in next_batch
+        free = 0.0 if begins else min(busy)
         return free + (before + 1) * expected.seconds(min(ahead, together))
 
     def _busy(self, reason: str, retry_after_s: float = 0.0) -> FederationBusy:
@@ -354,9 +361,9 @@ def _turn(who: Tenant) -> tuple[float, float]:
     return who.turn, who.waiting[0].came if who.waiting else math.inf
 
 
-def _alike(soonest: float, latest: float) -> bool:
-    """Whether a batch by the soonest deadline cuts the latest one's time short by less than half."""
-    return latest <= ALIKE * soonest
+def _alike(one: float, other: float) -> bool:
+    """Whether a batch by the sooner of two deadlines, in so many seconds, leaves the later one half of its time."""
+    return max(one, other) <= ALIKE * min(one, other)
 
 
 def _forsaken(ticket: Ticket) -> float:
