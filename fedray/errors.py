@@ -4,6 +4,7 @@ FedrayError         a mistake of the user's or of the outside world
   SessionLost       a member does not hold the session a call refers to
   MemberFailed      a member raised, died or was late
     MemberDied      its process is gone or frozen; it may come back
+  FederationBusy    a request was refused so that others are answered in time
 """
 
 from __future__ import annotations
@@ -45,3 +46,14 @@ class MemberFailed(FedrayError):
 
 class MemberDied(MemberFailed):
     """A member's process is gone, or was ended because it did not answer; Ray starts it anew."""
+
+
+class FederationBusy(FedrayError):
+    """A request was refused so that others are answered in time; `retry_after_s` says when to ask again."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; ask again in {self.retry_after_s:.2g} s"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -21,25 +21,24 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from fedray.errors import MemberFailed, unknown
-from fedray.federation import sources
+from fedray.errors import FederationBusy, MemberFailed, unknown
+from fedray.federation import prepare, sources
+from fedray.federation.admission import Admission
 from fedray.federation.conversation import Conversation
-from fedray.federation.estimate import Room, check_room, needs, shares_weights, this_machine
+from fedray.federation.dispatcher import Dispatcher
 from fedray.federation.event_loop import Background
 from fedray.federation.serving import Levels, Serving
-from fedray.llm.source import Source
 from fedray.methods.method import Method, with_fusion
 from fedray.protocols import METHOD, STANDALONE, protocol_of
-from fedray.protocols.group import Group, LocalGroup
 from fedray.registry.planner import Planner
-from fedray.schema import attributes, changed
+from fedray.schema import changed, check_range
 from fedray.settings.check import check
 from fedray.settings.settings import Settings, build
 from fedray.text import check_text
 from fedray.types import Answer, FedrayError, Health, MemberInfo, Missing, Plan, Request
 
 if TYPE_CHECKING:
-    from fedray.runtime.placement import Placement
+    pass
 
 STATS_S = 5.0  # a member that computes answers what it takes beside it; one that is gone does not
 
@@ -67,11 +66,15 @@ class Federation:
         self.last: Answer | None = None  # the latest answer, a streamed one included
         self._missing: dict[str, Missing] = {}
         with ExitStack() as stack:
-            start = _start_on_ray if s.ray.enabled else _start_here
-            self._group, self._plan = start(s, found, stack)
+            start = prepare.start_on_ray if s.ray.enabled else prepare.start_here
+            self._group, self._plan, self._meters = start(s, found, stack)
             self._serving = Serving(self._group, self._levels(self._planner))
             self._loop = Background()
             stack.callback(self._loop.close)
+            self._front = Dispatcher(
+                Admission(prepare.limits(s), self.members), self._loop, self._serving.answer, self._told
+            )
+            stack.callback(self._front.close)
             self._loop.run(self._serving.prepare(self._serving.levels))  # what fails fails by name in the first request
             self._loop.start(self._group.watch())
             self._resources = stack.pop_all()
@@ -217,7 +220,43 @@ class Federation:
         """
         if request.talk:
             protocol_of(plan or self.plan).check_talk(plan or self.plan)
-        return self._keep(self._loop.run(self._serving.answer(request, plan)))
+        try:
+            return self._keep(self._loop.run(self._serving.answer(request, plan)))
+        except FedrayError as error:
+            self._told(error)
+            raise
+
+    def submit(
+        self,
+        asked: str | Request,
+        plan: Plan | None = None,
+        *,
+        tenant: str = "",
+        deadline_s: float | None = None,
+    ) -> Future[Answer]:
+        """Ask beside many others, from any thread: the answer comes in time, or it is refused.
+
+        asked: a prompt, or a `request`; tenant: who asks, each of whom has a fair share; deadline_s: seconds from now
+        on, by default the request's. Requests of one kind are answered in one batch, with the answers that each would
+        have alone; its `usage` is its share (merging.py), with the seconds of the batch and those of the `wait`.
+        Cancelling the future takes a request back, also from members that work for it alone.
+
+        Raises FederationBusy, with `retry_after_s`, where the request does not fit beside the others or will not be
+        answered by its deadline; the future has it where the deadline passes later. Raises FedrayError where the
+        request cannot be meant, or is too large at any time.
+        """
+        request = self.request(asked) if isinstance(asked, str) else asked
+        if deadline_s is not None:
+            check_range("deadline_s", deadline_s, 0.001)
+            request = replace(request, deadline_s=deadline_s)
+        plan = plan or self._serving.drawn(request.id)
+        if request.talk:
+            protocol_of(plan).check_talk(plan)
+        try:
+            return self._front.submit(request, plan, tenant)
+        except FedrayError as error:
+            self._told(error, tenant)
+            raise
 
     def run_all(
         self, requests: Iterable[Request], plan: Plan | None = None, at_a_time: int | None = None
@@ -284,10 +323,19 @@ class Federation:
         if not self._loop.closed:
             self._group.release(session, self.members)
 
-    def _keep(self, answer: Answer) -> Answer:
+    def _keep(self, answer: Answer, tenant: str = "") -> Answer:
         self.last = answer
         self._missing |= {missing.member: missing for missing in answer.missing}
+        if self._meters is not None:
+            self._meters.answered(answer, tenant)
         return answer
+
+    def _told(self, outcome: Answer | BaseException, tenant: str = "") -> None:
+        """Take note of what a caller is told."""
+        if isinstance(outcome, Answer):
+            self._keep(outcome, tenant)
+        elif self._meters is not None:
+            self._meters.not_answered("refused" if isinstance(outcome, FederationBusy) else "failed", tenant)
 
 
 def _settings(settings: Settings | None, overrides: Mapping[str, Any]) -> Settings:
@@ -296,85 +344,3 @@ def _settings(settings: Settings | None, overrides: Mapping[str, Any]) -> Settin
     if not overrides:
         return settings
     return build(changed(settings, overrides))
-
-
-MakePlan = Callable[[Planner, MemberInfo, Sequence[MemberInfo], Method, int], Plan]
-
-
-def _start_here(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> tuple[Group, MakePlan]:
-    """All members in this process, one after the other: transformers does not load two at a time."""
-    from fedray.member.member import Member
-
-    _check_room(s, found, this_machine())
-    sources.download(list(found.values()))
-    members: dict[str, Member] = {}
-    devices = sources.devices(s)
-    with sources.loading(len(found)) as loaded:
-        for name, device in devices.items():
-            source = found[name]
-            twin = members[source.llm] if shares_weights(s, name, devices) else None
-            members[name] = Member(
-                name,
-                zoo=s.zoo.name,
-                device=device,
-                dtype=s.member(name).dtype,
-                folder=s.zoo.path,
-                revision=source.revision,
-                prompting=source.prompting,
-                llm=twin and replace(twin.llm, name=name),
-            )
-            loaded(name)
-    return LocalGroup(members), Planner.plan
-
-
-def _start_on_ray(s: Settings, found: Mapping[str, Source], stack: ExitStack) -> tuple[Group, MakePlan]:
-    """Each member in an actor of its own, on a cluster that is there or on one of our own."""
-    check_ray()
-    from fedray.runtime import actors, cluster, coordinator, placement
-
-    wanted = placements(s, found)
-    embedding = cluster.will_embed(s.ray.address)
-    if embedding:  # refused, and downloaded, before Ray starts
-        placement.place(wanted, nodes=[placement.this_machine(s.ray.num_cpus)])
-        _check_room(s, found, this_machine())
-        sources.download(list(found.values()))
-    with Console(stderr=True).status("starting Ray"):
-        connection = cluster.connect(s.ray.address, **s.ray.of_cluster)
-    stack.callback(connection.close)
-    placed = placement.place(wanted, all_cores=connection.is_embedded)
-    if not embedding:
-        _check_room(s, found, Room(int(sum(node.memory_bytes for node in placement.alive_nodes()))))
-    zoo = sources.absolute(s.zoo.path)
-    boss = coordinator.start(sources.absolute(s.registry.path), zoo, s.zoo.name)
-    stack.callback(coordinator.stop, boss)
-    with sources.loading(len(placed)) as loaded:
-        group = actors.load_members(
-            placed, zoo=s.zoo.name, folder=zoo, loaded=lambda info: loaded(info.name), slow=sources.say
-        )
-    stack.callback(group.close)
-
-    def plan(planner: Planner, receiver: MemberInfo, senders: Sequence[MemberInfo], method: Method, seed: int) -> Plan:
-        return coordinator.plan(boss, receiver, senders, method, seed, planner.problems, planner.served)
-
-    return group, plan
-
-
-def placements(s: Settings, found: Mapping[str, Source]) -> list[Placement]:
-    """What each member asks Ray for, and each of its replicas, the receiver first."""
-    from fedray.runtime.placement import Placement
-
-    pinned = {n: attributes(source, "revision", "prompting") for n, source in found.items()}
-    asked = [Placement(n, **sources.resources(s, n), **of) for n, of in pinned.items()]
-    return [replace(p, replica=number) for p in asked for number in range(1, s.replicas(p.member) + 1)]
-
-
-def check_ray() -> None:
-    """Raises FedrayError where Ray is not installed."""
-    if find_spec("ray") is None:
-        raise FedrayError("Ray is not installed: pip install 'fedray[ray]', or leave it out with ray.enabled=false")
-
-
-def _check_room(s: Settings, found: Mapping[str, Source], room: Room) -> None:
-    """Refuse LLMs and fusers that are too large, whatever is asked of them; the scale model fits everywhere."""
-    if s.zoo.name != "tiny":
-        check_room(needs(s, found, sources.devices(s)), room, together=not s.ray.enabled)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fedray.evaluation.screen import FederateScreen
 from fedray.federation import sources
 from fedray.federation.estimate import RequestLoad, Room, check_room, needs, on_gpus, on_machine, this_machine
-from fedray.federation.federation import check_ray, placements
+from fedray.federation.prepare import check_ray, placements
 from fedray.llm.loading import check_prompts
 from fedray.llm.source import Source
 from fedray.protocols import protocol_of

@@ -187,6 +187,10 @@ class ProtocolSettings:
         """Tell whether a gate weighs the senders."""
         return False
 
+    def draws(self) -> bool:
+        """Tell whether a row's answer depends on the rows beside it: it is sampled, or they set the pace."""
+        return False
+
     def asks_again(self, method: Method) -> bool:
         """Tell whether senders can be asked another row's question in place of their own."""
         fixed = method.answer_all or method.rephrase != "none" or method.control == "mismatched"
@@ -331,6 +335,11 @@ class Method:
     def weighs(self) -> bool:
         """Whether a gate weighs the senders."""
         return self.protocol.weighs(self)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a row's answer depends on the rows beside it, greedy as it may be."""
+        return self.protocol.draws() or (self.weighs and self.gate.kind == "random")
 
     def of(self, kind: type[P]) -> P:
         """What its protocol is told, of the kind that the protocol knows it is."""

@@ -43,6 +43,9 @@ class SpecFed(ProtocolSettings):
     def weighs(self, method: Method) -> bool:
         return self.weigh == "gate"
 
+    def draws(self) -> bool:
+        return self.gamma == "auto"  # the acceptance of all rows
+
     def canonical(self, method: Method) -> Method:
         """Who drafts is the receiver by now; where all entries travel, their reconstruction makes no difference."""
         own = replace(self, draft=None) if self.draft != "none" and self.gamma else replace(self, draft="none", gamma=0)

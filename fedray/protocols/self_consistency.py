@@ -29,6 +29,9 @@ class SelfConsistency(ProtocolSettings):
     temperature: float = within(0.7, 0.01, 10)
     needs_senders = False
 
+    def draws(self) -> bool:
+        return True
+
     def described(self) -> list[str]:
         return [f"{self.samples} samples", f"T {self.temperature:g}"]
 

@@ -104,6 +104,14 @@ class RaySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """Whose requests a running federation takes (`Federation.submit`)."""
+
+    kv_mb: float = within(4096.0, 1)  # predicted KV caches of what waits or is being answered, in all members
+    quota: int | None = within(None, 1)  # a tenant's requests waiting or being answered; None: as many as fit
+
+
+@dataclass(frozen=True, slots=True)
 class MemberSettings:
     """What one member has of its own; None is what all members have."""
 
@@ -147,6 +155,7 @@ class Settings(Method):
     deadline_s: float | None = within(None, 0.001)
     registry: RegistrySettings = RegistrySettings()
     ray: RaySettings = RaySettings()
+    admission: AdmissionSettings = AdmissionSettings()
     members: Mapping[str, MemberSettings] = field(default_factory=dict)  # by safe name: qwen2_5-0_5b
     tracking: TrackingSettings = TrackingSettings()
     seed: int = within(0, 0, 2**32 - 1)
