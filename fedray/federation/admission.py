@@ -24,6 +24,7 @@ from fedray.types import Answer, MemberInfo, Plan, Request
 
 FORGETTING = 0.25  # share of the latest batch in what is expected of the next
 ALIKE = 2.0  # time left of two requests of one batch: the longer one's over the shorter one's, at most
+PROMISED = 0.8  # of a deadline: the rest is for batches slower than expected
 GRACE = 0.1  # of a deadline, for an answer that is on its way when it passes
 
 
@@ -159,9 +160,9 @@ class Admission:
         if who.size + size > limits.size - self._size():
             raise self._busy(f"the request takes {_mb(size)} of KV caches, more than is free for {_named(tenant)}")
         left = math.inf if request.deadline_s is None else request.deadline_s
-        took = self._answered_in(request.rows(), left, who, now) if self._tenants else 0.0
+        took = self._answered_in(request.rows(), left, who, now) / PROMISED if self._tenants else 0.0
         if took > left:
-            reason = f"an answer would take {took:.2g} s and the deadline is {left:.2g} s"
+            reason = f"an answer may take {took:.2g} s and the deadline is {left:.2g} s"
             raise self._busy(reason, took - left)
         found = Ticket(request, plan, tenant, size, sent, now, now + left, limits.rows, kind=kind(request, plan))
         if not who.waiting:
@@ -220,9 +221,9 @@ class Admission:
         """The batch whose turn it is, where one more may run; and those that cannot be answered in time any more.
 
         It begins with the first request of the tenant that was served least, and others join by turns that are of its
-        kind, have about as long to wait, and leave time for all of them. Who has no time for half of what could be
-        answered with it is given up, unless it is the only one there: what is expected may be out of date. Beside
-        another batch only a full one begins.
+        kind, have about as long to wait, and leave time for all of them. Who has no time for all that could be
+        answered with it is given up, unless it is the only one there: what is expected may be out of date. Beside a
+        batch that is being answered only a full one begins.
         """
         hopeless: list[Ticket] = []
         while len(self.running) < self.limits.at_a_time and (who := self._whose_turn()):
@@ -232,7 +233,7 @@ class Admission:
             alike = sum(
                 t.rows for t in waiting if t is first or (first.goes_with(t) and _alike(first.due - now, t.due - now))
             )
-            if first.due - now < self.expected.seconds((min(most, alike) + 1) // 2) and len(self) > 1:
+            if first.due - now < self.expected.seconds(min(most, alike)) and len(self) > 1:
                 self.withdraw(first)
                 hopeless.append(first)
                 continue
