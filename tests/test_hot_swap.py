@@ -19,9 +19,9 @@ from tiny import QUESTIONS, random_fuser, random_llm
 
 from fedray import Federation
 from fedray.errors import MemberFailed
-from fedray.federation import serving as serving_module
 from fedray.federation.serving import Serving
 from fedray.llm.loading import describe, load
+from fedray.protocols import replay
 from fedray.protocols.group import Waited
 from fedray.registry import service
 from fedray.registry.aliases import ALIASES, draw
@@ -282,7 +282,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, asyncio.Event]:
         await go[request.id].wait()
         return Answer((Row("?"),), plan.receiver, plan.senders)
 
-    monkeypatch.setattr(serving_module, "protocol_of", lambda plan: SimpleNamespace(run=run, stream=None))
+    monkeypatch.setattr(replay, "protocol_of", lambda plan: SimpleNamespace(run=run, stream=None))
     return go
 
 
