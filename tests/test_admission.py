@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from shared_cluster import RECEIVER, SENDERS
-from support.admitting import EVIDENCE, PLAN, admission, answer_to, asking, plan_of
+from support.admitting import EVIDENCE, PLAN, SIZE, admission, answer_to, asking, plan_of, small
 
 from fedray.errors import FederationBusy
-from fedray.federation.admission import Admission, Batch, Expectation
-from fedray.types import FedrayError, Generation, Plan, Request, Talk, Usage
+from fedray.federation.admission import Admission, Batch
+from fedray.types import FedrayError, Generation, Plan, Request, Talk
 
 
 def served(queue: Admission, now: float = 0.0) -> list[str]:
@@ -116,13 +116,6 @@ def test_what_is_answered_counts_as_much_as_what_waits() -> None:
         queue.admit(asking(), PLAN, "a", now=0)
 
 
-SIZE = 3 * 8 * (5 + 1)  # of three members, five bytes of prompt and one token of answer
-
-
-def small(text: str = "what?") -> Request:
-    return asking(text, generation=Generation(1))
-
-
 def test_kv_caches_are_bounded_and_a_tenant_leaves_as_much_free_as_it_takes() -> None:
     queue = admission(size=8 * SIZE)
     for _ in range(4):
@@ -134,41 +127,21 @@ def test_kv_caches_are_bounded_and_a_tenant_leaves_as_much_free_as_it_takes() ->
     queue.admit(small(), PLAN, "c", now=0)
 
 
+def test_what_is_over_is_free_again() -> None:
+    queue = admission(size=8 * SIZE)
+    first, *_ = [queue.admit(small(), PLAN, "a", now=0) for _ in range(4)]
+    queue.withdraw(first)
+    queue.withdraw(first)  # once
+    queue.admit(small(), PLAN, "a", now=0)
+    with pytest.raises(FederationBusy):
+        queue.admit(small(), PLAN, "a", now=0)
+
+
 def test_what_never_fits_is_no_matter_of_time() -> None:
     queue = admission(size=8 * SIZE)
     with pytest.raises(FedrayError, match=r"admission.kv_mb=.* raise admission.kv_mb") as caught:
         queue.admit(asking("x" * 500), PLAN, "", now=0)
     assert not isinstance(caught.value, FederationBusy)
-
-
-@pytest.mark.parametrize(
-    ("request_", "tokens"),
-    [
-        (small(), 3 * 6),
-        (Request((), token_ids=((1, 2, 3),), generation=Generation(7)), 3 * 10),
-        (asking("what?", choices=(("yes", "no"),)), 3 * 10),
-        (asking("what?", evidence={RECEIVER: ("a note",)}, generation=Generation(1)), 3 * 6 + 6),
-        (asking("what?", talk=Talk((("one", "two"),)), generation=Generation(1)), 3 * 12),
-        (asking("x" * 5000), 3 * 1000),  # no more than their contexts hold
-    ],
-)
-def test_kv_caches_are_foretold_from_prompts_and_answers(request_: Request, tokens: int) -> None:
-    queue = admission()
-    ticket = queue.admit(request_, PLAN, "", now=0)
-    assert ticket.size == 8 * tokens
-    assert ticket.sent < ticket.size
-    alone = queue.admit(request_, plan_of(RECEIVER, (), protocol="standalone"), "", now=0)
-    assert alone.sent == 0 < alone.size < ticket.size
-
-
-def test_tokens_per_byte_are_learnt() -> None:
-    queue = admission()
-    for _ in range(30):
-        queue.admit(small("x" * 400), PLAN, "", now=0)
-        batch = begun(queue)
-        queue.answered(batch, answer_to(batch.request, usage=Usage(prompt_tokens=100)), now=1)
-        queue.ended(batch)
-    assert queue.admit(small("x" * 400), PLAN, "", now=0).size == pytest.approx(3 * 8 * 101, rel=0.01)
 
 
 def slow(seconds: float, **limits: Any) -> Admission:
@@ -192,23 +165,6 @@ def test_what_cannot_be_answered_in_time_is_refused() -> None:
     queue.admit(asking(deadline_s=2.5), PLAN, "a", now=10)
     queue.admit(asking(), PLAN, "a", now=10)
     queue.admit(asking(deadline_s=1.9), PLAN, "a", now=10.5)  # half of the batch is done
-
-
-def test_seconds_grow_with_rows_no_faster_than_they_do() -> None:
-    queue = Expectation()
-    assert queue.seconds(32) == 0.0 and queue.rows_in(1.0, 32) == 32  # nothing is known
-    queue.took(8, 1.0)
-    assert queue.seconds(1) == queue.seconds(32) == 1.0 and queue.rows_in(1.0, 32) == 32
-    for _ in range(20):
-        queue.took(32, 2.6)
-        queue.took(2, 0.2 + 2 * 0.075)
-    assert queue.seconds(32) == pytest.approx(2.6, rel=0.01) and queue.seconds(2) == pytest.approx(0.35, rel=0.1)
-    assert queue.rows_in(2.0, 32) == 10  # half of it
-    assert queue.rows_in(0.1, 32) == 2  # as long as it takes without any
-    assert queue.rows_in(100.0, 32) == queue.rows_in(float("inf"), 32) == 32
-    for rows, seconds in ((4, 1.0), (5, 3.0), (4, 1.0), (5, 3.0), (4, 0.1), (5, 3.0), (4, 5.0), (5, 0.1)):  # noise
-        queue.took(rows, seconds)
-        assert 0 <= queue.seconds(1) <= queue.seconds(30) <= 30 * queue.seconds(1) + 1e-9
 
 
 def test_batches_are_as_large_as_their_requests_have_time_for() -> None:
@@ -339,6 +295,13 @@ def test_requests_with_about_as_long_to_wait_are_answered_together() -> None:
     assert batch.request.prompts == ("1.0", "2.0", "1.2") and batch.request.deadline_s == 1.0
     queue.ended(batch)
     assert served(queue) == ["2.5", "0.4"]
+
+
+def test_nobody_is_made_late_by_who_joins() -> None:
+    queue = slow(0.9, at_a_time=2)
+    for tenant, seconds in (("a", 1.8), ("b", 1.2)):
+        queue.admit(asking(tenant, deadline_s=seconds), PLAN, tenant, now=0)
+    assert served(queue, now=0.5) == ["a", "b"]  # a batch each
 
 
 def test_time_in_the_queue_is_time_of_the_deadline() -> None:

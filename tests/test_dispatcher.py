@@ -134,6 +134,14 @@ def test_a_request_that_is_being_answered_can_be_taken_back(front: Front) -> Non
     assert len(front.queue) == 0
 
 
+def test_a_request_may_be_taken_back_when_its_batch_is_over(front: Front) -> None:
+    front.members.open = True
+    with front.dispatcher._changed:
+        one, two = front.ask("a"), front.ask("b")
+    front.dispatcher._keep = lambda _: two.cancel()  # between the two
+    assert got(one) == "a!" and got(front.ask("c")) == "c!" and two.cancelled()
+
+
 def test_a_deadline_passes_in_the_queue(front: Front) -> None:
     first = front.ask("a")
     front.members.until("a")  # and never ends

@@ -36,7 +36,7 @@ def test_an_answer_is_shared_out_row_by_row() -> None:
 
 
 def test_both_ways_everybody_answers_everyone() -> None:
-    rows = (Row("a"), Row("b"))
+    rows = tuple(Row(text, weights=dict.fromkeys(SENDERS, 0.0)) for text in "ab")  # nobody is heard
     of_all = {RECEIVER: rows, SENDERS[0]: rows[::-1]}
     gone = Missing(SENDERS[1], "died")
     whole = Answer(rows, RECEIVER, SENDERS[:1], (gone,), by_member=of_all, read={SENDERS[0]: ("x", "y")})

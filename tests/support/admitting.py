@@ -8,9 +8,10 @@ from typing import Any
 from shared_cluster import RECEIVER, SENDERS
 
 from fedray.federation.admission import Admission, Limits
-from fedray.types import Answer, KVSpec, MemberInfo, Request, Row
+from fedray.types import Answer, Generation, KVSpec, MemberInfo, Request, Row
 from support.methods import plan as plan_of
 
+SIZE = 3 * 8 * (5 + 1)  # of `small`: three members, five bytes of prompt and a token of answer
 PATIENCE_S = 60.0  # of a test that has failed
 EVIDENCE = {SENDERS[0]: ("a note",)}
 SPEC = KVSpec(layers=1, kv_heads=1, head_dim=1)  # 8 bytes of float32 a token
@@ -27,6 +28,10 @@ def asking(text: str = "what?", **more: Any) -> Request:
 
 def admission(**limits: Any) -> Admission:
     return Admission(replace(WIDE, **limits), MEMBERS)
+
+
+def small(text: str = "what?") -> Request:
+    return asking(text, generation=Generation(1))
 
 
 def answer_to(request: Request, **more: Any) -> Answer:
