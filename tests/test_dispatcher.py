@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.admitting import PATIENCE_S, PLAN, admission, answer_to, asking
 
-from fedray.errors import FederationBusy, MemberFailed
+from fedray.errors import FederationBusy, MemberDied, MemberFailed
 from fedray.federation.dispatcher import Dispatcher
 from fedray.federation.event_loop import Background
 from fedray.types import Answer, FedrayError, Plan, Request
@@ -42,6 +42,8 @@ class Members:
             raise
         if "bad" in request.prompts:
             raise MemberFailed("bad")
+        if "dead" in request.prompts:
+            raise MemberDied("dead")
         return answer_to(request.select((0,)) if "few" in request.prompts else request)
 
     def until(self, *prompts: str) -> None:
@@ -105,6 +107,16 @@ def test_a_failing_batch_fails_its_own_request_alone(front: Front) -> None:
     assert len(front.queue) == 0
 
 
+def test_a_batch_whose_receiver_is_gone_is_not_tried_in_parts(front: Front) -> None:
+    front.members.open = True
+    with front.dispatcher._changed:
+        futures = [front.ask(text) for text in ("a", "dead", "c")]
+    for future in futures:
+        with pytest.raises(MemberDied):
+            future.result(PATIENCE_S)
+    assert len(front.members.batches) == 1
+
+
 def test_a_request_that_waits_can_be_taken_back(front: Front) -> None:
     first, second, third = (front.ask("a"), None, None)
     front.members.until("a")
@@ -138,7 +150,7 @@ def test_a_request_may_be_taken_back_when_its_batch_is_over(front: Front) -> Non
     front.members.open = True
     with front.dispatcher._changed:
         one, two = front.ask("a"), front.ask("b")
-    front.dispatcher._keep = lambda _: two.cancel()  # between the two
+    front.dispatcher._noted = lambda *_: two.cancel()  # between the two
     assert got(one) == "a!" and got(front.ask("c")) == "c!" and two.cancelled()
 
 

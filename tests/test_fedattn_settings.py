@@ -120,13 +120,13 @@ def test_a_folder_may_be_named_like_a_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [{"sync_every": 7}, {"layers": (6,)}])
 def test_beyond_the_depth_is_refused_before_anything_is_loaded(how: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedray.federation.federation._start_here", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr("fedray.federation.prepare.start_here", lambda *_: pytest.fail("it was started"))
     with pytest.raises(FedrayError, match="protocol"):
         Federation(protocol={"name": "fedattn", **how}, ray=False)
 
 
 def test_a_sliding_window_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedray.federation.federation._start_here", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr("fedray.federation.prepare.start_here", lambda *_: pytest.fail("it was started"))
     with pytest.raises(FedrayError, match=r"gemma-3-1b cannot take part in protocol=fedattn: .* sliding window"):
         Federation(protocol="fedattn", zoo="shapes", receiver="gemma-3-1b", ray=False)
 
@@ -142,8 +142,8 @@ def test_a_questions_file_is_checked_before_anything_is_loaded(tmp_path: Path, m
 
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for start in ("_start_here", "_start_on_ray"):
-        monkeypatch.setattr(f"fedray.federation.federation.{start}", lambda *_: pytest.fail("it was started"))
+    for start in ("start_here", "start_on_ray"):
+        monkeypatch.setattr(f"fedray.federation.prepare.{start}", lambda *_: pytest.fail("it was started"))
 
 
 @pytest.mark.usefixtures("nothing_starts")

@@ -85,7 +85,7 @@ def test_where_nothing_is_left_the_refusal_names_it_before_any_llm_is_loaded(
     own: tuple[Path, list[Path]], random_federation: dict[str, Any], random_zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, folders = own
-    monkeypatch.setattr("fedray.federation.federation._start_here", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr("fedray.federation.prepare.start_here", lambda *_: pytest.fail("it was started"))
     for folder, spoil in zip(folders, (spoil_weights, spoil_manifest), strict=True):
         spoil(folder)
     zoo = {"path": root / "nowhere"}

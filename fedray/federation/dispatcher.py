@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fedray.errors import FederationBusy, FedrayError, MemberFailed
+from fedray.errors import FederationBusy, FedrayError, MemberDied, MemberFailed
 from fedray.federation.admission import Admission, Batch, Ticket
 from fedray.federation.event_loop import Background
 from fedray.federation.merging import parts
@@ -136,7 +136,7 @@ class Dispatcher:
             error = MemberFailed(f"{future.result().receiver} answered another number of rows than it was asked")
         if error is None:
             self._admission.answered(batch, future.result(), time.monotonic())
-        elif not future.cancelled() and self._admission.halved(batch):
+        elif not (future.cancelled() or isinstance(error, MemberDied)) and self._admission.halved(batch):
             return None
         tickets = batch.tickets.copy()
         self._admission.ended(batch)

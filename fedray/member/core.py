@@ -127,9 +127,7 @@ class Core:
             failed=failed,
         )
 
-    def _on_this_line(
-        self, first_BV: Tensor, stops: Sequence[frozenset[int]], nothing: float = -torch.inf
-    ) -> Tensor:
+    def _on_this_line(self, first_BV: Tensor, stops: Sequence[frozenset[int]], nothing: float = -torch.inf) -> Tensor:
         """Keep an answer that ends with its line from ending it before it has begun: base LLMs like to leave the line
         behind "Answer:" empty where notes stand above. first_BV: logits of its first token, or with `nothing` = 0
         probabilities."""

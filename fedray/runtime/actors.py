@@ -30,7 +30,7 @@ from fedray.runtime.parcels import Parcel, info, opening
 from fedray.runtime.placement import Placement
 from fedray.runtime.reservation import Reservation, reserve
 from fedray.runtime.seats import Seat
-from fedray.types import FedrayError, Health, MemberInfo
+from fedray.types import FedrayError, Health, MemberInfo, Talk
 
 INLINE_BYTES = 1024  # larger returns go to the store; Ray's default of 100 KiB would send small caches to the driver
 SLICE_S = 0.5  # longest a waiting thread sleeps, so that an abandoned wait ends soon
@@ -194,8 +194,8 @@ class RayGroup:
         return {name: seats[0].member for name, seats in self._seats.items()}
 
     def start(self, member: str, method: str, *args: Any, **kwargs: Any) -> Call:
-        seat = self._seat(member, args)
-        if not seat.takes(_session(args)):
+        seat, takes = self._seat(member, args, kwargs)
+        if not takes:
             return Call(seat, error=seat.absence(), settled=True)
         ships = method in self._ships
         refs = seat.remote(method, *map(_given, args), **kwargs, num_returns=2 if ships else 1)
@@ -227,8 +227,8 @@ class RayGroup:
         return handle.value
 
     async def stream(self, member: str, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        seat = self._seat(member, args)
-        if not seat.takes(_session(args)):
+        seat, takes = self._seat(member, args, kwargs)
+        if not takes:
             raise seat.absence()
         try:
             async for ref in seat.remote(method, *map(_given, args), **kwargs, num_returns="streaming"):
@@ -271,14 +271,17 @@ class RayGroup:
             seat.leaving = True
         await asyncio.gather(*(seat.drain(deadline) for seat in self._seats[member]))
 
-    def _seat(self, member: str, args: Sequence[Any]) -> Seat:
-        """The actor that holds a session, or else the one that is there with the fewest; all of a session go to one."""
-        session, seats = _session(args), self._seats[member]
-        holding = [seat for seat in seats if session in seat.sessions]
-        seat = min(holding or seats, key=lambda seat: (not seat.takes(session), len(seat.sessions)))
-        if session is not None and seat.takes(session):
-            seat.sessions.add(session)
-        return seat
+    def _seat(self, member: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Seat, bool]:
+        """The actor for a call, and whether it can be asked: the one that holds a session of it, or else the one with the
+        fewest. All of a session, and of a conversation, go to one."""
+        sessions, seats = _sessions(args, kwargs), self._seats[member]
+        holding = (seat for session in sessions for seat in seats if session in seat.sessions)
+        fewest = min(seats, key=lambda seat: (not seat.takes(sessions), len(seat.sessions)))
+        seat = next(holding, fewest)
+        takes = seat.takes(sessions)
+        if takes:
+            seat.sessions.update(sessions)
+        return seat, takes
 
     def close(self) -> None:
         """Kill the members and release their resources."""
@@ -287,9 +290,11 @@ class RayGroup:
         self._room.release()
 
 
-def _session(args: Sequence[Any]) -> str | None:
-    """The session that a call of a member is for."""
-    return args[0] if args and isinstance(args[0], str) else None
+def _sessions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Under which names a member keeps what a call is for: a conversation's, and a request's own."""
+    talks = (getattr(given, "talk", given) for given in (*args, *kwargs.values()))
+    kept = [talk.session for talk in talks if isinstance(talk, Talk) and talk.session]
+    return [*kept, *(name for name in args[:1] if isinstance(name, str))]
 
 
 def _health(seats: Sequence[Seat]) -> Health:

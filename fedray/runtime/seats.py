@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +46,9 @@ class Seat:
             self._lose(reason(error))
             self.ended |= isinstance(error, ActorDiedError)  # Ray has given it up
 
-    def takes(self, session: str | None) -> bool:
-        """Check whether it can be asked something now."""
-        return not self.lost and (not self.leaving or session in self.sessions)
+    def takes(self, sessions: Sequence[str]) -> bool:
+        """Check whether it can be asked something of some sessions now."""
+        return not self.lost and (not self.leaving or not self.sessions.isdisjoint(sessions))
 
     def absence(self) -> MemberDied:
         if self.leaving and not self.ended:

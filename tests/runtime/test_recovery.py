@@ -23,7 +23,7 @@ from fedray.runtime import seats
 from fedray.runtime.actors import RayGroup, start
 from fedray.runtime.failures import GONE
 from fedray.runtime.placement import Placement
-from fedray.types import Answer, FedrayError
+from fedray.types import Answer, FedrayError, Talk
 
 pytestmark = pytest.mark.usefixtures("cluster")
 LONG_S = 120.0  # a busy machine starts a process slowly
@@ -118,6 +118,10 @@ def test_replicas_share_sessions_and_one_that_dies_costs_nothing() -> None:
         assert [await pid_of(session) for session in ("one", "other", "one")] == [one, other, one]
         twins.release("one", ["victim"])
         assert await pid_of("third") == one
+        turns = [await call(twins, "whose", f"turn {n}", Talk(session="talk")) for n in range(3)]
+        assert len(set(turns)) == 1, "a conversation stays with one"
+        for name in ("talk", *(f"turn {n}" for n in range(3))):
+            twins.release(name, ["victim"])
         os.kill(one, signal.SIGKILL)
         with pytest.raises(MemberDied):
             await call(twins, "sleep_in", "third", LONG_S)
