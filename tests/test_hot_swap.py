@@ -252,9 +252,9 @@ class Noting:
         self.asked: list[tuple[str, Any]] = []
         self.failing = False
 
-    def start(self, member: str, method: str, *args: Any) -> str:
+    def start_all(self, member: str, method: str, *args: Any) -> list[str]:
         self.asked.append((method, args[0] if method == "drop" else set(_hashes(args[0]))))
-        return method
+        return [method]
 
     async def wait(self, handles: list[str], deadline: float | None = None) -> Waited:
         await asyncio.sleep(0)

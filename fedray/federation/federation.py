@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -29,16 +29,13 @@ from fedray.federation.dispatcher import Dispatcher
 from fedray.federation.event_loop import Background
 from fedray.federation.serving import Levels, Serving
 from fedray.methods.method import Method, with_fusion
-from fedray.protocols import METHOD, STANDALONE, protocol_of
+from fedray.protocols import METHOD, STANDALONE, protocol_of, replay
 from fedray.registry.planner import Planner
 from fedray.schema import changed, check_range
 from fedray.settings.check import check
 from fedray.settings.settings import Settings, build
 from fedray.text import check_text
 from fedray.types import Answer, FedrayError, Health, MemberInfo, Missing, Plan, Request
-
-if TYPE_CHECKING:
-    pass
 
 STATS_S = 5.0  # a member that computes answers what it takes beside it; one that is gone does not
 
@@ -98,12 +95,12 @@ class Federation:
         """Which members can be asked now. On Ray one that died is started anew, and used again once it answers."""
         return self._group.health()
 
-    def drain(self, member: str, within_s: float | None = None) -> None:
+    def drain(self, member: str, within_s: float = 60.0) -> None:
         """End a member on Ray once the requests are answered that it takes part in, or after so many seconds. Later
         requests name it as missing."""
         if member not in self.members:
             raise unknown("member", member, self.members)
-        self._loop.run(self._group.drain(member, None if within_s is None else time.monotonic() + within_s))
+        self._loop.run(self._group.drain(member, time.monotonic() + within_s))
 
     def refresh(self) -> Plan:
         """Put the versions into service that the registry and its aliases name now; returns the stable ones' plan.
@@ -249,6 +246,7 @@ class Federation:
         if deadline_s is not None:
             check_range("deadline_s", deadline_s, 0.001)
             request = replace(request, deadline_s=deadline_s)
+        check_text(tenant, "tenant")
         plan = plan or self._serving.drawn(request.id)
         if request.talk:
             protocol_of(plan).check_talk(plan)
@@ -286,7 +284,7 @@ class Federation:
 
     def alone(self, request: Request) -> Answer:
         """The receiver's own answer to the same batch: what the federation is compared with."""
-        return self._loop.run(STANDALONE.run(self.own_part(request), self.plan, self._group))
+        return self._loop.run(replay.run(self.own_part(request), self.plan, self._group, STANDALONE))
 
     def own_part(self, request: Request) -> Request:
         """What of a request the receiver is asked alone."""

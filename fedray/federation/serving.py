@@ -55,9 +55,9 @@ class Serving:
         """Let receivers load the fusers and gates of plans; returns why some could not."""
         plans = [plan for _, level in levels for plan in (level, *level.peers)]
         plans = [plan for plan in plans if plan.fusers or plan.gate_artifact]
-        handles = [self._group.start(plan.receiver, "prepare", plan) for plan in plans]
-        failed = (await self._group.wait(handles)).failed
-        return [f"{plans[index].receiver}: {reason}" for index, reason in failed.items()]
+        asked = [(plan.receiver, h) for plan in plans for h in self._group.start_all(plan.receiver, "prepare", plan)]
+        failed = (await self._group.wait([handle for _, handle in asked])).failed
+        return [f"{asked[index][0]}: {reason}" for index, reason in failed.items()]
 
     async def switch(self, levels: Levels) -> None:
         """Put other plans into service once their parts are loaded, and drop those of the plans before that nobody
@@ -93,7 +93,7 @@ class Serving:
         if gone := frozenset(self._dropping - self._held.keys()):
             self._dropping -= gone
             for member in self._group.members:
-                self._group.start(member, "drop", gone)
+                self._group.start_all(member, "drop", gone)
 
 
 def versions_of(plan: Plan) -> dict[str, str]:

@@ -43,6 +43,10 @@ class Group(Protocol):
 
     def start(self, member: str, method: str, *args: Any, **kwargs: Any) -> Handle: ...
 
+    def start_all(self, member: str, method: str, *args: Any) -> Sequence[Handle]:
+        """Start a call of no session at all replicas of a member that are there."""
+        ...
+
     async def wait(self, handles: Sequence[Handle], deadline: float | None = None) -> Waited: ...
 
     def result(self, handle: Handle) -> Any: ...
@@ -96,6 +100,9 @@ class LocalGroup:
         except Exception as error:  # noqa: BLE001  # what a remote member would report as failed, whatever it is
             return _Done(error=error, done_at=time.monotonic())
         return _Done(value, payload, ships, done_at=time.monotonic())
+
+    def start_all(self, member: str, method: str, *args: Any) -> list[_Done]:
+        return [self.start(member, method, *args)]
 
     async def wait(self, handles: Sequence[_Done], deadline: float | None = None) -> Waited:
         late = {i for i, h in enumerate(handles) if deadline is not None and h.done_at > deadline}

@@ -14,17 +14,18 @@ from dataclasses import replace
 from fedray.errors import MemberDied, SessionLost
 from fedray.protocols import protocol_of
 from fedray.protocols.group import Group
+from fedray.protocols.protocol import Protocol
 from fedray.types import Answer, FedrayError, Plan, Request
 
 REPLAYS = 3  # a request whose receiver dies more often than that may be the reason
 
 
-async def run(request: Request, plan: Plan, group: Group) -> Answer:
-    """A protocol's answer. Raises MemberDied where the receiver does not come back in time, or dies again and again."""
+async def run(request: Request, plan: Plan, group: Group, protocol: Protocol | None = None) -> Answer:
+    """The answer by a protocol, by default the plan's. Raises MemberDied where the receiver does not come back in time, or dies again and again."""
     life = _Lives(request, plan, group)
     while True:
         try:
-            return await protocol_of(plan).run(life.request, plan, group)
+            return await (protocol or protocol_of(plan)).run(life.request, plan, group)
         except (MemberDied, SessionLost) as lost:
             await life.next(lost)
 
@@ -40,6 +41,8 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncGenerator[s
             async with aclosing(pieces(life.request, plan, group)) as found:
                 async for piece in found:
                     if isinstance(piece, Answer):
+                        if len(text) < len(told):
+                            raise _Other
                         yield replace(piece, resumed=resumed)
                         return
                     text += piece
@@ -48,13 +51,14 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncGenerator[s
                     if len(text) > len(told):
                         yield text[len(told) :]
                         told = text
-        except _Other:
+        except _Other as other:
             life.request, resumed = replace(life.request, begun=told), True
+            life.shorten(other)
         except (MemberDied, SessionLost) as lost:
             await life.next(lost)
 
 
-class _Other(Exception):
+class _Other(MemberDied):
     """A replay leads elsewhere."""
 
 
@@ -71,6 +75,10 @@ class _Lives:
         if talks or not self._left or not await self._group.restored(self._plan.receiver, self._deadline):
             raise lost
         self._left -= 1
+        self.shorten(lost)
+
+    def shorten(self, lost: Exception) -> None:
+        """Leave the request the time that is left. Raises what it was lost to where there is none."""
         if self._deadline is not None:
             left = self._deadline - time.monotonic()
             if left <= 0:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,10 @@ class Call:
     value: Any = None
     error: BaseException | None = None
     settled: bool = False
+    life: int = field(init=False)  # of the actor: what it died of in another says nothing of this one
+
+    def __post_init__(self) -> None:
+        self.life = self.seat.restarts
 
     @property
     def member(self) -> str:
@@ -167,7 +171,7 @@ class Call:
                 raise
             except RayError as error:
                 self.error = error
-                self.seat.notice(error)
+                self.seat.notice(error, self.life)
         self.settled = True
 
 
@@ -201,16 +205,20 @@ class RayGroup:
         refs = seat.remote(method, *map(_given, args), **kwargs, num_returns=2 if ships else 1)
         return Call(seat, *refs) if ships else Call(seat, refs)
 
+    def start_all(self, member: str, method: str, *args: Any) -> list[Call]:
+        return [Call(seat, seat.remote(method, *args)) for seat in self._seats[member] if seat.takes(())]
+
     async def wait(self, handles: Sequence[Call], deadline: float | None = None) -> Waited:
-        """Wait for calls: a dead member's fails at once, a frozen one's is late at the deadline, as is one that nobody
-        has seen done before."""
+        """Wait for calls: a dead member's fails at once, a frozen one's is late at the deadline."""
         pending = {call.reply for call in handles if not call.settled}
-        while pending and (deadline is None or time.monotonic() < deadline):
+        while pending:
             left = SLICE_S if deadline is None else max(0.0, min(SLICE_S, deadline - time.monotonic()))
             fetch_s = FETCH_S if deadline is None else max(left, 0.05)
             calls = [call for call in handles if call.reply in pending]
             await asyncio.to_thread(_settle, calls, left, fetch_s)
             pending -= {call.reply for call in calls if call.settled}
+            if deadline is not None and time.monotonic() >= deadline:
+                break
         settled = [(i, call) for i, call in enumerate(handles) if call.settled]
         return Waited(
             ready=tuple(i for i, call in settled if call.error is None),
@@ -230,11 +238,12 @@ class RayGroup:
         seat, takes = self._seat(member, args, kwargs)
         if not takes:
             raise seat.absence()
+        life = seat.restarts
         try:
             async for ref in seat.remote(method, *map(_given, args), **kwargs, num_returns="streaming"):
                 yield await ref
         except RayError as error:
-            seat.notice(error)
+            seat.notice(error, life)
             raise as_error(member, error) from None
 
     def cancel(self, member: str, session: str) -> None:
@@ -272,8 +281,8 @@ class RayGroup:
         await asyncio.gather(*(seat.drain(deadline) for seat in self._seats[member]))
 
     def _seat(self, member: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Seat, bool]:
-        """The actor for a call, and whether it can be asked: the one that holds a session of it, or else the one with the
-        fewest. All of a session, and of a conversation, go to one."""
+        """The actor for a call, and whether it can be asked: the one that holds a session of it, or else the one that
+        holds fewest. All of a session, and of a conversation, go to one."""
         sessions, seats = _sessions(args, kwargs), self._seats[member]
         holding = (seat for session in sessions for seat in seats if session in seat.sessions)
         fewest = min(seats, key=lambda seat: (not seat.takes(sessions), len(seat.sessions)))
@@ -298,7 +307,7 @@ def _sessions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def _health(seats: Sequence[Seat]) -> Health:
-    ready, restarts = sum(not seat.lost for seat in seats), sum(seat.restarts for seat in seats)
+    ready, restarts = sum(seat.takes(()) for seat in seats), sum(seat.restarts for seat in seats)
     return Health(ready, len(seats), "" if ready else seats[0].lost, restarts)
 
 

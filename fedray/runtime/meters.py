@@ -31,30 +31,36 @@ class Meters:
 
     def answered(self, answer: Answer, tenant: str = "") -> None:
         """Count a request that was answered: whole, degraded (somebody was missing) or resumed."""
+        tenant = _tag(tenant)
         outcome = "resumed" if answer.resumed else "degraded" if answer.missing else "whole"
         self._requests.inc(1, {"outcome": outcome, "tenant": tenant})
         _count(self._bytes, answer.usage.payload_bytes, {})
         for phase, seconds in answer.usage.seconds.items():
-            self._seconds.observe(seconds, {"phase": phase})
+            self._seconds.observe(seconds, {"phase": _tag(phase)})
         for member, tokens in answer.usage.read_tokens.items():
-            _count(self._tokens, tokens, {"member": member, "tenant": tenant})
+            _count(self._tokens, tokens, {"member": _tag(member), "tenant": tenant})
         for missing in answer.missing:
-            self._missing.inc(1, {"member": missing.member})
+            self._missing.inc(1, {"member": _tag(missing.member)})
         for sender, weight in (pair for row in answer.rows for pair in row.weights.items()):
-            self._weights.observe(weight, {"sender": sender})
+            self._weights.observe(weight, {"sender": _tag(sender)})
         for way in answer.deranged:
             for row, other in zip(answer.rows, way, strict=True):
                 self._deranged.inc(1, {"differs": str(row.text != other.text).lower()})
 
     def not_answered(self, outcome: str, tenant: str = "") -> None:
         """Count a request that was refused or failed."""
-        self._requests.inc(1, {"outcome": outcome, "tenant": tenant})
+        self._requests.inc(1, {"outcome": outcome, "tenant": _tag(tenant)})
+
+
+def _tag(name: str) -> str:
+    """A name as Ray's tags take it, which are ASCII."""
+    return name.encode("ascii", "backslashreplace").decode()
 
 
 def _meter(receiver: str, kind: Any, name: str, what: str, tags: tuple[str, ...], boundaries: Any = None) -> Any:
     more = {} if boundaries is None else {"boundaries": boundaries}
     made = kind(f"fedray_{name}", what, tag_keys=("receiver", *tags), **more)
-    made.set_default_tags({"receiver": receiver})
+    made.set_default_tags({"receiver": _tag(receiver)})
     return made
 
 

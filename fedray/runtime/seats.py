@@ -40,9 +40,9 @@ class Seat:
         options = {"concurrency_group": "control" if method in CONTROL else "compute", "num_returns": num_returns}
         return getattr(self.actor, method).options(**options).remote(*args, **kwargs)
 
-    def notice(self, error: BaseException | None) -> None:
-        """Ask it for nothing more, if an error of its says that it died."""
-        if error is not None and has_died(error):
+    def notice(self, error: BaseException, life: int) -> None:
+        """Ask it for nothing more, if an error of this life of its says that it died."""
+        if life == self.restarts and has_died(error):
             self._lose(reason(error))
             self.ended |= isinstance(error, ActorDiedError)  # Ray has given it up
 
@@ -70,13 +70,13 @@ class Seat:
                 await asyncio.wait_for(self.remote("ping"), FROZEN_S)
                 if self.lost:
                     there: Any = self.actor.__ray_call__.remote(info)
-                    self._take_back(await there)
+                    self._take_back(await asyncio.wait_for(there, FROZEN_S))
             except TimeoutError:
                 if not self.lost:  # or else it is still loading
                     self._lose(f"died (it did not answer for {FROZEN_S:g} s, and was ended)")
                     ray.kill(self.actor, no_restart=False)
             except RayError as error:
-                self.notice(error)
+                self.notice(error, self.restarts)
             await asyncio.sleep(PING_S)
 
     def _lose(self, why: str) -> None:
@@ -86,6 +86,7 @@ class Seat:
     def _take_back(self, found: MemberInfo) -> None:
         if found.weights_hash != self.member.weights_hash:
             self.lost, self.ended = "was started anew with other weights; open the federation anew", True
+            ray.kill(self.actor)
             return
         self.member, self.lost = found, ""
         self.restarts += 1

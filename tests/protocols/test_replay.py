@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from fedray.protocols import PROTOCOLS, replay
 from fedray.protocols.group import LocalGroup
 from fedray.registry.planner import Planner
 from fedray.registry.store import Registry
-from fedray.types import Answer, FedrayError, Generation, Health, Plan, Request, Talk
+from fedray.types import Answer, FedrayError, Generation, Health, Plan, Request, Row, Talk
 
 RECEIVER, SENDER = "qwen3-0.6b", "llama-1b"
 REQUEST = Request(QUESTIONS[:1], generation=Generation(max_tokens=8))
@@ -146,6 +147,26 @@ def test_a_stream_goes_on_from_what_it_told(plan: Plan) -> None:
     assert told[:3] == whole[:3] and "".join(told) == answer.text != expected.text
     assert answer.text.startswith(begun) and answer.resumed and answer.missing[0].member == SENDER
     assert len(answer.rows[0].tokens) <= REQUEST.generation.max_tokens
+
+
+def test_a_replay_that_ends_early_goes_on_from_what_was_told(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was told stays told."""
+    lives = iter((["blue ", "and "], ["blue "], ["green"]))
+    begun: list[str] = []
+
+    async def pieces(request: Request, plan: Plan, group: Any) -> AsyncIterator[Any]:
+        begun.append(request.begun)
+        told = next(lives)
+        for piece in told:
+            yield piece
+        if len(begun) == 1:
+            raise DEAD
+        yield Answer((Row(request.begun + "".join(told)),), RECEIVER, ())
+
+    monkeypatch.setattr(replay, "protocol_of", lambda plan: SimpleNamespace(stream=pieces))
+    told, answer = stream(Mortal(0), plan)
+    assert "".join(told) == answer.text == "blue and green" and answer.resumed
+    assert begun == ["", "", "blue and "]
 
 
 def test_what_an_answer_begins_with_is_as_if_it_had_been_decoded(plan: Plan) -> None:

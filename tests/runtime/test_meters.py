@@ -38,6 +38,7 @@ def test_it_counts_what_happened_and_tells_no_text(cluster: Any) -> None:
     differing = (Row("red"), Row("gold"))
     meters.answered(Answer(ANSWER.rows, "alpha", (), (Missing("llama-1b", "died"),), deranged=(differing,)))
     meters.not_answered("refused", "acme")
+    meters.not_answered("refused", "Zo\u00eb")
     until = time.monotonic() + LONG_S  # Ray hands them over every ten seconds
     while not value(text := told(), "deranged_total"):
         assert time.monotonic() < until, text
@@ -45,6 +46,7 @@ def test_it_counts_what_happened_and_tells_no_text(cluster: Any) -> None:
     assert value(text, "requests_total", outcome="whole", tenant="acme") == 1
     assert value(text, "requests_total", outcome="degraded") == value(text, "missing_total", member="llama-1b") == 1
     assert value(text, "requests_total", outcome="refused", tenant="acme") == 1
+    assert value(text, "requests_total", tenant="Zo\\\\xeb") == 1
     assert value(text, "payload_bytes_total") == 500 and value(text, "read_tokens_total", member="alpha") == 7
     assert value(text, "seconds_count", phase="fuse") == 1 and value(text, "gate_weight_count") == 4
     assert value(text, "deranged_total", differs="true") == value(text, "deranged_total", differs="false") == 1
