@@ -2,9 +2,9 @@
 
     python benchmarks/chaos.py --requests 200 --kills 20 --freezes 1 --seed 0 [--callers 4]
 
-Every request must be answered: none is lost, none hangs, and none is refused, since it has time. An answer must be that of a
-federation in which nobody died and the members that it names as missing do not take part; whoever it names must have
-been down, and every member must be back at the end. Prints figures; exits with 1 where something did not hold.
+Every request must be answered: none is lost, none hangs, and none is refused, since it has time. An answer must be
+that of a federation in which nobody died and the members that it names as missing do not take part; whoever it names
+must have been down, and every member must be back at the end. Prints figures; exits with 1 where one did not hold.
 """
 
 from __future__ import annotations

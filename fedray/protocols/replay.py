@@ -21,7 +21,10 @@ REPLAYS = 3  # a request whose receiver dies more often than that may be the rea
 
 
 async def run(request: Request, plan: Plan, group: Group, protocol: Protocol | None = None) -> Answer:
-    """The answer by a protocol, by default the plan's. Raises MemberDied where the receiver does not come back in time, or dies again and again."""
+    """The answer by a protocol, by default the plan's.
+
+    Raises MemberDied where the receiver does not come back in time, or dies again and again.
+    """
     life = _Lives(request, plan, group)
     while True:
         try:
