@@ -160,7 +160,7 @@ class _Foretold:
         cache += (load.at_a_time - 1) * load.rows * held * self.kv_bytes(own)
         return picked(
             Need,
-            self,  # its device, dtype and parameters
+            self,  # its device, dtype, parameters and replicas
             member=self.source.name,
             role=role,
             revision=self.source.revision or "",
@@ -173,7 +173,6 @@ class _Foretold:
             loading=memory.loading_bytes(self.config, weights, self.dtype, self.source.zoo) if self.loads else 0,
             wire_per_token=wire_per_token,
             download=downloads.get(self.source.name),
-            replicas=self.replicas,
         )
 
 
