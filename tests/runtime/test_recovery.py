@@ -157,6 +157,7 @@ def tokens(answer: Answer) -> list[tuple[int, ...]]:
     return [row.tokens for row in answer.rows]
 
 
+@pytest.mark.slow
 def test_a_federation_outlives_its_members(random_federation: dict[str, Any], random_zoo: Path, tmp_path: Path) -> None:
     """The receiver dies while it answers: the same tokens. A sender dies: named, and used again once it is back."""
     from test_federation import Borrowing
