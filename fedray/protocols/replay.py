@@ -17,6 +17,7 @@ from fedray.protocols.group import Group
 from fedray.protocols.protocol import Protocol
 from fedray.types import Answer, FedrayError, Plan, Request
 
+ELSEWHERE = "the receiver died in the middle of its answer, and no time is left to go on with it"
 REPLAYS = 3  # a request whose receiver dies more often than that may be the reason
 
 
@@ -45,12 +46,12 @@ async def stream(request: Request, plan: Plan, group: Group) -> AsyncGenerator[s
                 async for piece in found:
                     if isinstance(piece, Answer):
                         if len(text) < len(told):
-                            raise _Other
+                            raise _Other(ELSEWHERE)
                         yield replace(piece, resumed=resumed)
                         return
                     text += piece
                     if not told.startswith(text[: len(told)]):
-                        raise _Other
+                        raise _Other(ELSEWHERE)
                     if len(text) > len(told):
                         yield text[len(told) :]
                         told = text

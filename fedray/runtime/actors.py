@@ -29,7 +29,7 @@ from fedray.runtime.failures import RESTORE_S, as_error, reason
 from fedray.runtime.parcels import Parcel, info, opening
 from fedray.runtime.placement import Placement
 from fedray.runtime.reservation import Reservation, reserve
-from fedray.runtime.seats import Seat
+from fedray.runtime.seats import LEAVING, Seat
 from fedray.types import FedrayError, Health, MemberInfo, Talk
 
 INLINE_BYTES = 1024  # larger returns go to the store; Ray's default of 100 KiB would send small caches to the driver
@@ -308,7 +308,7 @@ def _sessions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
 
 def _health(seats: Sequence[Seat]) -> Health:
     ready, restarts = sum(seat.takes(()) for seat in seats), sum(seat.restarts for seat in seats)
-    return Health(ready, len(seats), "" if ready else seats[0].lost, restarts)
+    return Health(ready, len(seats), "" if ready else seats[0].lost or LEAVING, restarts)
 
 
 def _given(argument: Any) -> Any:

@@ -167,6 +167,10 @@ def test_a_replay_that_ends_early_goes_on_from_what_was_told(plan: Plan, monkeyp
     told, answer = stream(Mortal(0), plan)
     assert "".join(told) == answer.text == "blue and green" and answer.resumed
     assert begun == ["", "", "blue and "]
+    lives, begun[:] = iter((["blue ", "and "], ["blue "])), []
+    monkeypatch.setattr(replay, "time", SimpleNamespace(monotonic=iter([0.0, 1.0, 9.0]).__next__))
+    with pytest.raises(MemberDied, match="no time is left"):
+        stream(Mortal(0), plan, replace(REQUEST, deadline_s=5.0))
 
 
 def test_what_an_answer_begins_with_is_as_if_it_had_been_decoded(plan: Plan) -> None:

@@ -143,6 +143,7 @@ def test_who_is_drained_ends_what_it_holds(victim: RayGroup) -> None:
         await asyncio.sleep(0)
         with pytest.raises(MemberDied, match=r"victim: was drained$"):
             await call(victim, "whose", "another")
+        assert victim.health()["victim"].reason == "was drained" and not victim.health()["victim"].ready
         assert await call(victim, "whose", "one") == pid and not draining.done()
         victim.release("one", ["victim"])
         await draining
